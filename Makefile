@@ -1,0 +1,49 @@
+# On a fresh machine, `make demo` and `make test` are all there is to do: both set up what they need.
+
+PYTHON ?= python3
+VENV ?= .venv
+PYTEST_ARGS ?= -n 2
+BENCH_ARGS ?=
+
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.sicompiler-env
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo test test-deep check format bench clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+env: $(STAMP) ## create or update the virtual environment
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --upgrade -c constraints.txt pip setuptools
+	$(BIN)/python -m pip install --no-build-isolation -c constraints.txt -e '.[diffusers,test]'
+	touch $@
+
+demo: env ## plan, run and verify a small video model under a budget
+	$(BIN)/sicompiler demo
+
+test: env ## the default tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-deep: env ## every test, slow ones included, with more examples
+	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest -m "slow or not slow" $(PYTEST_ARGS)
+
+check: env ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: env ## rewrite files to the house format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: env ## run the benchmarks
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+clean: ## remove the environment and everything built
+	rm -rf $(VENV) build dist *.egg-info .coverage demo_output
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find sicompiler passes planners tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +

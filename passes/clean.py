@@ -1,0 +1,71 @@
+"""Clean: drop what costs time or memory and changes nothing."""
+
+from __future__ import annotations
+
+import math
+import operator
+
+import torch
+from torch import fx
+
+from sicompiler.capture import Program
+from sicompiler.facts.storages import fake_tensors
+
+aten = torch.ops.aten
+
+_ASSERTIONS = frozenset({aten._assert_tensor_metadata.default})
+_UNIT_RIGHT = frozenset({aten.div.Tensor, aten.mul.Tensor})  # x / 1 and x * 1 are x, bit for bit, nan and -0 included
+
+
+def _same_tensor(node: fx.Node, source: object) -> bool:
+    """Whether a node gives its operand back: same memory, shape, stride and dtype."""
+    if not isinstance(source, fx.Node):
+        return False
+    ours, theirs = fake_tensors(node), fake_tensors(source)
+    if len(ours) != 1 or len(theirs) != 1 or not isinstance(source.meta.get("val"), torch.Tensor):
+        return False
+    a, b = ours[0], theirs[0]
+    return (
+        a.untyped_storage()._cdata == b.untyped_storage()._cdata
+        and a.shape == b.shape
+        and a.stride() == b.stride()
+        and a.dtype == b.dtype
+        and a.storage_offset() == b.storage_offset()
+    )
+
+
+def _is_identity(node: fx.Node) -> bool:
+    if not node.args or node.target is operator.getitem:
+        return False
+    if node.target is aten.dropout.default:
+        return node.args[2] is False or node.args[1] == 0
+    if node.target in _UNIT_RIGHT and isinstance(node.args[1], (int, float)) and math.isclose(node.args[1], 1.0, rel_tol=0):
+        value, source = node.meta["val"], node.args[0]
+        return isinstance(source, fx.Node) and value.dtype == source.meta["val"].dtype
+    return _same_tensor(node, node.args[0])
+
+
+def drop_noops(program: Program) -> None:
+    """Remove operators that give their operand back.
+
+    Before: `d = dropout(x, 0.1, False); y = contiguous(d)`, after: uses of `y` read `x`.
+    Exact because the value is the same tensor, or (dropout in eval mode, division by one) equal bit for bit.
+    Refuses nothing; what is not provably the same stays.
+    """
+    graph = program.graph_module.graph
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        if node.target in _ASSERTIONS:
+            graph.erase_node(node)
+        elif _is_identity(node):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+
+
+def drop_dead_code(program: Program) -> None:
+    """Remove operators whose results nobody reads.
+
+    Before: `t = add(a, b)` without readers, after: nothing. Exact because captured operators have no side effects.
+    """
+    program.graph_module.graph.eliminate_dead_code()

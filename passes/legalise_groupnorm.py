@@ -1,0 +1,29 @@
+"""Legalise GroupNorm: statistics and their application become two operators, so that a region may end between them."""
+
+from __future__ import annotations
+
+import torch
+
+from sicompiler.capture import Program
+from sicompiler.passes.edit import inherit, insert_call
+
+aten = torch.ops.aten
+ops = torch.ops.sicompiler
+
+
+def split_groupnorm(program: Program) -> None:
+    """Split every group norm into its two passes.
+
+    Before: `y = group_norm(x, groups, w, b, eps)`
+    After:  `s = group_stats(x, groups); y = group_apply(x, s, w, b, eps)`
+    Exact up to rounding: count, mean and sum of squared deviations are what a group norm computes inside. Pairs that
+    the plan does not part are put together again by `fuse_groupnorm`.
+    """
+    graph = program.graph_module.graph
+    for node in graph.find_nodes(op="call_function", target=aten.group_norm.default):
+        x, groups, weight, bias, eps = (*node.args, None, None, 1e-5)[:5] if len(node.args) < 5 else node.args[:5]
+        with graph.inserting_before(node):
+            stats = inherit(insert_call(graph, program.fake_mode, ops.group_stats.default, (x, groups)), node)
+            apply = insert_call(graph, program.fake_mode, ops.group_apply.default, (x, stats, weight, bias, eps))
+        node.replace_all_uses_with(inherit(apply, node))
+        graph.erase_node(node)

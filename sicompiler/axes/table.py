@@ -1,0 +1,146 @@
+"""The axis table of a graph: what slicing a value does to the operator that reads or makes it."""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import fx
+from torch._ops import OpOverload
+
+import sicompiler.axes.rules  # noqa: F401  (registers the rules)
+from sicompiler.axes.factor_map import Dims, FactorMap, Kind, Slicing
+from sicompiler.axes.registry import TensorSpec, bind, factor_map, flatten_tensors, op_call, rules
+from sicompiler.facts.storages import GraphFacts
+
+Operand = tuple[int, int]  # position of the node that makes a value, and which of its results
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """How one slicing runs through one operator.
+
+    Attributes:
+        operands: the slicing each tensor operand must have; None for those needed whole.
+        results: the slicing of each result; None for a result that partial results merge into.
+        kind: FREE, or MERGE where the results of the slices merge (statistics).
+    """
+
+    operands: tuple[Slicing | None, ...]
+    results: tuple[Slicing | None, ...]
+    kind: Kind
+
+
+class AxisTable:
+    """Factor maps of every node of a graph, and the transfers they allow, computed once each."""
+
+    def __init__(self, facts: GraphFacts) -> None:
+        self.facts = facts
+        self._maps: list[FactorMap | None] = []
+        self.operands: list[tuple[Operand, ...]] = []
+        self._transfers: dict[tuple[int, bool, int, Slicing], Transfer | str] = {}
+        cache: dict[Any, FactorMap | None] = {}
+        for position, node in enumerate(facts.nodes):
+            self.operands.append(_operands(facts, node) if position >= facts.num_placeholders else ())
+            self._maps.append(self._map(position, cache) if position >= facts.num_placeholders else None)
+
+    def _map(self, position: int, cache: dict[Any, FactorMap | None]) -> FactorMap | None:
+        node = self.facts.nodes[position]
+        if node.target is operator.getitem:
+            shape = self.facts.tensors[position][0].shape
+            names = [f"d{i}" for i in range(len(shape))]
+            return FactorMap.of([names], [names], dict(zip(names, shape, strict=True)))
+        if not isinstance(node.target, OpOverload):
+            return None
+        results = tuple(TensorSpec(t.shape, t.dtype) for t in self.facts.tensors[position])
+        args = _freeze(fx.node.map_arg(node.args, self._spec))
+        kwargs = {k: _freeze(v) for k, v in fx.node.map_arg(node.kwargs, self._spec).items()}
+        key = (node.target, args, tuple(sorted(kwargs.items())), results)
+        if key not in cache:
+            cache[key] = factor_map(op_call(node.target, args, kwargs, results))
+        return cache[key]
+
+    def _spec(self, node: fx.Node) -> TensorSpec:
+        tensors = self.facts.tensors[self.facts.position[node]]
+        return TensorSpec(tensors[0].shape, tensors[0].dtype)
+
+    def map_of(self, position: int) -> FactorMap | None:
+        """The factor map of a node; None where its operator has no rule."""
+        return self._maps[position]
+
+    def from_operand(self, position: int, operand: int, slicing: Slicing) -> Transfer | str:
+        """What the node does when one operand comes sliced: a transfer, or the reason why it can't."""
+        return self._transfer(position, False, operand, slicing)
+
+    def from_result(self, position: int, result: int, slicing: Slicing) -> Transfer | str:
+        """What the node needs so that one result comes sliced: a transfer, or the reason why it can't."""
+        return self._transfer(position, True, result, slicing)
+
+    def _transfer(self, position: int, from_result: bool, index: int, slicing: Slicing) -> Transfer | str:
+        key = (position, from_result, index, slicing)
+        found = self._transfers.get(key)
+        if found is None:
+            rule = self._maps[position]
+            target = self.facts.nodes[position].target
+            found = f"{target} has no axis rule" if rule is None else _apply(rule, from_result, index, slicing)
+            self._transfers[key] = found
+        return found
+
+    def missing_rules(self) -> Counter[str]:
+        """Operators without a rule, and how often each occurs."""
+        return Counter(
+            str(node.target)
+            for node, rule in zip(self.facts.nodes[self.facts.num_placeholders :], self._maps[self.facts.num_placeholders :], strict=True)
+            if rule is None
+        )
+
+
+def _apply(rule: FactorMap, from_result: bool, index: int, slicing: Slicing) -> Transfer | str:
+    sides = rule.results if from_result else rule.operands
+    if index >= len(sides):
+        return "its rule does not describe this tensor"
+    dims: Dims = sides[index]
+    cut = rule.cut_of(dims, slicing)
+    if cut is None:
+        factors = " ".join(dims[slicing.dim]) or "1"
+        return f"{slicing} runs across the factors [{factors}] of {rule}"
+    kind = rule.kind(cut.factor)
+    if kind not in (Kind.FREE, Kind.MERGE):
+        return f"factor {cut.factor} is {kind} in {rule}"
+    operands = tuple(rule.place(d, cut) for d in rule.operands)
+    results = tuple(rule.place(d, cut) for d in rule.results)
+    if kind is Kind.FREE and any(r is None for r in results):
+        return f"factor {cut.factor} is not in every result of {rule}"
+    return Transfer(operands, results, kind)
+
+
+def _freeze(argument: Any) -> Any:
+    if isinstance(argument, (list, tuple)):
+        return tuple(_freeze(item) for item in argument)
+    return argument
+
+
+def _operands(facts: GraphFacts, node: fx.Node) -> tuple[Operand, ...]:
+    position = facts.position
+    if node.target is operator.getitem:
+        source, index = node.args[0], node.args[1]
+        assert isinstance(source, fx.Node) and isinstance(index, int)
+        return ((position[source], index),)
+    if isinstance(node.target, OpOverload):
+        found = flatten_tensors(bind(node.target, node.args, node.kwargs), lambda a: isinstance(a, fx.Node))
+    else:
+        found = list(node.all_input_nodes)
+    return tuple((position[source], 0) for source in found)
+
+
+def coverage(table: AxisTable) -> Mapping[str, tuple[int, bool]]:
+    """For each operator of a graph: how often it occurs, and whether it has a rule."""
+    known = rules()
+    counts = Counter(node.target for node in table.facts.nodes[table.facts.num_placeholders :])
+    return {
+        str(target): (count, target in known or target is operator.getitem)
+        for target, count in sorted(counts.items(), key=lambda row: str(row[0]))
+    }

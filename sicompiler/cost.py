@@ -1,0 +1,183 @@
+"""Seconds of an operator, whole or in slices: a roofline with launches and a cache, pure functions only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import fx
+
+from sicompiler.facts.storages import GraphFacts, Origin, TensorFact
+
+aten = torch.ops.aten
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the cost model knows of a device.
+
+    Attributes:
+        name: for the report.
+        flops: floating point operations per second of matrix kernels, by bytes per element.
+        vector_flops: the same of elementwise kernels.
+        memory_bandwidth: bytes per second to and from main (device) memory.
+        cache_bandwidth: bytes per second while the working set stays in the last-level cache.
+        cache_bytes: what of that cache one working set may fill.
+        launch_seconds: fixed cost of one operator call.
+        rows_at_half_speed: rows of a matrix product at which it reaches half its full rate.
+    """
+
+    name: str
+    flops: Mapping[int, float]
+    vector_flops: float
+    memory_bandwidth: float
+    cache_bandwidth: float
+    cache_bytes: float
+    launch_seconds: float
+    rows_at_half_speed: float
+
+
+# Round figures of common machines; only ratios matter to the planner.
+MACHINES = {
+    "cpu": Machine("cpu", {8: 0.6e11, 4: 1.2e11, 2: 1.0e11}, 1.5e10, 1.5e10, 6e10, 24e6, 8e-6, 24),
+    "cuda": Machine("cuda", {8: 1e12, 4: 2e13, 2: 1.2e14}, 1e13, 8e11, 2.5e12, 30e6, 6e-6, 512),
+}
+
+# Arithmetic of one element; what is not listed costs 2.
+_ELEMENT_FLOPS: Mapping[object, float] = {
+    aten.gelu.default: 30.0,
+    aten.silu.default: 20.0,
+    aten.sigmoid.default: 20.0,
+    aten.exp.default: 15.0,
+    aten.tanh.default: 25.0,
+    aten.softmax.int: 20.0,
+    aten.group_norm.default: 10.0,
+    aten.layer_norm.default: 10.0,
+    torch.ops.sicompiler.group_stats.default: 6.0,
+    torch.ops.sicompiler.group_apply.default: 4.0,
+}
+
+
+def _linear_flops(operands: Sequence[TensorFact], result: TensorFact) -> float:
+    return 2.0 * result.numel * operands[1].shape[-1]
+
+
+def _conv_flops(operands: Sequence[TensorFact], result: TensorFact) -> float:
+    weight = operands[1]
+    return 2.0 * result.numel * weight.numel / weight.shape[0]
+
+
+def _matmul_flops(operands: Sequence[TensorFact], result: TensorFact) -> float:
+    return 2.0 * result.numel * operands[0].shape[-1]
+
+
+def _addmm_flops(operands: Sequence[TensorFact], result: TensorFact) -> float:
+    return 2.0 * result.numel * operands[1].shape[-1]
+
+
+def _attention_flops(operands: Sequence[TensorFact], result: TensorFact) -> float:
+    query, key = operands[0], operands[1]
+    return 4.0 * query.numel * key.shape[-2]
+
+
+_MATRIX_FLOPS: Mapping[object, Callable[[Sequence[TensorFact], TensorFact], float]] = {
+    aten.addmm.default: _addmm_flops,
+    aten.bmm.default: _matmul_flops,
+    aten.conv1d.default: _conv_flops,
+    aten.conv2d.default: _conv_flops,
+    aten.conv3d.default: _conv_flops,
+    aten.linear.default: _linear_flops,
+    aten.matmul.default: _matmul_flops,
+    aten.mm.default: _matmul_flops,
+    aten.scaled_dot_product_attention.default: _attention_flops,
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """The work of one operator call, whole.
+
+    Attributes:
+        matrix_flops: floating point operations of a matrix kernel.
+        vector_flops: of an elementwise one.
+        rows: rows of the matrix product (for the efficiency of thin ones).
+        activation_bytes: read and written activations.
+        weight_bytes: read parameters.
+        itemsize: bytes per element of the result.
+    """
+
+    matrix_flops: float
+    vector_flops: float
+    rows: float
+    activation_bytes: float
+    weight_bytes: float
+    itemsize: int
+
+
+NO_WORK = Work(0, 0, 1, 0, 0, 4)
+
+
+def work_of(facts: GraphFacts, position: int, operands: Sequence[tuple[int, int]]) -> Work:
+    """Count the work of a node; views are free."""
+    node: fx.Node = facts.nodes[position]
+    if not facts.makes_storage(position):
+        return NO_WORK
+    tensors = [facts.tensors[q][r] for q, r in operands]
+    result = facts.tensors[position][0]
+    weights = [t for t in tensors if facts.storages[t.storage].origin is Origin.WEIGHT]
+    activations = [t for t in tensors if facts.storages[t.storage].origin is not Origin.WEIGHT]
+    moved = sum(t.nbytes for t in activations) + sum(t.nbytes for t in facts.tensors[position])
+    matrix = _MATRIX_FLOPS.get(node.target)
+    columns = tensors[1].shape[0] if matrix and len(tensors) > 1 and tensors[1].shape else 1
+    return Work(
+        matrix(tensors, result) if matrix else 0.0,
+        0.0 if matrix else _ELEMENT_FLOPS.get(node.target, 2.0) * max(result.numel, *(t.numel for t in activations), 0),
+        max(result.numel / max(columns, 1), 1.0),
+        moved,
+        sum(t.nbytes for t in weights),
+        result.dtype.itemsize,
+    )
+
+
+def slice_lengths(size: int) -> tuple[int, ...]:
+    """The slice lengths a planner tries for an axis, longest first: all distinct ones of a short axis, halvings of a long one."""
+    if size <= 32:
+        found = {math.ceil(size / k) for k in range(2, size + 1)}
+    else:
+        found = {math.ceil(size / 2**m) for m in range(1, size.bit_length() + 1)} | {math.ceil(size / 3), 1}
+    return tuple(sorted(found - {size}, reverse=True))
+
+
+def sliced_seconds(work: Work, size: int, lengths: Floats, machine: Machine) -> Floats:
+    """Seconds of one operator over all slices of an axis.
+
+    Args:
+        work: of the whole operator.
+        size: length of the axis.
+        lengths: slice lengths; `size` itself gives the time of the unsliced operator.
+        machine: the device.
+
+    Returns:
+        One time per slice length.
+    """
+    if work is NO_WORK:
+        return np.zeros_like(lengths)
+    count = np.ceil(size / lengths)
+    fraction = lengths / size
+    rows = np.maximum(work.rows * fraction, 1.0)
+    rate = machine.flops.get(work.itemsize, machine.flops[4]) * rows / (rows + machine.rows_at_half_speed)
+    compute = work.matrix_flops / rate + work.vector_flops / machine.vector_flops
+    fits = work.activation_bytes * fraction <= machine.cache_bytes
+    bandwidth = np.where(fits, machine.cache_bandwidth, machine.memory_bandwidth)
+    traffic = work.activation_bytes / bandwidth + count * work.weight_bytes / machine.memory_bandwidth
+    return np.asarray(count * machine.launch_seconds + np.maximum(compute, traffic) + 0.3 * np.minimum(compute, traffic))
+
+
+def whole_seconds(work: Work, machine: Machine) -> float:
+    """Seconds of an unsliced operator."""
+    return float(sliced_seconds(work, 1, np.ones(1), machine)[0])

@@ -1,0 +1,1 @@
+"""Memory facts of a graph: sizes and aliases of storages, their lifetimes, and the timeline of live bytes."""

@@ -1,0 +1,178 @@
+"""Which values share a storage, and how big each storage is.
+
+Aliases are not guessed from operator names: fake tensors carry a storage, and a view shares its base's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+
+import torch
+import torch.utils._pytree as pytree
+from torch import fx
+
+from sicompiler.capture import Program, Source
+
+ALLOCATION_GRANULE_BYTES = {"cuda": 512, "cpu": 1}  # CUDACachingAllocator kMinBlockSize; the CPU allocator counts as asked
+
+
+def rounded(nbytes: int, granule: int) -> int:
+    """Round bytes up as the allocator does."""
+    return -(-nbytes // granule) * granule
+
+
+class Origin(StrEnum):
+    """Who owns a storage."""
+
+    WEIGHT = "weight"  # a parameter, buffer or constant of the live model
+    INPUT = "input"  # the caller's tensor
+    VALUE = "value"  # computed by the graph
+
+
+@dataclass(frozen=True)
+class TensorFact:
+    """One tensor of a graph.
+
+    Attributes:
+        shape, stride, dtype: as under fake tensors.
+        storage: index into `GraphFacts.storages`.
+    """
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    storage: int
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        count = 1
+        for size in self.shape:
+            count *= size
+        return count
+
+    @cached_property
+    def nbytes(self) -> int:
+        """Bytes of the elements (not of the storage)."""
+        return self.numel * self.dtype.itemsize
+
+    @cached_property
+    def is_contiguous(self) -> bool:
+        """Whether the tensor is dense in row-major order."""
+        expected = 1
+        for size, stride in zip(reversed(self.shape), reversed(self.stride), strict=True):
+            if size != 1 and stride != expected:
+                return False
+            expected *= size
+        return True
+
+    @cached_property
+    def is_dense(self) -> bool:
+        """Whether the tensor covers one block of memory without holes or overlaps, in any order of dims."""
+        expected = 1
+        for stride, size in sorted((st, sz) for sz, st in zip(self.shape, self.stride, strict=True) if sz != 1):
+            if stride != expected:
+                return False
+            expected *= size
+        return True
+
+
+@dataclass(frozen=True)
+class Storage:
+    """One storage.
+
+    Attributes:
+        index: its number.
+        nbytes: its size, rounded as the allocator rounds.
+        origin: who owns it.
+        node: name of the node that makes it.
+    """
+
+    index: int
+    nbytes: int
+    origin: Origin
+    node: str
+
+
+@dataclass(frozen=True)
+class GraphFacts:
+    """Storages and aliases of a graph.
+
+    Attributes:
+        nodes: placeholders first, then operators in schedule order; positions are indices into this tuple.
+        num_placeholders: how many of the nodes are placeholders.
+        tensors: the tensor results of each node, in order; none for a node without tensors.
+        storages: every storage.
+        outputs: nodes the graph returns.
+        device_type: where the graph runs, "cpu" or "cuda".
+    """
+
+    nodes: tuple[fx.Node, ...]
+    num_placeholders: int
+    tensors: tuple[tuple[TensorFact, ...], ...]
+    storages: tuple[Storage, ...]
+    outputs: tuple[fx.Node, ...]
+    device_type: str
+
+    @cached_property
+    def position(self) -> Mapping[fx.Node, int]:
+        """Where each node stands in the schedule."""
+        return {node: index for index, node in enumerate(self.nodes)}
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes of the caller's tensors."""
+        return sum(s.nbytes for s in self.storages if s.origin is Origin.INPUT)
+
+    def makes_storage(self, position: int) -> bool:
+        """Whether a node allocates something, rather than giving out views of what exists."""
+        name = self.nodes[position].name
+        return any(self.storages[t.storage].node == name for t in self.tensors[position])
+
+
+def fake_tensors(node: fx.Node) -> list[torch.Tensor]:
+    """The fake tensors a node stands for."""
+    return [leaf for leaf in pytree.tree_leaves(node.meta.get("val")) if isinstance(leaf, torch.Tensor)]
+
+
+def graph_facts(program: Program, *, device_type: str = "cpu") -> GraphFacts:
+    """Collect sizes and aliases of every value of a program.
+
+    Args:
+        program: its nodes carry fake tensors in `meta["val"]`.
+        device_type: whose allocator rounds, "cpu" or "cuda".
+    """
+    sources = {node: binding.source for node, binding in zip(program.placeholders, program.bindings, strict=True)}
+    operators = [n for n in program.graph_module.graph.nodes if n.op not in ("placeholder", "output")]
+    nodes = (*program.placeholders, *operators)
+    granule = ALLOCATION_GRANULE_BYTES.get(device_type, 1)
+    index_of: dict[int, int] = {}
+    storages: list[Storage] = []
+    tensors: list[tuple[TensorFact, ...]] = []
+    for node in nodes:
+        origin = Origin.VALUE
+        if node in sources:
+            origin = Origin.INPUT if sources[node] is Source.INPUT else Origin.WEIGHT
+        facts = []
+        for fake in fake_tensors(node):
+            storage = fake.untyped_storage()
+            index = index_of.setdefault(storage._cdata, len(storages))
+            if index == len(storages):
+                storages.append(Storage(index, rounded(storage.nbytes(), granule), origin, node.name))
+            facts.append(TensorFact(tuple(map(int, fake.shape)), tuple(map(int, fake.stride())), fake.dtype, index))
+        tensors.append(tuple(facts))
+    return GraphFacts(nodes, len(sources), tuple(tensors), tuple(storages), _outputs(program.graph_module.graph), device_type)
+
+
+def _outputs(graph: fx.Graph) -> tuple[fx.Node, ...]:
+    found: list[fx.Node] = []
+    fx.node.map_arg(graph.output_node().args, lambda n: found.append(n))
+    return tuple(found)
+
+
+def unique_storages(facts: GraphFacts, positions: Iterable[int]) -> set[int]:
+    """Storages behind the values of some nodes."""
+    return {t.storage for p in positions for t in facts.tensors[p]}

@@ -1,0 +1,179 @@
+"""Build a model from its configuration: without memory under fake tensors, or with random weights."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sicompiler.errors import BadInput
+from sicompiler.models.geometry import Sizes
+from sicompiler.models.inputs import FAMILIES, Draw
+from sicompiler.models.presets import PRESETS
+
+if TYPE_CHECKING:
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+_DTYPES = ("float16", "bfloat16", "float32", "float64")
+
+
+@dataclass(frozen=True)
+class ModelCall:
+    """A model and one call of it: `module(*args, **kwargs)`.
+
+    Attributes:
+        module: the model, in eval mode.
+        args: positional example inputs.
+        kwargs: keyword example inputs.
+        name: how the user named it.
+        sizes: in pixels and video frames; None where they are not known.
+        fake_mode: the mode that parameters, buffers and inputs belong to; None where they are real.
+    """
+
+    module: torch.nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    name: str
+    sizes: Sizes | None = None
+    fake_mode: FakeTensorMode | None = None
+
+
+def build_preset(
+    name: str,
+    *,
+    batch: int | None = None,
+    frames: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    dtype: str = "float16",
+    fake: bool = True,
+    seed: int = 0,
+) -> ModelCall:
+    """Build a preset and its example inputs.
+
+    Args:
+        name: one of `known_presets()`.
+        batch: rows of the batch.
+        frames: video frames.
+        height: pixels.
+        width: pixels.
+        dtype: of weights and inputs: float16, bfloat16, float32 or float64.
+        fake: build under fake tensors, which take no memory; else random weights on the CPU.
+        seed: of the random weights and inputs.
+
+    Raises:
+        BadInput: unknown preset or dtype, or sizes the model can't take.
+    """
+    preset = PRESETS.get(name)
+    if preset is None:
+        raise BadInput(f"unknown preset {name!r}; known presets: {', '.join(PRESETS)}")
+    sizes = (preset.sizes or FAMILIES[preset.class_name].sizes).replaced(
+        batch=batch, frames=frames, height=height, width=width
+    )
+    return build_model(name, preset.class_name, preset.config, sizes, dtype=dtype, fake=fake, seed=seed)
+
+
+def build_model(
+    name: str, class_name: str, config: Mapping[str, Any], sizes: Sizes, *, dtype: str, fake: bool, seed: int = 0
+) -> ModelCall:
+    """Build any class of diffusers that has example inputs.
+
+    Args:
+        name: for the result and for errors.
+        class_name: the class of diffusers, a key of `FAMILIES`.
+        config: its configuration; what is missing takes the default of the class.
+        sizes: in pixels and video frames.
+        dtype: of weights and inputs.
+        fake: build under fake tensors.
+        seed: of the random weights and inputs.
+
+    Raises:
+        BadInput: unknown dtype, or sizes the model can't take.
+    """
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    if dtype not in _DTYPES:
+        raise BadInput(f"unknown dtype {dtype!r}; known: {', '.join(_DTYPES)}")
+    family = FAMILIES[class_name]
+    torch_dtype: torch.dtype = getattr(torch, dtype)
+    fake_mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv()) if fake else None
+    with fake_mode or contextlib.nullcontext():
+        module = construct(class_name, config, torch_dtype)
+        latent = family.geometry.latent(sizes, module.config, name)
+        if fake_mode is None:
+            randomize_(module, seed)
+            draw = Draw(torch_dtype, torch.Generator().manual_seed(seed))
+        else:
+            draw = Draw(torch_dtype)
+        args, kwargs = family.make(module.config, latent, family.text_tokens, draw)
+    if fake_mode is not None:
+        _fake_buffers_(module, fake_mode)
+    return ModelCall(module, args, kwargs, name, sizes, fake_mode)
+
+
+def construct(class_name: str, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
+    """A model of diffusers with uninitialised parameters, in eval mode, in the precision `from_pretrained` gives it.
+
+    Modules that the class keeps in float32 (`_keep_in_fp32_modules`) are kept so below float32.
+    """
+    import diffusers
+    import torch
+    from diffusers.models.modeling_utils import no_init_weights
+
+    model_class = getattr(diffusers, class_name)
+    with _default_dtype(dtype), no_init_weights():
+        module = model_class.from_config(dict(config))
+    if dtype.itemsize < torch.float32.itemsize:
+        kept = set(model_class._keep_in_fp32_modules or ())
+        for path, tensor in module.state_dict(keep_vars=True).items():
+            if kept.intersection(path.split(".")) and tensor.is_floating_point():
+                tensor.data = tensor.data.float()
+    return module.eval()
+
+
+def randomize_(module: torch.nn.Module, seed: int) -> None:
+    """Fill every parameter with random numbers, none of them zero, so that every path counts and outputs stay finite.
+
+    Matrices and kernels keep the variance of what they are applied to (1 / fan-in), gains are near 1, biases and mixing
+    factors are small numbers off 0.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for path, parameter in module.named_parameters():
+            scalar_like = parameter.numel() == 1
+            if parameter.ndim >= 2:
+                parameter.normal_(0, math.prod(parameter.shape[1:]) ** -0.5, generator=generator)
+            elif scalar_like:
+                parameter.uniform_(0.2, 0.8, generator=generator)
+            else:
+                gain = 1.0 if path.endswith("weight") else 0.0
+                parameter.normal_(gain, 0.1, generator=generator)
+
+
+@contextlib.contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    import torch
+
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _fake_buffers_(module: torch.nn.Module, fake_mode: FakeTensorMode) -> None:
+    """Replace the buffers a model computed outside of torch (by numpy) by fake ones."""
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    for child in module.modules():
+        for name, buffer in list(child.named_buffers(recurse=False)):
+            if not isinstance(buffer, FakeTensor):
+                child._buffers[name] = fake_mode.from_tensor(buffer, static_shapes=True)

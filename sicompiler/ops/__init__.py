@@ -1,0 +1,26 @@
+"""The operators our passes insert into graphs, with plain eager semantics beside them.
+
+Importing this package registers them with torch, as `torch.ops.sicompiler.<name>.default`:
+
+| operator | what |
+|---|---|
+| `group_stats(x, groups)` | count, mean and M2 of each group of channels: the first pass of GroupNorm |
+| `merge_stats_(acc, part)` | adds the statistics of one slice to those of the slices before |
+| `group_apply(x, stats, weight, bias, eps)` | the second pass of GroupNorm: scale and shift |
+| `copy_slice(whole, dim, outer, inner, start, length)` | one slice of a whole value, as a dense tensor |
+| `write_slice_(whole, part, dim, outer, inner, start, length)` | one slice into a whole value |
+
+`sliced_loop` is a plain function: the target of a `call_function` node whose first argument is the body, a GraphModule.
+
+Where a slice can be a plain view (`outer == 1`) use `aten.narrow.default(whole, dim, start * inner, length * inner)`. To make a whole value
+before a loop, use `aten.new_empty_strided.default(like, size, stride, dtype=...)` (device of `like`, about 1.5 us) and, for the
+statistics of a loop, `aten.new_zeros.default(like, [n, groups, 3], dtype=torch.float64)`.
+"""
+
+from __future__ import annotations
+
+from sicompiler.ops.groupnorm import group_apply, group_stats, merge_stats_
+from sicompiler.ops.loop import sliced_loop
+from sicompiler.ops.slices import copy_slice, dense_strides, write_slice_
+
+__all__ = ["copy_slice", "dense_strides", "group_apply", "group_stats", "merge_stats_", "sliced_loop", "write_slice_"]

@@ -1,0 +1,123 @@
+"""Reading and writing one slice of a whole value.
+
+The sliced dim of a value may be a merged one: `size == outer * n * inner`, where the axis is the factor of length `n`, as the frames in
+`(batch frames)` or the height in `(height width)`. A slice takes `length` of the `n` entries from `start` on, within each of the
+`outer` repetitions, so its dim has the size `outer * length * inner`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from sicompiler.errors import BadInput
+from sicompiler.ops.library import operator
+
+
+def dense_strides(shape: Sequence[int], like: Sequence[int]) -> list[int]:
+    """Strides of a dense tensor of `shape` whose dims lie in memory in the order of the strides `like`.
+
+    Equal strides (expanded dims, which have the stride 0) keep the order of the dims. For a tensor without expanded dims this is what
+    `torch.empty_like(..., memory_format=torch.preserve_format)` infers.
+    """
+    strides = [1] * len(shape)
+    step = 1
+    for dim in sorted(range(len(shape)), key=lambda d: (like[d], -d)):
+        strides[dim] = step
+        step *= max(shape[dim], 1)
+    return strides
+
+
+def _factors(tensor: torch.Tensor, dim: int, outer: int, middle: int, inner: int) -> torch.Tensor:
+    """View with `dim` split in (outer, middle, inner): always a view, whatever the strides."""
+    shape = tensor.shape
+    return tensor.view(*shape[:dim], outer, middle, inner, *shape[dim + 1 :])
+
+
+def _slice_view(whole: torch.Tensor, dim: int, outer: int, inner: int, start: int, length: int) -> torch.Tensor:
+    if outer == 1:
+        return whole.narrow(dim, start * inner, length * inner)
+    size = whole.shape[dim]
+    if size % (outer * inner):
+        raise BadInput(f"dim {dim} of a tensor of shape {tuple(whole.shape)} can't be split in ({outer}, n, {inner})")
+    return _factors(whole, dim, outer, size // (outer * inner), inner).narrow(dim + 1, start, length)
+
+
+def _slice_shape(whole: torch.Tensor, dim: int, outer: int, inner: int, length: int) -> list[int]:
+    shape = list(whole.shape)
+    shape[dim] = outer * length * inner
+    return shape
+
+
+def _copy_slice_fake(whole: torch.Tensor, dim: int, outer: int, inner: int, start: int, length: int) -> torch.Tensor:
+    dim %= whole.dim()
+    shape = _slice_shape(whole, dim, outer, inner, length)
+    return whole.new_empty_strided(shape, dense_strides(shape, whole.stride()))
+
+
+@operator(
+    "copy_slice(Tensor whole, int dim, SymInt outer, SymInt inner, SymInt start, SymInt length) -> Tensor", _copy_slice_fake
+)
+def copy_slice(whole: torch.Tensor, dim: int, outer: int, inner: int, start: int, length: int) -> torch.Tensor:
+    """Copy one slice out of a whole value.
+
+    Args:
+        whole: [..., outer * n * inner, ...], with any strides.
+        dim: the dim that holds the axis.
+        outer: product of the factors of `dim` that are major to the axis.
+        inner: product of the factors of `dim` that are minor to the axis.
+        start: first entry of the axis.
+        length: number of entries.
+
+    Returns:
+        [..., outer * length * inner, ...]: new memory, dense, dims in memory in the order of `whole` (see `dense_strides`).
+
+    Raises:
+        BadInput: `dim` can't be split in (outer, n, inner).
+        RuntimeError: the slice reaches beyond the end of the axis.
+    """
+    dim %= whole.dim()
+    shape = _slice_shape(whole, dim, outer, inner, length)
+    part = whole.new_empty_strided(shape, dense_strides(shape, whole.stride()))
+    target = part if outer == 1 else _factors(part, dim, outer, length, inner)
+    target.copy_(_slice_view(whole, dim, outer, inner, start, length))
+    return part
+
+
+def _write_slice_fake(
+    whole: torch.Tensor, part: torch.Tensor, dim: int, outer: int, inner: int, start: int, length: int
+) -> None:
+    return None
+
+
+@operator(
+    "write_slice_(Tensor(a!) whole, Tensor part, int dim, SymInt outer, SymInt inner, SymInt start, SymInt length) -> ()",
+    _write_slice_fake,
+)
+def write_slice_(
+    whole: torch.Tensor, part: torch.Tensor, dim: int, outer: int, inner: int, start: int, length: int
+) -> None:
+    """Write one slice into a whole value, in place.
+
+    Args:
+        whole: [..., outer * n * inner, ...], with any strides; changed.
+        part: [..., outer * length * inner, ...], with any strides, of the same dtype.
+        dim: the dim that holds the axis.
+        outer: product of the factors of `dim` that are major to the axis.
+        inner: product of the factors of `dim` that are minor to the axis.
+        start: first entry of the axis.
+        length: number of entries.
+
+    Raises:
+        BadInput: `part` has another shape or dtype than the slice (a plain copy would broadcast or round), or `dim` can't be split.
+        RuntimeError: the slice reaches beyond the end of the axis.
+    """
+    dim %= whole.dim()
+    if list(part.shape) != _slice_shape(whole, dim, outer, inner, length) or part.dtype != whole.dtype:
+        raise BadInput(
+            f"write_slice_ expects {whole.dtype} of shape {_slice_shape(whole, dim, outer, inner, length)}, "
+            f"got {part.dtype} of shape {list(part.shape)}"
+        )
+    source = part if outer == 1 else _factors(part, dim, outer, length, inner)
+    _slice_view(whole, dim, outer, inner, start, length).copy_(source)

@@ -1,0 +1,351 @@
+"""Regions: runs of consecutive operators through which one slice at a time can go.
+
+A `Walk` starts at one operator with one slicing of its result and grows operator by operator, until an operator
+does not commute. Inside, a value is *sliced*, or *whole*: computed once before the loop, because nothing it is
+made of is sliced. A whole value (from inside or outside) is narrowed where a sliced operator reads it.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch._ops import OpOverload
+
+import sicompiler.ops  # noqa: F401  (registers the operators named below)
+from sicompiler.axes.factor_map import Kind, Slicing
+from sicompiler.axes.table import AxisTable, Operand, Transfer
+from sicompiler.facts.lifetimes import Lifetimes
+from sicompiler.facts.storages import GraphFacts, Origin, TensorFact
+
+HOISTED_BYTES = 2**20  # a value this small is computed whole before the loop rather than slice by slice
+
+# Operators that read a strided view as quickly as a dense copy; the others would copy it themselves, unseen.
+_READS_STRIDED = frozenset(
+    {
+        torch.ops.aten.cat.default,
+        torch.ops.aten.scaled_dot_product_attention.default,
+        torch.ops.sicompiler.group_apply.default,
+        torch.ops.sicompiler.group_stats.default,
+    }
+)
+
+
+@dataclass(frozen=True)
+class Read:
+    """A whole value that the loop's body reads slice by slice.
+
+    Attributes:
+        value: the node and result read.
+        slicing: where the axis sits in it.
+        first, last: positions of the first and last operator of the body that needs the slice.
+        copies: whether each slice is copied into a dense tensor, rather than read through a view.
+    """
+
+    value: Operand
+    slicing: Slicing
+    first: int
+    last: int
+    copies: bool
+
+
+@dataclass(frozen=True)
+class Output:
+    """A sliced value that is needed after the loop, and so is written into a whole tensor.
+
+    Attributes:
+        value: the node and result.
+        slicing: where the axis sits in it; None for statistics, which merge.
+        reuses: an input that dies in the region and whose memory the result takes over, or None.
+    """
+
+    value: Operand
+    slicing: Slicing | None
+    reuses: Operand | None
+
+
+@dataclass(frozen=True)
+class Region:
+    """Operators `start <= position < stop`, cut together along one axis of `size`.
+
+    Attributes:
+        start, stop: positions in the schedule.
+        seed: the slicing of the result of the first operator.
+        size: length of the axis.
+        sliced: transfers of the operators in the body, by position.
+        hoisted: positions of operators that run whole before the loop.
+        reads: what the body narrows.
+        outputs: what the body writes.
+    """
+
+    start: int
+    stop: int
+    seed: Slicing
+    size: int
+    sliced: Mapping[int, Transfer]
+    hoisted: tuple[int, ...]
+    reads: tuple[Read, ...]
+    outputs: tuple[Output, ...]
+
+
+class GraphView:
+    """What walks look up again and again about one graph, computed once."""
+
+    def __init__(self, facts: GraphFacts, lives: Lifetimes, table: AxisTable) -> None:
+        self.facts, self.lives, self.table = facts, lives, table
+        self.made: list[tuple[int, ...]] = [
+            tuple({t.storage for t in facts.tensors[p] if facts.storages[t.storage].node == node.name})
+            for p, node in enumerate(facts.nodes)
+        ]
+        readers: list[set[int]] = [set() for _ in facts.storages]
+        for p in range(facts.num_placeholders, len(facts.nodes)):
+            for q, r in table.operands[p]:
+                if r < len(facts.tensors[q]):
+                    readers[facts.tensors[q][r].storage].add(p)
+        self.storage_readers: list[list[int]] = [sorted(found) for found in readers]
+        self.born = lives.first
+        self.reads_strided = [
+            node.target in _READS_STRIDED or (isinstance(node.target, OpOverload) and torch.Tag.pointwise in node.target.tags)
+            for node in facts.nodes
+        ]
+
+    def tensor(self, value: Operand) -> TensorFact:
+        """The facts of one result of a node."""
+        return self.facts.tensors[value[0]][value[1]]
+
+    def last_read_before(self, storage: int, stop: int) -> int:
+        """Position of the last operator before `stop` that reads a storage; -1 if there is none."""
+        found = self.storage_readers[storage]
+        index = bisect_left(found, stop)
+        return found[index - 1] if index else -1
+
+    def dies_before(self, storage: int, stop: int) -> bool:
+        """Whether nothing at or after `stop` needs a storage that the graph owns."""
+        return self.facts.storages[storage].origin is Origin.VALUE and self.lives.last[storage] < stop
+
+
+class Walk:
+    """A region being grown from `start`, operator by operator.
+
+    Args:
+        view: the graph.
+        start: position of the first operator.
+        seed: slicing of its first result, or None when `inputs` are given.
+        inputs: slicings of whole values from outside that start the walk (the outer loop).
+        hoisted_bytes: values up to this size are computed whole when nothing in them is sliced.
+    """
+
+    def __init__(
+        self,
+        view: GraphView,
+        start: int,
+        seed: Slicing | None,
+        *,
+        inputs: Mapping[int, Slicing] | None = None,
+        hoisted_bytes: int = HOISTED_BYTES,
+    ) -> None:
+        self.view, self.table, self.start = view, view.table, start
+        self.inputs = dict(inputs or {})
+        first = seed or next(iter(self.inputs.values()))
+        self.seed, self.size = first, first.size
+        self._seed_position = start if seed is not None else -1
+        self.stop = start
+        self.sliced: dict[int, Transfer] = {}
+        self.hoisted: dict[int, None] = {}
+        self.reads: dict[tuple[int, int, Slicing], list[int]] = {}
+        self._hoisted_bytes = hoisted_bytes
+
+    def extend(self) -> str | None:
+        """Take the next operator into the region.
+
+        Returns:
+            None, or the reason why the region ends before it.
+        """
+        p = self.stop
+        transfer = self._wanted(p)
+        if isinstance(transfer, str):
+            return transfer
+        if transfer is None:
+            self.hoisted[p] = None
+        else:
+            reason = self._meet(p, transfer)
+            if reason is not None:
+                return reason
+            self.sliced[p] = transfer
+        self.stop = p + 1
+        return None
+
+    def _wanted(self, p: int) -> Transfer | str | None:
+        """The transfer that the sliced operands of an operator ask for; None if none is sliced."""
+        if p == self._seed_position:
+            return self.table.from_result(p, 0, self.seed)
+        found: Transfer | None = None
+        for index, (q, r) in enumerate(self.table.operands[p]):
+            source = self.sliced.get(q)
+            if source is not None:
+                slicing = source.results[r] if r < len(source.results) else None
+                if slicing is None:
+                    return f"{self.view.facts.nodes[q].name} is complete only after the loop"
+            elif q in self.inputs:
+                slicing = self.inputs[q]
+            else:
+                continue
+            transfer = self.table.from_operand(p, index, slicing)
+            if isinstance(transfer, str):
+                return transfer
+            if found is not None and transfer != found:
+                return "its operands are sliced in different ways"
+            found = transfer
+        return found
+
+    def _meet(self, p: int, transfer: Transfer) -> str | None:
+        """Give an operator's other operands the slicing it needs."""
+        narrowed = []
+        for (q, r), wanted in zip(self.table.operands[p], transfer.operands, strict=True):
+            if wanted is not None and q in self.hoisted:
+                self._slice_backwards(q, r, wanted)
+            source = self.sliced.get(q)
+            if source is not None:
+                if source.results[r] != wanted:
+                    return f"needs {self.view.facts.nodes[q].name} whole, but it is sliced"
+            elif q in self.inputs and self.inputs[q] != wanted:
+                return f"needs {self.view.facts.nodes[q].name} whole, but it is sliced"
+            elif wanted is not None:
+                narrowed.append((q, r, wanted))
+        for key in narrowed:
+            self.reads.setdefault(key, []).append(p)
+        return None
+
+    def _slice_backwards(self, q: int, r: int, wanted: Slicing) -> None:
+        """Slice a value made inside the region before anyone asked for it, if that is possible and worth it."""
+        plan: dict[int, Transfer] = {}
+        if self._worth_slicing(q, r) and self._demand(q, r, wanted, plan):
+            for position, transfer in plan.items():
+                del self.hoisted[position]
+                self.sliced[position] = transfer
+            for position, transfer in plan.items():
+                for (source, index), slicing in zip(self.table.operands[position], transfer.operands, strict=True):
+                    if slicing is not None and source not in self.sliced:
+                        self.reads.setdefault((source, index, slicing), []).append(position)
+
+    def _worth_slicing(self, q: int, r: int) -> bool:
+        tensor = self.view.tensor((q, r))
+        storage = self.view.facts.storages[tensor.storage]
+        return storage.nbytes > self._hoisted_bytes and self.view.born[tensor.storage] >= self.start
+
+    def _demand(self, q: int, r: int, wanted: Slicing, plan: dict[int, Transfer]) -> bool:
+        if any(reader in self.hoisted and reader not in plan for reader in self.view.lives.readers[q] if reader < self.stop):
+            return False
+        transfer = self.table.from_result(q, r, wanted)
+        if isinstance(transfer, str) or transfer.kind is not Kind.FREE:
+            return False
+        plan[q] = transfer
+        for (source, index), slicing in zip(self.table.operands[q], transfer.operands, strict=True):
+            if slicing is None and source in self.inputs:
+                return False
+            if slicing is not None and source in self.hoisted and self._worth_slicing(source, index):
+                known = plan.get(source)
+                if known is not None and known.results[index] == slicing:
+                    continue
+                if known is not None or not self._demand(source, index, slicing, plan):
+                    return False
+        return True
+
+    def last_needed(self, storage: int, stop: int) -> int:
+        """Position of the last operator of the body that reads a storage, before `stop`; -1 if none does."""
+        found = self.view.storage_readers[storage]
+        for p in reversed(found[: bisect_left(found, stop)]):
+            if p in self.sliced:
+                return p
+            if p < self.start:
+                break
+        return -1
+
+    def copies(self, key: tuple[int, int, Slicing]) -> bool:
+        """Whether a narrowed value is copied slice by slice into a dense tensor."""
+        q, r, slicing = key
+        if slicing.outer > 1:
+            return True
+        tensor = self.view.tensor((q, r))
+        if all(self.view.reads_strided[p] for p in self.reads[key]):
+            return False
+        stride = tensor.stride[slicing.dim]
+        outermost = all(
+            size == 1 or other <= stride for position, (size, other) in enumerate(zip(tensor.shape, tensor.stride, strict=True)) if position != slicing.dim
+        )
+        return not (outermost and tensor.is_dense)
+
+    def region(self, stop: int | None = None) -> Region:
+        """The region as grown so far (or, for a finished walk, all of it)."""
+        stop = self.stop if stop is None else stop
+        outputs: list[Output] = []
+        for p in sorted(self.sliced):
+            for value, slicing in self.live_out(p, stop):
+                taken = {self.view.tensor(o.reuses).storage for o in outputs if o.reuses is not None}
+                reuses = None if slicing is None else self.reusable(value, slicing, stop, taken)
+                outputs.append(Output(value, slicing, reuses))
+        reads = tuple(
+            Read((q, r), slicing, min(ps), max(max(ps), self.last_needed(self.view.tensor((q, r)).storage, stop)), self.copies((q, r, slicing)))
+            for (q, r, slicing), ps in self.reads.items()
+        )
+        return Region(
+            self.start, stop, self.seed, self.size, dict(sorted(self.sliced.items())), tuple(sorted(self.hoisted)), reads, tuple(outputs)
+        )
+
+    def live_out(self, p: int, stop: int) -> list[tuple[Operand, Slicing | None]]:
+        """Values that a sliced operator makes and that are needed at or after `stop`."""
+        found = []
+        for storage in self.view.made[p]:
+            if self.view.lives.last[storage] >= stop:
+                index = next(i for i, t in enumerate(self.view.facts.tensors[p]) if t.storage == storage)
+                found.append(((p, index), self.sliced[p].results[index]))
+        return found
+
+    def reusable(self, value: Operand, slicing: Slicing, stop: int, taken: set[int]) -> Operand | None:
+        """An input that dies in the region and whose slices lie where the slices of `value` will lie.
+
+        Args:
+            value: what is to be written.
+            slicing: where the axis sits in it.
+            stop: where the region ends.
+            taken: storages that other outputs have taken over already.
+        """
+        tensor = self.view.tensor(value)
+        if not tensor.is_dense:
+            return None
+        unit = tensor.stride[slicing.dim] * slicing.inner
+        for q, r, other in self.reads:
+            source = self.view.tensor((q, r))
+            storage = self.view.facts.storages[source.storage]
+            if (
+                source.storage not in taken
+                and storage.nbytes == self.view.facts.storages[tensor.storage].nbytes
+                and source.dtype == tensor.dtype
+                and source.is_dense
+                and source.numel == tensor.numel
+                and source.stride[other.dim] * other.inner == unit
+                and self.view.dies_before(source.storage, stop)
+                and self._read_only_in_slices(source.storage, unit, stop)
+            ):
+                return (q, r)
+        return None
+
+    def _read_only_in_slices(self, storage: int, unit: int, stop: int) -> bool:
+        """Whether the region touches a storage only through slices that lie `unit` elements apart."""
+        keys = [key for key in self.reads if self.view.tensor((key[0], key[1])).storage == storage]
+        if any(self.view.tensor((q, r)).stride[s.dim] * s.inner != unit for q, r, s in keys):
+            return False
+        narrowed = {(p, q, r) for q, r, s in keys for p in self.reads[(q, r, s)]}
+        for p in self.view.storage_readers[storage]:
+            if not self.start <= p < stop:
+                continue
+            if p in self.hoisted and self.view.made[p]:
+                return False
+            if p in self.sliced:
+                for q, r in self.table.operands[p]:
+                    whole = q not in self.sliced and self.view.tensor((q, r)).storage == storage
+                    if whole and (p, q, r) not in narrowed:
+                        return False
+        return True

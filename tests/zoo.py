@@ -1,0 +1,172 @@
+"""Tiny versions of every denoiser: all block types of the real architecture, random weights on every path, float64."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+
+from sicompiler.models.build import construct, randomize_
+from sicompiler.models.geometry import Sizes
+from sicompiler.models.inputs import FAMILIES, Draw
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A tiny model.
+
+    Attributes:
+        class_name: the class of diffusers.
+        config: what differs from the defaults of the class.
+        latent: default latent sizes.
+        text_tokens: length of the prompt.
+    """
+
+    class_name: str
+    config: Mapping[str, Any]
+    latent: Sizes
+    text_tokens: int = 5
+
+
+_SVD = {
+    "block_out_channels": (32, 32, 64),  # SVD's norms have 32 groups, whatever the configuration says
+    "down_block_types": (
+        "CrossAttnDownBlockSpatioTemporal",
+        "CrossAttnDownBlockSpatioTemporal",
+        "DownBlockSpatioTemporal",
+    ),
+    "up_block_types": ("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+    "layers_per_block": 1,
+    "num_attention_heads": 2,
+    "cross_attention_dim": 16,
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 24,
+}
+_ANIMATEDIFF = {
+    "block_out_channels": (8, 16, 16),
+    "down_block_types": ("CrossAttnDownBlockMotion", "CrossAttnDownBlockMotion", "DownBlockMotion"),
+    "up_block_types": ("UpBlockMotion", "CrossAttnUpBlockMotion", "CrossAttnUpBlockMotion"),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "cross_attention_dim": 16,
+    "num_attention_heads": 2,
+    "motion_num_attention_heads": 2,
+    "use_motion_mid_block": True,
+}
+
+_UNET_3D = {
+    "block_out_channels": (8, 16, 16),
+    "down_block_types": ("CrossAttnDownBlock3D", "CrossAttnDownBlock3D", "DownBlock3D"),
+    "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D", "CrossAttnUpBlock3D"),
+    "layers_per_block": 1,
+    "norm_num_groups": 4,
+    "cross_attention_dim": 16,
+    "attention_head_dim": 4,
+}
+_COGVIDEOX = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "in_channels": 4,
+    "out_channels": 4,
+    "time_embed_dim": 16,
+    "text_embed_dim": 16,
+    "num_layers": 2,
+    "sample_width": 12,
+    "sample_height": 8,
+    "sample_frames": 9,
+    "max_text_seq_length": 5,
+}
+_WAN = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 12,
+    "in_channels": 4,
+    "out_channels": 4,
+    "text_dim": 16,
+    "freq_dim": 16,
+    "ffn_dim": 48,
+    "num_layers": 2,
+}
+_LTX = {
+    "in_channels": 8,
+    "out_channels": 8,
+    "num_attention_heads": 2,
+    "attention_head_dim": 16,
+    "cross_attention_dim": 32,
+    "num_layers": 2,
+    "caption_channels": 16,
+}
+_HUNYUANVIDEO = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_attention_heads": 2,
+    "attention_head_dim": 12,
+    "num_layers": 2,
+    "num_single_layers": 2,
+    "num_refiner_layers": 2,
+    "text_embed_dim": 16,
+    "pooled_projection_dim": 8,
+    "rope_axes_dim": (4, 4, 4),
+}
+_MOCHI = {
+    "num_attention_heads": 2,
+    "attention_head_dim": 8,
+    "num_layers": 2,
+    "pooled_projection_dim": 8,
+    "in_channels": 4,
+    "text_embed_dim": 16,
+    "time_embed_dim": 16,
+}
+
+TINY: Mapping[str, Tiny] = MappingProxyType(
+    {
+        "svd": Tiny("UNetSpatioTemporalConditionModel", _SVD, Sizes(2, 5, 17, 30), text_tokens=1),
+        "svd-xt": Tiny("UNetSpatioTemporalConditionModel", _SVD, Sizes(2, 25, 9, 14), text_tokens=1),
+        "animatediff": Tiny("UNetMotionModel", _ANIMATEDIFF, Sizes(2, 6, 9, 14)),
+        "modelscope": Tiny("UNet3DConditionModel", _UNET_3D, Sizes(2, 6, 9, 14)),
+        "i2vgenxl": Tiny("I2VGenXLUNet", _UNET_3D, Sizes(2, 6, 9, 14)),
+        "cogvideox-2b": Tiny("CogVideoXTransformer3DModel", _COGVIDEOX, Sizes(2, 3, 8, 12)),
+        "wan2.1-1.3b": Tiny("WanTransformer3DModel", _WAN, Sizes(2, 3, 8, 12), text_tokens=7),
+        "wan2.1-14b": Tiny("WanTransformer3DModel", _WAN | {"num_attention_heads": 4}, Sizes(2, 5, 6, 10), text_tokens=7),
+        "ltx-video": Tiny("LTXVideoTransformer3DModel", _LTX, Sizes(2, 3, 5, 6), text_tokens=7),
+        "hunyuanvideo": Tiny("HunyuanVideoTransformer3DModel", _HUNYUANVIDEO, Sizes(2, 3, 8, 12), text_tokens=7),
+        "mochi": Tiny("MochiTransformer3DModel", _MOCHI, Sizes(2, 3, 8, 12), text_tokens=7),
+    }
+)
+
+
+def tiny(
+    name: str,
+    *,
+    batch: int | None = None,
+    frames: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+    return_dict: bool = False,
+) -> tuple[torch.nn.Module, tuple[Any, ...], dict[str, Any]]:
+    """Build a tiny model and the example inputs of one call.
+
+    Args:
+        name: a key of `TINY`.
+        batch: rows of the batch, 2 by default.
+        frames: LATENT frames.
+        height: latent rows.
+        width: latent columns.
+        dtype: of weights and inputs.
+        seed: of the random weights and inputs.
+        return_dict: what the call asks for: diffusers' output object, or a tuple.
+
+    Returns:
+        The model in eval mode, args and kwargs.
+    """
+    row = TINY[name]
+    latent = row.latent.replaced(batch=batch, frames=frames, height=height, width=width)
+    module = construct(row.class_name, row.config, dtype)
+    randomize_(module, seed)
+    draw = Draw(dtype, torch.Generator().manual_seed(seed))
+    args, kwargs = FAMILIES[row.class_name].make(module.config, latent, row.text_tokens, draw)
+    return module, args, kwargs | {"return_dict": return_dict}
