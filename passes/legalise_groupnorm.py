@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from sicompiler.capture import Program
+from sicompiler.facts.calls import bind
 from sicompiler.passes.edit import inherit, insert_call
 
 aten = torch.ops.aten
@@ -21,7 +22,7 @@ def split_groupnorm(program: Program) -> None:
     """
     graph = program.graph_module.graph
     for node in graph.find_nodes(op="call_function", target=aten.group_norm.default):
-        x, groups, weight, bias, eps = (*node.args, None, None, 1e-5)[:5] if len(node.args) < 5 else node.args[:5]
+        x, groups, weight, bias, eps = list(bind(aten.group_norm.default, node.args, node.kwargs).values())[:5]
         with graph.inserting_before(node):
             stats = inherit(insert_call(graph, program.fake_mode, ops.group_stats.default, (x, groups)), node)
             apply = insert_call(graph, program.fake_mode, ops.group_apply.default, (x, stats, weight, bias, eps))

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import fx
 
+import sicompiler.ops  # noqa: F401  (registers the operators named below)
 from sicompiler.facts.storages import GraphFacts, Origin, TensorFact
 
 aten = torch.ops.aten

@@ -23,16 +23,18 @@ class Tiny:
         config: what differs from the defaults of the class.
         latent: default latent sizes.
         text_tokens: length of the prompt.
+        norm_groups: of every group norm, where the class has no configuration for it; None to leave them alone.
     """
 
     class_name: str
     config: Mapping[str, Any]
     latent: Sizes
     text_tokens: int = 5
+    norm_groups: int | None = None
 
 
 _SVD = {
-    "block_out_channels": (32, 32, 64),  # SVD's norms have 32 groups, whatever the configuration says
+    "block_out_channels": (32, 32, 64),  # multiples of 32: the class builds its norms with 32 groups
     "down_block_types": (
         "CrossAttnDownBlockSpatioTemporal",
         "CrossAttnDownBlockSpatioTemporal",
@@ -122,14 +124,17 @@ _MOCHI = {
 
 TINY: Mapping[str, Tiny] = MappingProxyType(
     {
-        "svd": Tiny("UNetSpatioTemporalConditionModel", _SVD, Sizes(2, 5, 17, 30), text_tokens=1),
-        "svd-xt": Tiny("UNetSpatioTemporalConditionModel", _SVD, Sizes(2, 25, 9, 14), text_tokens=1),
+        # One image token is what the pipeline gives, but softmax over one key hides queries and keys: svd has three.
+        "svd": Tiny("UNetSpatioTemporalConditionModel", _SVD, Sizes(2, 5, 17, 30), text_tokens=3, norm_groups=8),
+        "svd-xt": Tiny("UNetSpatioTemporalConditionModel", _SVD, Sizes(2, 25, 9, 14), text_tokens=1, norm_groups=8),
         "animatediff": Tiny("UNetMotionModel", _ANIMATEDIFF, Sizes(2, 6, 9, 14)),
         "modelscope": Tiny("UNet3DConditionModel", _UNET_3D, Sizes(2, 6, 9, 14)),
         "i2vgenxl": Tiny("I2VGenXLUNet", _UNET_3D, Sizes(2, 6, 9, 14)),
         "cogvideox-2b": Tiny("CogVideoXTransformer3DModel", _COGVIDEOX, Sizes(2, 3, 8, 12)),
         "wan2.1-1.3b": Tiny("WanTransformer3DModel", _WAN, Sizes(2, 3, 8, 12), text_tokens=7),
-        "wan2.1-14b": Tiny("WanTransformer3DModel", _WAN | {"num_attention_heads": 4}, Sizes(2, 5, 6, 10), text_tokens=7),
+        "wan2.1-14b": Tiny(
+            "WanTransformer3DModel", _WAN | {"num_attention_heads": 4}, Sizes(2, 5, 6, 10), text_tokens=7
+        ),
         "ltx-video": Tiny("LTXVideoTransformer3DModel", _LTX, Sizes(2, 3, 5, 6), text_tokens=7),
         "hunyuanvideo": Tiny("HunyuanVideoTransformer3DModel", _HUNYUANVIDEO, Sizes(2, 3, 8, 12), text_tokens=7),
         "mochi": Tiny("MochiTransformer3DModel", _MOCHI, Sizes(2, 3, 8, 12), text_tokens=7),
@@ -167,6 +172,9 @@ def tiny(
     latent = row.latent.replaced(batch=batch, frames=frames, height=height, width=width)
     module = construct(row.class_name, row.config, dtype)
     randomize_(module, seed)
+    for child in module.modules():
+        if row.norm_groups is not None and isinstance(child, torch.nn.GroupNorm):
+            child.num_groups = row.norm_groups  # 32 groups of one channel would hide what is added per channel
     draw = Draw(dtype, torch.Generator().manual_seed(seed))
     args, kwargs = FAMILIES[row.class_name].make(module.config, latent, row.text_tokens, draw)
     return module, args, kwargs | {"return_dict": return_dict}

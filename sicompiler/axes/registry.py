@@ -11,6 +11,7 @@ import torch
 from torch._ops import OpOverload
 
 from sicompiler.axes.factor_map import FactorMap
+from sicompiler.facts.calls import bind, flatten_tensors
 
 
 @dataclass(frozen=True)
@@ -66,28 +67,6 @@ def rule(*targets: OpOverload) -> Callable[[Rule], Rule]:
 def rules() -> Mapping[OpOverload, Rule]:
     """All registered rules, read-only."""
     return MappingProxyType(_RULES)
-
-
-def bind(target: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Name the arguments of a call by the operator's schema and fill in the defaults."""
-    named: dict[str, Any] = {}
-    for position, argument in enumerate(target._schema.arguments):
-        if position < len(args) and not argument.kwarg_only:
-            named[argument.name] = args[position]
-        elif argument.name in kwargs:
-            named[argument.name] = kwargs[argument.name]
-        else:
-            named[argument.name] = argument.default_value
-    return named
-
-
-def flatten_tensors(arguments: Mapping[str, Any], is_tensor: Callable[[Any], bool]) -> list[Any]:
-    """The tensors among named arguments, in schema order, lists flattened, None left out."""
-    found: list[Any] = []
-    for argument in arguments.values():
-        items = argument if isinstance(argument, (list, tuple)) else (argument,)
-        found.extend(item for item in items if is_tensor(item))
-    return found
 
 
 def op_call(target: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any], results: tuple[TensorSpec, ...]) -> OpCall:

@@ -13,7 +13,8 @@ from torch._ops import OpOverload
 
 import sicompiler.axes.rules  # noqa: F401  (registers the rules)
 from sicompiler.axes.factor_map import Dims, FactorMap, Kind, Slicing
-from sicompiler.axes.registry import TensorSpec, bind, factor_map, flatten_tensors, op_call, rules
+from sicompiler.axes.registry import TensorSpec, factor_map, op_call, rules
+from sicompiler.facts.calls import operands_of
 from sicompiler.facts.storages import GraphFacts
 
 Operand = tuple[int, int]  # position of the node that makes a value, and which of its results
@@ -44,7 +45,8 @@ class AxisTable:
         self._transfers: dict[tuple[int, bool, int, Slicing], Transfer | str] = {}
         cache: dict[Any, FactorMap | None] = {}
         for position, node in enumerate(facts.nodes):
-            self.operands.append(_operands(facts, node) if position >= facts.num_placeholders else ())
+            operands = operands_of(node) if position >= facts.num_placeholders else ()
+            self.operands.append(tuple((facts.position[source], index) for source, index in operands))
             self._maps.append(self._map(position, cache) if position >= facts.num_placeholders else None)
 
     def _map(self, position: int, cache: dict[Any, FactorMap | None]) -> FactorMap | None:
@@ -121,19 +123,6 @@ def _freeze(argument: Any) -> Any:
     if isinstance(argument, (list, tuple)):
         return tuple(_freeze(item) for item in argument)
     return argument
-
-
-def _operands(facts: GraphFacts, node: fx.Node) -> tuple[Operand, ...]:
-    position = facts.position
-    if node.target is operator.getitem:
-        source, index = node.args[0], node.args[1]
-        assert isinstance(source, fx.Node) and isinstance(index, int)
-        return ((position[source], index),)
-    if isinstance(node.target, OpOverload):
-        found = flatten_tensors(bind(node.target, node.args, node.kwargs), lambda a: isinstance(a, fx.Node))
-    else:
-        found = list(node.all_input_nodes)
-    return tuple((position[source], 0) for source in found)
 
 
 def coverage(table: AxisTable) -> Mapping[str, tuple[int, bool]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -69,15 +70,29 @@ def build_preset(
     """
     preset = PRESETS.get(name)
     if preset is None:
-        raise BadInput(f"unknown preset {name!r}; known presets: {', '.join(PRESETS)}")
-    sizes = (preset.sizes or FAMILIES[preset.class_name].sizes).replaced(
-        batch=batch, frames=frames, height=height, width=width
+        raise BadInput(f"unknown preset {name!r}{_nearest(name)}; known presets: {', '.join(PRESETS)}")
+    return build_model(
+        name,
+        preset.class_name,
+        preset.config,
+        {"batch": batch, "frames": frames, "height": height, "width": width},
+        default_sizes=preset.sizes,
+        dtype=dtype,
+        fake=fake,
+        seed=seed,
     )
-    return build_model(name, preset.class_name, preset.config, sizes, dtype=dtype, fake=fake, seed=seed)
 
 
 def build_model(
-    name: str, class_name: str, config: Mapping[str, Any], sizes: Sizes, *, dtype: str, fake: bool, seed: int = 0
+    name: str,
+    class_name: str,
+    config: Mapping[str, Any],
+    sizes: Mapping[str, int | None],
+    *,
+    default_sizes: Sizes | None = None,
+    dtype: str = "float16",
+    fake: bool = True,
+    seed: int = 0,
 ) -> ModelCall:
     """Build any class of diffusers that has example inputs.
 
@@ -85,49 +100,64 @@ def build_model(
         name: for the result and for errors.
         class_name: the class of diffusers, a key of `FAMILIES`.
         config: its configuration; what is missing takes the default of the class.
-        sizes: in pixels and video frames.
+        sizes: batch, frames, height and width, in pixels and video frames, as far as the user gives them.
+        default_sizes: the others; None for those that the configuration or the class says.
         dtype: of weights and inputs.
         fake: build under fake tensors.
         seed: of the random weights and inputs.
 
     Raises:
-        BadInput: unknown dtype, or sizes the model can't take.
+        BadInput: unknown dtype, sizes the model can't take, or a configuration the class refuses.
     """
+    if dtype not in _DTYPES:
+        raise BadInput(f"unknown dtype {dtype!r}; known: {', '.join(_DTYPES)}")
+    family = FAMILIES[class_name]
+    pixels = (default_sizes or family.default_sizes(config)).replaced(**sizes)
+    latent = family.geometry.latent(pixels, config, name)
+
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    if dtype not in _DTYPES:
-        raise BadInput(f"unknown dtype {dtype!r}; known: {', '.join(_DTYPES)}")
-    family = FAMILIES[class_name]
     torch_dtype: torch.dtype = getattr(torch, dtype)
     fake_mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv()) if fake else None
     with fake_mode or contextlib.nullcontext():
         module = construct(class_name, config, torch_dtype)
-        latent = family.geometry.latent(sizes, module.config, name)
         if fake_mode is None:
             randomize_(module, seed)
-            draw = Draw(torch_dtype, torch.Generator().manual_seed(seed))
-        else:
-            draw = Draw(torch_dtype)
+        draw = Draw(torch_dtype, None if fake else torch.Generator().manual_seed(seed))
         args, kwargs = family.make(module.config, latent, family.text_tokens, draw)
     if fake_mode is not None:
         _fake_buffers_(module, fake_mode)
-    return ModelCall(module, args, kwargs, name, sizes, fake_mode)
+    return ModelCall(module, args, kwargs, name, pixels, fake_mode)
 
 
 def construct(class_name: str, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
     """A model of diffusers with uninitialised parameters, in eval mode, in the precision `from_pretrained` gives it.
 
     Modules that the class keeps in float32 (`_keep_in_fp32_modules`) are kept so below float32.
+
+    Args:
+        class_name: of diffusers.
+        config: what differs from the defaults of the class.
+        dtype: of parameters and buffers.
+
+    Raises:
+        BadInput: diffusers is not installed, or the class refuses the configuration.
     """
-    import diffusers
+    try:
+        import diffusers
+        from diffusers.models.modeling_utils import no_init_weights
+    except ImportError as error:
+        raise BadInput(f"{class_name} needs diffusers: pip install 'sicompiler[diffusers]' ({error})") from error
     import torch
-    from diffusers.models.modeling_utils import no_init_weights
 
     model_class = getattr(diffusers, class_name)
     with _default_dtype(dtype), no_init_weights():
-        module = model_class.from_config(dict(config))
+        try:
+            module = model_class.from_config(dict(config))
+        except Exception as error:  # whatever the class raises, it is the configuration that it refuses
+            raise BadInput(f"{class_name} refuses its configuration: {type(error).__name__}: {error}") from error
     if dtype.itemsize < torch.float32.itemsize:
         kept = set(model_class._keep_in_fp32_modules or ())
         for path, tensor in module.state_dict(keep_vars=True).items():
@@ -155,6 +185,11 @@ def randomize_(module: torch.nn.Module, seed: int) -> None:
             else:
                 gain = 1.0 if path.endswith("weight") else 0.0
                 parameter.normal_(gain, 0.1, generator=generator)
+
+
+def _nearest(name: str) -> str:
+    found = difflib.get_close_matches(name.lower(), PRESETS, n=1, cutoff=0.4)
+    return f"; did you mean {found[0]!r}?" if found else ""
 
 
 @contextlib.contextmanager

@@ -46,7 +46,7 @@ class Geometry:
         spatial: pixels per latent row and column.
         temporal: frames per latent frame; above 1 the first frame stands alone, so frames are `temporal * k + 1`.
         multiple: what height and width must be a multiple of, in pixels (compression times patch size).
-        max_frames_key: the configuration key of the most frames the model has positions for, where there is such a limit.
+        max_frames_key: the configuration key of the most frames the model has positions for; None without a limit.
     """
 
     spatial: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +48,7 @@ class Draw:
         return torch.tensor(values, dtype=self.dtype)
 
     def timestep(self, value: float) -> torch.Tensor:
-        """One step of a scheduler, shape []: int64 from a whole number, else float32, whatever the model's precision."""
+        """One step of a scheduler, shape []: int64 from a whole number, else float32, as in every pipeline."""
         import torch
 
         return torch.tensor(value, dtype=torch.int64 if isinstance(value, int) else torch.float32)
@@ -60,15 +60,23 @@ class Family:
 
     Attributes:
         geometry: pixels to latents.
-        sizes: default sizes in pixels.
+        sizes: default sizes in pixels and video frames.
         text_tokens: length the pipeline pads prompts to.
         make: (config, latent sizes, text tokens, draw) to (args, kwargs) of a call with `return_dict=False`.
+        size_keys: the configuration key of each default size the pipeline reads there; height and width are latent.
     """
 
     geometry: Geometry
     sizes: Sizes
     text_tokens: int
     make: Callable[[Config, Sizes, int, Draw], Inputs]
+    size_keys: Mapping[str, str] = field(default_factory=dict)
+
+    def default_sizes(self, config: Config) -> Sizes:
+        """Sizes in pixels when the user gives none: what the configuration says, else those of the class."""
+        found = {size: config[key] for size, key in self.size_keys.items() if isinstance(config.get(key), int)}
+        pixels = {size: n if size == "frames" else n * self.geometry.spatial for size, n in found.items()}
+        return self.sizes.replaced(**pixels)
 
 
 def _svd(config: Config, latent: Sizes, text_tokens: int, draw: Draw) -> Inputs:
@@ -129,9 +137,7 @@ def _cogvideox(config: Config, latent: Sizes, text_tokens: int, draw: Draw) -> I
 
 def _wan(config: Config, latent: Sizes, text_tokens: int, draw: Draw) -> Inputs:
     kwargs = {
-        "hidden_states": draw.normal(
-            latent.batch, config["in_channels"], latent.frames, latent.height, latent.width
-        ),
+        "hidden_states": draw.normal(latent.batch, config["in_channels"], latent.frames, latent.height, latent.width),
         "timestep": draw.timestep(981).expand(latent.batch),
         "encoder_hidden_states": draw.normal(latent.batch, text_tokens, config["text_dim"]),
         "attention_kwargs": None,
@@ -160,9 +166,7 @@ def _ltx(config: Config, latent: Sizes, text_tokens: int, draw: Draw) -> Inputs:
 
 def _hunyuanvideo(config: Config, latent: Sizes, text_tokens: int, draw: Draw) -> Inputs:
     return (), {
-        "hidden_states": draw.normal(
-            latent.batch, config["in_channels"], latent.frames, latent.height, latent.width
-        ),
+        "hidden_states": draw.normal(latent.batch, config["in_channels"], latent.frames, latent.height, latent.width),
         "timestep": draw.timestep(981.0).expand(latent.batch),
         "encoder_hidden_states": draw.normal(latent.batch, text_tokens, config["text_embed_dim"]),
         "encoder_attention_mask": draw.valid(latent.batch, text_tokens).to(draw.dtype),
@@ -175,9 +179,7 @@ def _hunyuanvideo(config: Config, latent: Sizes, text_tokens: int, draw: Draw) -
 
 def _mochi(config: Config, latent: Sizes, text_tokens: int, draw: Draw) -> Inputs:
     return (), {
-        "hidden_states": draw.normal(
-            latent.batch, config["in_channels"], latent.frames, latent.height, latent.width
-        ),
+        "hidden_states": draw.normal(latent.batch, config["in_channels"], latent.frames, latent.height, latent.width),
         "encoder_hidden_states": draw.normal(latent.batch, text_tokens, config["text_embed_dim"]),
         "timestep": draw.timestep(19.0).expand(latent.batch).to(draw.dtype),
         "encoder_attention_mask": draw.valid(latent.batch, text_tokens),
@@ -186,16 +188,27 @@ def _mochi(config: Config, latent: Sizes, text_tokens: int, draw: Draw) -> Input
     }
 
 
+_SAMPLE = {"frames": "sample_frames", "height": "sample_height", "width": "sample_width"}
+_SQUARE = {"height": "sample_size", "width": "sample_size"}
+
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
-        "CogVideoXTransformer3DModel": Family(Geometry(8, 4, 16), Sizes(2, 49, 480, 720), 226, _cogvideox),
+        "CogVideoXTransformer3DModel": Family(Geometry(8, 4, 16), Sizes(2, 49, 480, 720), 226, _cogvideox, _SAMPLE),
         "HunyuanVideoTransformer3DModel": Family(Geometry(8, 4, 16), Sizes(1, 129, 720, 1280), 256, _hunyuanvideo),
         "I2VGenXLUNet": Family(Geometry(8, 1, 8), Sizes(2, 16, 704, 1280), 77, _i2vgenxl),
         "LTXVideoTransformer3DModel": Family(Geometry(32, 8, 32), Sizes(2, 121, 512, 768), 128, _ltx),
         "MochiTransformer3DModel": Family(Geometry(8, 6, 16), Sizes(2, 79, 480, 848), 256, _mochi),
-        "UNet3DConditionModel": Family(Geometry(8, 1, 8), Sizes(2, 16, 256, 256), 77, _modelscope),
-        "UNetMotionModel": Family(Geometry(8, 1, 8, "motion_max_seq_length"), Sizes(2, 16, 576, 1024), 77, _animatediff),
-        "UNetSpatioTemporalConditionModel": Family(Geometry(8, 1, 8), Sizes(2, 14, 576, 1024), 1, _svd),
+        "UNet3DConditionModel": Family(Geometry(8, 1, 8), Sizes(2, 16, 256, 256), 77, _modelscope, _SQUARE),
+        "UNetMotionModel": Family(
+            Geometry(8, 1, 8, max_frames_key="motion_max_seq_length"),
+            Sizes(2, 16, 576, 1024),
+            77,
+            _animatediff,
+            _SQUARE,
+        ),
+        "UNetSpatioTemporalConditionModel": Family(
+            Geometry(8, 1, 8), Sizes(2, 14, 576, 1024), 1, _svd, {"frames": "num_frames"}
+        ),
         "WanTransformer3DModel": Family(Geometry(8, 4, 16), Sizes(1, 81, 480, 832), 512, _wan),
     }
 )

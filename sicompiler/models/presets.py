@@ -19,7 +19,7 @@ class Preset:
         class_name: the class of diffusers.
         parameters: how many, in millions.
         config: what differs from the defaults of the class.
-        sizes: default sizes in pixels; None for those of the class.
+        sizes: default sizes in pixels; None for those its configuration or class says.
     """
 
     name: str
@@ -39,6 +39,7 @@ _ANIMATEDIFF = {
     "cross_attention_dim": 768,
     "num_attention_heads": 8,
     "motion_num_attention_heads": 8,
+    "motion_max_seq_length": 32,
     "use_motion_mid_block": True,
 }
 
@@ -46,7 +47,7 @@ _WAN_SMALL = {"num_attention_heads": 12, "attention_head_dim": 128, "ffn_dim": 8
 
 _ROWS = (
     Preset("svd", "UNetSpatioTemporalConditionModel", 1524.6, _SVD | {"num_frames": 14}),
-    Preset("svd-xt", "UNetSpatioTemporalConditionModel", 1524.6, _SVD | {"num_frames": 25}, Sizes(2, 25, 576, 1024)),
+    Preset("svd-xt", "UNetSpatioTemporalConditionModel", 1524.6, _SVD | {"num_frames": 25}),
     Preset("animatediff", "UNetMotionModel", 1312.7, _ANIMATEDIFF),
     Preset("modelscope", "UNet3DConditionModel", 1411.2, {"cross_attention_dim": 1024, "attention_head_dim": 64}),
     Preset("i2vgenxl", "I2VGenXLUNet", 1420.5),

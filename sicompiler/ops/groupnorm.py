@@ -1,64 +1,79 @@
 """GroupNorm in two passes, so that the axes it normalises over can be sliced.
 
-First pass: `group_stats` of each slice, merged by `merge_stats_`. Second pass: `group_apply`, free on every axis. Statistics are
-(count, mean, M2), M2 being the sum of squared deviations from the mean; two sets of entries A and B join exactly by
+First pass: `group_stats` of each slice, merged by `merge_stats_`. Second pass: `group_apply`, free on every axis.
+Statistics are (count, mean, M2), M2 being the sum of squared deviations from the mean; those of two sets of entries A
+and B join exactly:
 
     count = count_A + count_B,  d = mean_B - mean_A
     mean  = mean_A + d * count_B / count
     M2    = M2_A + M2_B + d**2 * count_A * count_B / count
 
-T. Chan, G. Golub, R. LeVeque: Updating formulae and a pairwise algorithm for computing sample variances (1979), and Algorithms for
-computing the sample variance: analysis and recommendations, The American Statistician 37 (1983).
+T. Chan, G. Golub, R. LeVeque: Updating formulae and a pairwise algorithm for computing sample variances (1979), and
+Algorithms for computing the sample variance: analysis and recommendations, The American Statistician 37 (1983).
 
-No operator here makes a temporary of the size of its input. Native ones do, or are slow, or lose digits, measured on torch 2.13 (CPU,
-[1, 320, 14, 36, 64] permuted from [14, 320, 36, 64], one thread): `aten.native_group_norm` copies a non-contiguous input; `aten.var_mean`
-does not, but takes 65 ms in float32 where ours takes 10 ms, and rounds statistics to bfloat16; `aten.batch_norm_update_stats` takes 14 ms in
-float32, is good for contiguous half input (3 ms), and makes a float32 copy of a permuted one.
+No operator here makes a temporary of the size of its input. Native ones do, or are slow, or lose digits. Measured on
+torch 2.13, one CPU thread, [1, 320, 14, 36, 64] permuted from [14, 320, 36, 64]:
+
+- `aten.native_group_norm` copies a non-contiguous input;
+- `aten.var_mean` does not, but takes 65 ms in float32 (here: 10 ms), and rounds statistics to the half dtype of its
+  input;
+- `aten.batch_norm_update_stats` takes 14 ms in float32; it is fast for contiguous half input, if given float32 running
+  statistics, but makes a float32 copy of any other; and it adds naively in float32: the variance of 2**24 entries is
+  wrong by 1e-3, of 2**15 by 1e-6, so it gets rows of at most 2**15 entries.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
 from sicompiler.errors import BadInput
 from sicompiler.ops.library import operator
 
-PIECE = 2**18
-"""Entries on which both passes work at a time on the CPU, to stay in cache: the only temporary of `group_stats`, 1 MiB in float32."""
+PIECE = 2**20
+"""Entries on which the CPU works at a time, to stay in cache: the only temporary of `group_stats`, 4 MiB in float32."""
+
+FUSED_ROW = 2**15
+"""Longest row given to `aten.batch_norm_update_stats` on the CPU."""
 
 _HALF = (torch.float16, torch.bfloat16)
 
 
-def stats_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Dtype of the statistics of a tensor of `dtype`: float64 for float64, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+def _working_dtype(x: torch.Tensor) -> torch.dtype:
+    """Dtype in which entries are added and scaled: float64 for float64, else float32."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _stats_dtype(x: torch.Tensor) -> torch.dtype:
+    """Dtype of statistics: float64, so that a thousand merges lose nothing (a few numbers per group cost nothing)."""
+    return torch.float32 if x.device.type == "mps" else torch.float64
 
 
 def _check(x: torch.Tensor, groups: int) -> None:
     if x.dim() < 2 or x.shape[1] % groups:
-        raise BadInput(f"GroupNorm needs [n, c, ...] with c a multiple of the {groups} groups, got shape {tuple(x.shape)}")
+        raise BadInput(
+            f"GroupNorm needs [n, c, ...] with c a multiple of the {groups} groups, got shape {tuple(x.shape)}"
+        )
 
 
 def _group_stats_fake(x: torch.Tensor, groups: int) -> torch.Tensor:
     _check(x, groups)
-    return x.new_empty((x.shape[0], groups, 3), dtype=stats_dtype(x.dtype))
+    return x.new_empty((x.shape[0], groups, 3), dtype=_stats_dtype(x))
 
 
 @operator("group_stats(Tensor x, SymInt groups) -> Tensor", _group_stats_fake)
 def group_stats(x: torch.Tensor, groups: int) -> torch.Tensor:
     """Statistics of each group of channels, over the channels of the group and all dims behind.
 
-    The channels are joined in float64 (a few thousand numbers), then rounded once.
-
     Args:
         x: [n, c, ...], any strides, float64, float32, bfloat16 or float16.
         groups: number of groups; divides c.
 
     Returns:
-        [n, groups, 3]: count, mean, M2; float64 for float64 `x`, else float32. To merge many slices, give `merge_stats_` a float64
-        accumulator.
+        [n, groups, 3]: count, mean, M2, in float64 whatever the dtype of `x` (float32 on mps, which has no float64): a
+        few numbers per group cost nothing, and a thousand merges lose nothing. Entries are added in float32 (float64
+        for float64 `x`).
 
     Raises:
         BadInput: `x` has less than two dims, or `groups` does not divide c.
@@ -68,58 +83,72 @@ def group_stats(x: torch.Tensor, groups: int) -> torch.Tensor:
     rest = 1
     for size in x.shape[2:]:
         rest *= size
-    if x.numel() == 0:
-        return x.new_zeros((n, groups, 3), dtype=stats_dtype(x.dtype))
-    # [n * c, pieces] with the counts of the pieces in [pieces]: means and M2 are joined over channels and pieces together
-    count, mean, m2 = _channel_stats(x, rest)
-    count = count.expand(channels // groups, -1).reshape(-1)
-    mean, m2 = mean.view(n, groups, -1), m2.view(n, groups, -1)
+    dtype = _stats_dtype(x)
     total = rest * (channels // groups)
+    if x.numel() == 0:
+        return x.new_zeros((n, groups, 3), dtype=dtype)
+    if x.numel() <= PIECE:
+        copy = torch.empty(x.shape, dtype=_working_dtype(x), device=x.device).copy_(x).view(n, groups, total)
+        means = copy.mean(2, keepdim=True)
+        squares = copy.sub_(means).square_().sum(2)
+        means = means.squeeze(2)
+        return torch.stack((torch.full_like(means, total, dtype=dtype), means.to(dtype), squares.to(dtype)), 2)
+    found = _fused_moments(x, rest)
+    if found is None:
+        found = _moments_in_pieces(x, rest)
+    # counts [parts], means and M2 [n * c, parts]: the parts of all channels of a group are joined at once
+    count = found[0].expand(channels // groups, -1).reshape(-1)
+    mean, m2 = (part.view(n, groups, -1) for part in found[1:])
     joint = (mean * count).sum(2, keepdim=True) / total
     m2 = (m2 + (mean - joint).square_() * count).sum(2)
     joint = joint.squeeze(2)
-    return torch.stack((torch.full_like(joint, total), joint, m2), 2).to(stats_dtype(x.dtype))
+    return torch.stack((torch.full_like(joint, total), joint, m2), 2)
 
 
-def _channel_stats(x: torch.Tensor, rest: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Count [pieces], mean and M2 [n * c, pieces] of each channel, in float64."""
-    if x.device.type == "cuda" or (x.device.type == "cpu" and x.dtype in _HALF and x.is_contiguous()):
-        return _channel_stats_direct(x, rest)
+def _moments_in_pieces(x: torch.Tensor, rest: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Count [parts], mean and M2 [n * c, parts] of each channel of `x`, by copies of one piece after the other."""
     n, channels = x.shape[0], x.shape[1]
     pieces = list(_pieces(x.shape[2:], PIECE))
-    few = max(1, PIECE // rest)
-    scratch = torch.empty(min(few * rest, max(PIECE, few)), dtype=stats_dtype(x.dtype), device=x.device)
-    mean = torch.empty((n, channels, len(pieces)), dtype=torch.float64, device=x.device)
+    few = min(channels, max(1, PIECE // rest))
+    scratch = x.new_empty(min(few * rest, PIECE), dtype=_working_dtype(x))
+    count = x.new_empty(len(pieces), dtype=_stats_dtype(x))
+    mean = x.new_empty((n, channels, len(pieces)), dtype=_stats_dtype(x))
     m2 = torch.empty_like(mean)
-    count = torch.empty(len(pieces), dtype=torch.float64, device=x.device)
     for column, piece in enumerate(pieces):
         for sample in range(n):
             for low in range(0, channels, few):
-                source = x[(slice(sample, sample + 1), slice(low, low + few), *piece)]
+                source = x[(sample, slice(low, low + few), *piece)]
                 copy = scratch[: source.numel()]
                 copy.view(source.shape).copy_(source)
-                copy = copy.view(source.shape[1], -1)
-                part = copy.mean(1, keepdim=True)
-                mean[sample, low : low + few, column : column + 1] = part
-                m2[sample, low : low + few, column] = copy.sub_(part).square_().sum(1)
-        count[column] = copy.shape[1]
+                copy = copy.view(source.shape[0], -1)
+                center = copy.mean(1, keepdim=True)
+                mean[sample, low : low + few, column : column + 1] = center
+                m2[sample, low : low + few, column] = copy.sub_(center).square_().sum(1)
+                count[column] = copy.shape[1]
     return count, mean.view(n * channels, -1), m2.view(n * channels, -1)
 
 
-def _channel_stats_direct(x: torch.Tensor, rest: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As `_channel_stats`, by torch's BatchNorm with one channel per sample and channel: no pieces."""
-    scratch = None
-    found = []
-    for sample in [_one_sample(x)] if _mergeable(x) else [sample.unsqueeze(0) for sample in x.unbind(0)]:
-        if x.device.type == "cpu":
-            # running statistics in float32: without them, the CPU kernel rounds the results to the half dtype of x
-            scratch = torch.zeros(sample.shape[1])
-        found.append(torch.ops.aten.batch_norm_update_stats.default(sample, scratch, scratch, 0.0))
-    mean, var = (torch.cat(parts).double().view(-1, 1) for parts in zip(*found, strict=True))
-    return torch.full((1,), rest, dtype=torch.float64, device=x.device), mean, var.mul_(rest)
+def _fused_moments(x: torch.Tensor, rest: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+    """As `_moments_in_pieces`, by the kernel of BatchNorm and without a copy; None where that is not good at it."""
+    n, channels = x.shape[0], x.shape[1]
+    parts, scratch = 1, None
+    if x.device.type == "cpu" and x.dtype in _HALF and x.is_contiguous():
+        while rest % parts or rest // parts > FUSED_ROW:
+            parts += 1
+        if rest // parts < FUSED_ROW // 64 and parts > 1:
+            return None
+        samples = [x.view(1, n * channels * parts, rest // parts)]
+        scratch = torch.zeros(n * channels * parts)  # without running statistics in float32 the results are rounded
+    elif x.device.type == "cuda":
+        samples = [_one_sample(x)] if _mergeable(x) else [sample.unsqueeze(0) for sample in x.unbind(0)]
+    else:
+        return None
+    found = [torch.ops.aten.batch_norm_update_stats.default(sample, scratch, scratch, 0.0) for sample in samples]
+    mean, var = (torch.cat(each).to(_stats_dtype(x)).view(n * channels, parts) for each in zip(*found, strict=True))
+    return torch.full((parts,), rest // parts, dtype=mean.dtype, device=x.device), mean, var.mul_(rest // parts)
 
 
-def _pieces(shape: torch.Size, limit: int) -> Iterator[tuple[slice, ...]]:
+def _pieces(shape: Sequence[int], limit: int) -> Iterator[tuple[slice, ...]]:
     """Cut a box of `shape` into boxes of at most `limit` entries each (at least one)."""
     volume = 1
     for size in shape:
@@ -152,11 +181,11 @@ def _merge_stats_fake(acc: torch.Tensor, part: torch.Tensor) -> None:
 
 @operator("merge_stats_(Tensor(a!) acc, Tensor part) -> ()", _merge_stats_fake)
 def merge_stats_(acc: torch.Tensor, part: torch.Tensor) -> None:
-    """Join the statistics `part` of one more slice into `acc`, in place, in the dtype of `acc` (take float64).
+    """Join the statistics of one more slice into `acc`, in place, in the dtype of `acc`.
 
     Args:
         acc: [n, groups, 3]: count, mean, M2 of the slices before; zeros for none.
-        part: [n, groups, 3], of the same or a narrower dtype.
+        part: [n, groups, 3].
 
     Raises:
         BadInput: the shapes differ.
@@ -189,9 +218,9 @@ def group_apply(
 ) -> torch.Tensor:
     """Normalise each group of channels with given statistics, then scale and shift each channel.
 
-    Computes `(x - mean) / sqrt(M2 / count + eps) * weight + bias` as one multiply-add per entry in float32 (float64 for float64 `x`),
-    as aten.native_group_norm does. Slices of any dim may be given, of channels together with the `stats`, `weight` and `bias` of the same
-    whole groups.
+    Computes `(x - mean) / sqrt(M2 / count + eps) * weight + bias` as one multiply-add per entry, in float32 (float64
+    for float64 `x`), as aten.native_group_norm does. Slices of any dim may be given; slices of channels along with
+    those of `stats`, `weight` and `bias` that belong to the same whole groups.
 
     Args:
         x: [n, c, ...], any strides.
@@ -208,7 +237,7 @@ def group_apply(
     """
     _check(x, stats.shape[1])
     n, channels, groups = x.shape[0], x.shape[1], stats.shape[1]
-    dtype = stats_dtype(x.dtype)
+    dtype = _working_dtype(x)
     per_group = (n, groups, channels // groups)
     scale = torch.rsqrt(stats[:, :, 2:] / stats[:, :, :1] + eps)
     if weight is not None:
@@ -230,10 +259,10 @@ def group_apply(
 
 
 def _scale_shift_half(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, result: torch.Tensor) -> None:
-    """`result = x * scale + shift` in float32 for half `x` on the CPU, where addcmul would convert all of `x` to float32 first.
+    """`result = x * scale + shift` in float32 for half `x` on the CPU, where addcmul would make a float32 copy of `x`.
 
-    BatchNorm in eval mode takes parameters in float32, but is fast for contiguous tensors only: others are copied, piece by piece, to
-    where the result goes, and normalised there in place.
+    BatchNorm in eval mode takes parameters in float32, but is fast for contiguous tensors only: others are copied,
+    piece by piece, to where the result goes, and normalised there in place.
     """
     if x.is_contiguous():
         _batch_norm(_one_sample(x), scale.view(-1), shift.view(-1), _one_sample(result))

@@ -13,12 +13,13 @@ from sicompiler.errors import BadInput
 def sliced_loop(body: Callable[..., object], size: int, slice_length: int, *operands: Any) -> None:
     """Call `body(*operands, start, length)` for each slice of an axis.
 
-    All slices have `slice_length` entries but the last, which has what is left (the memory is planned with `slice_length`; for slices of
-    nearly equal length pass `ceil(size / k)`). The body returns nothing that is kept: it writes its results into operands that were
-    allocated before, by `write_slice_` and `merge_stats_`. The slices run in order; an exception ends the loop and goes to the caller.
+    All slices have `slice_length` entries but the last, which has what is left: memory is planned with `slice_length`,
+    and the operators of the body see at most two shapes. (For slices of nearly equal length pass `ceil(size / k)`.) The
+    body returns nothing that is kept: it writes its results into operands that were allocated before, by `write_slice_`
+    and `merge_stats_`. The slices run in order; an exception ends the loop and goes to the caller.
 
     Args:
-        body: the operators of the region for one slice, usually an `fx.GraphModule` that is an attribute of the outer GraphModule.
+        body: the operators of the region for one slice, usually an `fx.GraphModule`, an attribute of the outer one.
         size: length of the axis, in entries.
         slice_length: entries of a slice, at least 1.
         *operands: what the body reads and writes, whole.
@@ -32,6 +33,6 @@ def sliced_loop(body: Callable[..., object], size: int, slice_length: int, *oper
         body(*operands, start, min(slice_length, size - start))
 
 
-# As `sicompiler.ops.sliced_loop` it prints readably in GraphModule.code; without the mark, fx would remove the node: it has no users.
+# So that it prints as `sicompiler.ops.sliced_loop` in GraphModule.code, and is not removed as dead: it has no users.
 sliced_loop.__module__ = "sicompiler.ops"
 torch.fx.node.has_side_effect(sliced_loop)

@@ -1,8 +1,8 @@
 """Reading and writing one slice of a whole value.
 
-The sliced dim of a value may be a merged one: `size == outer * n * inner`, where the axis is the factor of length `n`, as the frames in
-`(batch frames)` or the height in `(height width)`. A slice takes `length` of the `n` entries from `start` on, within each of the
-`outer` repetitions, so its dim has the size `outer * length * inner`.
+The sliced dim of a value may be a merged one: `size == outer * n * inner`, where the axis is the factor of length `n`,
+as the frames in `(batch frames)` or the height in `(height width)`. A slice takes `length` of the `n` entries from
+`start` on, within each of the `outer` repetitions, so its dim has the size `outer * length * inner`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from sicompiler.ops.library import operator
 def dense_strides(shape: Sequence[int], like: Sequence[int]) -> list[int]:
     """Strides of a dense tensor of `shape` whose dims lie in memory in the order of the strides `like`.
 
-    Equal strides (expanded dims, which have the stride 0) keep the order of the dims. For a tensor without expanded dims this is what
-    `torch.empty_like(..., memory_format=torch.preserve_format)` infers.
+    Equal strides (expanded dims, which have the stride 0) keep the order of the dims. For a tensor without expanded
+    dims this is what `torch.empty_like(..., memory_format=torch.preserve_format)` infers.
     """
     strides = [1] * len(shape)
     step = 1
@@ -57,7 +57,8 @@ def _copy_slice_fake(whole: torch.Tensor, dim: int, outer: int, inner: int, star
 
 
 @operator(
-    "copy_slice(Tensor whole, int dim, SymInt outer, SymInt inner, SymInt start, SymInt length) -> Tensor", _copy_slice_fake
+    "copy_slice(Tensor whole, int dim, SymInt outer, SymInt inner, SymInt start, SymInt length) -> Tensor",
+    _copy_slice_fake,
 )
 def copy_slice(whole: torch.Tensor, dim: int, outer: int, inner: int, start: int, length: int) -> torch.Tensor:
     """Copy one slice out of a whole value.
@@ -71,7 +72,8 @@ def copy_slice(whole: torch.Tensor, dim: int, outer: int, inner: int, start: int
         length: number of entries.
 
     Returns:
-        [..., outer * length * inner, ...]: new memory, dense, dims in memory in the order of `whole` (see `dense_strides`).
+        [..., outer * length * inner, ...]: new memory, dense, with the dims in the order of `whole` (see
+        `dense_strides`).
 
     Raises:
         BadInput: `dim` can't be split in (outer, n, inner).
@@ -92,7 +94,8 @@ def _write_slice_fake(
 
 
 @operator(
-    "write_slice_(Tensor(a!) whole, Tensor part, int dim, SymInt outer, SymInt inner, SymInt start, SymInt length) -> ()",
+    "write_slice_(Tensor(a!) whole, Tensor part, int dim, SymInt outer, SymInt inner, SymInt start, SymInt length)"
+    " -> ()",
     _write_slice_fake,
 )
 def write_slice_(
@@ -110,7 +113,8 @@ def write_slice_(
         length: number of entries.
 
     Raises:
-        BadInput: `part` has another shape or dtype than the slice (a plain copy would broadcast or round), or `dim` can't be split.
+        BadInput: `part` has another shape or dtype than the slice (a plain copy would broadcast or round it), or `dim`
+            can't be split in (outer, n, inner).
         RuntimeError: the slice reaches beyond the end of the axis.
     """
     dim %= whole.dim()

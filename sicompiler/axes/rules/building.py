@@ -52,6 +52,7 @@ def described(
     whole: Iterable[str] = (),
     reduce: Iterable[str] = (),
     stats: Iterable[str] = (),
+    merge: Iterable[str] = (),
     windows: Mapping[str, Window] | None = None,
 ) -> FactorMap:
     """Build the map of a call from the labels of its dims, reading the sizes off the call.
@@ -67,6 +68,7 @@ def described(
         whole: factors of kind WHOLE; those that turn out to be of size 1 are dropped, as in the next three.
         reduce: factors of kind REDUCE.
         stats: factors of kind STATS.
+        merge: factors of kind MERGE.
         windows: factors of kind WINDOW.
     """
     given, windowed = dict(sizes or {}), dict(windows or {})
@@ -94,13 +96,17 @@ def described(
 
     tidy = [clean(labels, spec) for labels, spec in tensors]
     used = {name for dims in tidy for names in dims for name in names}
+    reduce, stats, merge, whole = tuple(reduce), tuple(stats), tuple(merge), tuple(whole)
+    kinds = (*reduce, *stats, *merge, *whole)
+    order = [*(name for name in found if name not in kinds), *kinds]  # kinds print in the order the rule lists them
     return FactorMap.of(
         tidy[: len(operands)],
         tidy[len(operands) :],
-        {name: size for name, size in found.items() if name in used},
+        {name: found[name] for name in order if name in used},
         whole=[name for name in whole if name in used],
         reduce=[name for name in reduce if name in used],
         stats=[name for name in stats if name in used],
+        merge=[name for name in merge if name in used],
         windows={name: window for name, window in windowed.items() if name in used},
     )
 

@@ -32,10 +32,8 @@ def _paddings(call: OpCall, windows: list[Window]) -> list[Window]:
 
 def is_tiling(window: Window, size: int, result_size: int) -> bool:
     """Whether the windows lie side by side and use up the whole dim."""
-    dense = window.kernel == 1 or window.dilation == 1
-    return dense and window.pad_lo == window.pad_hi == 0 and window.kernel == window.stride and (
-        result_size * window.kernel == size
-    )
+    side_by_side = window.kernel == window.stride and (window.kernel == 1 or window.dilation == 1)
+    return side_by_side and window.pad_lo == window.pad_hi == 0 and result_size * window.kernel == size
 
 
 @rule(aten.conv1d.default, aten.conv2d.default, aten.conv3d.default)
@@ -68,7 +66,8 @@ def conv(call: OpCall) -> FactorMap:
     bias = [[channels]] if call["bias"] is not None else []
     operands = [[*batch, "g ci" if groups > 1 else "ci", *source], [channels, "ci", *kernels], *bias]
     whole = [*kernels, "co"] if groups > 1 else kernels
-    return described(call, operands, [[*batch, channels, *space]], sizes=sizes, whole=whole, reduce=["ci"], windows=kept)
+    results = [[*batch, channels, *space]]
+    return described(call, operands, results, sizes=sizes, whole=whole, reduce=["ci"], windows=kept)
 
 
 @rule(aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)

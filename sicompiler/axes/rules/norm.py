@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from sicompiler.axes.factor_map import FactorMap
-from sicompiler.axes.registry import OpCall, rule
+from sicompiler.axes.registry import OpCall, TensorSpec, rule
 from sicompiler.axes.rules.building import described, letters, opaque
 from sicompiler.axes.rules.conv import SPACE
 
@@ -17,7 +17,7 @@ def batch_norm(call: OpCall) -> FactorMap:
     """`([n, c, l], [c], [c], [c], [c]) -> ([n, c, l])` with running statistics: pointwise."""
     if call["training"] or call["running_mean"] is None:
         return opaque(call)
-    labels = _channels_second(call)
+    labels = channels_second(call["input"])
     return described(call, [labels, *[["c"]] * (len(call.operands) - 1)], [labels])
 
 
@@ -25,7 +25,7 @@ def batch_norm(call: OpCall) -> FactorMap:
 def group_norm(call: OpCall) -> FactorMap:
     """`([n, g c, h, w], [g c], [g c]) -> ([n, g c, h, w]) stats={c, h, w}`."""
     groups = call["num_groups"]
-    labels = _channels_second(call)
+    labels = channels_second(call["input"])
     labels[1] = "g c"
     sizes = {"g": groups, "c": call["input"].shape[1] // groups}
     affine = [["g c"]] * (len(call.operands) - 1)
@@ -37,7 +37,7 @@ def instance_norm(call: OpCall) -> FactorMap:
     """`([n, c, h, w], [c], [c]) -> ([n, c, h, w]) stats={h, w}`, with the statistics of the input."""
     if call["running_mean"] is not None or not call["use_input_stats"]:
         return opaque(call)
-    labels = _channels_second(call)
+    labels = channels_second(call["input"])
     return described(call, [labels, *[["c"]] * (len(call.operands) - 1)], [labels], stats=labels[2:])
 
 
@@ -50,7 +50,8 @@ def layer_norm(call: OpCall) -> FactorMap:
     return described(call, [names, *affine], [names] * len(call.results), whole=normalised)
 
 
-def _channels_second(call: OpCall) -> list[str]:
-    count = len(call["input"].shape) - 2
+def channels_second(tensor: TensorSpec) -> list[str]:
+    """Names of the dims of a tensor `[n, c, *space]`."""
+    count = len(tensor.shape) - 2
     space = [] if count == 0 else SPACE.get(count) or letters(count, avoid="ngc")
     return ["n", "c", *space]

@@ -39,9 +39,9 @@ pointwise(aten.resolve_conj.default, aten.resolve_neg.default)
 # Activations.
 pointwise(aten.silu.default, aten.gelu.default, aten.relu.default, aten.relu6.default, aten.elu.default)
 pointwise(aten.celu.default, aten.selu.default, aten.mish.default, aten.sigmoid.default, aten.log_sigmoid.default)
-pointwise(aten.softplus.default, aten.softsign.default, aten.hardtanh.default, aten.hardsigmoid.default)
+pointwise(aten.softplus.default, aten.hardtanh.default, aten.hardsigmoid.default)
 pointwise(aten.hardswish.default, aten.leaky_relu.default, aten.threshold.default, aten.logit.default)
-pointwise(aten.hardshrink.default, aten.softshrink.default, aten.tanhshrink.default)
+pointwise(aten.hardshrink.default, aten.softshrink.default)
 
 # Two operands, and one operand with a number.
 pointwise(aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar, aten.rsub.Tensor, aten.rsub.Scalar)

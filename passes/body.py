@@ -1,0 +1,109 @@
+"""Emit the body of a region: its sliced operators, reading narrowed values, with baked sizes scaled to the slice."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import fx
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from sicompiler.axes.factor_map import Slicing
+from sicompiler.axes.resize import bakes_sizes, resize
+from sicompiler.axes.table import Operand, Transfer
+from sicompiler.passes.edit import inherit
+from sicompiler.region import GraphView, Region
+
+aten = torch.ops.aten
+
+Length = int | fx.Node
+
+
+class BodyEmitter:
+    """Copies the sliced operators of a region into a graph.
+
+    Args:
+        view: the graph the region is of.
+        region: what to copy.
+        graph: where to.
+        mode: the fake mode of the graph's values.
+        length: length of the slice: a number, or the node that holds it.
+        whole: gives the node that holds a whole value.
+        narrowed: gives the node that holds one slice of a whole value.
+    """
+
+    def __init__(
+        self,
+        view: GraphView,
+        region: Region,
+        graph: fx.Graph,
+        mode: FakeTensorMode,
+        length: Length,
+        whole: Callable[[Operand], fx.Node],
+        narrowed: Callable[[Operand, Slicing], fx.Node],
+    ) -> None:
+        self.view, self.region, self.graph, self.mode = view, region, graph, mode
+        self.length, self.whole, self.narrowed = length, whole, narrowed
+        self.made: dict[int, fx.Node] = {}
+        self._multiples: dict[int, Length] = {}
+
+    def times(self, factor: int) -> Length:
+        """`factor` slices' worth of entries."""
+        if isinstance(self.length, int):
+            return factor * self.length
+        if factor == 1:
+            return self.length
+        if factor not in self._multiples:
+            node = self.graph.call_function(operator.mul, (self.length, factor))
+            node.meta["val"] = self.length.meta["val"] * factor
+            self._multiples[factor] = node
+        return self._multiples[factor]
+
+    def emit(self, position: int) -> fx.Node:
+        """Copy one sliced operator."""
+        old, transfer = self.view.facts.nodes[position], self.region.sliced[position]
+        occurrences = iter(self._operands(position, transfer))
+        args, kwargs = _ordered(old)
+        args, kwargs = fx.node.map_arg((args, kwargs), lambda _: next(occurrences))
+        target = old.target
+        result = transfer.results[0]
+        if isinstance(target, OpOverload) and result is not None and bakes_sizes(target):
+            rank = len(self.view.facts.tensors[position][0].shape)
+            size = self.times(result.outer * result.inner)
+            args, kwargs = resize(target, args, kwargs, rank, result.dim, size)
+        if target is aten.view.default:  # a slice may not be viewable where the whole value is
+            target, kwargs = aten.reshape.default, {}
+            args = (args[0], args[1])
+        assert callable(target)
+        node = self.graph.call_function(target, tuple(args), dict(kwargs))
+        node.meta["val"] = evaluate(node, self.mode)
+        self.made[position] = inherit(node, old)
+        return node
+
+    def _operands(self, position: int, transfer: Transfer) -> Iterator[fx.Node]:
+        for (q, r), slicing in zip(self.view.table.operands[position], transfer.operands, strict=True):
+            if q in self.made:
+                yield self.made[q]
+            elif slicing is None:
+                yield self.whole((q, r))
+            else:
+                yield self.narrowed((q, r), slicing)
+
+
+def evaluate(node: fx.Node, mode: FakeTensorMode) -> Any:
+    """The fake value a call computes."""
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+    assert callable(node.target)
+    with mode, torch.no_grad():
+        return node.target(*args, **kwargs)
+
+
+def _ordered(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of a call, the keyword ones in schema order, so that tensors occur as in the axis table."""
+    if not isinstance(node.target, OpOverload):
+        return node.args, dict(node.kwargs)
+    names = [a.name for a in node.target._schema.arguments if a.name in node.kwargs]
+    return node.args, {name: node.kwargs[name] for name in names}

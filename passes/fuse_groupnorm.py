@@ -1,0 +1,45 @@
+"""Fuse: statistics and application of a group norm that no loop has parted are one operator again."""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from sicompiler.capture import Program
+from sicompiler.passes.edit import inherit, insert_call
+
+aten = torch.ops.aten
+ops = torch.ops.sicompiler
+
+
+def fuse_groupnorm(program: Program) -> None:
+    """Put group norms together again, in the graph and in the bodies of its loops.
+
+    Before: `s = group_stats(x, groups); y = group_apply(x, s, w, b, eps)`
+    After:  `y = group_norm(x, groups, w, b, eps)`
+    Exact: it is the operator the model called. Refuses a strided `x`, which the fused kernel would copy whole, where the
+    two passes need no copy.
+    """
+    _fuse(program, program.graph_module)
+
+
+def _fuse(program: Program, module: fx.GraphModule) -> None:
+    graph = module.graph
+    for node in graph.find_nodes(op="call_function", target=ops.group_apply.default):
+        x, stats, *rest = node.args
+        if (
+            stats.target is ops.group_stats.default
+            and stats.args[0] is x
+            and len(stats.users) == 1
+            and x.meta["val"].is_contiguous()
+        ):
+            with graph.inserting_before(node):
+                args = (x, stats.args[1], *rest)
+                fused = insert_call(graph, program.fake_mode, aten.group_norm.default, args)
+            node.replace_all_uses_with(inherit(fused, node))
+            graph.erase_node(node)
+            graph.erase_node(stats)
+    for child in module.children():
+        if isinstance(child, fx.GraphModule):
+            _fuse(program, child)
+    module.recompile()

@@ -1,0 +1,353 @@
+"""From a captured program to a plan, and from a plan to a rewritten program."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from sicompiler.axes.factor_map import Slicing
+from sicompiler.axes.table import AxisTable
+from sicompiler.capture import Program, Source, fingerprint
+from sicompiler.cost import MACHINES, Machine
+from sicompiler.errors import OverBudget
+from sicompiler.facts.kernels import node_workspaces
+from sicompiler.facts.lifetimes import lifetimes
+from sicompiler.facts.storages import GraphFacts, Origin, graph_facts
+from sicompiler.facts.timeline import Timeline, timeline
+from sicompiler.passes.loop import outline_loops
+from sicompiler.passes.manager import Observer, run_stage
+from sicompiler.passes.outer import Inner, extract_inner, wrap_outer
+from sicompiler.plan import OuterLoop, Plan, RegionPlan
+from sicompiler.planners.candidates import Evaluator, axis_labels, candidates
+from sicompiler.planners.dp import Choice, Problem, Solution, floor, solve
+from sicompiler.region import GraphView, Region, Walk
+from sicompiler.units import format_bytes
+
+Progress = Callable[[str, int, int], None]  # what is being done, how much of it is done, out of how much
+
+OUTER_HOISTED_BYTES = 2**16  # what the outer loop keeps for its whole length should be small
+HOT_SHARE = 0.002  # an operator is hot when it makes this share of the unsliced peak
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A legal program with everything known about it.
+
+    Attributes:
+        program: the graph.
+        view: facts, lifetimes and axis table.
+        line: timeline of the unsliced schedule.
+        extra_bytes: alive beside the graph all the time (what an outer loop holds whole).
+    """
+
+    program: Program
+    view: GraphView
+    line: Timeline
+    extra_bytes: int = 0
+
+    @property
+    def facts(self) -> GraphFacts:
+        """Sizes and aliases."""
+        return self.view.facts
+
+
+def study(program: Program, device_type: str, extra_bytes: int = 0) -> Graph:
+    """Collect the facts of a program."""
+    facts = graph_facts(program, device_type=device_type)
+    lives = lifetimes(facts)
+    view = GraphView(facts, lives, AxisTable(facts))
+    return Graph(program, view, timeline(facts, lives, node_workspaces(facts)), extra_bytes)
+
+
+def named_axes(graph: Graph) -> dict[str, tuple[int, Slicing]]:
+    """The axes of the inputs: every dim of more than one entry, named by input and dim."""
+    found: dict[str, tuple[int, Slicing]] = {}
+    for p, binding in enumerate(graph.program.bindings):
+        if binding.source is Source.INPUT and graph.facts.tensors[p]:
+            name = graph.facts.nodes[p].name
+            for dim, size in enumerate(graph.facts.tensors[p][0].shape):
+                if size > 1:
+                    found[f"{name}.{dim}"] = (p, Slicing(dim, 1, size, 1))
+    return found
+
+
+@dataclass(frozen=True)
+class OuterGraph:
+    """The graph of one slice of an outer loop, and where it came from."""
+
+    loop: OuterLoop
+    region: Region
+    inner: Inner
+    graph: Graph
+
+
+def outer_region(graph: Graph, seeds: dict[int, Slicing]) -> Region | None:
+    """The whole graph as one region along an axis of its inputs; None where some operator does not commute."""
+    walk = Walk(graph.view, graph.facts.num_placeholders, None, inputs=seeds, hoisted_bytes=OUTER_HOISTED_BYTES)
+    while walk.stop < len(graph.facts.nodes):
+        if walk.extend() is not None:
+            return None
+    region = walk.region()
+    for node in graph.facts.outputs:
+        transfer = region.sliced.get(graph.facts.position[node])
+        made = graph.view.tensor((graph.facts.position[node], 0)).storage
+        if transfer is None or transfer.results[0] is None or graph.facts.storages[made].origin is not Origin.VALUE:
+            return None
+    return region
+
+
+def outer_graphs(graph: Graph) -> Iterator[OuterGraph]:
+    """Every axis of the inputs that commutes with the whole graph, with the graph of one entry of it."""
+    covered: set[tuple[int, Slicing]] = set()
+    for name, (p, slicing) in named_axes(graph).items():
+        if (p, slicing) in covered:
+            continue
+        region = outer_region(graph, {p: slicing})
+        if region is None:
+            continue
+        covered |= {(read.value[0], read.slicing) for read in region.reads} | {(p, slicing)}
+        loop = OuterLoop(name, slicing.size, 1, ((p, slicing),))
+        yield make_outer(graph, loop, region)
+
+
+def make_outer(graph: Graph, loop: OuterLoop, region: Region) -> OuterGraph:
+    """Cut out the graph of one slice and study it."""
+    inner = extract_inner(graph.program, graph.view, region, loop.slice_length)
+    facts = graph.facts
+    whole = facts.input_bytes
+    whole += sum(facts.storages[s].nbytes for s in {graph.view.tensor((facts.position[n], 0)).storage for n in facts.outputs})
+    hoisted = {s for p in region.hoisted for s in graph.view.made[p]}
+    whole += sum(facts.storages[s].nbytes for s in hoisted)
+    alone = study(inner.program, facts.device_type)
+    views = sum(
+        alone.facts.tensors[index][0].nbytes
+        for index, ((q, _), slicing) in enumerate(inner.operands)
+        if alone.facts.tensors[index] and not (slicing is not None and slicing.outer > 1)
+        if alone.facts.storages[alone.facts.tensors[index][0].storage].origin is Origin.INPUT
+    )
+    return OuterGraph(loop, region, inner, Graph(inner.program, alone.view, alone.line, max(whole - views, 0)))
+
+
+@dataclass(frozen=True)
+class Search:
+    """One graph ready to be planned: all candidates of it."""
+
+    graph: Graph
+    outer: OuterGraph | None
+    labels: list[dict[Slicing, str]]
+    problem: Problem
+
+    @property
+    def repeats(self) -> int:
+        """How often the graph runs."""
+        return self.outer.loop.slices if self.outer else 1
+
+
+def make_search(graph: Graph, outer: OuterGraph | None, machine: Machine, progress: Progress | None) -> Search:
+    """Collect the candidates of a graph."""
+    evaluator = Evaluator(graph.view, graph.line, machine)
+    labels = axis_labels(graph.view, named_axes(graph))
+    what = "regions" if outer is None else f"regions, one {outer.loop.axis} at a time"
+
+    def told(done: int, total: int) -> None:
+        if progress is not None:
+            progress(what, done, total)
+
+    hot = int(graph.line.peak_bytes * HOT_SHARE)
+    found = list(candidates(evaluator, labels, hot_bytes=hot, progress=told))
+    first = graph.facts.num_placeholders
+    return Search(graph, outer, labels, Problem(first, graph.line.live_bytes, evaluator.whole, found))
+
+
+@dataclass(frozen=True)
+class Planner:
+    """Everything known about one model at one input shape; gives a plan for any budget.
+
+    Attributes:
+        model: its name.
+        fingerprint: of the cleaned graph.
+        graph: the legal graph.
+        searches: the graph itself, and the graphs of possible outer loops.
+        weights_bytes: resident weights.
+        dtype: of the weights.
+        timings: seconds spent so far, by stage.
+    """
+
+    model: str
+    fingerprint: str
+    graph: Graph
+    searches: tuple[Search, ...]
+    weights_bytes: int
+    dtype: str
+    timings: dict[str, float]
+
+    @property
+    def unsliced_bytes(self) -> int:
+        """Peak of the unsliced schedule, weights included."""
+        return self.graph.line.peak_bytes + self.weights_bytes
+
+    def floor(self) -> tuple[int, str]:
+        """The smallest budget of any plan, weights included, and the operator that sets it."""
+        best, search = min(((floor(s.problem), s) for s in self.searches), key=lambda row: row[0].peak_bytes + row[1].graph.extra_bytes)
+        culprit = search.graph.facts.nodes[best.culprit]
+        return best.peak_bytes + search.graph.extra_bytes + self.weights_bytes, describe(culprit)
+
+    def plan(self, budget_bytes: int) -> Plan:
+        """The fastest plan within a budget.
+
+        Raises:
+            OverBudget: even the plan with the lowest peak is above the budget.
+        """
+        began = time.perf_counter()
+        floor_bytes, culprit = self.floor()
+        found: list[tuple[float, Solution, Search]] = []
+        for search in self.searches:
+            solution = solve(search.problem, budget_bytes - self.weights_bytes - search.graph.extra_bytes)
+            if solution is not None:
+                found.append((solution.seconds * search.repeats, solution, search))
+        if not found:
+            raise OverBudget(
+                f"{self.model} does not fit {format_bytes(budget_bytes)}: the floor is {format_bytes(floor_bytes)} "
+                f"({format_bytes(self.weights_bytes)} of weights + {format_bytes(floor_bytes - self.weights_bytes)} of activations), "
+                f"set by {culprit}. The nearest budget that works is gb={floor_bytes / 2**30 + 0.005:.2f}",
+                budget_bytes=budget_bytes,
+                floor_bytes=floor_bytes,
+                culprit=culprit,
+            )
+        seconds, solution, search = min(found, key=lambda row: row[0])
+        timings = {**self.timings, "plan": self.timings.get("plan", 0.0) + time.perf_counter() - began}
+        return Plan(
+            model=self.model,
+            fingerprint=self.fingerprint,
+            torch_version=torch.__version__.split("+")[0],
+            device=self.graph.facts.device_type,
+            dtype=self.dtype,
+            budget_bytes=budget_bytes,
+            weights_bytes=self.weights_bytes,
+            unsliced_peak_bytes=self.unsliced_bytes,
+            predicted_peak_bytes=solution.peak_bytes + search.graph.extra_bytes + self.weights_bytes,
+            floor_bytes=floor_bytes,
+            floor_operator=culprit,
+            outer=search.outer.loop if search.outer else None,
+            regions=tuple(_region_plan(search, choice) for choice in solution.choices),
+            seconds=seconds,
+            timings=timings,
+        )
+
+
+def _region_plan(search: Search, choice: Choice) -> RegionPlan:
+    candidate, nodes = choice.candidate, search.graph.facts.nodes
+    labels = search.labels[candidate.start]
+    return RegionPlan(
+        start=candidate.start,
+        stop=candidate.stop,
+        seed=candidate.seed,
+        axis=labels.get(candidate.seed, f"dim {candidate.seed.dim} of {nodes[candidate.start].name}"),
+        size=candidate.seed.size,
+        slice_length=choice.slice_length,
+        operators=sum(search.graph.facts.makes_storage(p) for p in range(candidate.start, candidate.stop)),
+        first=nodes[candidate.start].name,
+        last=nodes[candidate.stop - 1].name,
+        module=common_module(nodes[candidate.start : candidate.stop]),
+        peak_bytes=choice.peak_bytes,
+        seconds=choice.seconds,
+    )
+
+
+def module_path(node: torch.fx.Node) -> str:
+    """Path of the module a node was traced in; empty if unknown."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return str(list(stack.values())[-1][0]) if stack else ""
+
+
+def common_module(nodes: tuple[torch.fx.Node, ...]) -> str:
+    """The longest module path that all nodes share."""
+    paths = [module_path(n).split(".") for n in nodes if module_path(n)]
+    common: list[str] = []
+    for parts in zip(*paths, strict=False):
+        if len(set(parts)) > 1:
+            break
+        common.append(parts[0])
+    return ".".join(common)
+
+
+def describe(node: torch.fx.Node) -> str:
+    """Name, operator and module of a node, for messages."""
+    path = module_path(node)
+    return f"{node.name} ({node.target})" + (f" in {path}" if path else "")
+
+
+def make_planner(
+    program: Program,
+    *,
+    model: str,
+    weights_bytes: int,
+    dtype: str,
+    device_type: str,
+    machine: Machine | None = None,
+    progress: Progress | None = None,
+    observer: Observer | None = None,
+    timings: dict[str, float] | None = None,
+) -> Planner:
+    """Analyse a captured program.
+
+    Args:
+        program: from `capture`.
+        model: its name, for people.
+        weights_bytes: resident weights.
+        dtype: of the weights, for people.
+        device_type: "cpu" or "cuda": whose allocator and kernels to count with.
+        machine: cost model of the device; a default by device type.
+        progress: told about long work.
+        observer: shown every stage.
+        timings: seconds spent before (on the capture).
+    """
+    began = time.perf_counter()
+    clean = run_stage("clean", program, observer=observer)
+    mark = fingerprint(clean.graph_module.graph)
+    graph = study(run_stage("legal", clean, observer=observer), device_type)
+    analysed = time.perf_counter()
+    machine = machine or MACHINES[device_type]
+    searches = [make_search(graph, None, machine, progress)]
+    searches += [make_search(o.graph, o, machine, progress) for o in outer_graphs(graph)]
+    timings = {**(timings or {}), "analyse": analysed - began, "plan": time.perf_counter() - analysed}
+    return Planner(model, mark, graph, tuple(searches), weights_bytes, dtype, timings)
+
+
+def rewrite(program: Program, plan: Plan, *, observer: Observer | None = None) -> Program:
+    """Carry a plan out on a captured program.
+
+    Args:
+        program: from `capture`, of the model the plan was made for.
+        plan: what to do.
+        observer: shown every stage.
+
+    Raises:
+        StalePlan: the plan was made for another graph.
+    """
+    clean = run_stage("clean", program, observer=observer)
+    version = torch.__version__.split("+")[0]
+    plan.check(fingerprint=fingerprint(clean.graph_module.graph), torch_version=version, device=plan.device)
+    graph = study(run_stage("legal", clean, observer=observer), plan.device)
+    if plan.outer is None:
+        rewritten = _outline(graph, plan)
+    else:
+        region = outer_region(graph, dict(plan.outer.seeds))
+        assert region is not None, "the fingerprint matches, so the outer loop of the plan is legal"
+        outer = make_outer(graph, plan.outer, region)
+        rewritten = wrap_outer(graph.program, graph.view, region, outer.inner, _outline(outer.graph, plan))
+    return run_stage("rewritten", rewritten, observer=observer)
+
+
+def _outline(graph: Graph, plan: Plan) -> Program:
+    regions = []
+    for chosen in plan.regions:
+        walk = Walk(graph.view, chosen.start, chosen.seed)
+        while walk.stop < chosen.stop:
+            reason = walk.extend()
+            assert reason is None, f"region {chosen.first}..{chosen.last}: {reason}"
+        regions.append((walk.region(), chosen.slice_length))
+    return outline_loops(graph.program, graph.view, regions)

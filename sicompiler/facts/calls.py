@@ -1,0 +1,45 @@
+"""Calls of operators: arguments by their schema names, and the tensors among them in schema order."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import fx
+from torch._ops import OpOverload
+
+
+def bind(target: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Name the arguments of a call by the operator's schema and fill in the defaults."""
+    named: dict[str, Any] = {}
+    for position, argument in enumerate(target._schema.arguments):
+        if position < len(args) and not argument.kwarg_only:
+            named[argument.name] = args[position]
+        elif argument.name in kwargs:
+            named[argument.name] = kwargs[argument.name]
+        else:
+            named[argument.name] = argument.default_value
+    return named
+
+
+def flatten_tensors(arguments: Mapping[str, Any], is_tensor: Callable[[Any], bool]) -> list[Any]:
+    """The tensors among named arguments, in schema order, lists flattened, None left out."""
+    found: list[Any] = []
+    for argument in arguments.values():
+        items = argument if isinstance(argument, (list, tuple)) else (argument,)
+        found.extend(item for item in items if is_tensor(item))
+    return found
+
+
+def operands_of(node: fx.Node) -> tuple[tuple[fx.Node, int], ...]:
+    """The tensor operands of a node in schema order: the node that makes each, and which of its results it is."""
+    if node.target is operator.getitem:
+        source, index = node.args[0], node.args[1]
+        assert isinstance(source, fx.Node) and isinstance(index, int)
+        return ((source, index),)
+    if isinstance(node.target, OpOverload):
+        found = flatten_tensors(bind(node.target, node.args, node.kwargs), lambda a: isinstance(a, fx.Node))
+    else:
+        found = list(node.all_input_nodes)
+    return tuple((source, 0) for source in found)

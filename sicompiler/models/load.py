@@ -1,0 +1,188 @@
+"""What the user names on the command line becomes a model and one call of it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import inspect
+import json
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from sicompiler.errors import BadInput, SicompilerError
+from sicompiler.models.build import ModelCall, build_model, build_preset
+from sicompiler.models.inputs import FAMILIES
+from sicompiler.models.presets import PRESETS
+
+_DENOISERS = ("unet", "transformer")
+_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+
+
+def resolve(
+    spec: str,
+    *,
+    batch: int | None = None,
+    frames: int | None = None,
+    height: int | None = None,
+    width: int | None = None,
+    dtype: str | None = None,
+    fake: bool = True,
+    seed: int = 0,
+) -> ModelCall:
+    """Find the model a user means, and the example inputs of one call.
+
+    Args:
+        spec: a preset (`svd`), a local diffusers folder (of a pipeline or of a component; its configuration is enough),
+            or `package.module:function`, called with the sizes given here, that returns `(module, args, kwargs)`.
+        batch: rows of the batch; None for the default of the model, as for all sizes.
+        frames: video frames.
+        height: pixels.
+        width: pixels.
+        dtype: of weights and inputs; float16 by default.
+        fake: build presets and folders under fake tensors, which take no memory; else with random weights.
+        seed: of the random weights and inputs.
+
+    Raises:
+        BadInput: there is no such preset, folder or function, or it can't be used; the message says what is wrong.
+    """
+    sizes = {"batch": batch, "frames": frames, "height": height, "width": width}
+    path = Path(spec).expanduser()
+    if spec not in PRESETS:
+        if path.is_dir():
+            class_name, config = _read_folder(path)
+            return build_model(spec, class_name, config, sizes, dtype=dtype or "float16", fake=fake, seed=seed)
+        if _FUNCTION.fullmatch(spec):
+            given: dict[str, Any] = {
+                name: value for name, value in {**sizes, "dtype": dtype}.items() if value is not None
+            }
+            return _call_function(spec, given)
+        if path.exists():
+            raise BadInput(f"{spec} is a file; give the diffusers folder it is in, or package.module:function")
+        if os.sep in spec or spec.startswith((".", "~")):
+            raise BadInput(f"there is no folder {spec}; a model of the Hugging Face hub must be downloaded first")
+    return build_preset(spec, **sizes, dtype=dtype or "float16", fake=fake, seed=seed)
+
+
+def _read_folder(folder: Path) -> tuple[str, dict[str, Any]]:
+    """The class name and the configuration of the denoiser in a diffusers folder."""
+    index = folder / "model_index.json"
+    if index.is_file():
+        components = {name: row for name, row in _read_json(index).items() if isinstance(row, list)}
+        found = [name for name in _DENOISERS if name in components]
+        if not found:
+            raise BadInput(f"{index} has no {' or '.join(_DENOISERS)}, only {', '.join(components) or 'nothing'}")
+        folder = folder / found[0]
+    path = folder / "config.json"
+    if not path.is_file():
+        raise BadInput(f"there is no {path}; a diffusers folder has a model_index.json (pipeline) or a config.json")
+    config = _read_json(path)
+    class_name = config.get("_class_name")
+    if not isinstance(class_name, str):
+        raise BadInput(f"{path} has no _class_name, so it is no configuration of a diffusers model")
+    if class_name not in FAMILIES:
+        raise BadInput(
+            f"{path} is of class {class_name}, for which no example inputs are known (they are for "
+            f"{', '.join(FAMILIES)}); write a function that returns (module, args, kwargs) and name it instead, "
+            "as package.module:function"
+        )
+    return class_name, {key: value for key, value in config.items() if not key.startswith("_")}
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path} can't be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise BadInput(f"{path} must hold a JSON object, it holds a {type(content).__name__}")
+    return content
+
+
+def _call_function(spec: str, given: dict[str, Any]) -> ModelCall:
+    """Import and call `package.module:function` with the current folder importable."""
+    with _current_folder_importable():
+        function = _import_function(spec)
+        refused = _refused(function, given)
+        if refused:
+            raise BadInput(f"{spec} takes no {' or '.join(refused)}; add the argument to the function, or leave it out")
+        try:
+            result = function(**given)
+        except SicompilerError:
+            raise
+        except Exception as error:
+            raise BadInput(f"{spec} raised {_describe(error)}") from error
+    return _checked(spec, result)
+
+
+def _import_function(spec: str) -> Callable[..., Any]:
+    module_name, _, path = spec.partition(":")
+    try:
+        found: Any = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (module_name == error.name or module_name.startswith(f"{error.name}.")):
+            raise BadInput(f"there is no module {error.name!r}, looked in {Path.cwd()} and on sys.path") from error
+        raise BadInput(f"importing {module_name} raised {_describe(error)}") from error
+    except Exception as error:
+        raise BadInput(f"importing {module_name} raised {_describe(error)}") from error
+    for name in path.split("."):
+        if not hasattr(found, name):
+            raise BadInput(f"{module_name} has no {path!r}")
+        found = getattr(found, name)
+    if not callable(found):
+        raise BadInput(f"{spec} is a {type(found).__name__}, not a function")
+    function: Callable[..., Any] = found
+    return function
+
+
+def _refused(function: Callable[..., Any], given: dict[str, Any]) -> list[str]:
+    """The given keywords that a function does not take."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # a builtin without a signature: the call itself will tell
+        return []
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return []
+    taken = {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+    return [name for name in given if name not in taken]
+
+
+def _checked(spec: str, result: Any) -> ModelCall:
+    """The result of a user's function as a `ModelCall`."""
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensor
+
+    if not isinstance(result, tuple) or len(result) != 3:
+        what = f"a tuple of {len(result)}" if isinstance(result, tuple) else f"a {type(result).__name__}"
+        raise BadInput(f"{spec} must return (module, args, kwargs), it returned {what}")
+    module, args, kwargs = result
+    if not isinstance(module, torch.nn.Module):
+        raise BadInput(f"{spec} must return a torch.nn.Module first, it returned a {type(module).__name__}")
+    if not isinstance(args, (tuple, list)):
+        raise BadInput(f"{spec} must return a tuple of positional inputs second, it returned a {type(args).__name__}")
+    if not isinstance(kwargs, dict) or not all(isinstance(key, str) for key in kwargs):
+        raise BadInput(f"{spec} must return a dict of inputs by name third, it returned a {type(kwargs).__name__}")
+    modes = (p.fake_mode for p in module.parameters() if isinstance(p, FakeTensor))
+    return ModelCall(module, tuple(args), kwargs, spec, fake_mode=next(modes, None))
+
+
+def _describe(error: Exception) -> str:
+    """One line: the exception and where it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {error}{where}"
+
+
+@contextlib.contextmanager
+def _current_folder_importable() -> Iterator[None]:
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(here)

@@ -1,0 +1,1 @@
+"""Axis rules: printed forms, and every rule against the operator itself."""

@@ -1,0 +1,165 @@
+"""measure_peak: exact on known patterns of allocations, sees inside kernels, survives exceptions, refuses nesting."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sicompiler.errors import BadInput, SicompilerError
+from sicompiler.runtime.measure import MAX_POINTS, Peak, levels, measure_peak, thin
+from sicompiler.units import KIB, MIB
+
+
+def _block(nbytes: int) -> torch.Tensor:
+    return torch.empty(nbytes, dtype=torch.uint8)
+
+
+def test_known_allocations() -> None:
+    with measure_peak("cpu") as peak:
+        first = _block(MIB)
+        second = _block(2 * MIB)
+        del first
+        third = _block(KIB)
+        del second, third
+    assert peak.bytes == 3 * MIB
+    assert [level for _, level in peak.timeline()] == [0, MIB, 3 * MIB, 2 * MIB, 2 * MIB + KIB, KIB, 0]
+    assert peak.reserved_bytes is None
+    assert peak.allocated_at_entry is None
+    assert peak.method == "allocator events of torch.profiler"
+
+
+def test_nothing_allocated() -> None:
+    with measure_peak("cpu") as peak:
+        pass
+    assert peak.bytes == 0
+    assert peak.timeline() == [(0.0, 0)]
+
+
+def test_an_operator_and_its_result() -> None:
+    x, weight = torch.randn(64, 32), torch.randn(16, 32)
+    with measure_peak("cpu") as peak:
+        F.linear(x, weight)
+    assert peak.bytes == 64 * 16 * 4
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_buffers_inside_kernels_are_seen(threads: int) -> None:
+    x, weight = torch.randn(1, 4, 16, 16, dtype=torch.float64), torch.randn(8, 4, 3, 3, dtype=torch.float64)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with measure_peak("cpu") as peak:
+            F.conv2d(x, weight, padding=1)
+    finally:
+        torch.set_num_threads(before)
+    im2col = 4 * 9 * 16 * 16 * 8
+    assert peak.bytes == 8 * 16 * 16 * 8 + im2col
+
+
+def test_what_is_older_is_not_followed() -> None:
+    older = _block(4 * MIB)
+    with measure_peak("cpu") as peak:
+        del older
+        newer = _block(MIB)
+    assert peak.bytes == MIB
+    del newer
+    with measure_peak("cpu") as peak:  # the address of `newer` may come again
+        _block(MIB)
+    assert peak.bytes == MIB
+
+
+def test_repeated_measurements_agree() -> None:
+    x = torch.randn(2, 8, 32, 32)
+    found = set()
+    for _ in range(5):
+        with measure_peak("cpu") as peak:
+            y = F.silu(F.group_norm(x, 2))
+        found.add(peak.bytes)
+        del y
+        junk = [_block(n) for n in (100, 32 * KIB, 64 * KIB)]
+        del junk
+        gc.collect()
+    assert found == {2 * x.numel() * 4 + 2 * 2 * 2 * 4} | found and len(found) == 1
+
+
+def test_exceptions_pass_and_the_peak_stands() -> None:
+    with pytest.raises(ZeroDivisionError), measure_peak("cpu") as peak:
+        _block(MIB)
+        raise ZeroDivisionError
+    assert peak.bytes == MIB
+    with measure_peak("cpu") as again:
+        _block(KIB)
+    assert again.bytes == KIB
+
+
+def test_nesting_is_refused() -> None:
+    with measure_peak("cpu") as peak:
+        _block(MIB)
+        with pytest.raises(SicompilerError, match="inside another measure_peak"), measure_peak("cpu"):
+            pass
+        _block(2 * MIB)
+    assert peak.bytes == 2 * MIB
+
+
+def test_a_running_profiler_is_refused() -> None:
+    with torch.autograd.profiler.profile(), pytest.raises(SicompilerError, match="profiler"), measure_peak("cpu"):
+        pass
+    with measure_peak("cpu") as peak:
+        _block(KIB)
+    assert peak.bytes == KIB
+
+
+def test_other_devices_are_refused() -> None:
+    with pytest.raises(BadInput, match="cpu and cuda"), measure_peak("meta"):
+        pass
+
+
+def test_allocations_under_a_user_annotation_are_seen() -> None:
+    with measure_peak("cpu") as peak, torch.profiler.record_function("mine"):
+        _block(MIB)
+    assert peak.bytes == MIB
+
+
+def test_levels_of_new_blocks_only() -> None:
+    events = [(1, 10, 100), (2, 20, 50), (3, 99, -7), (4, 10, -100), (5, 10, 30)]
+    assert levels(events, only_new=True) == [(0, 0), (1, 100), (2, 150), (4, 50), (5, 80)]
+    assert levels(events, only_new=False)[3] == (3, 143)
+    lost = [(1, 10, 100), (2, 10, 60), (3, 10, -60)]  # the release of the first was not reported
+    assert levels(lost, only_new=True) == [(0, 0), (1, 100), (2, 60), (3, 0)]
+
+
+@given(st.lists(st.integers(-1000, 1000), max_size=300), st.integers(2, 40))
+def test_thinning_keeps_the_highest(values: list[int], limit: int) -> None:
+    points = list(enumerate(values))
+    kept = thin(points, limit)
+    assert len(kept) <= limit
+    assert kept == sorted(set(kept))
+    assert set(kept) <= set(points)
+    if values:
+        assert max(v for _, v in kept) == max(values)
+        assert min(v for _, v in kept) == min(values)
+
+
+def test_a_long_timeline_is_thinned() -> None:
+    peak = Peak(torch.device("cpu"), "made up", _points=[(i, i * 7919 % 100003) for i in range(20000)])
+    found = peak.timeline()
+    assert len(found) <= MAX_POINTS
+    assert max(level for _, level in found) == max(level for _, level in peak._points)
+
+
+@pytest.mark.gpu
+def test_cuda() -> None:
+    with measure_peak("cuda") as peak:
+        first = torch.empty(MIB, dtype=torch.uint8, device="cuda")
+        second = torch.empty(2 * MIB, dtype=torch.uint8, device="cuda")
+        del first, second
+    assert peak.bytes == 3 * MIB
+    assert peak.allocated_at_entry is not None
+    assert peak.reserved_bytes is not None
+    assert peak.reserved_bytes >= peak.bytes
+    assert max(level for _, level in peak.timeline()) == 3 * MIB
