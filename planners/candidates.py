@@ -18,6 +18,9 @@ from sicompiler.region import GraphView, Walk
 
 Floats = npt.NDArray[np.float64]
 
+MAX_OPERATORS = 96  # of one region; longer ones gain nothing, and an axis of the whole graph is the outer loop's
+MAX_SPAN = 8 * MAX_OPERATORS  # the same, views counted
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -87,84 +90,113 @@ class Evaluator:
         results = [_shortened(t, s, length) for t, s in zip(facts.tensors[p], transfer.results, strict=True)]
         return workspace_bytes(target, operands, results, facts.device_type)
 
-    def evaluate(self, walk: Walk, stop: int) -> tuple[npt.NDArray[np.int64], Floats]:
-        """Peak and time of a walk cut off at its present end, per slice length."""
-        view, start, size = self.view, walk.start, walk.size
-        storages, lives = view.facts.storages, view.lives
-        _, lengths = self.grid(size)
-        span = stop - start
-        unit = np.zeros(span + 1)
-        count = np.zeros(span + 1)
-        fixed_work = np.zeros(span)
-        unit_work = np.zeros(span)
-        written = 0.0
-        seconds = np.zeros_like(lengths)
-        taken: set[int] = set()
-        whole_bytes = 0
-        for p, transfer in walk.sliced.items():
-            seconds = seconds + self.seconds(p, size)
-            fixed_work[p - start], unit_work[p - start] = self.workspace(p, transfer, size)
+
+class Tally:
+    """Running sums over one growing walk, so that its peak and time at each end cost little.
+
+    Args:
+        evaluator: of the graph.
+        walk: grown by the caller, who calls `advance` after every operator.
+    """
+
+    def __init__(self, evaluator: Evaluator, walk: Walk) -> None:
+        self.evaluator, self.view, self.walk = evaluator, evaluator.view, walk
+        self.lengths = evaluator.grid(walk.size)[1]
+        self.seconds = np.zeros_like(self.lengths)
+        span = min(len(self.view.facts.nodes) - walk.start, MAX_SPAN)
+        self.unit = np.zeros(span)  # live bytes per unit of slice length, at each position
+        self.count = np.zeros(span)  # live slices, for the allocator's rounding
+        self.fixed_work = np.zeros(span)
+        self.unit_work = np.zeros(span)
+        self.ends: dict[int, int] = {}  # last reader so far of each storage the body makes
+        self.outlive: dict[int, tuple[int, int]] = {}  # storages needed after the body: node, result
+
+    def advance(self) -> None:
+        """Take in what the walk has sliced since the last call."""
+        walk, view, start = self.walk, self.view, self.walk.start
+        for p in sorted(walk.added):
+            transfer = walk.sliced[p]
+            self.seconds += self.evaluator.seconds(p, walk.size)
+            self.fixed_work[p - start], self.unit_work[p - start] = self.evaluator.workspace(p, transfer, walk.size)
             for storage in view.made[p]:
-                nbytes = storages[storage].nbytes
-                outlives = lives.last[storage] >= stop
-                merges = transfer.results[0] is None
-                end = max(p, walk.last_needed(storage, stop))
-                if outlives:
-                    index = next(i for i, t in enumerate(view.facts.tensors[p]) if t.storage == storage)
-                    slicing = transfer.results[index]
-                    reuse = None if slicing is None else walk.reusable((p, index), slicing, stop, taken)
-                    written += nbytes
-                    if reuse is None:
-                        whole_bytes += nbytes
-                    else:
-                        taken.add(view.tensor(reuse).storage)
-                        end = span + start - 1  # written when the input's slice has been read for the last time
-                if merges:
-                    fixed_work[p - start] += nbytes
+                if transfer.results[0] is None:
+                    self.fixed_work[p - start] += view.facts.storages[storage].nbytes
                 else:
-                    unit[p - start] += nbytes / size
-                    unit[end - start + 1] -= nbytes / size
-                    count[p - start] += 1
-                    count[end - start + 1] -= 1
-        read = 0.0
-        copied = 0.0
+                    self._live(storage, p, p)
+                    self.ends[storage] = p
+                index = next(i for i, t in enumerate(view.facts.tensors[p]) if t.storage == storage)
+                self.outlive[storage] = (p, index)
+            for q, r in view.table.operands[p]:
+                storage = view.facts.tensors[q][r].storage
+                end = self.ends.get(storage)
+                if end is not None and end < p:
+                    self._live(storage, end + 1, p)
+                    self.ends[storage] = p
+        walk.added.clear()
+        last = view.lives.last
+        for storage in [s for s in self.outlive if last[s] < walk.stop]:
+            del self.outlive[storage]
+
+    def _live(self, storage: int, first: int, last: int) -> None:
+        self._add(self.unit, self.count, self.view.facts.storages[storage].nbytes, first, last)
+
+    def _add(self, unit: Floats, count: Floats, nbytes: int, first: int, last: int) -> None:
+        start = self.walk.start
+        unit[first - start : last - start + 1] += nbytes / self.walk.size
+        count[first - start : last - start + 1] += 1
+
+    def evaluate(self) -> tuple[npt.NDArray[np.int64], Floats]:
+        """Peak and time if the walk ended here, per slice length."""
+        walk, view, evaluator = self.walk, self.view, self.evaluator
+        storages, machine, stop = view.facts.storages, evaluator.machine, walk.stop
+        span = stop - walk.start
+        unit, count = self.unit[:span].copy(), self.count[:span].copy()
+        whole_bytes = written = read = copied = 0
+        taken: set[int] = set()
+        for storage, value in self.outlive.items():
+            nbytes = storages[storage].nbytes
+            slicing = walk.sliced[value[0]].results[value[1]]
+            reuse = None if slicing is None else walk.reusable(value, slicing, stop, taken)
+            written += nbytes
+            if reuse is None:
+                whole_bytes += nbytes
+            else:  # written when the input's slice has been read for the last time
+                taken.add(view.tensor(reuse).storage)
+                self._add(unit, count, nbytes, self.ends[storage] + 1, stop - 1)
         for key, positions in walk.reads.items():
             tensor = view.tensor((key[0], key[1]))
             if storages[tensor.storage].origin is not Origin.WEIGHT:
                 read += tensor.nbytes
             if walk.copies(key):
-                first, last = min(positions), max(max(positions), walk.last_needed(tensor.storage, stop))
-                unit[first - start] += tensor.nbytes / size
-                unit[last - start + 1] -= tensor.nbytes / size
-                count[first - start] += 1
-                count[last - start + 1] -= 1
+                last = max(max(positions), walk.last_needed(tensor.storage, stop))
+                self._add(unit, count, tensor.nbytes, min(positions), last)
                 copied += tensor.nbytes
-        base = int(self.line.crossing_bytes[start])
-        hoist_peak, hoisted = self._hoisted(walk, stop)
-        whole_bytes += hoisted
-        seconds = seconds + sum(float(self.whole[p]) for p in walk.hoisted)
-        seconds = seconds + (read + written) / self.machine.memory_bandwidth + 2 * copied / self.machine.cache_bandwidth
-        seconds = seconds + np.ceil(size / lengths) * self.machine.launch_seconds * (len(walk.reads) + 1)
-        live = np.cumsum(unit[:-1])
-        slack = np.cumsum(count[:-1]) * (self.granule if self.granule > 1 else 0) + fixed_work
-        body = (live[None, :] + unit_work[None, :]) * lengths[:, None] + slack[None, :]
-        peak = base + whole_bytes + body.max(axis=1)
-        return np.maximum(np.ceil(peak), base + hoist_peak).astype(np.int64), seconds
+        base = int(evaluator.line.crossing_bytes[walk.start])
+        hoist_peak, hoisted_bytes, hoist_seconds = self._hoisted(stop)
+        fixed = self.fixed_work[:span] + (count * evaluator.granule if evaluator.granule > 1 else 0.0)
+        body = ((unit + self.unit_work[:span])[None, :] * self.lengths[:, None] + fixed[None, :]).max(axis=1)
+        peak = np.maximum(np.ceil(base + whole_bytes + hoisted_bytes + body), base + hoist_peak)
+        seconds = self.seconds + hoist_seconds + (read + written) / machine.memory_bandwidth
+        seconds = seconds + 2 * copied / machine.cache_bandwidth
+        seconds = seconds + np.ceil(walk.size / self.lengths) * machine.launch_seconds * (len(walk.reads) + 1)
+        return peak.astype(np.int64), seconds
 
-    def _hoisted(self, walk: Walk, stop: int) -> tuple[int, int]:
-        """Peak above the base while hoisted operators run, and what of them stays for the loop."""
-        view = self.view
+    def _hoisted(self, stop: int) -> tuple[int, int, float]:
+        """Peak above the base while hoisted operators run, what of them stays for the loop, and their time."""
+        view, walk = self.view, self.walk
         current = peak = kept = 0
-        for p in sorted(walk.hoisted):
-            made = sum(view.facts.storages[s].nbytes for s in view.made[p])
-            current += made
-            peak = max(peak, current + int(self.line.workspace_bytes[p]))
+        seconds = 0.0
+        for p in walk.hoisted:
+            made = view.made[p]
+            if not made:
+                continue
+            seconds += float(self.evaluator.whole[p])
+            current += sum(view.facts.storages[s].nbytes for s in made)
+            peak = max(peak, current + int(self.evaluator.line.workspace_bytes[p]))
             kept += sum(
-                view.facts.storages[s].nbytes
-                for s in view.made[p]
-                if view.lives.last[s] >= stop or walk.last_needed(s, stop) >= 0
+                view.facts.storages[s].nbytes for s in made if view.lives.last[s] >= stop or walk.last_needed(s, stop) >= 0
             )
-        return peak, kept
+        return peak, kept, seconds
 
 
 def _shortened(tensor: TensorFact, slicing: Slicing | None, length: int) -> TensorFact:
@@ -253,9 +285,13 @@ def candidates(
         for seed in seeds_of(view, labels, begin):
             walk = Walk(view, begin, seed)
             lengths = evaluator.grid(seed.size)[0]
+            tally = Tally(evaluator, walk)
             seen_hot = False
-            while walk.stop < end and walk.extend() is None:
+            operators = 0
+            while walk.stop < end and operators < MAX_OPERATORS and walk.stop - begin < MAX_SPAN and walk.extend() is None:
                 seen_hot = seen_hot or hot[walk.stop - 1]
+                operators += bool(view.made[walk.stop - 1])
+                tally.advance()
                 if seen_hot and walk.stop in ends:
-                    peak, seconds = evaluator.evaluate(walk, walk.stop)
+                    peak, seconds = tally.evaluate()
                     yield Candidate(begin, walk.stop, seed, lengths, peak, seconds)

@@ -29,6 +29,7 @@ from sicompiler.units import format_bytes
 Progress = Callable[[str, int, int], None]  # what is being done, how much of it is done, out of how much
 
 OUTER_HOISTED_BYTES = 2**16  # what the outer loop keeps for its whole length should be small
+OUTER_HOISTED_SHARE = 0.1  # of the unsliced peak; a loop that keeps more whole does not slice what matters
 HOT_SHARE = 0.002  # an operator is hot when it makes this share of the unsliced peak
 
 
@@ -106,11 +107,15 @@ def outer_graphs(graph: Graph) -> Iterator[OuterGraph]:
         if (p, slicing) in covered:
             continue
         region = outer_region(graph, {p: slicing})
-        if region is None:
+        if region is None or _hoisted_bytes(graph, region) > OUTER_HOISTED_SHARE * graph.line.peak_bytes:
             continue
         covered |= {(read.value[0], read.slicing) for read in region.reads} | {(p, slicing)}
         loop = OuterLoop(name, slicing.size, 1, ((p, slicing),))
         yield make_outer(graph, loop, region)
+
+
+def _hoisted_bytes(graph: Graph, region: Region) -> int:
+    return sum(graph.facts.storages[s].nbytes for p in region.hoisted for s in graph.view.made[p])
 
 
 def make_outer(graph: Graph, loop: OuterLoop, region: Region) -> OuterGraph:
@@ -119,8 +124,7 @@ def make_outer(graph: Graph, loop: OuterLoop, region: Region) -> OuterGraph:
     facts = graph.facts
     whole = facts.input_bytes
     whole += sum(facts.storages[s].nbytes for s in {graph.view.tensor((facts.position[n], 0)).storage for n in facts.outputs})
-    hoisted = {s for p in region.hoisted for s in graph.view.made[p]}
-    whole += sum(facts.storages[s].nbytes for s in hoisted)
+    whole += _hoisted_bytes(graph, region)
     alone = study(inner.program, facts.device_type)
     views = sum(
         alone.facts.tensors[index][0].nbytes

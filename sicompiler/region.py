@@ -154,6 +154,7 @@ class Walk:
         self.stop = start
         self.sliced: dict[int, Transfer] = {}
         self.hoisted: dict[int, None] = {}
+        self.added: list[int] = []  # operators sliced since the last time someone emptied this list
         self.reads: dict[tuple[int, int, Slicing], list[int]] = {}
         self._hoisted_bytes = hoisted_bytes
 
@@ -174,6 +175,7 @@ class Walk:
             if reason is not None:
                 return reason
             self.sliced[p] = transfer
+            self.added.append(p)
         self.stop = p + 1
         return None
 
@@ -220,15 +222,19 @@ class Walk:
 
     def _slice_backwards(self, q: int, r: int, wanted: Slicing) -> None:
         """Slice a value made inside the region before anyone asked for it, if that is possible and worth it."""
+        if not self._worth_slicing(q, r):
+            return
         plan: dict[int, Transfer] = {}
-        if self._worth_slicing(q, r) and self._demand(q, r, wanted, plan):
-            for position, transfer in plan.items():
-                del self.hoisted[position]
-                self.sliced[position] = transfer
-            for position, transfer in plan.items():
-                for (source, index), slicing in zip(self.table.operands[position], transfer.operands, strict=True):
-                    if slicing is not None and source not in self.sliced:
-                        self.reads.setdefault((source, index, slicing), []).append(position)
+        if not self._demand(q, r, wanted, plan):
+            return
+        for position in sorted(plan):
+            del self.hoisted[position]
+            self.sliced[position] = plan[position]
+            self.added.append(position)
+        for position, transfer in plan.items():
+            for (source, index), slicing in zip(self.table.operands[position], transfer.operands, strict=True):
+                if slicing is not None and source not in self.sliced:
+                    self.reads.setdefault((source, index, slicing), []).append(position)
 
     def _worth_slicing(self, q: int, r: int) -> bool:
         tensor = self.view.tensor((q, r))
@@ -236,20 +242,36 @@ class Walk:
         return storage.nbytes > self._hoisted_bytes and self.view.born[tensor.storage] >= self.start
 
     def _demand(self, q: int, r: int, wanted: Slicing, plan: dict[int, Transfer]) -> bool:
-        if any(reader in self.hoisted and reader not in plan for reader in self.view.lives.readers[q] if reader < self.stop):
-            return False
+        """Plan to slice a hoisted operator: its big operands, and whatever else has read its result, must follow."""
         transfer = self.table.from_result(q, r, wanted)
-        if isinstance(transfer, str) or transfer.kind is not Kind.FREE:
+        if isinstance(transfer, str):
+            return False
+        return self._adopt(q, transfer, plan)
+
+    def _adopt(self, q: int, transfer: Transfer, plan: dict[int, Transfer]) -> bool:
+        known = plan.get(q)
+        if known is not None:
+            return known == transfer
+        if transfer.kind is not Kind.FREE or any((q, r) == key[:2] for key in self.reads for r in range(len(transfer.results))):
             return False
         plan[q] = transfer
         for (source, index), slicing in zip(self.table.operands[q], transfer.operands, strict=True):
-            if slicing is None and source in self.inputs:
-                return False
-            if slicing is not None and source in self.hoisted and self._worth_slicing(source, index):
-                known = plan.get(source)
-                if known is not None and known.results[index] == slicing:
-                    continue
-                if known is not None or not self._demand(source, index, slicing, plan):
+            if source in plan:
+                if plan[source].results[index] != slicing:
+                    return False
+            elif source in self.inputs:
+                if self.inputs[source] != slicing:
+                    return False
+            elif slicing is not None and source in self.hoisted and self._worth_slicing(source, index):
+                if not self._demand(source, index, slicing, plan):
+                    return False
+        for reader in self.view.lives.readers[q]:
+            if reader in self.hoisted and reader not in plan:
+                found = [(i, r) for i, (source, r) in enumerate(self.table.operands[reader]) if source == q]
+                index, result = found[0]
+                slicing = transfer.results[result]
+                follow = "not sliced" if slicing is None else self.table.from_operand(reader, index, slicing)
+                if isinstance(follow, str) or not self._adopt(reader, follow, plan):
                     return False
         return True
 

@@ -84,13 +84,12 @@ def test_repeated_measurements_agree() -> None:
         junk = [_block(n) for n in (100, 32 * KIB, 64 * KIB)]
         del junk
         gc.collect()
-    assert found == {2 * x.numel() * 4 + 2 * 2 * 2 * 4} | found and len(found) == 1
+    assert found == {2 * x.numel() * 4}
 
 
 def test_exceptions_pass_and_the_peak_stands() -> None:
-    with pytest.raises(ZeroDivisionError), measure_peak("cpu") as peak:
-        _block(MIB)
-        raise ZeroDivisionError
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), measure_peak("cpu") as peak:
+        torch.mm(torch.zeros(512, 512), torch.zeros(0, 3))
     assert peak.bytes == MIB
     with measure_peak("cpu") as again:
         _block(KIB)

@@ -120,7 +120,7 @@ def build_model(
     from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     torch_dtype: torch.dtype = getattr(torch, dtype)
-    fake_mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv()) if fake else None
+    fake_mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(tracked_fakes=[])) if fake else None
     with fake_mode or contextlib.nullcontext():
         module = construct(class_name, config, torch_dtype)
         if fake_mode is None:

@@ -117,7 +117,7 @@ def _moments_in_pieces(x: torch.Tensor, rest: int) -> tuple[torch.Tensor, torch.
     for column, piece in enumerate(pieces):
         for sample in range(n):
             for low in range(0, channels, few):
-                source = x[(sample, slice(low, low + few), *piece)]
+                source = x[sample, low : low + few][(slice(None), *piece)]
                 copy = scratch[: source.numel()]
                 copy.view(source.shape).copy_(source)
                 copy = copy.view(source.shape[0], -1)

@@ -21,7 +21,7 @@ _LIBRARY: torch.library.Library = globals().get("_LIBRARY") or torch.library.Lib
 def operator(schema: str, fake: Callable[..., Any]) -> Callable[[_Function], _Function]:
     """Register the decorated function as the operator `torch.ops.sicompiler.<name>.default`.
 
-    The function runs below autograd: the operators are for inference, and a result never requires grad.
+    The operators are for inference: on operands that require grad they run, and torch warns if `backward` reaches them.
 
     Args:
         schema: name, arguments and results as torch writes them, e.g. `f(Tensor x, int n) -> Tensor`.

@@ -21,11 +21,12 @@ from typing import Any
 
 import torch
 from torch._C._profiler import RecordScope, _EventType
-from torch.autograd import _disable_profiler, _enable_profiler, _prepare_profiler
 from torch.autograd.profiler import profile
 from torch.profiler import ProfilerActivity
 
 from sicompiler.errors import BadInput, SicompilerError
+
+autograd: Any = torch._C._autograd  # its stubs leave out the scopes
 
 MAX_POINTS = 5000
 
@@ -124,16 +125,16 @@ class _Recorder:
     """The allocator events of this thread, from here on until `stop`."""
 
     def __init__(self, activities: set[ProfilerActivity]) -> None:
-        if torch._C._autograd._profiler_enabled():
+        if autograd._profiler_enabled():
             raise SicompilerError("measure_peak uses torch's profiler, and one is running: leave its context first")
-        config = profile(profile_memory=True).config()  # type: ignore[no-untyped-call]
+        config = profile(profile_memory=True).config()
         with _quiet_kineto():
-            _prepare_profiler(config, activities)
-            _enable_profiler(config, activities, {RecordScope.USER_SCOPE})
+            autograd._prepare_profiler(config, activities)
+            autograd._enable_profiler(config, activities, {RecordScope.USER_SCOPE})
 
     def stop(self, device_type: str) -> list[tuple[int, int, int]]:
         """Nanoseconds since the start, address and bytes of each event, releases negative, in order of time."""
-        result = _disable_profiler()
+        result = autograd._disable_profiler()
         start = result.trace_start_ns()
         found = []
         for event in _walk(result.experimental_event_tree()):
@@ -194,7 +195,7 @@ def thin(points: Sequence[tuple[int, int]], limit: int) -> list[tuple[int, int]]
     if len(points) <= limit:
         return list(points)
     stretches = limit // 2
-    kept = []
+    kept: list[tuple[int, int]] = []
     for number in range(stretches):
         low, high = number * len(points) // stretches, (number + 1) * len(points) // stretches
         ends = {

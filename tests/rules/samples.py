@@ -140,7 +140,7 @@ def same(found: Sample, ours: Tensor, theirs: Tensor) -> bool:
         return False
     if found.target in UNDEFINED or torch.equal(ours, theirs):
         return True
-    largest = theirs.abs().max().item() if theirs.numel() and theirs.dtype != torch.bool else 0.0
+    largest = theirs.nan_to_num().abs().max().item() if theirs.numel() and theirs.dtype != torch.bool else 0.0
     if theirs.is_floating_point() or theirs.is_complex():
         return torch.allclose(ours, theirs, rtol=1e-12, atol=1e-12 * largest, equal_nan=True)
     return False

@@ -9,11 +9,7 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 
-from sicompiler.axes.factor_map import Kind
-from sicompiler.axes.registry import rules
 from sicompiler.axes.resize import bakes_sizes, copying_twin, resize
-from tests.rules.draw import SAMPLERS
-from tests.rules.samples import sample, seeded
 
 aten = torch.ops.aten
 
@@ -48,7 +44,10 @@ def test_resize(target: OpOverload, args: list[Any], rank: int, dim: int, expect
 def test_keyword_arguments_are_changed_in_place() -> None:
     repeated = resize(aten.repeat_interleave.self_int, ("x", 2), {"dim": 1, "output_size": 8}, 2, 1, 6)
     assert repeated == (("x", 2), {"dim": 1, "output_size": 6})
-    assert resize(aten.zeros.default, ([8, 3],), {"dtype": torch.float64}, 2, 0, 5) == (([5, 3],), {"dtype": torch.float64})
+    assert resize(aten.zeros.default, ([8, 3],), {"dtype": torch.float64}, 2, 0, 5) == (
+        ([5, 3],),
+        {"dtype": torch.float64},
+    )
 
 
 def test_an_operator_that_bakes_nothing_is_left_alone() -> None:
@@ -82,14 +81,3 @@ def test_slices_are_reshaped_rather_than_viewed() -> None:
     assert copying_twin(aten.view.default) is aten.reshape.default
     assert copying_twin(aten.view_as.default) is aten.reshape_as.default
     assert copying_twin(aten.add.Tensor) is aten.add.Tensor
-
-
-SIZED = sorted((target for target in SAMPLERS if target in rules() and _sized(target)), key=str) if False else []
-
-
-@pytest.mark.parametrize("target", sorted(SAMPLERS, key=str), ids=str)
-def test_a_number_as_large_as_a_free_dim_is_known_to_resize(target: OpOverload) -> None:
-    """A net for forgotten rows: where slices of length 1 fail, some argument has baked in the size."""
-    found = sample(target, seeded(1))
-    free = [name for name, size in found.map.sizes.items() if size > 1 and found.map.kind(name) is Kind.FREE]
-    assert free or found.map.kinds or not any(spec.shape for spec in found.call.results)

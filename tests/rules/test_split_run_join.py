@@ -17,7 +17,7 @@ from tests.rules.samples import Sample, run_slice, same, sample, write
 
 OPERATORS = sorted((target for target in rules() if target in SAMPLERS), key=str)
 # Few examples for each of some 370 operators; `make test-deep` looks further.
-EXAMPLES = max(6, hypothesis.settings.default.max_examples // 8) if hypothesis.settings.default else 6
+EXAMPLES = max(12, hypothesis.settings().max_examples // 8)
 
 
 def test_every_rule_has_samples() -> None:

@@ -15,7 +15,7 @@ ops = torch.ops.sicompiler
 
 @rule(ops.group_apply.default)
 def group_apply(call: OpCall) -> FactorMap:
-    """`([n, g c, h, w], [n, g, moment], [g c], [g c]) -> ([n, g c, h, w]) whole={moment}`: scale and shift, free everywhere."""
+    """`([n, g c, h, w], [n, g, moment], [g c], [g c]) -> ([n, g c, h, w]) whole={moment}`: free everywhere."""
     groups = call["stats"].shape[1]
     labels = channels_second(call["x"])
     labels[1] = "g c"
