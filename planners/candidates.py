@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -260,6 +260,7 @@ def candidates(
     evaluator: Evaluator,
     labels: list[dict[Slicing, str]],
     *,
+    skip: Set[tuple[int, Slicing | None]],
     hot_bytes: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Candidate]:
@@ -268,6 +269,7 @@ def candidates(
     Args:
         evaluator: of the graph.
         labels: from `axis_labels`.
+        skip: (position, slicing of the first result) from which no region is grown.
         hot_bytes: an operator is hot when it makes a storage at least this big.
         progress: called with (done, total).
     """
@@ -283,6 +285,8 @@ def candidates(
         if begin == end or (done + 1 < len(cuts) - 1 and begin >= cuts[done + 1]):
             continue
         for seed in seeds_of(view, labels, begin):
+            if (begin, seed) in skip:
+                continue
             walk = Walk(view, begin, seed)
             lengths = evaluator.grid(seed.size)[0]
             tally = Tally(evaluator, walk)

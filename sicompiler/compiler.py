@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -100,18 +100,18 @@ def outer_region(graph: Graph, seeds: dict[int, Slicing]) -> Region | None:
     return region
 
 
-def outer_graphs(graph: Graph) -> Iterator[OuterGraph]:
-    """Every axis of the inputs that commutes with the whole graph, with the graph of one entry of it."""
-    covered: set[tuple[int, Slicing]] = set()
+def outer_loops(graph: Graph) -> list[tuple[OuterLoop, Region]]:
+    """Every axis of the inputs that commutes with the whole graph; where two inputs share it, the one that hoists least."""
+    found: dict[tuple[Slicing | None, ...], tuple[int, OuterLoop, Region]] = {}
     for name, (p, slicing) in named_axes(graph).items():
-        if (p, slicing) in covered:
-            continue
         region = outer_region(graph, {p: slicing})
-        if region is None or _hoisted_bytes(graph, region) > OUTER_HOISTED_SHARE * graph.line.peak_bytes:
+        if region is None:
             continue
-        covered |= {(read.value[0], read.slicing) for read in region.reads} | {(p, slicing)}
-        loop = OuterLoop(name, slicing.size, 1, ((p, slicing),))
-        yield make_outer(graph, loop, region)
+        hoisted = _hoisted_bytes(graph, region)
+        outputs = tuple(region.sliced[graph.facts.position[node]].results[0] for node in graph.facts.outputs)
+        if hoisted <= OUTER_HOISTED_SHARE * graph.line.peak_bytes and (outputs not in found or hoisted < found[outputs][0]):
+            found[outputs] = (hoisted, OuterLoop(name, slicing.size, 1, ((p, slicing),)), region)
+    return [(loop, region) for _, loop, region in found.values()]
 
 
 def _hoisted_bytes(graph: Graph, region: Region) -> int:
@@ -150,8 +150,18 @@ class Search:
         return self.outer.loop.slices if self.outer else 1
 
 
-def make_search(graph: Graph, outer: OuterGraph | None, machine: Machine, progress: Progress | None) -> Search:
-    """Collect the candidates of a graph."""
+def make_search(
+    graph: Graph, outer: OuterGraph | None, regions: Sequence[Region], machine: Machine, progress: Progress | None
+) -> Search:
+    """Collect the candidates of a graph.
+
+    Args:
+        graph: what to search.
+        outer: the loop it is the body of, if any.
+        regions: loops around the whole graph; no smaller region is sought along their axes.
+        machine: cost model.
+        progress: told about long work.
+    """
     evaluator = Evaluator(graph.view, graph.line, machine)
     labels = axis_labels(graph.view, named_axes(graph))
     what = "regions" if outer is None else f"regions, one {outer.loop.axis} at a time"
@@ -161,7 +171,8 @@ def make_search(graph: Graph, outer: OuterGraph | None, machine: Machine, progre
             progress(what, done, total)
 
     hot = int(graph.line.peak_bytes * HOT_SHARE)
-    found = list(candidates(evaluator, labels, hot_bytes=hot, progress=told))
+    skip = {(p, slicing) for region in regions for p, transfer in region.sliced.items() for slicing in transfer.results[:1]}
+    found = list(candidates(evaluator, labels, skip=skip, hot_bytes=hot, progress=told))
     first = graph.facts.num_placeholders
     return Search(graph, outer, labels, Problem(first, graph.line.live_bytes, evaluator.whole, found))
 
@@ -315,8 +326,11 @@ def make_planner(
     graph = study(run_stage("legal", clean, observer=observer), device_type)
     analysed = time.perf_counter()
     machine = machine or MACHINES[device_type]
-    searches = [make_search(graph, None, machine, progress)]
-    searches += [make_search(o.graph, o, machine, progress) for o in outer_graphs(graph)]
+    loops = outer_loops(graph)
+    searches = [make_search(graph, None, [region for _, region in loops], machine, progress)]
+    for loop, region in loops:
+        outer = make_outer(graph, loop, region)
+        searches.append(make_search(outer.graph, outer, [], machine, progress))
     timings = {**(timings or {}), "analyse": analysed - began, "plan": time.perf_counter() - analysed}
     return Planner(model, mark, graph, tuple(searches), weights_bytes, dtype, timings)
 
