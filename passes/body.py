@@ -12,12 +12,10 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sicompiler.axes.factor_map import Slicing
-from sicompiler.axes.resize import bakes_sizes, resize
+from sicompiler.axes.resize import bakes_sizes, copying_twin, resize
 from sicompiler.axes.table import Operand, Transfer
 from sicompiler.passes.edit import inherit
 from sicompiler.region import GraphView, Region
-
-aten = torch.ops.aten
 
 Length = int | fx.Node
 
@@ -73,10 +71,10 @@ class BodyEmitter:
         if isinstance(target, OpOverload) and result is not None and bakes_sizes(target):
             rank = len(self.view.facts.tensors[position][0].shape)
             size = self.times(result.outer * result.inner)
-            args, kwargs = resize(target, args, kwargs, rank, result.dim, size)
-        if target is aten.view.default:  # a slice may not be viewable where the whole value is
-            target, kwargs = aten.reshape.default, {}
-            args = (args[0], args[1])
+            old_size = result.outer * result.size * result.inner
+            args, kwargs = resize(target, args, kwargs, rank, result.dim, size, old_size=old_size)
+        if isinstance(target, OpOverload):
+            target = copying_twin(target)  # a slice may not be viewable where the whole value is
         assert callable(target)
         node = self.graph.call_function(target, tuple(args), dict(kwargs))
         node.meta["val"] = evaluate(node, self.mode)

@@ -11,10 +11,11 @@ from torch import fx
 from sicompiler.axes.factor_map import Slicing
 from sicompiler.axes.table import Operand
 from sicompiler.capture import Binding, Program, Source
+from sicompiler.facts.storages import TensorFact
 from sicompiler.ops import sliced_loop
 from sicompiler.passes.body import BodyEmitter
 from sicompiler.passes.edit import insert_call
-from sicompiler.region import GraphView, Region
+from sicompiler.region import GraphView, Region, narrows_well
 
 aten = torch.ops.aten
 ops = torch.ops.sicompiler
@@ -55,7 +56,7 @@ def extract_inner(program: Program, view: GraphView, region: Region, slice_lengt
         fake = facts.nodes[value[0]].meta["val"]
         if slicing is not None:
             with mode:
-                fake = ops.copy_slice(fake, slicing.dim, slicing.outer, slicing.inner, 0, slice_length)
+                fake = _narrow_now(view.tensor(value), fake, slicing, slice_length)
         node.meta["val"] = fake
         operands[(value, slicing)] = node
         whole = value[0] < facts.num_placeholders and slicing is None
@@ -102,9 +103,9 @@ class _Wrapper:
         start, length = self.body.placeholder("start"), self.body.placeholder("length")
         start.meta["val"], length.meta["val"] = 0, self.inner.slice_length
         values = {}
-        for node, ((q, _), slicing) in zip(rewritten.placeholders, self.inner.operands, strict=True):
-            whole = self.operands[env[facts.nodes[q]]]
-            values[node] = whole if slicing is None else self._narrow(whole, slicing, start, length)
+        for node, (value, slicing) in zip(rewritten.placeholders, self.inner.operands, strict=True):
+            whole = self.operands[env[facts.nodes[value[0]]]]
+            values[node] = whole if slicing is None else self._narrow(value, whole, slicing, start, length)
         results = self.body.graph_copy(rewritten.graph_module.graph, val_map=values)
         for node, target, result in zip(facts.outputs, targets, _flat(results), strict=True):
             s = self.region.sliced[position[node]].results[0]
@@ -132,10 +133,17 @@ class _Wrapper:
         args = (list(fake.shape), list(fake.stride()))
         return insert_call(self.graph, self.mode, aten.empty_strided.default, args, {"dtype": fake.dtype, "device": fake.device})
 
-    def _narrow(self, whole: fx.Node, s: Slicing, start: fx.Node, length: fx.Node) -> fx.Node:
-        if s.outer == s.inner == 1 and whole.meta["val"].shape[: s.dim].numel() == 1:
+    def _narrow(self, value: Operand, whole: fx.Node, s: Slicing, start: fx.Node, length: fx.Node) -> fx.Node:
+        if narrows_well(self.view.tensor(value), s) and s.inner == 1:
             return insert_call(self.body, self.mode, aten.narrow.default, (whole, s.dim, start, length))
         return insert_call(self.body, self.mode, ops.copy_slice.default, (whole, s.dim, s.outer, s.inner, start, length))
+
+
+def _narrow_now(facts: TensorFact, whole: torch.Tensor, s: Slicing, length: int) -> torch.Tensor:
+    """The first slice of a whole value, read as the loop will read it."""
+    if narrows_well(facts, s) and s.inner == 1:
+        return whole.narrow(s.dim, 0, length)
+    return ops.copy_slice(whole, s.dim, s.outer, s.inner, 0, length)
 
 
 def _flat(results: object) -> Sequence[fx.Node]:

@@ -15,7 +15,7 @@ from sicompiler.cost import MACHINES, Machine
 from sicompiler.errors import OverBudget
 from sicompiler.facts.kernels import node_workspaces
 from sicompiler.facts.lifetimes import lifetimes
-from sicompiler.facts.storages import GraphFacts, Origin, graph_facts
+from sicompiler.facts.storages import GraphFacts, Origin, fake_tensors, graph_facts
 from sicompiler.facts.timeline import Timeline, timeline
 from sicompiler.passes.loop import outline_loops
 from sicompiler.passes.manager import Observer, run_stage
@@ -121,18 +121,23 @@ def _hoisted_bytes(graph: Graph, region: Region) -> int:
 def make_outer(graph: Graph, loop: OuterLoop, region: Region) -> OuterGraph:
     """Cut out the graph of one slice and study it."""
     inner = extract_inner(graph.program, graph.view, region, loop.slice_length)
+    alone = study(inner.program, graph.facts.device_type)
+    whole = _held_storages(graph, region)
+    seen = {t.untyped_storage()._cdata for node in inner.program.placeholders for t in fake_tensors(node)}
+    extra = sum(nbytes for storage, nbytes in whole.items() if storage not in seen)
+    return OuterGraph(loop, region, inner, Graph(inner.program, alone.view, alone.line, extra))
+
+
+def _held_storages(graph: Graph, region: Region) -> dict[int, int]:
+    """Storages that live as long as the outer loop: inputs, results and what is computed before it."""
     facts = graph.facts
-    whole = facts.input_bytes
-    whole += sum(facts.storages[s].nbytes for s in {graph.view.tensor((facts.position[n], 0)).storage for n in facts.outputs})
-    whole += _hoisted_bytes(graph, region)
-    alone = study(inner.program, facts.device_type)
-    views = sum(
-        alone.facts.tensors[index][0].nbytes
-        for index, ((q, _), slicing) in enumerate(inner.operands)
-        if alone.facts.tensors[index] and not (slicing is not None and slicing.outer > 1)
-        if alone.facts.storages[alone.facts.tensors[index][0].storage].origin is Origin.INPUT
-    )
-    return OuterGraph(loop, region, inner, Graph(inner.program, alone.view, alone.line, max(whole - views, 0)))
+    positions = [*range(facts.num_placeholders), *region.hoisted, *(facts.position[n] for n in facts.outputs)]
+    return {
+        fake.untyped_storage()._cdata: facts.storages[tensor.storage].nbytes
+        for p in positions
+        for fake, tensor in zip(fake_tensors(facts.nodes[p]), facts.tensors[p], strict=True)
+        if facts.storages[tensor.storage].origin is not Origin.WEIGHT
+    }
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,20 @@ class Region:
     outputs: tuple[Output, ...]
 
 
+def narrows_well(tensor: TensorFact, slicing: Slicing) -> bool:
+    """Whether one slice of a tensor can be read through a view by any operator.
+
+    That is so where the view is dense, and where the tensor is expanded: a copy would make real what is repeated.
+    """
+    if slicing.outer > 1:
+        return False
+    if any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride, strict=True)):
+        return True
+    ours = tensor.stride[slicing.dim]
+    others = (st for dim, (sz, st) in enumerate(zip(tensor.shape, tensor.stride, strict=True)) if dim != slicing.dim and sz > 1)
+    return tensor.is_dense and all(stride <= ours for stride in others)
+
+
 class GraphView:
     """What walks look up again and again about one graph, computed once."""
 
@@ -287,17 +301,10 @@ class Walk:
 
     def copies(self, key: tuple[int, int, Slicing]) -> bool:
         """Whether a narrowed value is copied slice by slice into a dense tensor."""
-        q, r, slicing = key
-        if slicing.outer > 1:
-            return True
-        tensor = self.view.tensor((q, r))
-        if all(self.view.reads_strided[p] for p in self.reads[key]):
+        tensor = self.view.tensor((key[0], key[1]))
+        if key[2].outer == 1 and all(self.view.reads_strided[p] for p in self.reads[key]):
             return False
-        stride = tensor.stride[slicing.dim]
-        outermost = all(
-            size == 1 or other <= stride for position, (size, other) in enumerate(zip(tensor.shape, tensor.stride, strict=True)) if position != slicing.dim
-        )
-        return not (outermost and tensor.is_dense)
+        return not narrows_well(tensor, key[2])
 
     def region(self, stop: int | None = None) -> Region:
         """The region as grown so far (or, for a finished walk, all of it)."""
