@@ -8,7 +8,7 @@ import pytest
 
 from tests.source_tree import library_modules
 
-# A new module gets a line here. Within a layer nothing imports a neighbour: passes, planners, runtime and report
+# A new module gets a line here. Within a layer nothing imports a neighbour: passes, planners, runtime and reports
 # meet in Plan only. docs/README.md shows the same table with what each layer is for.
 LAYERS = {
     "_version": 0, "errors": 0,
@@ -17,7 +17,7 @@ LAYERS = {
     "axes": 3,
     "region": 4, "spec": 4,
     "cost": 5, "plan": 5,
-    "passes": 6, "planners": 6, "report": 6, "runtime": 6,
+    "passes": 6, "planners": 6, "reports": 6, "runtime": 6,
     "adapters": 7, "api": 7, "models": 7, "rehash": 7,
     "cli": 8, "demo": 8,
 }  # fmt: skip

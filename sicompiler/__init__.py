@@ -1,0 +1,63 @@
+"""A graph compiler that makes video diffusion models run inside a memory budget, with the same output.
+
+    import sicompiler
+    sicompiler.compile_for_budget(unet, gb=11)
+
+Everything is imported when it is first used, so that the command line answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from sicompiler._version import __version__
+from sicompiler.errors import (
+    BadInput,
+    CaptureError,
+    NotCompiled,
+    NotSliceable,
+    OverBudget,
+    SicompilerError,
+    StalePlan,
+)
+
+if TYPE_CHECKING:
+    from sicompiler.api import compile_for_budget, release, report, verify
+    from sicompiler.plan import Plan
+    from sicompiler.runtime.measure import measure_peak
+
+_LAZY = {
+    "Plan": "sicompiler.plan",
+    "compile_for_budget": "sicompiler.api",
+    "measure_peak": "sicompiler.runtime.measure",
+    "release": "sicompiler.api",
+    "report": "sicompiler.api",
+    "verify": "sicompiler.api",
+}
+
+__all__ = [
+    "BadInput",
+    "CaptureError",
+    "NotCompiled",
+    "NotSliceable",
+    "OverBudget",
+    "Plan",
+    "SicompilerError",
+    "StalePlan",
+    "__version__",
+    "compile_for_budget",
+    "measure_peak",
+    "release",
+    "report",
+    "verify",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value

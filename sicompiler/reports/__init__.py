@@ -1,0 +1,1 @@
+"""Reports: plans and graphs as tables, pictures and pages."""

@@ -1,0 +1,86 @@
+"""Running a rewritten model: which plan fits a call, parameters from the live model, memory given back after an error."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+
+from sicompiler.capture import Program, flatten_inputs, named_tensors
+from sicompiler.errors import BadInput
+from sicompiler.plan import Plan
+from sicompiler.units import format_bytes
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A rewritten model for one input shape.
+
+    Attributes:
+        program: the rewritten graph.
+        plan: what it carries out.
+    """
+
+    program: Program
+    plan: Plan
+
+    def run(self, model: torch.nn.Module, inputs: Sequence[Any]) -> Any:
+        """Run the rewritten graph with the parameters of the live model.
+
+        Args:
+            model: the live model.
+            inputs: flattened by `flatten_inputs`.
+
+        Returns:
+            What the model's own forward would return.
+        """
+        values = self.program.arguments(model, inputs)
+        try:
+            with torch.no_grad():
+                flat = self.program.graph_module(*values)
+        except BaseException as error:
+            if error.__traceback__ is not None:
+                traceback.clear_frames(error.__traceback__)  # they would keep the buffers of the run alive
+            if isinstance(error, torch.OutOfMemoryError):
+                error.add_note(
+                    f"sicompiler: the plan predicted a peak of {format_bytes(self.plan.predicted_peak_bytes)} within "
+                    f"{format_bytes(self.plan.budget_bytes)}; is the device shared, or the budget above what is free?"
+                )
+            raise
+        return pytree.tree_unflatten(list(flat), self.program.out_spec)
+
+
+def _leaf_key(leaf: Any) -> Hashable:
+    if isinstance(leaf, torch.Tensor):
+        return (tuple(leaf.shape), leaf.stride(), leaf.dtype, leaf.device)
+    try:
+        hash(leaf)
+    except TypeError:
+        return repr(leaf)
+    return (type(leaf), leaf)
+
+
+def call_key(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Hashable:
+    """What a plan depends on: the structure, shapes and Python values of a call, and the state of the weights."""
+    leaves, spec = flatten_inputs(args, kwargs)
+    weights = tuple((name, tuple(t.shape), t.dtype, t.device) for name, t in named_tensors(model).items())
+    return (str(spec), tuple(map(_leaf_key, leaves)), hash(weights), model.training)
+
+
+def check_inference(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Refuse calls that want gradients.
+
+    Raises:
+        BadInput: an input requires a gradient.
+    """
+    if torch.is_grad_enabled():
+        for leaf in pytree.tree_leaves((args, kwargs)):
+            if isinstance(leaf, torch.Tensor) and leaf.requires_grad:
+                raise BadInput(
+                    "an input requires a gradient, but a compiled model runs without autograd; "
+                    "call it with detached inputs, or sicompiler.release(model) before training"
+                )

@@ -1,0 +1,110 @@
+"""Verification: a compiled model against the untouched one, outputs and peaks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+
+from sicompiler.capture import flatten_inputs
+from sicompiler.runtime.compiled import Compiled
+from sicompiler.runtime.measure import measure_peak
+from sicompiler.units import format_bytes, format_seconds
+
+
+@dataclass(frozen=True)
+class Verification:
+    """One call of a compiled model beside the untouched model. Peaks include weights and inputs.
+
+    Attributes:
+        max_abs_error: biggest absolute difference of any output element.
+        max_rel_error: the same, over the biggest absolute value of that output.
+        bitwise: whether all outputs are equal bit for bit.
+        budget_bytes, predicted_peak_bytes, measured_peak_bytes: of the compiled run.
+        untouched_peak_bytes: measured peak of the untouched model.
+        seconds, untouched_seconds: one run each, while measured.
+    """
+
+    max_abs_error: float
+    max_rel_error: float
+    bitwise: bool
+    budget_bytes: int
+    predicted_peak_bytes: int
+    measured_peak_bytes: int
+    untouched_peak_bytes: int
+    seconds: float
+    untouched_seconds: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether measured <= predicted <= budget."""
+        return self.measured_peak_bytes <= self.predicted_peak_bytes <= self.budget_bytes
+
+    def __str__(self) -> str:
+        equal = "bit for bit" if self.bitwise else f"max abs {self.max_abs_error:.2g}, max rel {self.max_rel_error:.2g}"
+        return (
+            f"output: {equal}\n"
+            f"peak:   {format_bytes(self.measured_peak_bytes)} measured <= {format_bytes(self.predicted_peak_bytes)} predicted "
+            f"<= {format_bytes(self.budget_bytes)} budget: {'yes' if self.fits else 'NO'} (untouched {format_bytes(self.untouched_peak_bytes)})\n"
+            f"time:   {format_seconds(self.seconds)} (untouched {format_seconds(self.untouched_seconds)})"
+        )
+
+
+def errors(ours: Any, theirs: Any) -> tuple[float, float, bool]:
+    """Biggest absolute and relative error between two outputs, and whether they are equal bit for bit.
+
+    The relative error of an output tensor is its biggest absolute error over its biggest absolute value.
+    """
+    biggest_abs = biggest_rel = 0.0
+    bitwise = True
+    for a, b in zip(pytree.tree_leaves(ours), pytree.tree_leaves(theirs), strict=True):
+        if not isinstance(a, torch.Tensor):
+            bitwise = bitwise and a == b
+            continue
+        bitwise = bitwise and torch.equal(a, b)
+        if a.numel():
+            wide = torch.float64 if a.dtype != torch.complex64 else torch.complex128
+            difference = float((a.to(wide) - b.to(wide)).abs().max())
+            scale = float(b.to(wide).abs().max())
+            biggest_abs = max(biggest_abs, difference)
+            biggest_rel = max(biggest_rel, difference / scale if scale else difference)
+    return biggest_abs, biggest_rel, bitwise
+
+
+def compare(model: torch.nn.Module, compiled: Compiled, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Verification:
+    """Run both models on the same inputs.
+
+    Args:
+        model: running its own forward.
+        compiled: its rewritten form for these inputs.
+        args: positional inputs.
+        kwargs: keyword inputs.
+    """
+    plan = compiled.plan
+    flat, _ = flatten_inputs(args, kwargs)
+    resident = plan.weights_bytes + sum(
+        {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in flat if isinstance(t, torch.Tensor)}.values()
+    )
+    began = time.perf_counter()
+    with measure_peak(plan.device) as untouched, torch.no_grad():
+        theirs = model(*args, **kwargs)
+    between = time.perf_counter()
+    with measure_peak(plan.device) as measured:
+        ours = compiled.run(model, flat)
+    ended = time.perf_counter()
+    absolute, relative, bitwise = errors(ours, theirs)
+    return Verification(
+        absolute,
+        relative,
+        bitwise,
+        plan.budget_bytes,
+        plan.predicted_peak_bytes,
+        resident + measured.bytes,
+        resident + untouched.bytes,
+        ended - between,
+        between - began,
+    )
