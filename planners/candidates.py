@@ -244,16 +244,26 @@ def seeds_of(view: GraphView, labels: list[dict[Slicing, str]], p: int) -> list[
     return list(dict.fromkeys([*labels[p], *dims]))
 
 
-def cut_positions(view: GraphView, line: Timeline) -> list[int]:
-    """Positions before which a region may start or end: local minima of the bytes that cross."""
-    crossing = line.crossing_bytes
-    first, end = view.facts.num_placeholders, len(view.facts.nodes)
-    found = [first]
-    for p in range(first + 1, end):
-        after = crossing[p + 1] if p + 1 < len(crossing) else 0
-        if crossing[p] <= crossing[p - 1] and crossing[p] <= after:
-            found.append(p)
-    return [*found, end]
+def cut_positions(view: GraphView, line: Timeline) -> tuple[list[int], list[int]]:
+    """Where regions may start and end: beside operators that allocate, at local minima of the bytes that cross.
+
+    Returns:
+        Positions of operators a region may start with, and positions right after operators it may end with. The views
+        between them cost nothing and stay outside.
+    """
+    makers = [p for p in range(view.facts.num_placeholders, len(view.facts.nodes)) if view.made[p]]
+    if not makers:
+        return [], []
+    crossing = [int(line.crossing_bytes[p]) for p in makers]
+    crossing.append(int(line.crossing_bytes[len(view.facts.nodes)]))
+    chosen = [
+        index
+        for index, nbytes in enumerate(crossing)
+        if (index == 0 or nbytes <= crossing[index - 1]) and (index == len(makers) or nbytes <= crossing[index + 1])
+    ]
+    starts = [makers[index] for index in chosen if index < len(makers)]
+    ends = [makers[index - 1] + 1 for index in chosen if index > 0]
+    return starts, ends
 
 
 def candidates(
@@ -274,16 +284,13 @@ def candidates(
         progress: called with (done, total).
     """
     view = evaluator.view
-    cuts = cut_positions(view, evaluator.line)
-    ends = set(cuts)
+    starts, stops = cut_positions(view, evaluator.line)
+    ends = set(stops)
     end = len(view.facts.nodes)
     hot = [any(view.facts.storages[s].nbytes >= hot_bytes for s in made) for made in view.made]
-    for done, start in enumerate(cuts[:-1]):
+    for done, begin in enumerate(starts):
         if progress is not None:
-            progress(done, len(cuts) - 1)
-        begin = next((p for p in range(start, end) if view.made[p]), end)  # views before it are free anyway
-        if begin == end or (done + 1 < len(cuts) - 1 and begin >= cuts[done + 1]):
-            continue
+            progress(done, len(starts))
         for seed in seeds_of(view, labels, begin):
             if (begin, seed) in skip:
                 continue

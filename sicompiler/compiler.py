@@ -10,7 +10,7 @@ import torch
 
 from sicompiler.axes.factor_map import Slicing
 from sicompiler.axes.table import AxisTable
-from sicompiler.capture import Program, Source, fingerprint
+from sicompiler.capture import Program, Source, fingerprint, paused_gc
 from sicompiler.cost import MACHINES, Machine
 from sicompiler.errors import OverBudget
 from sicompiler.facts.kernels import node_workspaces
@@ -331,11 +331,12 @@ def make_planner(
     graph = study(run_stage("legal", clean, observer=observer), device_type)
     analysed = time.perf_counter()
     machine = machine or MACHINES[device_type]
-    loops = outer_loops(graph)
-    searches = [make_search(graph, None, [region for _, region in loops], machine, progress)]
-    for loop, region in loops:
-        outer = make_outer(graph, loop, region)
-        searches.append(make_search(outer.graph, outer, [], machine, progress))
+    with paused_gc():
+        loops = outer_loops(graph)
+        searches = [make_search(graph, None, [region for _, region in loops], machine, progress)]
+        for loop, region in loops:
+            outer = make_outer(graph, loop, region)
+            searches.append(make_search(outer.graph, outer, [], machine, progress))
     timings = {**(timings or {}), "analyse": analysed - began, "plan": time.perf_counter() - analysed}
     return Planner(model, mark, graph, tuple(searches), weights_bytes, dtype, timings)
 

@@ -18,7 +18,7 @@ class Timeline:
     Attributes:
         live_bytes: at each position, everything alive while that node runs, its workspace included.
         workspace_bytes: at each position, what the kernel allocates beside its results.
-        crossing_bytes: at each position, what is alive *before* that node and needed by it or later.
+        crossing_bytes: at each position (and at the end), what is alive *before* that node and needed by it or later.
     """
 
     live_bytes: npt.NDArray[np.int64]

@@ -7,14 +7,13 @@ UNets and transformers among the presets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from torch._ops import OpOverload
 
 from sicompiler.facts import workspace_cpu, workspace_cuda
 from sicompiler.facts.storages import TensorFact
-
-Formula = Callable[[Sequence[TensorFact], Sequence[TensorFact]], int]
+from sicompiler.facts.workspace_layout import Formula
 
 FORMULAS: Mapping[str, Mapping[OpOverload, Formula]] = {"cpu": workspace_cpu.ROWS, "cuda": workspace_cuda.ROWS}
 

@@ -6,138 +6,51 @@ and Y stand for the bytes of the input, the weight and the result.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch._ops import OpOverload
 
 from sicompiler.facts.storages import TensorFact
+from sicompiler.facts.workspace_conv import convolution, transposed_convolution
+from sicompiler.facts.workspace_layout import Formula, channels_last, strided_copy
 from sicompiler.ops import groupnorm
 
 aten = torch.ops.aten
 ops = torch.ops.sicompiler
 
 _HALF = (torch.float16, torch.bfloat16)
-Formula = Callable[[Sequence[TensorFact], Sequence[TensorFact]], int]
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
-
-
-def _channels_last(tensor: TensorFact) -> bool:
-    """Whether a tensor that is not row-major has the channels innermost: [n, h, w, c] or [n, t, h, w, c] in memory."""
-    if tensor.is_contiguous or len(tensor.shape) not in (4, 5) or not tensor.is_dense:
-        return False
-    order = (1, *range(len(tensor.shape) - 1, 1, -1), 0)
-    strides = [tensor.stride[d] for d in order if tensor.shape[d] > 1]
-    return strides == sorted(strides)
-
-
-def strided_copy(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
-    """X if the input is not row-major (the kernel works on a copy), else nothing."""
-    return 0 if operands[0].is_contiguous else operands[0].nbytes
-
-
-# Convolutions
-
-
-@cache
-def _onednn_block() -> int:
-    """Channels per block in the layouts of oneDNN: 8 with AVX2 (measured), 16 with AVX512 (not measured)."""
-    return 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8
-
-
-@cache
-def _onednn_takes(dtype: torch.dtype) -> bool:
-    """Whether convolutions of a dtype may go to oneDNN on this machine (half dtypes need AVX512: not measured)."""
-    if dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    if dtype == torch.float16:
-        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
-    return dtype == torch.float32 and torch.backends.mkldnn.is_available()
-
-
-def _goes_to_onednn(x: TensorFact, weight: TensorFact, result: TensorFact) -> bool:
-    """The choice of `ConvParams::use_mkldnn` in aten/src/ATen/native/Convolution.cpp, confirmed by measurement.
-
-    Small convolutions, and convolutions whose last two kernel sizes are 1 (also conv3d (3, 1, 1)) on one thread, go to
-    the kernels that unfold their input.
-    """
-    if not _onednn_takes(x.dtype):
-        return False
-    if x.dtype in _HALF:
-        return True
-    sizes = x.shape if len(x.shape) != 3 else (x.shape[0], x.shape[1], 1, x.shape[2])
-    kernel = weight.shape[-2:] if len(weight.shape) > 3 else (1, weight.shape[-1])
-    strided = any(out < size for out, size in zip(result.shape[-2:], x.shape[-2:], strict=True))
-    if kernel == (1, 1) and not strided and x.shape[0] < 16 and torch.get_num_threads() == 1:
-        return False
-    grouped = weight.shape[1] != x.shape[1]
-    return grouped or min(kernel) > 3 or x.shape[0] > 1 or math.prod(sizes[:4]) > 20480
-
-
-def convolution(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
-    """oneDNN: copies of input, weight and result in its layout. Else: the unfolded input, of the whole batch at once.
-
-    - oneDNN, row-major input: X + W, then Y; channels filled up to a block of 8 (the input's not if it has less);
-    - oneDNN, channels-last input or weight: W, and W again unless the weight is channels-last; an upper bound, as W is
-      not always filled up. No copies of input or result;
-    - unfolding: n * (channels * kernel) * (positions of the result); nothing for a kernel of 1 without stride;
-    - unfolding with groups: one group after the other, then Y, as the parts are joined;
-    - and X for an input that is neither row-major nor, in 2-D, channels-last.
-    """
-    x, weight, y = operands[0], operands[1], results[0]
-    if len(x.shape) < len(weight.shape):  # no batch dim
-        x, y = (TensorFact((1, *t.shape), (t.nbytes, *t.stride), t.dtype, t.storage) for t in (x, y))
-    groups = x.shape[1] // weight.shape[1] if weight.shape[1] else 1
-    if _goes_to_onednn(x, weight, y):
-        if _channels_last(x) or _channels_last(weight):
-            filled = weight.nbytes * _round_up(weight.shape[0], 24) // weight.shape[0] + 2**14
-            copied = 0 if _channels_last(x) else x.nbytes
-            return copied + filled + (0 if _channels_last(weight) else weight.nbytes)
-        block = _onednn_block()
-        x_filled = 0 if x.shape[1] < block else x.nbytes * _round_up(x.shape[1], block) // x.shape[1]
-        y_filled = y.nbytes * _round_up(y.shape[1], block) // y.shape[1]
-        inputs = 1 if x.shape[1] < block or groups > 1 else _round_up(weight.shape[1], block) / weight.shape[1]
-        w_filled = math.ceil(weight.nbytes * inputs) * _round_up(weight.shape[0], block) // weight.shape[0]
-        return strided_copy([x], []) + max(x_filled + w_filled + y_filled - y.nbytes, y_filled)
-    last = len(x.shape) == 4 and _channels_last(x)
-    copied = 0 if last else strided_copy([x], [])
-    if math.prod(weight.shape[2:]) == 1 and x.shape[2:] == y.shape[2:]:
-        unfolded = 0
-    else:
-        unfolded = x.shape[0] * math.prod(weight.shape[1:]) * math.prod(y.shape[2:]) * x.dtype.itemsize
-        unfolded += weight.nbytes if last else 0
-    return copied + (unfolded if groups == 1 else max(x.nbytes // groups + unfolded, y.nbytes))
-
-
-def transposed_convolution(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
-    """The columns to fold: (output channels * kernel) * (positions of the input); in float32 an upper bound."""
-    x, weight, y = operands[0], operands[1], results[0]
-    columns = x.shape[0] * math.prod(weight.shape[1:]) * math.prod(x.shape[2:]) * x.dtype.itemsize
-    return strided_copy(operands, results) + max(columns, x.nbytes + 2 * weight.nbytes + y.nbytes)
 
 
 # Matrix products
 
 
-def _copied_for_product(tensor: TensorFact, batch: Sequence[int]) -> int:
-    """Bytes of a copy of one factor, [*batch, n, m] after broadcasting, if the kernel can't take it as it is.
+def _mergeable(shape: Sequence[int], stride: Sequence[int]) -> bool:
+    """Whether dims can be seen as one."""
+    pairs = [(size, step) for size, step in zip(shape, stride, strict=True) if size != 1]
+    return all(outer == size * inner for (_, outer), (size, inner) in pairwise(pairs))
 
-    It can if the dims before the last two make one dim, and one of the last two has stride 1.
+
+def _copied_for_product(tensor: TensorFact, batch: Sequence[int]) -> int:
+    """Bytes of the copies of one factor, [*batch, n, m] after broadcasting, that MKL can't take as it is.
+
+    It can if one of the last two dims has stride 1. Else single matrices are copied, one after the other; all of them
+    at once if the dims of the batch don't make one dim.
     """
-    pairs = list(zip(tensor.shape, tensor.stride, strict=True))
-    leading = [(1, 0)] * (len(batch) + 2 - len(pairs)) + pairs[:-2]
-    expanded = [
-        (size, stride if own == size else 0) for size, (own, stride) in zip(batch, leading, strict=True) if size != 1
-    ]
-    one_dim = all(outer == size * inner for (_, outer), (size, inner) in itertools.pairwise(expanded))
-    unit = any(stride == 1 or size == 1 for size, stride in pairs[-2:])
-    return 0 if one_dim and unit else math.prod([*batch, *tensor.shape[-2:]]) * tensor.dtype.itemsize
+    missing = len(batch) + 2 - len(tensor.shape)
+    own = (*[1] * missing, *tensor.shape[:-2])
+    stride = (*[0] * missing, *tensor.stride[:-2])
+    expanded = [step if size == whole else 0 for size, step, whole in zip(own, stride, batch, strict=True)]
+    matrix = math.prod(tensor.shape[-2:]) * tensor.dtype.itemsize
+    if not _mergeable(batch, expanded):
+        return math.prod(batch) * matrix
+    return 0 if _has_unit_stride(tensor) else matrix
+
+
+def _has_unit_stride(tensor: TensorFact) -> bool:
+    return any(step == 1 or size == 1 for size, step in zip(tensor.shape[-2:], tensor.stride[-2:], strict=True))
 
 
 def product(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
@@ -148,9 +61,11 @@ def product(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> in
     first, second = operands[0], operands[1]
     if len(first.shape) < 2 or len(second.shape) < 2:
         return 0
-    if len(first.shape) == 2 or len(second.shape) == 2:
-        return sum(_copied_for_product(t, t.shape[:-2]) for t in (first, second))
     batch = torch.broadcast_shapes(first.shape[:-2], second.shape[:-2])
+    if len(second.shape) == 2 and _mergeable(first.shape[:-1], first.stride[:-1]):  # one large matrix
+        return sum(0 if _has_unit_stride(t) else t.nbytes for t in (first, second))
+    if len(second.shape) == 2:
+        return _copied_for_product(first, batch) + (0 if _has_unit_stride(second) else second.nbytes)
     return sum(_copied_for_product(t, batch) for t in (first, second))
 
 
@@ -204,7 +119,7 @@ def group_norm(operands: Sequence[TensorFact], results: Sequence[TensorFact]) ->
     """
     x = operands[0]
     channels = x.shape[0] * x.shape[1]
-    if _channels_last(x):
+    if channels_last(x):
         return channels * (16 + 8 * (1 + torch.get_num_threads()))
     return min(channels, 32 * x.shape[0]) * 16 + strided_copy(operands, results)
 
@@ -246,14 +161,14 @@ def upsample(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> i
     `_use_vectorized_kernel_cond_2d` in aten/src/ATen/native/cpu/UpSampleKernel.cpp.
     """
     x, y = operands[0], results[0]
-    if _channels_last(x):
+    if channels_last(x):
         return 0
-    return x.nbytes + y.nbytes if sum(y.shape[2:]) <= 128 else 64 * sum(y.shape[2:])
+    return x.nbytes + y.nbytes if sum(y.shape[2:]) <= 128 else 2 * (8 + y.dtype.itemsize) * sum(y.shape[2:])
 
 
 def resample_indices(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
     """Indices and weights for each row and column of the result."""
-    return 64 * sum(results[0].shape[2:])
+    return 4 * (8 + results[0].dtype.itemsize) * sum(results[0].shape[2:])
 
 
 def promoted_copies(target: OpOverload, operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:

@@ -6,19 +6,19 @@ A measurement on the device replaces them (see the design: calibration).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch._ops import OpOverload
 
 from sicompiler.facts import workspace_cpu as cpu
 from sicompiler.facts.storages import TensorFact
+from sicompiler.facts.workspace_layout import Formula, strided_copy
 
 aten = torch.ops.aten
 ops = torch.ops.sicompiler
 
 CUBLAS_BYTES = 32 * 2**20
-Formula = Callable[[Sequence[TensorFact], Sequence[TensorFact]], int]
 
 
 def convolution(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
@@ -33,13 +33,13 @@ def convolution(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -
 def group_norm(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
     """Estimate: a copy of an input that is not row-major; mean, rstd and two coefficients per channel, in float32."""
     x = operands[0]
-    return cpu.strided_copy(operands, results) + 16 * math.prod(x.shape[:2])
+    return strided_copy(operands, results) + 16 * math.prod(x.shape[:2])
 
 
 def layer_norm(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
     """Estimate: a copy of an input that is not row-major; mean and rstd of each row, in float32."""
     x = operands[0]
-    return cpu.strided_copy(operands, results) + 8 * x.numel // max(x.shape[-1], 1)
+    return strided_copy(operands, results) + 8 * x.numel // max(x.shape[-1], 1)
 
 
 def attention(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
@@ -84,8 +84,8 @@ ROWS: dict[OpOverload, Formula] = {
     aten.native_layer_norm.default: layer_norm,
     aten.rms_norm.default: cpu.rms_norm,
     aten.scaled_dot_product_attention.default: attention,
-    aten._softmax.default: cpu.strided_copy,
-    aten.softmax.int: cpu.strided_copy,
+    aten._softmax.default: strided_copy,
+    aten.softmax.int: strided_copy,
     ops.group_apply.default: few_per_channel,
     ops.group_stats.default: few_per_channel,
 }

@@ -1,0 +1,117 @@
+"""Workspace of convolutions on the CPU, measured as described in `workspace_cpu.py`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+
+from sicompiler.facts.storages import TensorFact
+from sicompiler.facts.workspace_layout import channels_last, strided_copy
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+@cache
+def _onednn_block() -> int:
+    """Channels per block in the layouts of oneDNN: 8 with AVX2 (measured), 16 with AVX512 (not measured)."""
+    return 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8
+
+
+@cache
+def _onednn_takes(dtype: torch.dtype) -> bool:
+    """Whether convolutions of a dtype may go to oneDNN on this machine (half dtypes need AVX512: not measured)."""
+    if dtype == torch.bfloat16:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if dtype == torch.float16:
+        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    return dtype == torch.float32 and torch.backends.mkldnn.is_available()
+
+
+def _goes_to_onednn(x: TensorFact, weight: TensorFact, result: TensorFact) -> bool:
+    """The choice of `ConvParams::use_mkldnn` in aten/src/ATen/native/Convolution.cpp, confirmed by measurement.
+
+    Small convolutions, and convolutions whose last two kernel sizes are 1 (also conv3d (3, 1, 1)) on one thread, go to
+    the kernels that unfold their input.
+    """
+    if not _onednn_takes(x.dtype):
+        return False
+    if x.dtype in _HALF:
+        return True
+    sizes = x.shape if len(x.shape) != 3 else (x.shape[0], x.shape[1], 1, x.shape[2])
+    kernel = weight.shape[-2:] if len(weight.shape) > 3 else (1, weight.shape[-1])
+    strided = any(out < size for out, size in zip(result.shape[-2:], x.shape[-2:], strict=True))
+    if kernel == (1, 1) and not strided and x.shape[0] < 16 and torch.get_num_threads() == 1:
+        return False
+    grouped = weight.shape[1] != x.shape[1]
+    return grouped or min(kernel) > 3 or x.shape[0] > 1 or math.prod(sizes[:4]) > 20480
+
+
+def convolution(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
+    """conv1d, conv2d, conv3d: see `_onednn` and `_unfolding`; and X for an input the kernel can't take as it lies."""
+    x, weight, y = operands[0], operands[1], results[0]
+    if len(x.shape) < len(weight.shape):  # no batch dim
+        x, y = (TensorFact((1, *t.shape), (t.nbytes, *t.stride), t.dtype, t.storage) for t in (x, y))
+    groups = x.shape[1] // weight.shape[1] if weight.shape[1] else 1
+    if _goes_to_onednn(x, weight, y):
+        return _onednn(x, weight, y, groups)
+    return _unfolding(x, weight, y, groups)
+
+
+def _onednn(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int) -> int:
+    """Copies of input, weight and result in the layouts of oneDNN.
+
+    - Row-major input: X + W, then Y, each with its channels filled up to a block of 8 (the input's not if it has less).
+    - Channels-last input or weight: W, and W again unless the weight is channels-last; an upper bound, as W is not
+      always filled up. No copies of input or result.
+    - Groups of some channels that don't fill blocks: the unfolded input of one group and frame, per thread; an upper
+      bound. (One channel per group: as without groups.)
+    """
+    if channels_last(x) or channels_last(weight):
+        filled = weight.nbytes * _round_up(weight.shape[0], 24) // weight.shape[0] + 2**14
+        copied = 0 if channels_last(x) else x.nbytes
+        return copied + filled + (0 if channels_last(weight) else weight.nbytes)
+    block = _onednn_block()
+    inputs, outputs = weight.shape[1], weight.shape[0] // groups
+    if groups > 1 and (inputs % block or outputs % block) and not inputs == outputs == 1:
+        columns = math.prod(weight.shape[1:]) * math.prod(y.shape[-2:]) * x.dtype.itemsize
+        return strided_copy([x], []) + max(torch.get_num_threads() * columns + 128, y.nbytes)
+    few = x.shape[1] < block
+    x_filled = 0 if few and groups == 1 else x.nbytes * _round_up(x.shape[1], 1 if few else block) // x.shape[1]
+    y_filled = y.nbytes * _round_up(y.shape[1], block) // y.shape[1]
+    w_filled = weight.nbytes * _round_up(weight.shape[0], block) // weight.shape[0]
+    if groups == 1 and not few:
+        w_filled = w_filled * _round_up(inputs, block) // inputs
+    after = 2 * y.nbytes if groups > 1 and few else y_filled
+    return strided_copy([x], []) + max(x_filled + w_filled + y_filled - y.nbytes, after)
+
+
+def _unfolding(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int) -> int:
+    """The unfolded input, of the whole batch at once: n * (channels * kernel) * (positions of the result).
+
+    Nothing for a kernel of 1 without stride and groups. With groups in 1-D and 2-D: one group after the other, then Y,
+    as the parts are joined. A channels-last input in 2-D is taken as it lies; then W is copied.
+    """
+    positions = math.prod(y.shape[2:])
+    unfolded = x.shape[0] * math.prod(weight.shape[1:]) * positions * x.dtype.itemsize
+    pointwise = math.prod(weight.shape[2:]) == 1 and x.shape[2:] == y.shape[2:]
+    if len(x.shape) == 5:
+        return strided_copy([x], []) + (0 if pointwise and groups == 1 else groups * unfolded)
+    last = channels_last(x) and len(x.shape) == 4
+    unfolded = 0 if pointwise else unfolded + (weight.nbytes if last else 0)
+    if groups > 1:
+        unfolded = max(unfolded + (x.nbytes // groups if x.shape[0] > 1 else 0), y.nbytes)
+    return unfolded if last else unfolded + strided_copy([x], [])
+
+
+def transposed_convolution(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
+    """The columns to fold: (output channels * kernel) * (positions of the input); in float32 an upper bound."""
+    x, weight, y = operands[0], operands[1], results[0]
+    columns = x.shape[0] * math.prod(weight.shape[1:]) * math.prod(x.shape[2:]) * x.dtype.itemsize
+    return strided_copy(operands, results) + max(columns, x.nbytes + 2 * weight.nbytes + y.nbytes)

@@ -1,0 +1,24 @@
+"""Memory layouts, as far as kernels care: row-major, channels-last, other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from sicompiler.facts.storages import TensorFact
+
+Formula = Callable[[Sequence[TensorFact], Sequence[TensorFact]], int]
+"""Bytes from the facts of operands and results."""
+
+
+def channels_last(tensor: TensorFact) -> bool:
+    """Whether a tensor that is not row-major has the channels innermost: [n, h, w, c] or [n, t, h, w, c] in memory."""
+    if tensor.is_contiguous or len(tensor.shape) not in (4, 5) or not tensor.is_dense:
+        return False
+    order = (1, *range(len(tensor.shape) - 1, 1, -1), 0)
+    strides = [tensor.stride[d] for d in order if tensor.shape[d] > 1]
+    return strides == sorted(strides)
+
+
+def strided_copy(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
+    """X if the input is not row-major (the kernel works on a copy), else nothing."""
+    return 0 if operands[0].is_contiguous else operands[0].nbytes
