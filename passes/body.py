@@ -64,6 +64,9 @@ class BodyEmitter:
         """Copy one sliced operator."""
         old, transfer = self.view.facts.nodes[position], self.region.sliced[position]
         occurrences = iter(self._operands(position, transfer))
+        if old.target is operator.getitem and self.view.table.operands[position][0][0] not in self.made:
+            self.made[position] = next(occurrences)  # one result of an operator outside, narrowed
+            return self.made[position]
         args, kwargs = _ordered(old)
         args, kwargs = fx.node.map_arg((args, kwargs), lambda _: next(occurrences))
         target = old.target
@@ -76,7 +79,7 @@ class BodyEmitter:
         if isinstance(target, OpOverload):
             target = copying_twin(target)  # a slice may not be viewable where the whole value is
         assert callable(target)
-        node = self.graph.call_function(target, tuple(args), dict(kwargs))
+        node = self.graph.create_node("call_function", target, tuple(args), dict(kwargs), name=old.name)
         node.meta["val"] = evaluate(node, self.mode)
         self.made[position] = inherit(node, old)
         return node

@@ -59,27 +59,41 @@ class _Outliner:
             p = region.stop
         self._copy(range(p, len(facts.nodes)))
         old = self.program.graph_module.graph.output_node()
-        output = self.graph.output(fx.node.map_arg(old.args[0], lambda n: self.lookup((self.position[n], 0))))
+        output = self.graph.output(fx.node.map_arg(old.args[0], self._mapped))
         output.meta.update(old.meta)
         return self.program.with_graph(fx.GraphModule(self.root, self.graph))
 
     def _copy(self, positions: Any) -> None:
         for p in positions:
-            node = self.view.facts.nodes[p]
-            self.env[(p, 0)] = self.graph.node_copy(node, lambda n: self.lookup((self.position[n], 0)))
+            self._whole(p)
 
     def lookup(self, value: Operand) -> fx.Node:
-        """The node that holds a whole value; views of what a loop has written are made where they are needed."""
-        found = self.env.get(value)
-        if found is not None:
-            return found
-        node = self.view.facts.nodes[value[0]]
-        sources = self.view.table.operands[value[0]]
-        if node.target is operator.getitem and sources[0] in self.parts:
-            self.env[value] = self.parts[sources[0]]
-        else:
-            self.env[value] = self.graph.node_copy(node, lambda n: self.lookup((self.position[n], 0)))
-        return self.env[value]
+        """The node that holds a whole tensor, perhaps one of several results of an operator."""
+        if isinstance(self.view.facts.nodes[value[0]].meta.get("val"), (list, tuple)):
+            if value not in self.parts:
+                self.parts[value] = self._result(value)
+            return self.parts[value]
+        return self._whole(value[0])
+
+    def _result(self, value: Operand) -> fx.Node:
+        """Take one result of an operator that no loop has written."""
+        source = self._whole(value[0])
+        node = self.graph.call_function(operator.getitem, (source, value[1]))
+        node.meta["val"] = source.meta["val"][value[1]]
+        return inherit(node, self.view.facts.nodes[value[0]])
+
+    def _whole(self, p: int) -> fx.Node:
+        """The node that stands for a node of the old graph; views of what a loop has written are made where needed."""
+        if (p, 0) not in self.env:
+            node = self.view.facts.nodes[p]
+            if node.target is operator.getitem:
+                self.env[(p, 0)] = self.lookup(self.view.table.operands[p][0])
+            else:
+                self.env[(p, 0)] = self.graph.node_copy(node, self._mapped)
+        return self.env[(p, 0)]
+
+    def _mapped(self, node: fx.Node) -> fx.Node:
+        return self._whole(self.position[node])
 
     def _loop(self, name: str, region: Region, slice_length: int) -> None:
         self._copy(region.hoisted)

@@ -270,8 +270,8 @@ def report(model: torch.nn.Module) -> Report:
         NotCompiled: the model was never compiled.
     """
     state = _state(model, "report on")
-    plans = tuple(compiled.plan for compiled in state.compiled.values())
-    return Report(type(model).__name__, state.budget_bytes, plans)
+    found = tuple(state.compiled.values())
+    return Report(type(model).__name__, state.budget_bytes, tuple(c.plan for c in found), tuple(c.program for c in found))
 
 
 def verify(model: torch.nn.Module, example_inputs: Inputs | None = None) -> Verification:

@@ -15,6 +15,7 @@ from sicompiler.cost import MACHINES, Machine
 from sicompiler.errors import OverBudget
 from sicompiler.facts.kernels import node_workspaces
 from sicompiler.facts.lifetimes import lifetimes
+from sicompiler.facts.modules import common_module, describe
 from sicompiler.facts.storages import GraphFacts, Origin, fake_tensors, graph_facts
 from sicompiler.facts.timeline import Timeline, timeline
 from sicompiler.passes.loop import outline_loops
@@ -255,6 +256,7 @@ class Planner:
             regions=tuple(_region_plan(search, choice) for choice in solution.choices),
             seconds=seconds,
             timings=timings,
+            held_bytes=search.graph.extra_bytes,
         )
 
 
@@ -275,29 +277,6 @@ def _region_plan(search: Search, choice: Choice) -> RegionPlan:
         peak_bytes=choice.peak_bytes,
         seconds=choice.seconds,
     )
-
-
-def module_path(node: torch.fx.Node) -> str:
-    """Path of the module a node was traced in; empty if unknown."""
-    stack = node.meta.get("nn_module_stack") or {}
-    return str(list(stack.values())[-1][0]) if stack else ""
-
-
-def common_module(nodes: tuple[torch.fx.Node, ...]) -> str:
-    """The longest module path that all nodes share."""
-    paths = [module_path(n).split(".") for n in nodes if module_path(n)]
-    common: list[str] = []
-    for parts in zip(*paths, strict=False):
-        if len(set(parts)) > 1:
-            break
-        common.append(parts[0])
-    return ".".join(common)
-
-
-def describe(node: torch.fx.Node) -> str:
-    """Name, operator and module of a node, for messages."""
-    path = module_path(node)
-    return f"{node.name} ({node.target})" + (f" in {path}" if path else "")
 
 
 def make_planner(

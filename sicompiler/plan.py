@@ -91,6 +91,7 @@ class Plan:
         regions: the sliced loops, in schedule order.
         seconds: predicted time of a run.
         timings: seconds spent on capture, analysis and planning; not part of the plan's identity.
+        held_bytes: alive all the time beside weights and graph: what an outer loop holds whole.
     """
 
     model: str
@@ -108,12 +109,17 @@ class Plan:
     regions: tuple[RegionPlan, ...]
     seconds: float
     timings: Mapping[str, float] = field(default_factory=dict, compare=False)
+    held_bytes: int = 0
     version: int = PLAN_VERSION
 
     @property
     def fits(self) -> bool:
         """Whether the predicted peak is within the budget."""
         return self.predicted_peak_bytes <= self.budget_bytes
+
+    def region_peak_bytes(self, region: RegionPlan) -> int:
+        """Predicted peak while a region of this plan runs, weights included."""
+        return region.peak_bytes + self.held_bytes + self.weights_bytes
 
     def to_json(self, *, indent: int | None = 2) -> str:
         """Write the plan as JSON; `Plan.from_json` reads it back, equal."""

@@ -23,7 +23,7 @@ aten = torch.ops.aten
 ops = torch.ops.sicompiler
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 ON_AVX2 = torch.backends.cpu.get_cpu_capability() == "AVX2"
-SLACK = 2 * KIB  # statistics, indices, scalars
+SLACK = 4 * KIB  # statistics, indices, scalars
 
 avx2 = pytest.mark.skipif(not ON_AVX2, reason="the table was measured on AVX2")
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -73,7 +73,7 @@ LAYOUTS = st.sampled_from(("row-major", "narrowed", "swapped"))
 
 @avx2
 @given(data=st.data(), dtype=st.sampled_from(DTYPES), layout=LAYOUTS)
-@settings(max_examples=60)
+@settings(max_examples=25)
 @pytest.mark.parametrize("kernel", [(3,), (1, 1), (3, 3), (3, 1, 1), (1, 1, 1), (3, 3, 3), (2, 2), (1, 2, 2)], ids=str)
 def test_convolutions(kernel: tuple[int, ...], data: st.DataObject, dtype: torch.dtype, layout: str) -> None:
     draw = data.draw
@@ -146,7 +146,7 @@ class _threads:
     step=st.sampled_from((1, 1, 1, 2)),
     dtype=st.sampled_from(DTYPES),
 )
-@settings(max_examples=150)
+@settings(max_examples=80)
 def test_linear_of_any_strides(
     shape: tuple[int, ...], dims: int, order: list[int], step: int, dtype: torch.dtype
 ) -> None:
@@ -182,7 +182,7 @@ def test_matrix_products(dtype: torch.dtype) -> None:
     swapped=st.booleans(),
     dtype=st.sampled_from(DTYPES),
 )
-@settings(max_examples=80)
+@settings(max_examples=40)
 @pytest.mark.parametrize("threads", [1, 2])
 def test_attention(
     threads: int, batch: int, queries: int, keys: int, width: int, mask: str, swapped: bool, dtype: torch.dtype

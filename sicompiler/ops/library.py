@@ -1,7 +1,7 @@
 """Registers our operators with torch, so that they are OpOverloads like any aten operator.
 
-`torch.library.custom_op` would do it in fewer lines, but adds about 20 us of Python to each call; a plain function
-given to `Library.impl` adds about 5 us. That matters in a loop of a thousand slices.
+`torch.library.custom_op` would do it in fewer lines, but an operator that changes an operand costs 25 us per call then,
+and 5 us this way (measured on torch 2.13). That matters in a loop of a thousand slices.
 """
 
 from __future__ import annotations

@@ -1,32 +1,58 @@
-"""What was planned for a compiled model, printable."""
+"""What was planned for a compiled model, printable, as JSON and as a page."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from sicompiler.capture import Program
 from sicompiler.plan import Plan
+from sicompiler.reports.page import page
+from sicompiler.reports.summary import plain, plan_tables, summary
+from sicompiler.units import format_bytes
 
 
 @dataclass(frozen=True)
 class Report:
-    """The plans of a compiled model.
+    """The plans of a compiled model. `print(report)` shows totals first, then one row a region.
 
     Attributes:
         model: its name.
         budget_bytes: what was asked for.
         plans: one per input shape, oldest first.
+        programs: the rewritten program of each plan.
     """
 
     model: str
     budget_bytes: int
     plans: tuple[Plan, ...]
+    programs: Sequence[Program] = ()
 
     @property
     def plan(self) -> Plan | None:
         """The newest plan; None before the first call."""
         return self.plans[-1] if self.plans else None
 
+    def __str__(self) -> str:
+        if not self.plans:
+            return f"{self.model}: nothing is planned yet within {format_bytes(self.budget_bytes)}; the first call plans\n"
+        shapes = len(self.plans)
+        head = "" if shapes == 1 else f"{shapes} input shapes are planned, oldest first\n\n"
+        return head + "\n".join(plain(plan_tables(plan)) for plan in self.plans)
+
     def to_json(self) -> str:
-        """The newest plan as JSON."""
-        return json.dumps(None) if self.plan is None else self.plan.to_json()
+        """Every plan, oldest first, as `sicompiler plan --json` prints one."""
+        found = {"model": self.model, "budget_bytes": self.budget_bytes, "plans": [summary(plan) for plan in self.plans]}
+        return json.dumps(found, indent=2)
+
+    def to_html(self, path: str | Path) -> Path:
+        """Write one self-contained page: totals, live bytes over the run, one row a region.
+
+        Args:
+            path: of the file to write.
+        """
+        target = Path(path)
+        target.write_text(page(self.model, self.budget_bytes, self.plans, self.programs), encoding="utf-8")
+        return target

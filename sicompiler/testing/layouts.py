@@ -82,8 +82,7 @@ def broadcast(x: Any, held: Sequence[str], layout: Layout, sizes: Mapping[str, i
     """
     merged = {name for group in layout.groups if len(group) > 1 and set(group) & set(held) for name in group}
     x = x.reshape([sizes[name] if name in held else 1 for name in layout.order])
-    if not merged:
-        return x
-    x = x.expand([sizes[name] if name in merged or name in held else 1 for name in layout.order])
+    if merged:
+        x = x.expand([sizes[name] if name in merged or name in held else 1 for name in layout.order])
     kept = {name: sizes[name] if name in merged or name in held else 1 for name in sizes}
     return x.reshape(layout.shape(kept))

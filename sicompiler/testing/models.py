@@ -115,6 +115,7 @@ class Builder:
         self.draw, self.scale = draw, scale
         self.root = torch.nn.Module()
         self.graph = fx.Graph()
+        self._tracer = fx.proxy.GraphAppendingTracer(self.graph)
         self.generator = torch.Generator().manual_seed(seed)
         self.values: list[Value] = []
         self.args: list[torch.Tensor] = []
@@ -131,7 +132,7 @@ class Builder:
             self.root.register_buffer(name, data)
         else:
             self.root.register_parameter(name, torch.nn.Parameter(data, requires_grad=False))
-        return fx.Proxy(self.graph.get_attr(name))
+        return fx.Proxy(self.graph.get_attr(name), self._tracer)
 
     def near(self, number: float, size: int) -> Any:
         """A vector of entries around a number, as a parameter."""
@@ -147,7 +148,11 @@ class Builder:
             self.kwargs[name] = data
         else:
             self.args.append(data)
-        return fx.Proxy(self.graph.placeholder(name))
+        return fx.Proxy(self.graph.placeholder(name), self._tracer)
+
+    def positions(self, size: int) -> Any:
+        """The numbers 0, 1, ... size - 1, made by the model."""
+        return fx.Proxy(self.graph.call_function(torch.arange, (size,)), self._tracer)
 
     def layout(self, kinds: Sequence[str] = LAYOUTS) -> Layout:
         """One of the layouts."""

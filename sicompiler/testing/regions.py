@@ -5,36 +5,40 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from sicompiler.axes.factor_map import Slicing
-from sicompiler.planners.candidates import seeds_of
-from sicompiler.region import GraphView, Region, Walk
+import numpy as np
+
+from sicompiler.compiler import Graph, named_axes
+from sicompiler.cost import MACHINES
+from sicompiler.planners.candidates import Evaluator, Tally, axis_labels, seeds_of
+from sicompiler.region import Region, Walk
 from sicompiler.testing.models import Draw
 
 
 def draw_regions(
-    view: GraphView, labels: list[dict[Slicing, str]], choose: Callable[[Sequence[Any]], Any], *, most: int = 6
+    graph: Graph, choose: Callable[[Sequence[Any]], Any], *, most: int = 6, hoisted_bytes: Sequence[int] = (2**20, 0, 256)
 ) -> list[tuple[Region, int]]:
     """Draw disjoint regions, each with a slice length.
 
     Args:
-        view: the graph.
-        labels: from `axis_labels`.
+        graph: a legal graph.
         choose: picks one of the given options; the first is the simplest.
         most: how many regions at most.
+        hoisted_bytes: options for the size up to which values are computed whole before a loop.
 
     Returns:
         Regions in schedule order, for `outline_loops`.
     """
     draw = Draw(choose)
+    labels = axis_labels(graph.view, named_axes(graph))
     found: list[tuple[Region, int]] = []
-    position, end = view.facts.num_placeholders, len(view.facts.nodes)
+    position, end = graph.facts.num_placeholders, len(graph.facts.nodes)
     while position < end and len(found) < most:
         start = position + draw.pick(range(min(8, end - position)))
         position = start + 1
-        seeds = seeds_of(view, labels, start) if view.facts.tensors[start] else []
+        seeds = seeds_of(graph.view, labels, start) if graph.facts.tensors[start] else []
         if not seeds:
             continue
-        walk = Walk(view, start, draw.pick(seeds), hoisted_bytes=draw.pick((2**20, 0, 256)))
+        walk = Walk(graph.view, start, draw.pick(seeds), hoisted_bytes=draw.pick(hoisted_bytes))
         length = draw.pick((1, 2, 3, 5, 8, 13, 21, 34))
         while walk.stop < min(start + length, end) and walk.extend() is None:
             pass
@@ -42,3 +46,30 @@ def draw_regions(
             found.append((walk.region(), draw.pick(range(1, walk.size + 1))))
             position = walk.stop
     return found
+
+
+def predicted_peak(graph: Graph, regions: Sequence[tuple[Region, int]]) -> int:
+    """Peak of activations and inputs that the planner would predict for some regions, all other operators unsliced.
+
+    Args:
+        graph: a legal graph.
+        regions: from `draw_regions` with the default `hoisted_bytes` of walks.
+    """
+    peaks, position = [0], graph.facts.num_placeholders
+    for region, slice_length in regions:
+        peaks.append(int(graph.line.live_bytes[position : region.start].max(initial=0)))
+        peaks.append(_region_peak(graph, region, slice_length))
+        position = region.stop
+    return max(*peaks, int(graph.line.live_bytes[position:].max(initial=0)))
+
+
+def _region_peak(graph: Graph, region: Region, slice_length: int) -> int:
+    evaluator = Evaluator(graph.view, graph.line, MACHINES[graph.facts.device_type])
+    evaluator.lengths[region.size] = ((slice_length,), np.array([slice_length], dtype=np.float64))
+    walk = Walk(graph.view, region.start, region.seed)
+    tally = Tally(evaluator, walk)
+    while walk.stop < region.stop:
+        reason = walk.extend()
+        assert reason is None, reason
+        tally.advance()
+    return int(tally.evaluate()[0][0])

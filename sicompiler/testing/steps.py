@@ -199,7 +199,7 @@ def embed_positions(b: Builder, v: Value) -> Value:
     """Add a table of positions that the model computes or holds: of frames, or of rows."""
     name = b.draw.pick(("f", "h"))
     if b.draw.flag():
-        table = torch.cos(b.weight(1, buffer=True) * torch.arange(v.size(name)))
+        table = torch.cos(b.weight(1, buffer=True) * b.positions(v.size(name)))
     else:
         table = b.weight(v.size(name), buffer=True)
     return v.like(v.x + broadcast(table, [name], v.layout, v.by_name))

@@ -1,0 +1,155 @@
+"""Run a full-width video UNet on this machine, untouched and compiled in turns, at several budgets.
+
+    python -m benchmarks.full_width svd --frames 14 --height 256 --width 448 --dtype float32 --rounds 3
+
+All parameters of the real architecture, random weights. For each budget: measured <= predicted <= budget, the error
+against the untouched model, and the median of the time ratios of runs done in turns. Peaks are of activations: what the
+run allocates plus its inputs; the weights are resident in both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import platform
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import sicompiler
+from sicompiler.api import prepare
+from sicompiler.capture import flatten_inputs
+from sicompiler.compiler import rewrite
+from sicompiler.models.build import build_preset
+from sicompiler.runtime.compiled import Compiled
+from sicompiler.runtime.verify import errors
+from sicompiler.units import MIB, format_bytes
+
+SHARES = {"100%": 1.0, "50%": 0.5, "25%": 0.25, "floor": 0.0}
+
+
+def timed(run: Any) -> tuple[float, Any]:
+    """Seconds and result of one call."""
+    gc.collect()
+    began = time.perf_counter()
+    result = run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began, result
+
+
+def main() -> None:
+    """Measure and print a table; write it as JSON with versions, hardware and command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("preset")
+    parser.add_argument("--frames", type=int)
+    parser.add_argument("--height", type=int, default=256)
+    parser.add_argument("--width", type=int, default=448)
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--budgets", nargs="+", default=list(SHARES), choices=list(SHARES))
+    parser.add_argument("--output", type=Path)
+    options = parser.parse_args()
+    console = Console(stderr=True)
+    with console.status("building the model"):
+        call = build_preset(
+            options.preset, frames=options.frames, height=options.height, width=options.width, dtype=options.dtype, fake=False
+        )
+        model = call.module.to(options.device)
+        args, kwargs = torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.to(options.device), (call.args, call.kwargs))
+    with console.status("capturing and planning"):
+        program, planner = prepare(model, args, kwargs, name=options.preset)
+    weights, unsliced = planner.weights_bytes, planner.unsliced_bytes - planner.weights_bytes
+    floor = planner.floor()[0] - weights
+    console.print(f"unsliced {format_bytes(unsliced)}, floor {format_bytes(floor)}, weights {format_bytes(weights)}")
+    flat, _ = flatten_inputs(args, kwargs)
+    inputs = sum(t.untyped_storage().nbytes() for t in flat if isinstance(t, torch.Tensor))
+    with torch.no_grad():
+        with sicompiler.measure_peak(options.device) as untouched:
+            reference = model(*args, **kwargs)
+    console.print(f"untouched peak {format_bytes(untouched.bytes + inputs)}")
+    rows = []
+    for name in options.budgets:
+        budget = weights + max(int(unsliced * SHARES[name]), floor)
+        plan = planner.plan(budget)
+        compiled = Compiled(rewrite(program, plan), plan)
+        with sicompiler.measure_peak(options.device) as measured:
+            result = compiled.run(model, flat)
+        absolute, relative, bitwise = errors(result, reference)
+        del result
+        ratios, ours, theirs = [], [], []
+        for turn in range(options.rounds):
+            with torch.no_grad():
+                seconds, _ = timed(lambda: model(*args, **kwargs))
+            theirs.append(seconds)
+            seconds, _ = timed(lambda: compiled.run(model, flat))
+            ours.append(seconds)
+            ratios.append(ours[-1] / theirs[-1])
+            console.print(f"{name} turn {turn + 1}: {ours[-1]:.2f} s / {theirs[-1]:.2f} s = {ratios[-1]:.3f}")
+        rows.append(
+            {
+                "budget": name,
+                "budget_bytes": budget - weights,
+                "predicted_bytes": plan.predicted_peak_bytes - weights,
+                "measured_bytes": measured.bytes + inputs,
+                "reserved_bytes": measured.reserved_bytes,
+                "untouched_bytes": untouched.bytes + inputs,
+                "regions": len(plan.regions),
+                "outer": plan.outer.axis if plan.outer else None,
+                "max_abs_error": absolute,
+                "max_rel_error": relative,
+                "bitwise": bitwise,
+                "time_ratio": statistics.median(ratios) if ratios else None,
+                "seconds": statistics.median(ours) if ours else None,
+                "untouched_seconds": statistics.median(theirs) if theirs else None,
+                "predicted_seconds": plan.seconds,
+            }
+        )
+        report = {
+            "preset": options.preset,
+            "sizes": vars(call.sizes) if hasattr(call.sizes, "__dict__") else str(call.sizes),
+            "dtype": options.dtype,
+            "device": torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or platform.machine(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "command": "python -m benchmarks.full_width " + " ".join(sys.argv[1:]),
+            "weights_bytes": weights,
+            "unsliced_bytes": unsliced,
+            "floor_bytes": floor,
+            "rows": rows,
+        }
+        if options.output is not None:
+            options.output.parent.mkdir(parents=True, exist_ok=True)
+            options.output.write_text(json.dumps(report, indent=2, default=str) + "\n")
+    _print(rows, options.preset)
+
+
+def _print(rows: list[dict[str, Any]], preset: str) -> None:
+    table = Table(title=f"{preset}: activations in MiB, weights resident", title_justify="left")
+    for column in ("budget", "MiB", "predicted", "measured", "pred/meas", "untouched", "regions", "time ratio", "max rel error", "holds"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        holds = row["measured_bytes"] <= row["predicted_bytes"] <= row["budget_bytes"]
+        table.add_row(
+            row["budget"],
+            *(f"{row[key] / MIB:.1f}" for key in ("budget_bytes", "predicted_bytes", "measured_bytes")),
+            f"{row['predicted_bytes'] / row['measured_bytes']:.3f}",
+            f"{row['untouched_bytes'] / MIB:.1f}",
+            str(row["regions"]),
+            f"{row['time_ratio']:.3f}" if row["time_ratio"] else "-",
+            "bitwise" if row["bitwise"] else f"{row['max_rel_error']:.1e}",
+            "yes" if holds else "NO",
+        )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

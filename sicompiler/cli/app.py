@@ -1,0 +1,180 @@
+"""The commands and their options. Everything heavy is imported inside a command."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sicompiler.cli.options import (
+    Batch,
+    Device,
+    DeviceOption,
+    Dtype,
+    Format,
+    Frames,
+    Gb,
+    Height,
+    Json,
+    Model,
+    ModelOptions,
+    RequiredGb,
+    Stage,
+    Width,
+)
+
+app = typer.Typer(
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    help="Make video diffusion models fit a memory budget, with the same output.",
+    epilog="Exit status: 0 done or fits; 2 does not fit or bad input, with one line on stderr; 1 internal error.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from sicompiler._version import __version__
+
+        typer.echo(f"sicompiler {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _app(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def plan(
+    model: Model,
+    gb: Gb = None,
+    frames: Frames = None,
+    height: Height = None,
+    width: Width = None,
+    batch: Batch = None,
+    dtype: Dtype = None,
+    device: DeviceOption = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Save the plan as JSON, for diff and compile_for_budget.")
+    ] = None,
+    memory: Annotated[bool, typer.Option("--memory", help="Also tell how much host memory planning took.")] = False,
+    json: Json = False,
+) -> int:
+    """Find the fastest plan that fits a budget. Without --gb: the unsliced peak, and what smaller budgets cost.
+
+    No weights are needed and nothing is run, so any machine can plan for any other.
+    """
+    from sicompiler.cli.plan import run
+
+    return run(ModelOptions(model, batch, frames, height, width, dtype, device), gb, output, memory=memory, as_json=json)
+
+
+@app.command()
+def dump(
+    model: Model,
+    stage: Annotated[Stage, typer.Option("--stage", help="How far the program has come.")] = Stage.REWRITTEN,
+    format: Annotated[Format, typer.Option("--format", help="text is readable Python with shapes and live bytes.")] = Format.TEXT,
+    gb: Gb = None,
+    frames: Frames = None,
+    height: Height = None,
+    width: Width = None,
+    batch: Batch = None,
+    dtype: Dtype = None,
+    device: DeviceOption = None,
+) -> int:
+    """Print the program of a stage: as captured, cleaned, legalised, with the plan's regions, or rewritten.
+
+    Planned and rewritten are for the budget of --gb; without it, for the unsliced peak.
+    """
+    from sicompiler.cli.dump import run
+
+    return run(ModelOptions(model, batch, frames, height, width, dtype, device), stage, format, gb)
+
+
+@app.command()
+def explain(
+    model: Model,
+    rules: Annotated[bool, typer.Option("--rules", help="The operators of the model and the axis rule of each.")] = False,
+    node: Annotated[
+        str | None, typer.Option("--node", metavar="NAME", help="Why is this operator not sliced? Names: dump --stage legal.")
+    ] = None,
+    axis: Annotated[int | None, typer.Option("--axis", metavar="DIM", help="With --node: only this dim of its result.")] = None,
+    frames: Frames = None,
+    height: Height = None,
+    width: Width = None,
+    batch: Batch = None,
+    dtype: Dtype = None,
+    device: DeviceOption = None,
+    json: Json = False,
+) -> int:
+    """Say who is alive at the peak, what sets the floor and which operators have no rule."""
+    from sicompiler.cli.explain import run
+
+    return run(ModelOptions(model, batch, frames, height, width, dtype, device), node, axis, rules=rules, as_json=json)
+
+
+@app.command()
+def diff(
+    first: Annotated[str, typer.Argument(metavar="A", help="A plan (JSON file), or with --stages a model.", show_default=False)],
+    second: Annotated[str | None, typer.Argument(metavar="[B]", help="The other plan.", show_default=False)] = None,
+    stages: Annotated[
+        tuple[Stage, Stage] | None, typer.Option("--stages", help="Compare two stages of model A.", show_default=False)
+    ] = None,
+    gb: Gb = None,
+    frames: Frames = None,
+    height: Height = None,
+    width: Width = None,
+    batch: Batch = None,
+    dtype: Dtype = None,
+    device: DeviceOption = None,
+    json: Json = False,
+) -> int:
+    """Compare two plans saved by plan --output, or two stages of a model. Exit status 0, different or not."""
+    from sicompiler.cli.diff import run
+
+    return run(ModelOptions(first, batch, frames, height, width, dtype, device), second, stages, gb, as_json=json)
+
+
+@app.command()
+def verify(
+    model: Model,
+    gb: RequiredGb,
+    frames: Frames = None,
+    height: Height = None,
+    width: Width = None,
+    batch: Batch = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="float32 (default), float16, bfloat16 or float64.", show_default=False)
+    ] = None,
+    device: Annotated[Device, typer.Option("--device", help="Run on this device.")] = Device.CPU,
+    json: Json = False,
+) -> int:
+    """Build the model with random weights and run it both ways: largest difference, measured peaks.
+
+    Needs the memory and the time of the model itself. Exit status 1 if the outputs differ by more than rounding, or if
+    more memory was taken than predicted: that is a bug of ours.
+    """
+    from sicompiler.cli.verify import run
+
+    return run(ModelOptions(model, batch, frames, height, width, dtype, device), gb, as_json=json)
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the picture and the report.")] = Path("demo_output"),
+    json: Json = False,
+) -> int:
+    """Run a small video model (every block of Stable Video Diffusion's UNet) under shrinking budgets, on the CPU.
+
+    Takes about two minutes. Prints peak, time and largest difference for each budget and draws memory over time.
+    """
+    from sicompiler.cli.demo import run
+
+    return run(output, as_json=json)

@@ -1,0 +1,138 @@
+"""`sicompiler explain`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from sicompiler.cli.options import ModelOptions
+from sicompiler.cli.output import Progress, json_rows, show, show_json
+from sicompiler.cli.work import Target, find, legal_program, prepare
+from sicompiler.compiler import Planner, study
+from sicompiler.errors import BadInput
+from sicompiler.facts.modules import describe
+from sicompiler.planners.dp import floor
+from sicompiler.reports.explain import Alive, alive, missing, rule_rows, verdicts
+from sicompiler.reports.summary import table
+from sicompiler.units import format_bytes
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+MOST_ROWS = 12
+
+
+def run(options: ModelOptions, node: str | None, axis: int | None, *, rules: bool, as_json: bool) -> int:
+    """Explain a model, one of its operators, or the rules of all.
+
+    Raises:
+        BadInput: no such node or dim.
+    """
+    if axis is not None and node is None:
+        raise BadInput("--axis is a dim of the operator that --node names; give both")
+    with Progress() as progress:
+        target = find(options)
+        if node is not None:
+            return _node(target, node, axis, progress, as_json=as_json)
+        if rules:
+            return _rules(target, progress, as_json=as_json)
+        _, planner = prepare(target, progress)
+    return _model(planner, as_json=as_json)
+
+
+def _node(target: Target, name: str, axis: int | None, progress: Progress, *, as_json: bool) -> int:
+    view = study(legal_program(target, progress), target.device).view
+    head, found = verdicts(view, name, axis)
+    progress.__exit__(None, None, None)
+    if as_json:
+        show_json({"node": head, "dims": json_rows(found)})
+    else:
+        rows = [(str(v.dim), str(v.size), "yes" if v.sliceable else "no", v.reason) for v in found]
+        show(head, table("", ("dim>", "size>", "sliceable", "why"), rows))
+    return 0
+
+
+def _rules(target: Target, progress: Progress, *, as_json: bool) -> int:
+    rows = rule_rows(study(legal_program(target, progress), target.device).view)
+    progress.__exit__(None, None, None)
+    if as_json:
+        show_json({"operators": json_rows(rows), "missing": [row.operator for row in missing(rows)]})
+        return 0
+    cells = [(row.operator, str(row.count), "yes" if row.has_rule else "NO", row.example) for row in rows]
+    title = f"{sum(row.has_rule for row in rows)} of {len(rows)} operators have a rule"
+    show(table(title, ("operator", "count>", "rule", "of its first occurrence"), cells))
+    return 0
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a peak is.
+
+    Attributes:
+        peak_bytes: weights included.
+        operator: which operator, or which loop.
+        whole: what is alive as a whole.
+        rest_bytes: the rest: slices, results, workspace, what an outer loop holds, weights.
+    """
+
+    peak_bytes: int
+    operator: str
+    whole: tuple[Alive, ...]
+    rest_bytes: int
+
+
+def peak_site(planner: Planner) -> Site:
+    """Where the unsliced graph has its peak."""
+    graph = planner.graph
+    found = tuple(alive(graph.view, graph.line.peak_position))
+    operator = describe(graph.facts.nodes[graph.line.peak_position])
+    return Site(planner.unsliced_bytes, operator, found, planner.unsliced_bytes - sum(a.nbytes for a in found))
+
+
+def floor_site(planner: Planner) -> Site:
+    """Where the plan with the lowest peak has it."""
+    solutions = [(floor(search.problem), search) for search in planner.searches]
+    best, search = min(solutions, key=lambda row: row[0].peak_bytes + row[1].graph.extra_bytes)
+    nodes = search.graph.facts.nodes
+    choice = next((c for c in best.choices if c.candidate.start == best.culprit), None)
+    found = tuple(alive(search.graph.view, best.culprit, crossing=choice is not None))
+    operator = describe(nodes[best.culprit])
+    if choice is not None:
+        slices = -(-choice.candidate.seed.size // choice.slice_length)
+        operator = f"the loop {nodes[choice.candidate.start].name} .. {nodes[choice.candidate.stop - 1].name} in {slices} slices, at {operator}"
+    if search.outer is not None:
+        operator += f", {search.outer.loop.slice_length} of {search.outer.loop.size} of {search.outer.loop.axis} at a time"
+    floor_bytes = planner.floor()[0]
+    return Site(floor_bytes, operator, found, floor_bytes - sum(a.nbytes for a in found))
+
+
+def _model(planner: Planner, *, as_json: bool) -> int:
+    peak, lowest = peak_site(planner), floor_site(planner)
+    without = missing(rule_rows(planner.graph.view))
+    if as_json:
+        found: dict[str, Any] = {"model": planner.model, "weights_bytes": planner.weights_bytes}
+        found |= {"peak": asdict(peak), "floor": asdict(lowest), "missing_rules": json_rows(without)}
+        show_json(found)
+        return 0
+    show(*_site("peak of the unsliced graph", peak, planner), *_site("floor", lowest, planner))
+    if without:
+        rows = [(row.operator, str(row.count)) for row in without]
+        show(table("operators without a rule are never sliced", ("operator", "count>"), rows))
+    else:
+        show("every operator has an axis rule")
+    return 0
+
+
+def _site(what: str, site: Site, planner: Planner) -> list[RenderableType]:
+    from rich.text import Text
+
+    rows = [(format_bytes(a.nbytes), a.name, a.type, a.module, a.until) for a in site.whole[:MOST_ROWS]]
+    more = site.whole[MOST_ROWS:]
+    if more:
+        rows.append((format_bytes(sum(a.nbytes for a in more)), f"{len(more)} more", "", "", ""))
+    rows.append((format_bytes(planner.weights_bytes), "weights", "", "", ""))
+    rest = site.rest_bytes - planner.weights_bytes
+    if rest:
+        rows.append((format_bytes(rest), "slices, results and workspace", "", "", ""))
+    head = Text(f"{what}: {format_bytes(site.peak_bytes)}, set by {site.operator}", style="bold")
+    return [head, table("", ("bytes>", "alive", "type", "made in", "needed until"), rows)]

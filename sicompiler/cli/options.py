@@ -1,0 +1,78 @@
+"""What every command understands: which model, at which sizes, on what device. Light: --help answers at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+
+class Device(StrEnum):
+    """Whose allocator, kernels and speed to count with."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+class Stage(StrEnum):
+    """The stages of a program, in order (the same as `sicompiler.passes.manager.stages`)."""
+
+    CAPTURED = "captured"
+    CLEAN = "clean"
+    LEGAL = "legal"
+    PLANNED = "planned"
+    REWRITTEN = "rewritten"
+
+
+class Format(StrEnum):
+    """How a program is written."""
+
+    TEXT = "text"
+    DOT = "dot"
+    JSON = "json"
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """A model and one call of it, as the user says it; None leaves a choice to the model.
+
+    Attributes:
+        model: a preset, a diffusers folder or `package.module:function`.
+        batch, frames, height, width: sizes in pixels and video frames.
+        dtype: of weights and inputs.
+        device: to plan for.
+    """
+
+    model: str
+    batch: int | None = None
+    frames: int | None = None
+    height: int | None = None
+    width: int | None = None
+    dtype: str | None = None
+    device: Device | None = None
+
+
+MODEL_HELP = (
+    "A preset (svd, cogvideox-2b, ...; a wrong name lists them), a local diffusers folder (configurations are enough), "
+    "or package.module:function returning (module, args, kwargs)."
+)
+GB_HELP = "Memory budget, weights included: a number of GiB (8), or a size with a unit (8GB, 7.5GiB, 900MiB)."
+DEVICE_HELP = (
+    "Plan for the allocator, the kernels and the speed of this kind of device; it need not be present. "
+    "Default: cuda for presets and folders; for a function, where its weights are."
+)
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)]
+Gb = Annotated[str | None, typer.Option("--gb", metavar="SIZE", help=GB_HELP, show_default=False)]
+RequiredGb = Annotated[str, typer.Option("--gb", metavar="SIZE", help=GB_HELP, show_default=False)]
+Frames = Annotated[int | None, typer.Option("--frames", help="Video frames.", show_default=False)]
+Height = Annotated[int | None, typer.Option("--height", help="Pixels.", show_default=False)]
+Width = Annotated[int | None, typer.Option("--width", help="Pixels.", show_default=False)]
+Batch = Annotated[int | None, typer.Option("--batch", help="Rows of the batch.", show_default=False)]
+Dtype = Annotated[
+    str | None, typer.Option("--dtype", help="float16 (default), bfloat16, float32 or float64.", show_default=False)
+]
+DeviceOption = Annotated[Device | None, typer.Option("--device", help=DEVICE_HELP, show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]

@@ -1,0 +1,82 @@
+"""`sicompiler plan`."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from sicompiler.cli.options import ModelOptions
+from sicompiler.cli.output import Progress, json_rows, note, show, show_json
+from sicompiler.cli.work import find, prepare
+from sicompiler.compiler import Planner
+from sicompiler.errors import BadInput, OverBudget
+from sicompiler.reports.summary import FrontierRow, frontier_table, plan_tables, summary
+from sicompiler.units import format_bytes, parse_bytes
+
+FRONTIER = (0.0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)  # of the way from the floor to the unsliced peak
+
+
+def run(options: ModelOptions, gb: str | None, output: Path | None, *, memory: bool, as_json: bool) -> int:
+    """Plan and print.
+
+    Raises:
+        OverBudget: no plan fits; the plan at the floor has been printed.
+    """
+    budget = None if gb is None else parse_bytes(gb)
+    _check_writable(output)
+    with Progress() as progress:
+        _, planner = prepare(find(options), progress)
+        rows = frontier(planner, progress) if budget is None else []
+    refused: OverBudget | None = None
+    try:
+        plan = planner.plan(planner.unsliced_bytes if budget is None else budget)
+    except OverBudget as error:
+        refused = error
+        plan = replace(planner.plan(error.floor_bytes), budget_bytes=error.budget_bytes)
+    if output is not None and refused is None:
+        output.write_text(plan.to_json() + "\n", encoding="utf-8")
+    if as_json:
+        found = summary(plan)
+        if budget is None:
+            found["frontier"] = json_rows(rows)
+        if memory:
+            found["host_peak_bytes"] = host_peak_bytes()
+        show_json(found)
+    else:
+        show(*plan_tables(plan), *([frontier_table(rows)] if rows else []))
+        if memory:
+            note(f"planning took up to {format_bytes(host_peak_bytes())} of host memory")
+        if output is not None and refused is None:
+            note(f"saved {output}")
+    if refused is not None:
+        raise refused
+    return 0
+
+
+def frontier(planner: Planner, progress: Progress) -> list[FrontierRow]:
+    """What a handful of budgets between the floor and the unsliced peak cost in time."""
+    floor_bytes = planner.floor()[0]
+    whole_seconds = float(planner.searches[0].problem.seconds[planner.searches[0].problem.first :].sum())
+    rows = []
+    budgets = dict.fromkeys(floor_bytes + int(share * (planner.unsliced_bytes - floor_bytes)) for share in FRONTIER)
+    for number, budget in enumerate(budgets):
+        progress("frontier", number, len(budgets))
+        plan = planner.plan(budget)
+        ratio = plan.seconds / whole_seconds if whole_seconds else 1.0
+        rows.append(FrontierRow(budget, plan.predicted_peak_bytes, ratio, len(plan.regions)))
+    return rows
+
+
+def host_peak_bytes() -> int:
+    """The most memory this process has held, as the operating system counts."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _check_writable(output: Path | None) -> None:
+    """Find out before the work, not after it."""
+    if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
+        what = "is a folder" if output.is_dir() else "is in a folder that does not exist"
+        raise BadInput(f"can't save the plan: {output} {what}")

@@ -1,0 +1,128 @@
+"""What the commands share: find the model, prepare it, show one of its stages."""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sicompiler.api import device_type_of
+from sicompiler.api import prepare as prepare_model
+from sicompiler.capture import Program, capture
+from sicompiler.cli.options import ModelOptions, Stage
+from sicompiler.cli.output import Progress, quiet
+from sicompiler.compiler import Planner, rewrite
+from sicompiler.models.load import resolve
+from sicompiler.passes.manager import run_stage
+from sicompiler.reports.dump import Bracket, brackets
+from sicompiler.reports.steps import Listing, listing
+from sicompiler.units import parse_bytes
+
+if TYPE_CHECKING:
+    from sicompiler.models.build import ModelCall
+    from sicompiler.plan import Plan
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model, and the kind of device it is planned for."""
+
+    call: ModelCall
+    device: str
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One stage of a program, ready to be written."""
+
+    listing: Listing
+    title: str
+    brackets: tuple[Bracket, ...] = ()
+
+
+def find(options: ModelOptions, *, fake: bool = True) -> Target:
+    """Build what the user named.
+
+    Args:
+        options: what the user said.
+        fake: without memory; else with random weights.
+
+    Raises:
+        BadInput: it does not exist, or can't take these sizes.
+    """
+    with quiet():
+        call = resolve(
+            options.model,
+            batch=options.batch,
+            frames=options.frames,
+            height=options.height,
+            width=options.width,
+            dtype=options.dtype,
+            fake=fake,
+        )
+    if options.device is not None:
+        return Target(call, options.device.value)
+    return Target(call, device_type_of(call.module) if call.sizes is None else "cuda")
+
+
+def prepare(target: Target, progress: Progress) -> tuple[Program, Planner]:
+    """Capture and analyse a model: everything up to choosing a plan."""
+    call = target.call
+    with quiet():
+        program, planner = prepare_model(
+            call.module, call.args, call.kwargs, name=call.name, device_type=target.device, progress=progress
+        )
+    return program, planner
+
+
+def legal_program(target: Target, progress: Progress, upto: Stage = Stage.LEGAL) -> Program:
+    """Capture a model and run the stages that need no plan."""
+    call = target.call
+    progress("capture", 0, 1)
+    with quiet():
+        program = capture(call.module, call.args, call.kwargs)
+        for stage in (Stage.CLEAN, Stage.LEGAL):
+            if list(Stage).index(stage) <= list(Stage).index(upto):
+                program = run_stage(stage.value, program)
+    return program
+
+
+def plan_for(planner: Planner, gb: str | None) -> Plan:
+    """The plan for a budget; for the unsliced peak where none is given.
+
+    Raises:
+        OverBudget: no plan fits.
+    """
+    return planner.plan(planner.unsliced_bytes if gb is None else parse_bytes(gb))
+
+
+def show_stage(target: Target, stage: Stage, gb: str | None, progress: Progress) -> Shown:
+    """Bring a model to a stage.
+
+    Args:
+        target: the model.
+        stage: how far.
+        gb: budget of the planned and rewritten stages.
+        progress: told about long work.
+
+    Raises:
+        OverBudget: no plan fits.
+    """
+    name = target.call.name
+    if stage in (Stage.CAPTURED, Stage.CLEAN, Stage.LEGAL):
+        program = legal_program(target, progress, stage)
+        return Shown(listing(program, device_type=target.device), f"{name}, {stage.value}, {target.device}")
+    program, planner = prepare(target, progress)
+    plan = plan_for(planner, gb)
+    title = f"{name}, {stage.value} for {plan.budget_bytes / 2**30:.3g} GiB, {target.device}"
+    if stage is Stage.PLANNED:
+        graph = next(s.graph for s in planner.searches if (s.outer.loop if s.outer else None) == plan.outer)
+        if plan.outer is not None:
+            title += f", run once for each of {plan.outer.slices} slices of {plan.outer.axis}"
+        found = brackets(plan, graph.facts.num_placeholders)
+        return Shown(listing(graph.program, device_type=target.device), title, found)
+    del planner
+    gc.collect()
+    with quiet():
+        rewritten = rewrite(program, plan)
+    return Shown(listing(rewritten, device_type=target.device), title)

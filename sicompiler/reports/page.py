@@ -1,0 +1,94 @@
+"""The report as one self-contained HTML page: no scripts, nothing loaded from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any
+
+from sicompiler.capture import Program
+from sicompiler.plan import Plan
+from sicompiler.reports.steps import listing, thinned
+from sicompiler.reports.summary import summary, totals
+from sicompiler.units import format_bytes
+
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 960, 300, 84, 30, 14
+MAX_POINTS = 1500
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A horizontal line of the chart: its height, what it says and its style."""
+
+    y: float
+    label: str
+    style: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Live bytes over the steps of a run, as SVG coordinates.
+
+    Attributes:
+        path: the outline of the filled area.
+        marks: budget and weights.
+        ticks: heights and labels of the axis.
+        steps: how many operators run, each loop body counted once.
+    """
+
+    path: str
+    marks: tuple[Mark, ...]
+    ticks: tuple[Mark, ...]
+    steps: int
+
+
+def chart(plan: Plan, program: Program) -> Chart | None:
+    """The predicted live bytes, weights included, while a rewritten program runs; None for an empty one."""
+    steps = [s for s in listing(program, device_type=plan.device).steps if s.loop is None]
+    if not steps:
+        return None
+    levels = [s.live_bytes + plan.weights_bytes for s in steps]
+    top = 1.08 * max(plan.budget_bytes if plan.budget_bytes < 2 * max(levels) else 0, *levels)
+
+    def x(index: float) -> float:
+        return round(LEFT + index / len(levels) * (WIDTH - LEFT), 1)
+
+    def y(nbytes: float) -> float:
+        return round(HEIGHT - BOTTOM - nbytes / top * (HEIGHT - BOTTOM - TOP), 1)
+
+    points = list(thinned(levels, MAX_POINTS))
+    ends = [index for index, _ in points[1:]] + [len(levels)]
+    outline = [f"M{LEFT} {y(0)}"]
+    for (index, level), end in zip(points, ends, strict=True):
+        outline.append(f"L{x(index)} {y(level)}H{x(end)}")
+    marks = [Mark(y(plan.weights_bytes), f"weights {format_bytes(plan.weights_bytes)}", "weights")]
+    if plan.budget_bytes <= top:
+        marks.append(Mark(y(plan.budget_bytes), f"budget {format_bytes(plan.budget_bytes)}", "budget"))
+    ticks = tuple(Mark(y(top * i / 5), format_bytes(top * i / 5), "") for i in range(5))
+    return Chart(f"{''.join(outline)}V{y(0)}Z", tuple(marks), ticks, len(steps))
+
+
+def page(model: str, budget_bytes: int, plans: Sequence[Plan], programs: Sequence[Program]) -> str:
+    """The text of the page.
+
+    Args:
+        model: its name.
+        budget_bytes: what was asked for.
+        plans: one per input shape.
+        programs: the rewritten program of each plan; may be empty, then there is no chart.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    charts: list[Chart | None] = [None] * len(plans)
+    if programs:
+        charts = [chart(plan, program) for plan, program in zip(plans, programs, strict=True)]
+    parts: list[dict[str, Any]] = [
+        {"plan": plan, "totals": totals(plan), "regions": summary(plan)["regions"], "chart": drawn}
+        for plan, drawn in zip(plans, charts, strict=True)
+    ]
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["bytes"] = format_bytes
+    text = resources.files("sicompiler.reports").joinpath("report.html.j2").read_text(encoding="utf-8")
+    sizes = {"width": WIDTH, "height": HEIGHT, "left": LEFT, "bottom": BOTTOM}
+    return environment.from_string(text).render(model=model, budget_bytes=budget_bytes, parts=parts, size=sizes)

@@ -1,0 +1,161 @@
+"""A plan told to people and to machines: totals first, then one row a region."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sicompiler.plan import Plan
+from sicompiler.units import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+TEXT_WIDTH = 150
+
+
+@dataclass(frozen=True)
+class FrontierRow:
+    """What one budget buys.
+
+    Attributes:
+        budget_bytes: the budget.
+        predicted_peak_bytes: of the fastest plan within it.
+        time_ratio: predicted time over that of the unsliced graph.
+        regions: how many sliced loops it takes.
+    """
+
+    budget_bytes: int
+    predicted_peak_bytes: int
+    time_ratio: float
+    regions: int
+
+
+def summary(plan: Plan) -> dict[str, Any]:
+    """What `sicompiler plan --json` prints. All peaks include weights; see docs/plan-format.md."""
+    outer = plan.outer
+    return {
+        "model": plan.model,
+        "phase": "denoise",
+        "device": plan.device,
+        "dtype": plan.dtype,
+        "budget_bytes": plan.budget_bytes,
+        "fits": plan.fits,
+        "weights_bytes": plan.weights_bytes,
+        "unsliced_peak_bytes": plan.unsliced_peak_bytes,
+        "predicted_peak_bytes": plan.predicted_peak_bytes,
+        "predicted_seconds": plan.seconds,
+        "floor_bytes": plan.floor_bytes,
+        "floor_operator": plan.floor_operator,
+        "outer": None if outer is None else {"axis": outer.axis, "size": outer.size, "slices": outer.slices},
+        "regions": [
+            {
+                "axis": region.axis,
+                "size": region.size,
+                "slices": region.slices,
+                "operators": region.operators,
+                "first": region.first,
+                "last": region.last,
+                "module": region.module,
+                "peak_bytes": plan.region_peak_bytes(region),
+                "predicted_seconds": region.seconds,
+            }
+            for region in plan.regions
+        ],
+        "seconds": {stage: plan.timings.get(stage, 0.0) for stage in ("capture", "analyse", "plan")},
+    }
+
+
+def totals(plan: Plan) -> list[tuple[str, str]]:
+    """The totals of a plan, label and text."""
+    rows = [
+        ("weights", format_bytes(plan.weights_bytes)),
+        ("unsliced peak", format_bytes(plan.unsliced_peak_bytes)),
+        ("predicted peak", format_bytes(plan.predicted_peak_bytes)),
+        ("floor", f"{format_bytes(plan.floor_bytes)}, set by {plan.floor_operator}"),
+        ("budget", format_bytes(plan.budget_bytes)),
+        ("fits", "yes" if plan.fits else "NO: this is the plan at the floor"),
+    ]
+    if plan.outer is not None:
+        rows.append(("outer loop", f"{plan.outer.axis} of {plan.outer.size} in {plan.outer.slices} passes"))
+    if plan.timings:
+        stages = ", ".join(f"{stage} {format_seconds(seconds)}" for stage, seconds in plan.timings.items())
+        rows.append(("made in", stages))
+    return rows
+
+
+def plan_tables(plan: Plan) -> list[RenderableType]:
+    """A plan as rich tables: totals, then one row a region."""
+    from rich.text import Text
+
+    head = pairs(f"{plan.model}, {plan.dtype}, {plan.device}", totals(plan))
+    if not plan.regions:
+        return [head, Text(" no sliced loops: every operator runs whole", style="dim")]
+    rows = [
+        (
+            region.axis,
+            str(region.size),
+            str(region.slices),
+            str(region.operators),
+            f"{region.first} .. {region.last}",
+            region.module,
+            format_bytes(plan.region_peak_bytes(region)),
+        )
+        for region in plan.regions
+    ]
+    columns = ("axis", "size>", "slices>", "operators>", "first .. last", "module", "peak>")
+    return [head, table("", columns, rows)]
+
+
+def frontier_table(rows: Sequence[FrontierRow]) -> RenderableType:
+    """Budgets against predicted time."""
+    return table(
+        "budget against time",
+        ("budget>", "predicted peak>", "time, unsliced = 1>", "regions>"),
+        [
+            (format_bytes(r.budget_bytes), format_bytes(r.predicted_peak_bytes), f"{r.time_ratio:.2f}", str(r.regions))
+            for r in rows
+        ],
+    )
+
+
+def pairs(title: str, rows: Sequence[tuple[str, str]]) -> RenderableType:
+    """Labels and values, one a line."""
+    from rich.table import Table
+    from rich.text import Text
+
+    found = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False, padding=(0, 1))
+    found.add_column(style="dim", no_wrap=True)
+    found.add_column(overflow="fold")
+    for label, value in rows:
+        found.add_row(label, Text(value))
+    return found
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> RenderableType:
+    """A table of text; a column whose name ends in `>` holds numbers, flush right."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    found = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in columns:
+        number = column.endswith(">")
+        found.add_column(column.removesuffix(">"), justify="right" if number else "left", no_wrap=number, overflow="fold")
+    for row in rows:
+        found.add_row(*(Text(cell) for cell in row))
+    return found
+
+
+def plain(renderables: Sequence[RenderableType], width: int = TEXT_WIDTH) -> str:
+    """Tables as plain text, without colours."""
+    from io import StringIO
+
+    from rich.console import Console
+
+    out = StringIO()
+    console = Console(file=out, width=width, color_system=None, force_terminal=False)
+    for renderable in renderables:
+        console.print(renderable)
+    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"

@@ -1,0 +1,136 @@
+"""Random models: rewritten in any legal way they compute the same, within the memory that was predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import hypothesis
+import pytest
+import torch
+from hypothesis import HealthCheck
+from hypothesis import strategies as st
+
+from sicompiler import testing
+from sicompiler.api import prepare
+from sicompiler.capture import Program
+from sicompiler.compiler import Graph, Planner, make_outer, outer_loops, rewrite
+from sicompiler.passes.outer import wrap_outer
+from sicompiler.plan import Plan
+from sicompiler.runtime.measure import measure_peak
+from sicompiler.runtime.verify import errors
+
+TOLERANCE = 1e-12  # of float64
+SLACK_BYTES = 2**12  # numbers and tables of a kernel, which no prediction counts
+Choose = Callable[[Sequence[Any]], Any]
+
+
+def examples(default: int) -> hypothesis.settings:
+    """So many examples by default, in proportion more under `make test-deep`."""
+    profile = hypothesis.settings()
+    count = max(default, default * profile.max_examples // 50)
+    checks = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
+    return hypothesis.settings(max_examples=count, suppress_health_check=checks)
+
+
+def choices(data: st.DataObject) -> Choose:
+    """Let Hypothesis choose, so that it shrinks what fails."""
+    return lambda options: data.draw(st.sampled_from(options))
+
+
+def seeded(choose: Choose, low: int = 1, high: int = 8) -> int:
+    return int(choose(range(low, high + 1)))
+
+
+def check_same(program: Program, module: torch.fx.GraphModule, args: Any, kwargs: Any) -> None:
+    with torch.no_grad():
+        theirs = module(*args, **kwargs)
+    ours = testing.run_program(program, module, args, kwargs)
+    assert torch.utils._pytree.tree_structure(ours) == torch.utils._pytree.tree_structure(theirs)
+    _, relative, _ = errors(ours, theirs)
+    assert relative <= TOLERANCE, f"relative error {relative}"
+
+
+def check_text(module: torch.nn.Module) -> None:
+    """The rewritten graph prints as Python that compiles, loops included."""
+    for child in module.modules():
+        if isinstance(child, torch.fx.GraphModule):
+            compile(child.code, "rewritten", "exec")
+            child.graph.lint()
+
+
+def measured(program: Program, graph: Graph, module: torch.nn.Module, args: Any, kwargs: Any) -> int:
+    """Measured peak of a run, inputs included."""
+    with measure_peak("cpu") as peak:
+        testing.run_program(program, module, args, kwargs)
+    return peak.bytes + graph.facts.input_bytes
+
+
+@examples(120)
+@hypothesis.given(data=st.data())
+def test_any_legal_regions_keep_the_output(data: st.DataObject) -> None:
+    choose = choices(data)
+    module, args, kwargs = testing.draw_module(choose, seeded(choose))
+    graph = testing.legal_graph(module, args, kwargs)
+    for _ in range(2):
+        program = testing.rewritten(graph, testing.draw_regions(graph, choose))
+        check_same(program, module, args, kwargs)
+    check_text(program.graph_module)
+
+
+@examples(30)
+@hypothesis.given(data=st.data())
+def test_any_outer_loop_keeps_the_output(data: st.DataObject) -> None:
+    choose = choices(data)
+    module, args, kwargs = testing.draw_module(choose, seeded(choose, 1, 4))
+    graph = testing.legal_graph(module, args, kwargs)
+    for loop, region in outer_loops(graph):
+        outer = make_outer(graph, loop, region)
+        inner = testing.rewritten(outer.graph, testing.draw_regions(outer.graph, choose))
+        program = wrap_outer(graph.program, graph.view, region, outer.inner, inner)
+        check_same(program, module, args, kwargs)
+        check_text(program.graph_module)
+
+
+@pytest.mark.parametrize("scale", [testing.SMALL, testing.LARGE], ids=["small", "large"])
+@examples(25)
+@hypothesis.given(data=st.data())
+def test_any_regions_stay_below_the_predicted_peak(scale: testing.Scale, data: st.DataObject) -> None:
+    choose = choices(data)
+    module, args, kwargs = testing.draw_module(choose, seeded(choose, 1, 6), scale=scale)
+    graph = testing.legal_graph(module, args, kwargs)
+    for _ in range(2):
+        regions = testing.draw_regions(graph, choose, hoisted_bytes=(2**20,))
+        program = testing.rewritten(graph, regions)
+        predicted = testing.predicted_peak(graph, regions)
+        found = measured(program, graph, module, args, kwargs)
+        assert found <= predicted + SLACK_BYTES, f"measured {found}, predicted {predicted}"
+
+
+def budgets(planner: Planner) -> list[int]:
+    """Unsliced, the floor, and between."""
+    low, high = planner.floor()[0], planner.unsliced_bytes
+    return [high, low, (low + high) // 2]
+
+
+@examples(40)
+@hypothesis.given(data=st.data())
+def test_plans_keep_the_output_within_any_budget(data: st.DataObject) -> None:
+    choose = choices(data)
+    scale = choose((testing.SMALL, testing.LARGE))
+    module, args, kwargs = testing.draw_module(choose, seeded(choose, 1, 6), scale=scale)
+    program, planner = prepare(module, args, kwargs)
+    inputs = planner.graph.facts.input_bytes
+    for budget in budgets(planner):
+        plan = planner.plan(budget)
+        assert Plan.from_json(plan.to_json()) == plan
+        assert plan.predicted_peak_bytes <= budget
+        done = rewrite(program, plan)
+        check_same(done, module, args, kwargs)
+        check_text(done.graph_module)
+        with measure_peak("cpu") as peak:
+            testing.run_program(done, module, args, kwargs)
+        found = peak.bytes + inputs + plan.weights_bytes
+        assert found <= plan.predicted_peak_bytes + SLACK_BYTES, f"measured {found}, predicted {plan.predicted_peak_bytes}"
+        if found - plan.weights_bytes > 2**20:
+            assert found >= 0.7 * plan.predicted_peak_bytes, f"measured {found}, predicted {plan.predicted_peak_bytes}"
