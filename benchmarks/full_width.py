@@ -16,6 +16,7 @@ import platform
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,26 +24,28 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-import sicompiler
 from sicompiler.api import prepare
 from sicompiler.capture import flatten_inputs
 from sicompiler.compiler import rewrite
 from sicompiler.models.build import build_preset
 from sicompiler.runtime.compiled import Compiled
+from sicompiler.runtime.measure import Peak, measure_peak
 from sicompiler.runtime.verify import errors
 from sicompiler.units import MIB, format_bytes
 
 SHARES = {"100%": 1.0, "50%": 0.5, "25%": 0.25, "floor": 0.0}
 
 
-def timed(run: Any) -> tuple[float, Any]:
-    """Seconds and result of one call."""
+def measured_run(run: Callable[[], Any], device: str) -> tuple[float, Peak, Any]:
+    """Seconds, peak and result of one call; measuring costs both sides the same few microseconds per allocation."""
     gc.collect()
-    began = time.perf_counter()
-    result = run()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - began, result
+    with measure_peak(device) as peak:
+        began = time.perf_counter()
+        result = run()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - began
+    return seconds, peak, result
 
 
 def main() -> None:
@@ -54,7 +57,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=448)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--budgets", nargs="+", default=list(SHARES), choices=list(SHARES))
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
@@ -72,28 +75,26 @@ def main() -> None:
     console.print(f"unsliced {format_bytes(unsliced)}, floor {format_bytes(floor)}, weights {format_bytes(weights)}")
     flat, _ = flatten_inputs(args, kwargs)
     inputs = sum(t.untyped_storage().nbytes() for t in flat if isinstance(t, torch.Tensor))
-    with torch.no_grad():
-        with sicompiler.measure_peak(options.device) as untouched:
-            reference = model(*args, **kwargs)
-    console.print(f"untouched peak {format_bytes(untouched.bytes + inputs)}")
+
+    def untouched() -> Any:
+        with torch.no_grad():
+            return model(*args, **kwargs)
+
     rows = []
     for name in options.budgets:
         budget = weights + max(int(unsliced * SHARES[name]), floor)
         plan = planner.plan(budget)
         compiled = Compiled(rewrite(program, plan), plan)
-        with sicompiler.measure_peak(options.device) as measured:
-            result = compiled.run(model, flat)
-        absolute, relative, bitwise = errors(result, reference)
-        del result
         ratios, ours, theirs = [], [], []
         for turn in range(options.rounds):
-            with torch.no_grad():
-                seconds, _ = timed(lambda: model(*args, **kwargs))
+            seconds, before, reference = measured_run(untouched, options.device)
             theirs.append(seconds)
-            seconds, _ = timed(lambda: compiled.run(model, flat))
+            seconds, measured, result = measured_run(lambda compiled=compiled: compiled.run(model, flat), options.device)
             ours.append(seconds)
             ratios.append(ours[-1] / theirs[-1])
             console.print(f"{name} turn {turn + 1}: {ours[-1]:.2f} s / {theirs[-1]:.2f} s = {ratios[-1]:.3f}")
+        absolute, relative, bitwise = errors(result, reference)
+        del result, reference
         rows.append(
             {
                 "budget": name,
@@ -101,15 +102,15 @@ def main() -> None:
                 "predicted_bytes": plan.predicted_peak_bytes - weights,
                 "measured_bytes": measured.bytes + inputs,
                 "reserved_bytes": measured.reserved_bytes,
-                "untouched_bytes": untouched.bytes + inputs,
+                "untouched_bytes": before.bytes + inputs,
                 "regions": len(plan.regions),
                 "outer": plan.outer.axis if plan.outer else None,
                 "max_abs_error": absolute,
                 "max_rel_error": relative,
                 "bitwise": bitwise,
-                "time_ratio": statistics.median(ratios) if ratios else None,
-                "seconds": statistics.median(ours) if ours else None,
-                "untouched_seconds": statistics.median(theirs) if theirs else None,
+                "time_ratio": statistics.median(ratios),
+                "seconds": statistics.median(ours),
+                "untouched_seconds": statistics.median(theirs),
                 "predicted_seconds": plan.seconds,
             }
         )

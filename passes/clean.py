@@ -10,6 +10,7 @@ from torch import fx
 
 from sicompiler.capture import Program
 from sicompiler.facts.storages import fake_tensors
+from sicompiler.passes.body import evaluate
 
 aten = torch.ops.aten
 
@@ -34,14 +35,23 @@ def _same_tensor(node: fx.Node, source: object) -> bool:
     )
 
 
+def _same_layout(node: fx.Node, source: object) -> bool:
+    """Whether a node has the dtype, shape and strides of its operand."""
+    if not isinstance(source, fx.Node):
+        return False
+    ours, theirs = fake_tensors(node), fake_tensors(source)
+    return len(ours) == len(theirs) == 1 and all(
+        (a.dtype, a.shape, a.stride()) == (b.dtype, b.shape, b.stride()) for a, b in zip(ours, theirs, strict=True)
+    )
+
+
 def _is_identity(node: fx.Node) -> bool:
     if not node.args or node.target is operator.getitem:
         return False
-    if node.target is aten.dropout.default:
-        return node.args[2] is False or node.args[1] == 0
+    if node.target is aten.dropout.default and (node.args[2] is False or node.args[1] == 0):
+        return _same_layout(node, node.args[0])
     if node.target in _UNIT_RIGHT and isinstance(node.args[1], (int, float)) and math.isclose(node.args[1], 1.0, rel_tol=0):
-        value, source = node.meta["val"], node.args[0]
-        return isinstance(source, fx.Node) and value.dtype == source.meta["val"].dtype
+        return _same_layout(node, node.args[0])
     return _same_tensor(node, node.args[0])
 
 
@@ -50,7 +60,7 @@ def drop_noops(program: Program) -> None:
 
     Before: `d = dropout(x, 0.1, False); y = contiguous(d)`, after: uses of `y` read `x`.
     Exact because the value is the same tensor, or (dropout in eval mode, division by one) equal bit for bit.
-    Refuses nothing; what is not provably the same stays.
+    Views of what is removed become views of its operand. Refuses what is not provably the same, and what would change strides.
     """
     graph = program.graph_module.graph
     for node in list(graph.nodes):
@@ -59,8 +69,22 @@ def drop_noops(program: Program) -> None:
         if node.target in _ASSERTIONS:
             graph.erase_node(node)
         elif _is_identity(node):
-            node.replace_all_uses_with(node.args[0])
-            graph.erase_node(node)
+            _remove(program, node)
+
+
+def _remove(program: Program, node: fx.Node) -> None:
+    """Let the readers of a node read its operand; fake values of views follow."""
+    source = node.args[0]
+    assert isinstance(source, fx.Node)
+    old, new = (fake_tensors(n)[0].untyped_storage()._cdata for n in (node, source))
+    readers = list(node.users)
+    node.replace_all_uses_with(source)
+    program.graph_module.graph.erase_node(node)
+    while readers and old != new:
+        reader = readers.pop()
+        if any(fake.untyped_storage()._cdata == old for fake in fake_tensors(reader)):
+            reader.meta["val"] = evaluate(reader, program.fake_mode)
+            readers.extend(reader.users)
 
 
 def drop_dead_code(program: Program) -> None:

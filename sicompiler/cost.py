@@ -26,11 +26,13 @@ class Machine:
         name: for the report.
         flops: floating point operations per second of matrix kernels, by bytes per element.
         vector_flops: the same of elementwise kernels.
-        memory_bandwidth: bytes per second to and from main (device) memory.
+        memory_bandwidth: bytes per second to and from main (device) memory. On the CPU big tensors are fresh pages at
+            every allocation, so this is what touching new memory allows, well below the bus.
         cache_bandwidth: bytes per second while the working set stays in the last-level cache.
         cache_bytes: what of that cache one working set may fill.
         launch_seconds: fixed cost of one operator call.
         rows_at_half_speed: rows of a matrix product at which it reaches half its full rate.
+        kernel_passes: how often a convolution moves its weights (oneDNN lays them out anew at every call).
     """
 
     name: str
@@ -41,12 +43,13 @@ class Machine:
     cache_bytes: float
     launch_seconds: float
     rows_at_half_speed: float
+    kernel_passes: float
 
 
 # Round figures of common machines; only ratios matter to the planner.
 MACHINES = {
-    "cpu": Machine("cpu", {8: 0.6e11, 4: 1.2e11, 2: 1.0e11}, 1.5e10, 1.5e10, 6e10, 24e6, 8e-6, 24),
-    "cuda": Machine("cuda", {8: 1e12, 4: 2e13, 2: 1.2e14}, 1e13, 8e11, 2.5e12, 30e6, 6e-6, 512),
+    "cpu": Machine("cpu", {8: 0.6e11, 4: 1.2e11, 2: 1.0e11}, 1.5e10, 4e9, 1.6e10, 16e6, 15e-6, 64, 6),
+    "cuda": Machine("cuda", {8: 1e12, 4: 2e13, 2: 1.2e14}, 1e13, 8e11, 2.5e12, 30e6, 6e-6, 512, 1),
 }
 
 # Arithmetic of one element; what is not listed costs 2.
@@ -108,7 +111,8 @@ class Work:
         vector_flops: of an elementwise one.
         rows: rows of the matrix product (for the efficiency of thin ones).
         activation_bytes: read and written activations.
-        weight_bytes: read parameters.
+        weight_bytes: read parameters, of matrix products and elementwise operators.
+        kernel_bytes: read parameters of convolutions.
         itemsize: bytes per element of the result.
     """
 
@@ -117,10 +121,11 @@ class Work:
     rows: float
     activation_bytes: float
     weight_bytes: float
+    kernel_bytes: float
     itemsize: int
 
 
-NO_WORK = Work(0, 0, 1, 0, 0, 4)
+NO_WORK = Work(0, 0, 1, 0, 0, 0, 4)
 
 
 def work_of(facts: GraphFacts, position: int, operands: Sequence[tuple[int, int]]) -> Work:
@@ -140,7 +145,8 @@ def work_of(facts: GraphFacts, position: int, operands: Sequence[tuple[int, int]
         0.0 if matrix else _ELEMENT_FLOPS.get(node.target, 2.0) * max(result.numel, *(t.numel for t in activations), 0),
         max(result.numel / max(columns, 1), 1.0),
         moved,
-        sum(t.nbytes for t in weights),
+        0.0 if matrix is _conv_flops else sum(t.nbytes for t in weights),
+        sum(t.nbytes for t in weights) if matrix is _conv_flops else 0.0,
         result.dtype.itemsize,
     )
 
@@ -175,8 +181,10 @@ def sliced_seconds(work: Work, size: int, lengths: Floats, machine: Machine) -> 
     compute = work.matrix_flops / rate + work.vector_flops / machine.vector_flops
     fits = work.activation_bytes * fraction <= machine.cache_bytes
     bandwidth = np.where(fits, machine.cache_bandwidth, machine.memory_bandwidth)
-    traffic = work.activation_bytes / bandwidth + count * work.weight_bytes / machine.memory_bandwidth
-    return np.asarray(count * machine.launch_seconds + np.maximum(compute, traffic) + 0.3 * np.minimum(compute, traffic))
+    parameters = work.weight_bytes + machine.kernel_passes * work.kernel_bytes
+    traffic = work.activation_bytes / bandwidth
+    overlapped = np.maximum(compute, traffic) + 0.3 * np.minimum(compute, traffic)
+    return np.asarray(overlapped + count * (machine.launch_seconds + parameters / machine.memory_bandwidth))
 
 
 def whole_seconds(work: Work, machine: Machine) -> float:

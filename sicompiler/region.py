@@ -7,11 +7,13 @@ made of is sliced. A whole value (from inside or outside) is narrowed where a sl
 
 from __future__ import annotations
 
+import operator
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+from torch import fx
 from torch._ops import OpOverload
 
 import sicompiler.ops  # noqa: F401  (registers the operators named below)
@@ -104,6 +106,13 @@ def narrows_well(tensor: TensorFact, slicing: Slicing) -> bool:
     return tensor.is_dense and all(stride <= ours for stride in others)
 
 
+def _may_be_view(node: fx.Node) -> bool:
+    """Whether a result of an operator may share the memory of its first operand."""
+    if isinstance(node.target, OpOverload):
+        return any(result.alias_info is not None for result in node.target._schema.returns)
+    return node.target is operator.getitem
+
+
 class GraphView:
     """What walks look up again and again about one graph, computed once."""
 
@@ -124,6 +133,7 @@ class GraphView:
             node.target in _READS_STRIDED or (isinstance(node.target, OpOverload) and torch.Tag.pointwise in node.target.tags)
             for node in facts.nodes
         ]
+        self.may_be_view = [_may_be_view(node) for node in facts.nodes]
 
     def tensor(self, value: Operand) -> TensorFact:
         """The facts of one result of a node."""
@@ -221,7 +231,7 @@ class Walk:
         narrowed = []
         for (q, r), wanted in zip(self.table.operands[p], transfer.operands, strict=True):
             if wanted is not None and q in self.hoisted:
-                self._slice_backwards(q, r, wanted)
+                self._slice_backwards(q, r, wanted, p, transfer)
             source = self.sliced.get(q)
             if source is not None:
                 if source.results[r] != wanted:
@@ -234,13 +244,24 @@ class Walk:
             self.reads.setdefault(key, []).append(p)
         return None
 
-    def _slice_backwards(self, q: int, r: int, wanted: Slicing) -> None:
-        """Slice a value made inside the region before anyone asked for it, if that is possible and worth it."""
+    def _slice_backwards(self, q: int, r: int, wanted: Slicing, reader: int, asked: Transfer) -> None:
+        """Slice a value made inside the region before anyone asked for it, if that is possible and worth it.
+
+        Args:
+            q: position of the value.
+            r: which of its results.
+            wanted: the slicing of it.
+            reader: the operator that asks for it.
+            asked: all that this operator asks for.
+        """
         if not self._worth_slicing(q, r):
             return
         plan: dict[int, Transfer] = {}
         if not self._demand(q, r, wanted, plan):
             return
+        for (source, index), slicing in zip(self.table.operands[reader], asked.operands, strict=True):
+            if source in plan and plan[source].results[index] != slicing:
+                return
         for position in sorted(plan):
             del self.hoisted[position]
             self.sliced[position] = plan[position]
@@ -266,8 +287,8 @@ class Walk:
         known = plan.get(q)
         if known is not None:
             return known == transfer
-        if transfer.kind is not Kind.FREE or any((q, r) == key[:2] for key in self.reads for r in range(len(transfer.results))):
-            return False
+        if transfer.kind is not Kind.FREE or any(reader in self.sliced for reader in self.view.lives.readers[q]):
+            return False  # the body reads it whole, or narrows it
         plan[q] = transfer
         for (source, index), slicing in zip(self.table.operands[q], transfer.operands, strict=True):
             if source in plan:
@@ -342,7 +363,7 @@ class Walk:
             taken: storages that other outputs have taken over already.
         """
         tensor = self.view.tensor(value)
-        if not tensor.is_dense:
+        if not tensor.is_dense or self._only_moves(value[0]):
             return None
         unit = tensor.stride[slicing.dim] * slicing.inner
         for q, r, other in self.reads:
@@ -360,6 +381,17 @@ class Walk:
             ):
                 return (q, r)
         return None
+
+    def _only_moves(self, p: int) -> bool:
+        """Whether a value is nothing but a rearranged slice of a whole value.
+
+        A reshape that copies the whole value may be a view of a slice: writing it over what it is a view of would be wrong.
+        """
+        while p in self.sliced:
+            if not self.view.may_be_view[p]:
+                return False
+            p = self.table.operands[p][0][0]
+        return True
 
     def _read_only_in_slices(self, storage: int, unit: int, stop: int) -> bool:
         """Whether the region touches a storage only through slices that lie `unit` elements apart."""

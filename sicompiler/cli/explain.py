@@ -72,12 +72,14 @@ class Site:
         peak_bytes: weights included.
         operator: which operator, or which loop.
         whole: what is alive as a whole.
-        rest_bytes: the rest: slices, results, workspace, what an outer loop holds, weights.
+        held_bytes: what an outer loop holds as a whole beside that.
+        rest_bytes: slices, results of the loop, workspace.
     """
 
     peak_bytes: int
     operator: str
     whole: tuple[Alive, ...]
+    held_bytes: int
     rest_bytes: int
 
 
@@ -86,7 +88,7 @@ def peak_site(planner: Planner) -> Site:
     graph = planner.graph
     found = tuple(alive(graph.view, graph.line.peak_position))
     operator = describe(graph.facts.nodes[graph.line.peak_position])
-    return Site(planner.unsliced_bytes, operator, found, planner.unsliced_bytes - sum(a.nbytes for a in found))
+    return Site(planner.unsliced_bytes, operator, found, 0, graph.line.peak_bytes - sum(a.nbytes for a in found))
 
 
 def floor_site(planner: Planner) -> Site:
@@ -102,8 +104,7 @@ def floor_site(planner: Planner) -> Site:
         operator = f"the loop {nodes[choice.candidate.start].name} .. {nodes[choice.candidate.stop - 1].name} in {slices} slices, at {operator}"
     if search.outer is not None:
         operator += f", {search.outer.loop.slice_length} of {search.outer.loop.size} of {search.outer.loop.axis} at a time"
-    floor_bytes = planner.floor()[0]
-    return Site(floor_bytes, operator, found, floor_bytes - sum(a.nbytes for a in found))
+    return Site(planner.floor()[0], operator, found, search.graph.extra_bytes, best.peak_bytes - sum(a.nbytes for a in found))
 
 
 def _model(planner: Planner, *, as_json: bool) -> int:
@@ -131,8 +132,9 @@ def _site(what: str, site: Site, planner: Planner) -> list[RenderableType]:
     if more:
         rows.append((format_bytes(sum(a.nbytes for a in more)), f"{len(more)} more", "", "", ""))
     rows.append((format_bytes(planner.weights_bytes), "weights", "", "", ""))
-    rest = site.rest_bytes - planner.weights_bytes
-    if rest:
-        rows.append((format_bytes(rest), "slices, results and workspace", "", "", ""))
+    if site.held_bytes:
+        rows.append((format_bytes(site.held_bytes), "held whole by the outer loop", "", "", ""))
+    if site.rest_bytes:
+        rows.append((format_bytes(site.rest_bytes), "slices, results and workspace", "", "", ""))
     head = Text(f"{what}: {format_bytes(site.peak_bytes)}, set by {site.operator}", style="bold")
     return [head, table("", ("bytes>", "alive", "type", "made in", "needed until"), rows)]

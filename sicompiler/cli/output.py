@@ -19,10 +19,10 @@ PIPED_WIDTH = 150
 
 
 def show(*renderables: RenderableType) -> None:
-    """Print tables and text for people."""
+    """Print tables and text for people; brackets in text are text, not markup."""
     from rich.console import Console
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = PIPED_WIDTH
     for renderable in renderables:

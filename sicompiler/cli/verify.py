@@ -55,7 +55,8 @@ def run(options: ModelOptions, gb: str, *, as_json: bool) -> int:
     if as_json:
         show_json({"model": call.name, "dtype": plan.dtype, "device": device, **asdict(found), "fits": found.fits, "tolerance": tolerance, "equal": equal})
     else:
-        show_text(f"{call.name}, {plan.dtype}, {device}, random weights\n{found}\n")
+        weights = "its own weights" if is_function else "random weights"
+        show_text(f"{call.name}, {plan.dtype}, {device}, {weights}\n{found}\n")
     if not equal:
         note(f"the outputs differ by more than rounding explains (relative {tolerance:g}): a bug of ours, please report it")
     if not found.fits:

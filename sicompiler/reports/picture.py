@@ -86,8 +86,8 @@ def timeline_picture(path: str | Path, title: str, before: Trace, after: Sequenc
     first.set_ylim(0, highest * 1.08)
     first.annotate(
         f"weights and inputs {format_bytes(before.resident_bytes)}",
-        (longest * 0.995, before.resident_bytes / MIB / 2),
-        ha="right",
+        (longest * 0.006, before.resident_bytes / MIB / 2),
+        ha="left",
         va="center",
         fontsize=8.5,
         color=COLOURS["resident"],

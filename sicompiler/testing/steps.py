@@ -56,7 +56,7 @@ def normalize_groups(b: Builder, v: Value) -> Value:
     """GroupNorm, in 3 to 5 dims."""
     v = _channels_second(b, v)
     c = v.size("c")
-    groups = b.draw.pick([n for n in range(1, c) if c % n == 0])
+    groups = b.draw.divisor(c)
     affine = (b.near(1, c), b.near(0, c)) if b.draw.flag() else (None, None)
     x = F.group_norm(v.x, groups, *affine, eps=1e-3)
     return v.like(F.silu(x) if b.draw.flag() else x)
