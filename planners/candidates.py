@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from torch._ops import OpOverload
 
 from sicompiler.axes.factor_map import Slicing
 from sicompiler.axes.table import Transfer
@@ -52,7 +53,7 @@ class Evaluator:
         self.work: list[Work] = [work_of(facts, p, view.table.operands[p]) for p in range(len(facts.nodes))]
         self.whole: Floats = np.array([whole_seconds(w, machine) for w in self.work])
         self._seconds: dict[tuple[int, int], Floats] = {}
-        self._workspace: dict[tuple[int, Transfer], tuple[float, float]] = {}
+        self._workspace: dict[tuple[int, Transfer], Floats] = {}
         self.lengths: dict[int, tuple[tuple[int, ...], Floats]] = {}
 
     def grid(self, size: int) -> tuple[tuple[int, ...], Floats]:
@@ -69,20 +70,19 @@ class Evaluator:
             self._seconds[key] = sliced_seconds(self.work[p], size, self.grid(size)[1], self.machine)
         return self._seconds[key]
 
-    def workspace(self, p: int, transfer: Transfer, size: int) -> tuple[float, float]:
-        """A kernel's workspace as `fixed + per unit of slice length`."""
-        if not self.line.workspace_bytes[p] and not self.view.made[p]:
-            return 0.0, 0.0
+    def workspace(self, p: int, transfer: Transfer, size: int) -> Floats:
+        """A kernel's workspace per slice length; kernels change their algorithm with size, so each length is asked for."""
         key = (p, transfer)
         if key not in self._workspace:
-            one, full = (self._workspace_at(p, transfer, length) for length in (1, size))
-            slope = (full - one) / max(size - 1, 1)
-            self._workspace[key] = (one - slope, slope) if slope > 0 else (max(one, full), 0.0)
+            target, lengths = self.view.facts.nodes[p].target, self.grid(size)[0]
+            found = np.zeros(len(lengths))
+            if isinstance(target, OpOverload) and self.view.made[p]:
+                found[:] = [self._workspace_at(target, p, transfer, length) for length in lengths]
+            self._workspace[key] = found
         return self._workspace[key]
 
-    def _workspace_at(self, p: int, transfer: Transfer, length: int) -> int:
+    def _workspace_at(self, target: OpOverload, p: int, transfer: Transfer, length: int) -> int:
         facts, view = self.view.facts, self.view
-        target = facts.nodes[p].target
         operands = [
             _shortened(view.tensor(value), slicing, length)
             for value, slicing in zip(view.table.operands[p], transfer.operands, strict=True)
@@ -106,8 +106,7 @@ class Tally:
         span = min(len(self.view.facts.nodes) - walk.start, MAX_SPAN)
         self.unit = np.zeros(span)  # live bytes per unit of slice length, at each position
         self.count = np.zeros(span)  # live slices, for the allocator's rounding
-        self.fixed_work = np.zeros(span)
-        self.unit_work = np.zeros(span)
+        self.work = np.zeros((len(self.lengths), span))  # workspace, per slice length
         self.ends: dict[int, int] = {}  # last reader so far of each storage the body makes
         self.outlive: dict[int, tuple[int, int]] = {}  # storages needed after the body: node, result
 
@@ -117,10 +116,10 @@ class Tally:
         for p in sorted(walk.added):
             transfer = walk.sliced[p]
             self.seconds += self.evaluator.seconds(p, walk.size)
-            self.fixed_work[p - start], self.unit_work[p - start] = self.evaluator.workspace(p, transfer, walk.size)
+            self.work[:, p - start] = self.evaluator.workspace(p, transfer, walk.size)
             for storage in view.made[p]:
                 if transfer.results[0] is None:
-                    self.fixed_work[p - start] += view.facts.storages[storage].nbytes
+                    self.work[:, p - start] += view.facts.storages[storage].nbytes
                 else:
                     self._live(storage, p, p)
                     self.ends[storage] = p
@@ -173,8 +172,8 @@ class Tally:
                 copied += tensor.nbytes
         base = int(evaluator.line.crossing_bytes[walk.start])
         hoist_peak, hoisted_bytes, hoist_seconds = self._hoisted(stop)
-        fixed = self.fixed_work[:span] + (count * evaluator.granule if evaluator.granule > 1 else 0.0)
-        body = ((unit + self.unit_work[:span])[None, :] * self.lengths[:, None] + fixed[None, :]).max(axis=1)
+        rounding = count * evaluator.granule if evaluator.granule > 1 else np.zeros(span)
+        body = (unit[None, :] * self.lengths[:, None] + rounding[None, :] + self.work[:, :span]).max(axis=1)
         peak = np.maximum(np.ceil(base + whole_bytes + hoisted_bytes + body), base + hoist_peak)
         seconds = self.seconds + hoist_seconds + (read + written) / machine.memory_bandwidth
         seconds = seconds + 2 * copied / machine.cache_bandwidth

@@ -65,14 +65,13 @@ def study(program: Program, device_type: str, extra_bytes: int = 0) -> Graph:
 
 
 def named_axes(graph: Graph) -> dict[str, tuple[int, Slicing]]:
-    """The axes of the inputs: every dim of more than one entry, named by input and dim."""
+    """The axes of the inputs: every dim of more than one entry, named by input and dim; those of big inputs first."""
     found: dict[str, tuple[int, Slicing]] = {}
-    for p, binding in enumerate(graph.program.bindings):
-        if binding.source is Source.INPUT and graph.facts.tensors[p]:
-            name = graph.facts.nodes[p].name
-            for dim, size in enumerate(graph.facts.tensors[p][0].shape):
-                if size > 1:
-                    found[f"{name}.{dim}"] = (p, Slicing(dim, 1, size, 1))
+    inputs = [p for p, b in enumerate(graph.program.bindings) if b.source is Source.INPUT and graph.facts.tensors[p]]
+    for p in sorted(inputs, key=lambda p: -graph.facts.tensors[p][0].numel):
+        for dim, size in enumerate(graph.facts.tensors[p][0].shape):
+            if size > 1:
+                found[f"{graph.facts.nodes[p].name}.{dim}"] = (p, Slicing(dim, 1, size, 1))
     return found
 
 
