@@ -64,10 +64,17 @@ def main() -> None:
     console = Console(stderr=True)
     with console.status("building the model"):
         call = build_preset(
-            options.preset, frames=options.frames, height=options.height, width=options.width, dtype=options.dtype, fake=False
+            options.preset,
+            frames=options.frames,
+            height=options.height,
+            width=options.width,
+            dtype=options.dtype,
+            fake=False,
         )
         model = call.module.to(options.device)
-        args, kwargs = torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.to(options.device), (call.args, call.kwargs))
+        args, kwargs = torch.utils._pytree.tree_map_only(
+            torch.Tensor, lambda t: t.to(options.device), (call.args, call.kwargs)
+        )
     with console.status("capturing and planning"):
         program, planner = prepare(model, args, kwargs, name=options.preset)
     weights, unsliced = planner.weights_bytes, planner.unsliced_bytes - planner.weights_bytes
@@ -89,7 +96,9 @@ def main() -> None:
         for turn in range(options.rounds):
             seconds, before, reference = measured_run(untouched, options.device)
             theirs.append(seconds)
-            seconds, measured, result = measured_run(lambda compiled=compiled: compiled.run(model, flat), options.device)
+            seconds, measured, result = measured_run(
+                lambda compiled=compiled: compiled.run(model, flat), options.device
+            )
             ours.append(seconds)
             ratios.append(ours[-1] / theirs[-1])
             console.print(f"{name} turn {turn + 1}: {ours[-1]:.2f} s / {theirs[-1]:.2f} s = {ratios[-1]:.3f}")
@@ -118,7 +127,9 @@ def main() -> None:
             "preset": options.preset,
             "sizes": vars(call.sizes) if hasattr(call.sizes, "__dict__") else str(call.sizes),
             "dtype": options.dtype,
-            "device": torch.cuda.get_device_name() if options.device == "cuda" else platform.processor() or platform.machine(),
+            "device": torch.cuda.get_device_name()
+            if options.device == "cuda"
+            else platform.processor() or platform.machine(),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "command": "python -m benchmarks.full_width " + " ".join(sys.argv[1:]),
@@ -135,7 +146,18 @@ def main() -> None:
 
 def _print(rows: list[dict[str, Any]], preset: str) -> None:
     table = Table(title=f"{preset}: activations in MiB, weights resident", title_justify="left")
-    for column in ("budget", "MiB", "predicted", "measured", "pred/meas", "untouched", "regions", "time ratio", "max rel error", "holds"):
+    for column in (
+        "budget",
+        "MiB",
+        "predicted",
+        "measured",
+        "pred/meas",
+        "untouched",
+        "regions",
+        "time ratio",
+        "max rel error",
+        "holds",
+    ):
         table.add_column(column, justify="right")
     for row in rows:
         holds = row["measured_bytes"] <= row["predicted_bytes"] <= row["budget_bytes"]

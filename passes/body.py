@@ -6,7 +6,6 @@ import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 from torch import fx
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -14,8 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from sicompiler.axes.factor_map import Slicing
 from sicompiler.axes.resize import bakes_sizes, copying_twin, resize
 from sicompiler.axes.table import Operand, Transfer
-from sicompiler.passes.edit import inherit
-from sicompiler.region import GraphView, Region
+from sicompiler.graph_view import GraphView
+from sicompiler.passes.edit import evaluate, inherit
+from sicompiler.region import Region
 
 Length = int | fx.Node
 
@@ -92,14 +92,6 @@ class BodyEmitter:
                 yield self.whole((q, r))
             else:
                 yield self.narrowed((q, r), slicing)
-
-
-def evaluate(node: fx.Node, mode: FakeTensorMode) -> Any:
-    """The fake value a call computes."""
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
-    assert callable(node.target)
-    with mode, torch.no_grad():
-        return node.target(*args, **kwargs)
 
 
 def _ordered(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -10,7 +10,7 @@ from torch import fx
 
 from sicompiler.capture import Program
 from sicompiler.facts.storages import fake_tensors
-from sicompiler.passes.body import evaluate
+from sicompiler.passes.edit import Replacements
 
 aten = torch.ops.aten
 
@@ -50,7 +50,11 @@ def _is_identity(node: fx.Node) -> bool:
         return False
     if node.target is aten.dropout.default and (node.args[2] is False or node.args[1] == 0):
         return _same_layout(node, node.args[0])
-    if node.target in _UNIT_RIGHT and isinstance(node.args[1], (int, float)) and math.isclose(node.args[1], 1.0, rel_tol=0):
+    if (
+        node.target in _UNIT_RIGHT
+        and isinstance(node.args[1], (int, float))
+        and math.isclose(node.args[1], 1.0, rel_tol=0)
+    ):
         return _same_layout(node, node.args[0])
     return _same_tensor(node, node.args[0])
 
@@ -60,31 +64,21 @@ def drop_noops(program: Program) -> None:
 
     Before: `d = dropout(x, 0.1, False); y = contiguous(d)`, after: uses of `y` read `x`.
     Exact because the value is the same tensor, or (dropout in eval mode, division by one) equal bit for bit.
-    Views of what is removed become views of its operand. Refuses what is not provably the same, and what would change strides.
+    Views of what is removed become views of its operand. Refuses what is not provably the same, and what would change
+    strides.
     """
     graph = program.graph_module.graph
+    replacements = Replacements(graph, program.fake_mode)
     for node in list(graph.nodes):
         if node.op != "call_function":
             continue
         if node.target in _ASSERTIONS:
             graph.erase_node(node)
         elif _is_identity(node):
-            _remove(program, node)
-
-
-def _remove(program: Program, node: fx.Node) -> None:
-    """Let the readers of a node read its operand; fake values of views follow."""
-    source = node.args[0]
-    assert isinstance(source, fx.Node)
-    old, new = (fake_tensors(n)[0].untyped_storage()._cdata for n in (node, source))
-    readers = list(node.users)
-    node.replace_all_uses_with(source)
-    program.graph_module.graph.erase_node(node)
-    while readers and old != new:
-        reader = readers.pop()
-        if any(fake.untyped_storage()._cdata == old for fake in fake_tensors(reader)):
-            reader.meta["val"] = evaluate(reader, program.fake_mode)
-            readers.extend(reader.users)
+            source = node.args[0]
+            assert isinstance(source, fx.Node)
+            replacements.replace(node, source)
+    replacements.finish()
 
 
 def drop_dead_code(program: Program) -> None:

@@ -1,4 +1,4 @@
-"""Small tools that passes share: insert a call with its fake value, copy a program."""
+"""Small tools that passes share: insert a call with its fake value, replace nodes, copy a program."""
 
 from __future__ import annotations
 
@@ -6,22 +6,75 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import fx
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sicompiler.capture import Program
+from sicompiler.facts.storages import fake_tensors
 
 
 def insert_call(
-    graph: fx.Graph, mode: FakeTensorMode, target: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
+    graph: fx.Graph,
+    mode: FakeTensorMode,
+    target: OpOverload,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
 ) -> fx.Node:
     """Insert an operator call at the graph's insert point, with the fake value it computes in `meta["val"]`."""
     node = graph.call_function(target, args, dict(kwargs or {}))
-    fake_args, fake_kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
-    with mode, torch.no_grad():
-        node.meta["val"] = target(*fake_args, **fake_kwargs)
+    node.meta["val"] = evaluate(node, mode)
     return node
+
+
+def evaluate(node: fx.Node, mode: FakeTensorMode) -> Any:
+    """The fake value a call computes."""
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+    assert callable(node.target)
+    with mode, torch.no_grad():
+        return node.target(*args, **kwargs)
+
+
+class Replacements:
+    """Replaces nodes of one graph; at the end the fake values of what reads them follow.
+
+    A view of a replaced value must share the storage of the new one, or the memory facts count it as a value of its own and a
+    loop may write over what it shows. New strides make views of copies and copies of views.
+
+    Args:
+        graph: the graph.
+        mode: the fake mode of its values.
+    """
+
+    def __init__(self, graph: fx.Graph, mode: FakeTensorMode) -> None:
+        self.graph, self.mode = graph, mode
+        self._stale: dict[fx.Node, list[torch.Tensor]] = {}  # what readers of a node may still be views of
+
+    def replace(self, old: fx.Node, new: fx.Node) -> None:
+        """Let the readers of `old` read `new`, and erase `old`."""
+        old.replace_all_uses_with(new)
+        self._stale.setdefault(new, []).extend([*fake_tensors(old), *self._stale.pop(old, ())])
+        self.graph.erase_node(old)
+
+    def finish(self) -> None:
+        """Evaluate again what reads a changed value, until nothing changes."""
+        for node in self.graph.nodes if self._stale else ():
+            changed = [source for source in node.all_input_nodes if source in self._stale]
+            if not changed or not fake_tensors(node):
+                continue
+            before, after = fake_tensors(node), evaluate(node, self.mode)
+            read = [t for source in node.all_input_nodes for t in (*fake_tensors(source), *self._stale.get(source, ()))]
+            shared = {_storage(t) for t in read}
+            now = [t for t in pytree.tree_leaves(after) if isinstance(t, torch.Tensor)]
+            pairs = zip(before, now, strict=True)
+            if any(_storage(a) in shared or _storage(b) in shared or a.stride() != b.stride() for a, b in pairs):
+                node.meta["val"] = after
+                self._stale.setdefault(node, []).extend(before)
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata
 
 
 def inherit(node: fx.Node, origin: fx.Node) -> fx.Node:

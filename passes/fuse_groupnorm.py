@@ -6,7 +6,7 @@ import torch
 from torch import fx
 
 from sicompiler.capture import Program
-from sicompiler.passes.edit import inherit, insert_call
+from sicompiler.passes.edit import Replacements, inherit, insert_call
 
 aten = torch.ops.aten
 ops = torch.ops.sicompiler
@@ -17,14 +17,15 @@ def fuse_groupnorm(program: Program) -> None:
 
     Before: `s = group_stats(x, groups); y = group_apply(x, s, w, b, eps)`
     After:  `y = group_norm(x, groups, w, b, eps)`
-    Exact: it is the operator the model called. Refuses a strided `x`, which the fused kernel would copy whole, where the
-    two passes need no copy.
+    Exact: it is the operator the model called. Refuses a strided `x`, which the fused kernel would copy whole, where
+    the two passes need no copy.
     """
     _fuse(program, program.graph_module)
 
 
 def _fuse(program: Program, module: fx.GraphModule) -> None:
     graph = module.graph
+    replacements = Replacements(graph, program.fake_mode)
     for node in graph.find_nodes(op="call_function", target=ops.group_apply.default):
         x, stats, *rest = node.args
         if (
@@ -36,9 +37,9 @@ def _fuse(program: Program, module: fx.GraphModule) -> None:
             with graph.inserting_before(node):
                 args = (x, stats.args[1], *rest)
                 fused = insert_call(graph, program.fake_mode, aten.group_norm.default, args)
-            node.replace_all_uses_with(inherit(fused, node))
-            graph.erase_node(node)
+            replacements.replace(node, inherit(fused, node))
             graph.erase_node(stats)
+    replacements.finish()
     for child in module.children():
         if isinstance(child, fx.GraphModule):
             _fuse(program, child)

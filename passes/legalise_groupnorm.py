@@ -6,7 +6,7 @@ import torch
 
 from sicompiler.capture import Program
 from sicompiler.facts.calls import bind
-from sicompiler.passes.edit import inherit, insert_call
+from sicompiler.passes.edit import Replacements, inherit, insert_call
 
 aten = torch.ops.aten
 ops = torch.ops.sicompiler
@@ -21,10 +21,11 @@ def split_groupnorm(program: Program) -> None:
     the plan does not part are put together again by `fuse_groupnorm`.
     """
     graph = program.graph_module.graph
+    replacements = Replacements(graph, program.fake_mode)
     for node in graph.find_nodes(op="call_function", target=aten.group_norm.default):
         x, groups, weight, bias, eps = list(bind(aten.group_norm.default, node.args, node.kwargs).values())[:5]
         with graph.inserting_before(node):
             stats = inherit(insert_call(graph, program.fake_mode, ops.group_stats.default, (x, groups)), node)
             apply = insert_call(graph, program.fake_mode, ops.group_apply.default, (x, stats, weight, bias, eps))
-        node.replace_all_uses_with(inherit(apply, node))
-        graph.erase_node(node)
+        replacements.replace(node, inherit(apply, node))
+    replacements.finish()

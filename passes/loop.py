@@ -13,10 +13,11 @@ from sicompiler.axes.factor_map import Slicing
 from sicompiler.axes.table import Operand
 from sicompiler.capture import Program
 from sicompiler.facts.storages import fake_tensors
+from sicompiler.graph_view import GraphView
 from sicompiler.ops import sliced_loop
 from sicompiler.passes.body import BodyEmitter, Length
 from sicompiler.passes.edit import inherit, insert_call
-from sicompiler.region import GraphView, Output, Read, Region
+from sicompiler.region import Output, Read, Region
 
 aten = torch.ops.aten
 ops = torch.ops.sicompiler
@@ -110,7 +111,7 @@ class _Outliner:
             (self.env if whole else self.parts)[output.value] = buffer
 
     def _buffer(self, output: Output) -> fx.Node:
-        """Where a loop writes a value: fresh memory, zeroed statistics, or an input's memory that nobody needs any more."""
+        """Where a loop writes a value: fresh memory, zeroed statistics, or the memory of an input that dies in it."""
         tensor = self.view.tensor(output.value)
         origin = self.view.facts.nodes[output.value[0]]
         like = {"dtype": tensor.dtype, "device": fake_tensors(origin)[output.value[1]].device}
@@ -123,7 +124,10 @@ class _Outliner:
         if (facts.shape, facts.stride) == (tensor.shape, tensor.stride):
             return source
         return inherit(
-            insert_call(self.graph, self.mode, aten.as_strided.default, (source, list(tensor.shape), list(tensor.stride))), origin
+            insert_call(
+                self.graph, self.mode, aten.as_strided.default, (source, list(tensor.shape), list(tensor.stride))
+            ),
+            origin,
         )
 
 
@@ -144,7 +148,13 @@ class _Body:
         self.start = self._integer("start", 0)
         self.length = self._integer("length", slice_length)
         self.emitter = BodyEmitter(
-            self.view, region, self.graph, outer.mode, self.length, lambda v: self.operands[outer.lookup(v)], self._narrow
+            self.view,
+            region,
+            self.graph,
+            outer.mode,
+            self.length,
+            lambda v: self.operands[outer.lookup(v)],
+            self._narrow,
         )
 
     def _whole_operands(self, p: int) -> list[tuple[Operand, Slicing | None]]:
@@ -187,7 +197,10 @@ class _Body:
             return
         s = output.slicing
         insert_call(
-            self.graph, self.outer.mode, ops.write_slice_.default, (buffer, node, s.dim, s.outer, s.inner, self.start, self.length)
+            self.graph,
+            self.outer.mode,
+            ops.write_slice_.default,
+            (buffer, node, s.dim, s.outer, s.inner, self.start, self.length),
         )
 
     def _narrow(self, value: Operand, slicing: Slicing) -> fx.Node:
@@ -204,6 +217,6 @@ class _Body:
                 if s.inner != 1:
                     start = self.graph.call_function(operator.mul, (self.start, s.inner))
                     start.meta["val"] = 0
-                args = (whole, s.dim, start, self.emitter.times(s.inner))
-                self._narrowed[key] = insert_call(self.graph, mode, aten.narrow.default, args)
+                view = (whole, s.dim, start, self.emitter.times(s.inner))
+                self._narrowed[key] = insert_call(self.graph, mode, aten.narrow.default, view)
         return self._narrowed[key]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import fx
@@ -12,10 +13,11 @@ from sicompiler.axes.factor_map import Slicing
 from sicompiler.axes.table import Operand
 from sicompiler.capture import Binding, Program, Source
 from sicompiler.facts.storages import TensorFact
+from sicompiler.graph_view import GraphView, narrows_well
 from sicompiler.ops import sliced_loop
 from sicompiler.passes.body import BodyEmitter
 from sicompiler.passes.edit import insert_call
-from sicompiler.region import GraphView, Region, narrows_well
+from sicompiler.region import Region
 
 aten = torch.ops.aten
 ops = torch.ops.sicompiler
@@ -110,7 +112,9 @@ class _Wrapper:
         for node, target, result in zip(facts.outputs, targets, _flat(results), strict=True):
             s = self.region.sliced[position[node]].results[0]
             assert s is not None
-            insert_call(self.body, self.mode, ops.write_slice_.default, (target, result, s.dim, s.outer, s.inner, start, length))
+            insert_call(
+                self.body, self.mode, ops.write_slice_.default, (target, result, s.dim, s.outer, s.inner, start, length)
+            )
         self.body.output(None)
         root = torch.nn.Module()
         root.add_module("sample", fx.GraphModule(rewritten.graph_module, self.body))
@@ -131,22 +135,27 @@ class _Wrapper:
     def _buffer(self, node: fx.Node) -> fx.Node:
         fake = node.meta["val"]
         args = (list(fake.shape), list(fake.stride()))
-        return insert_call(self.graph, self.mode, aten.empty_strided.default, args, {"dtype": fake.dtype, "device": fake.device})
+        return insert_call(
+            self.graph, self.mode, aten.empty_strided.default, args, {"dtype": fake.dtype, "device": fake.device}
+        )
 
     def _narrow(self, value: Operand, whole: fx.Node, s: Slicing, start: fx.Node, length: fx.Node) -> fx.Node:
         if narrows_well(self.view.tensor(value), s) and s.inner == 1:
             return insert_call(self.body, self.mode, aten.narrow.default, (whole, s.dim, start, length))
-        return insert_call(self.body, self.mode, ops.copy_slice.default, (whole, s.dim, s.outer, s.inner, start, length))
+        return insert_call(
+            self.body, self.mode, ops.copy_slice.default, (whole, s.dim, s.outer, s.inner, start, length)
+        )
 
 
 def _narrow_now(facts: TensorFact, whole: torch.Tensor, s: Slicing, length: int) -> torch.Tensor:
     """The first slice of a whole value, read as the loop will read it."""
     if narrows_well(facts, s) and s.inner == 1:
         return whole.narrow(s.dim, 0, length)
-    return ops.copy_slice(whole, s.dim, s.outer, s.inner, 0, length)
+    copy: torch.Tensor = ops.copy_slice(whole, s.dim, s.outer, s.inner, 0, length)
+    return copy
 
 
-def _flat(results: object) -> Sequence[fx.Node]:
+def _flat(results: Any) -> Sequence[fx.Node]:
     found: list[fx.Node] = []
     fx.node.map_arg(results, lambda n: found.append(n))
     return found

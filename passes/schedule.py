@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import fx
 
 from sicompiler.capture import Program
+from sicompiler.facts.kernels import node_workspaces
 from sicompiler.facts.lifetimes import lifetimes
 from sicompiler.facts.storages import graph_facts
 from sicompiler.facts.timeline import timeline
-from sicompiler.facts.kernels import node_workspaces
 
 
 def _peak_and_area(program: Program) -> tuple[int, int]:

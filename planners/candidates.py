@@ -15,7 +15,8 @@ from sicompiler.cost import Machine, Work, slice_lengths, sliced_seconds, whole_
 from sicompiler.facts.storages import ALLOCATION_GRANULE_BYTES, Origin, TensorFact
 from sicompiler.facts.timeline import Timeline
 from sicompiler.facts.workspace import workspace_bytes
-from sicompiler.region import GraphView, Walk
+from sicompiler.graph_view import GraphView
+from sicompiler.region import Walk
 
 Floats = npt.NDArray[np.float64]
 
@@ -71,7 +72,7 @@ class Evaluator:
         return self._seconds[key]
 
     def workspace(self, p: int, transfer: Transfer, size: int) -> Floats:
-        """A kernel's workspace per slice length; kernels change their algorithm with size, so each length is asked for."""
+        """A kernel's workspace per slice length, asked for each: kernels change their algorithm with size."""
         key = (p, transfer)
         if key not in self._workspace:
             target, lengths = self.view.facts.nodes[p].target, self.grid(size)[0]
@@ -193,7 +194,9 @@ class Tally:
             current += sum(view.facts.storages[s].nbytes for s in made)
             peak = max(peak, current + int(self.evaluator.line.workspace_bytes[p]))
             kept += sum(
-                view.facts.storages[s].nbytes for s in made if view.lives.last[s] >= stop or walk.last_needed(s, stop) >= 0
+                view.facts.storages[s].nbytes
+                for s in made
+                if view.lives.last[s] >= stop or walk.last_needed(s, stop) >= 0
             )
         return peak, kept, seconds
 
@@ -298,7 +301,9 @@ def candidates(
             tally = Tally(evaluator, walk)
             seen_hot = False
             operators = 0
-            while walk.stop < end and operators < MAX_OPERATORS and walk.stop - begin < MAX_SPAN and walk.extend() is None:
+            while (
+                walk.stop < end and operators < MAX_OPERATORS and walk.stop - begin < MAX_SPAN and walk.extend() is None
+            ):
                 seen_hot = seen_hot or hot[walk.stop - 1]
                 operators += bool(view.made[walk.stop - 1])
                 tally.advance()

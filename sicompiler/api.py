@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import torch.utils._pytree as pytree
 
 from sicompiler.capture import capture, flatten_inputs, named_tensors, weights_bytes
 from sicompiler.compiler import Planner, Progress, make_planner, rewrite
@@ -39,7 +40,9 @@ def device_type_of(model: torch.nn.Module) -> str:
     """
     types = {tensor.device.type for tensor in named_tensors(model).values()} or {"cpu"}
     if len(types) > 1:
-        raise BadInput(f"the weights are on several devices ({', '.join(sorted(types))}); move the model to one of them")
+        raise BadInput(
+            f"the weights are on several devices ({', '.join(sorted(types))}); move the model to one of them"
+        )
     found = types.pop()
     if found not in MACHINES:
         raise BadInput(f"the weights are on device {found!r}; sicompiler runs on {' and '.join(MACHINES)}")
@@ -166,12 +169,12 @@ class State:
 
     def install(self) -> None:
         """Let the live model run by its plans."""
-        self.model.forward = self.forward  # type: ignore[method-assign]
+        self.model.forward = self.forward
 
     def uninstall(self) -> None:
         """Let the live model run its own forward, as before."""
         if self.had_own_forward:
-            self.model.forward = self.original  # type: ignore[method-assign]
+            self.model.forward = self.original
         else:
             self.model.__dict__.pop("forward", None)
 
@@ -192,7 +195,8 @@ class _Untouched:
 
 def _specs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Inputs:
     """The inputs without their data: tensors as meta tensors, so that nothing of the caller's is kept alive."""
-    return torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.to("meta"), (tuple(args), dict(kwargs)))
+    specs: Inputs = pytree.tree_map_only(torch.Tensor, lambda t: t.to("meta"), (tuple(args), dict(kwargs)))
+    return specs
 
 
 def compile_for_budget(
@@ -207,8 +211,8 @@ def compile_for_budget(
 
     Args:
         model: any module that `torch.export` can trace.
-        gb: the budget: a number of GiB, or a string with a unit ("11GB", "10.5GiB"). It bounds the weights resident on the
-            device plus everything the run allocates there.
+        gb: the budget: a number of GiB, or a string with a unit ("11GB", "10.5GiB"). It bounds the weights resident
+            on the device plus everything the run allocates there.
         example_inputs: `(args, kwargs)` of a call. Given, the model is planned now and errors come now; otherwise at
             the first call. Every new input shape gets a plan of its own.
         plan: a plan made earlier (a `Plan`, or the path of its JSON), used for the first shape that is planned.
@@ -224,7 +228,10 @@ def compile_for_budget(
         StalePlan: the given plan was made for another model, shape or version.
     """
     if not isinstance(model, torch.nn.Module):
-        raise BadInput(f"compile_for_budget takes a torch.nn.Module, got {type(model).__name__}; of a pipeline, pass its unet or transformer")
+        raise BadInput(
+            f"compile_for_budget takes a torch.nn.Module, got {type(model).__name__}; "
+            "of a pipeline, pass its unet or transformer"
+        )
     budget = parse_bytes(gb)
     device_type_of(model)
     if isinstance(plan, (str, Path)):
@@ -249,7 +256,9 @@ def compile_for_budget(
 def _state(model: torch.nn.Module, verb: str) -> State:
     state = _STATES.get(model) if isinstance(model, torch.nn.Module) else None
     if state is None:
-        raise NotCompiled(f"can't {verb} this {type(model).__name__}: it was never compiled; call compile_for_budget first")
+        raise NotCompiled(
+            f"can't {verb} this {type(model).__name__}: it was never compiled; call compile_for_budget first"
+        )
     return state
 
 
@@ -271,7 +280,9 @@ def report(model: torch.nn.Module) -> Report:
     """
     state = _state(model, "report on")
     found = tuple(state.compiled.values())
-    return Report(type(model).__name__, state.budget_bytes, tuple(c.plan for c in found), tuple(c.program for c in found))
+    return Report(
+        type(model).__name__, state.budget_bytes, tuple(c.plan for c in found), tuple(c.program for c in found)
+    )
 
 
 def verify(model: torch.nn.Module, example_inputs: Inputs | None = None) -> Verification:
@@ -307,4 +318,5 @@ def _random(specs: Inputs, device: torch.device) -> Inputs:
             return torch.randn(spec.shape, generator=generator, dtype=torch.float32).to(device, spec.dtype)
         return torch.zeros(spec.shape, dtype=spec.dtype, device=device)
 
-    return torch.utils._pytree.tree_map_only(torch.Tensor, fill, specs)
+    inputs: Inputs = pytree.tree_map_only(torch.Tensor, fill, specs)
+    return inputs

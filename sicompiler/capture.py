@@ -142,7 +142,7 @@ def _reason(error: Exception) -> str:
     while trace is not None:
         filename = trace.tb_frame.f_code.co_filename
         if not re.search(r"[/\\](torch|sicompiler)[/\\]", filename) and not filename.startswith("<"):
-            where = f'{filename}:{trace.tb_lineno}, in {trace.tb_frame.f_code.co_name}'
+            where = f"{filename}:{trace.tb_lineno}, in {trace.tb_frame.f_code.co_name}"
         trace = trace.tb_next
     user = re.search(r"^\s*File \"([^\"]+)\", line (\d+), in (\S+)", str(error), re.MULTILINE)
     if where is None and user is not None:
@@ -178,7 +178,7 @@ def capture(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, An
 
 @contextlib.contextmanager
 def paused_gc() -> Iterator[None]:
-    """Keep the cyclic collector out of code that makes a lot of long-lived nodes; it costs a sixth of the time there."""
+    """Keep the cyclic collector out of code that makes many long-lived nodes: it takes a sixth of the time there."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -197,7 +197,9 @@ def _program(model: torch.nn.Module, exported: torch.export.ExportedProgram) -> 
     bindings = []
     for position, spec in enumerate(exported.graph_signature.input_specs):
         if spec.kind not in _SOURCES:
-            raise CaptureError(f"{name} takes an input of kind {spec.kind.name} ({spec.arg.name}), which is not supported")
+            raise CaptureError(
+                f"{name} takes an input of kind {spec.kind.name} ({spec.arg.name}), which is not supported"
+            )
         source = _SOURCES[spec.kind]
         bindings.append(Binding(source, str(position) if source is Source.INPUT else str(spec.target)))
     for out in exported.graph_signature.output_specs:
@@ -208,7 +210,9 @@ def _program(model: torch.nn.Module, exported: torch.export.ExportedProgram) -> 
             )
     for node in exported.graph.nodes:
         if node.op not in ("placeholder", "call_function", "output"):
-            raise CaptureError(f"{name}: {node.op} {node.name} in the captured graph is not supported: {node.format_node()}")
+            raise CaptureError(
+                f"{name}: {node.op} {node.name} in the captured graph is not supported: {node.format_node()}"
+            )
     graph_module = fx.GraphModule(torch.nn.Module(), exported.graph)
     modes = [n.meta["val"].fake_mode for n in exported.graph.nodes if isinstance(n.meta.get("val"), FakeTensor)]
     if not modes:
@@ -231,7 +235,11 @@ def fingerprint(graph: fx.Graph) -> str:
     digest = hashlib.sha256()
     for node in graph.nodes:
         value = node.meta.get("val")
-        facts = [(tuple(t.shape), t.stride(), str(t.dtype), str(t.device)) for t in pytree.tree_leaves(value) if isinstance(t, torch.Tensor)]
+        facts = [
+            (tuple(t.shape), t.stride(), str(t.dtype), str(t.device))
+            for t in pytree.tree_leaves(value)
+            if isinstance(t, torch.Tensor)
+        ]
         target = str(node.target) if node.op == "call_function" else ""
         digest.update(f"{node.op} {target} {show(node.args)} {show(node.kwargs)} {facts}\n".encode())
     return digest.hexdigest()[:16]

@@ -18,18 +18,20 @@ from sicompiler.facts.lifetimes import lifetimes
 from sicompiler.facts.modules import common_module, describe
 from sicompiler.facts.storages import GraphFacts, Origin, fake_tensors, graph_facts
 from sicompiler.facts.timeline import Timeline, timeline
+from sicompiler.graph_view import GraphView
 from sicompiler.passes.loop import outline_loops
 from sicompiler.passes.manager import Observer, run_stage
 from sicompiler.passes.outer import Inner, extract_inner, wrap_outer
 from sicompiler.plan import OuterLoop, Plan, RegionPlan
 from sicompiler.planners.candidates import Evaluator, axis_labels, candidates
 from sicompiler.planners.dp import Choice, Problem, Solution, floor, solve
-from sicompiler.region import GraphView, Region, Walk
+from sicompiler.region import Region, Walk
 from sicompiler.units import format_bytes
 
 Progress = Callable[[str, int, int], None]  # what is being done, how much of it is done, out of how much
 
 OUTER_HOISTED_BYTES = 2**16  # what the outer loop keeps for its whole length should be small
+OUTER_SIZE = 16  # a longer axis is left to smaller regions: the graph runs once per entry
 OUTER_HOISTED_SHARE = 0.1  # of the unsliced peak; a loop that keeps more whole does not slice what matters
 HOT_SHARE = 0.002  # an operator is hot when it makes this share of the unsliced peak
 
@@ -101,15 +103,17 @@ def outer_region(graph: Graph, seeds: dict[int, Slicing]) -> Region | None:
 
 
 def outer_loops(graph: Graph) -> list[tuple[OuterLoop, Region]]:
-    """Every axis of the inputs that commutes with the whole graph; where two inputs share it, the one that hoists least."""
+    """Every axis of the inputs that commutes with the whole graph; of inputs that share it, the one that hoists least."""
     found: dict[tuple[Slicing | None, ...], tuple[int, OuterLoop, Region]] = {}
     for name, (p, slicing) in named_axes(graph).items():
-        region = outer_region(graph, {p: slicing})
+        region = outer_region(graph, {p: slicing}) if slicing.size <= OUTER_SIZE else None
         if region is None:
             continue
         hoisted = _hoisted_bytes(graph, region)
         outputs = tuple(region.sliced[graph.facts.position[node]].results[0] for node in graph.facts.outputs)
-        if hoisted <= OUTER_HOISTED_SHARE * graph.line.peak_bytes and (outputs not in found or hoisted < found[outputs][0]):
+        if hoisted <= OUTER_HOISTED_SHARE * graph.line.peak_bytes and (
+            outputs not in found or hoisted < found[outputs][0]
+        ):
             found[outputs] = (hoisted, OuterLoop(name, slicing.size, 1, ((p, slicing),)), region)
     return [(loop, region) for _, loop, region in found.values()]
 
@@ -176,7 +180,9 @@ def make_search(
             progress(what, done, total)
 
     hot = int(graph.line.peak_bytes * HOT_SHARE)
-    skip = {(p, slicing) for region in regions for p, transfer in region.sliced.items() for slicing in transfer.results[:1]}
+    skip = {
+        (p, slicing) for region in regions for p, transfer in region.sliced.items() for slicing in transfer.results[:1]
+    }
     found = list(candidates(evaluator, labels, skip=skip, hot_bytes=hot, progress=told))
     first = graph.facts.num_placeholders
     return Search(graph, outer, labels, Problem(first, graph.line.live_bytes, evaluator.whole, found))
@@ -211,7 +217,9 @@ class Planner:
 
     def floor(self) -> tuple[int, str]:
         """The smallest budget of any plan, weights included, and the operator that sets it."""
-        best, search = min(((floor(s.problem), s) for s in self.searches), key=lambda row: row[0].peak_bytes + row[1].graph.extra_bytes)
+        best, search = min(
+            ((floor(s.problem), s) for s in self.searches), key=lambda row: row[0].peak_bytes + row[1].graph.extra_bytes
+        )
         culprit = search.graph.facts.nodes[best.culprit]
         return best.peak_bytes + search.graph.extra_bytes + self.weights_bytes, describe(culprit)
 
@@ -231,7 +239,8 @@ class Planner:
         if not found:
             raise OverBudget(
                 f"{self.model} does not fit {format_bytes(budget_bytes)}: the floor is {format_bytes(floor_bytes)} "
-                f"({format_bytes(self.weights_bytes)} of weights + {format_bytes(floor_bytes - self.weights_bytes)} of activations), "
+                f"({format_bytes(self.weights_bytes)} of weights + "
+                f"{format_bytes(floor_bytes - self.weights_bytes)} of activations), "
                 f"set by {culprit}. The nearest budget that works is gb={floor_bytes / 2**30 + 0.005:.2f}",
                 budget_bytes=budget_bytes,
                 floor_bytes=floor_bytes,

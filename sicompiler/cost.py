@@ -152,7 +152,7 @@ def work_of(facts: GraphFacts, position: int, operands: Sequence[tuple[int, int]
 
 
 def slice_lengths(size: int) -> tuple[int, ...]:
-    """The slice lengths a planner tries for an axis, longest first: all distinct ones of a short axis, halvings of a long one."""
+    """The slice lengths a planner tries, longest first: all distinct ones of a short axis, halvings of a long one."""
     if size <= 32:
         found = {math.ceil(size / k) for k in range(2, size + 1)}
     else:

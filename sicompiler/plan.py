@@ -135,7 +135,9 @@ class Plan:
         try:
             data: dict[str, Any] = json.loads(text)
             if data["version"] != PLAN_VERSION:
-                raise StalePlan(f"the plan has format {data['version']}, this version reads format {PLAN_VERSION}; plan again")
+                raise StalePlan(
+                    f"the plan has format {data['version']}, this version reads format {PLAN_VERSION}; plan again"
+                )
             outer = data.pop("outer")
             regions = tuple(RegionPlan(**{**r, "seed": Slicing(**r["seed"])}) for r in data.pop("regions"))
             if outer is not None:
@@ -154,5 +156,6 @@ class Plan:
         for name, value in wanted.items():
             if getattr(self, name) != value:
                 raise StalePlan(
-                    f"the plan of {self.model} was made for {name} {getattr(self, name)}, but this is {value}; plan again"
+                    f"the plan of {self.model} was made for {name} {getattr(self, name)}, but this is {value}; "
+                    "plan again"
                 )

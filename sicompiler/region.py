@@ -7,33 +7,15 @@ made of is sliced. A whole value (from inside or outside) is narrowed where a sl
 
 from __future__ import annotations
 
-import operator
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-from torch import fx
-from torch._ops import OpOverload
-
-import sicompiler.ops  # noqa: F401  (registers the operators named below)
 from sicompiler.axes.factor_map import Kind, Slicing
-from sicompiler.axes.table import AxisTable, Operand, Transfer
-from sicompiler.facts.lifetimes import Lifetimes
-from sicompiler.facts.storages import GraphFacts, Origin, TensorFact
+from sicompiler.axes.table import Operand, Transfer
+from sicompiler.graph_view import GraphView, narrows_well
 
 HOISTED_BYTES = 2**20  # a value this small is computed whole before the loop rather than slice by slice
-
-# Operators that read a strided view as quickly as a dense copy; the others would copy it themselves, unseen.
-_READS_STRIDED = frozenset(
-    {
-        torch.ops.aten.cat.default,
-        torch.ops.aten.scaled_dot_product_attention.default,
-        torch.ops.sicompiler.group_apply.default,
-        torch.ops.sicompiler.group_stats.default,
-    }
-)
-
 
 @dataclass(frozen=True)
 class Read:
@@ -90,64 +72,6 @@ class Region:
     hoisted: tuple[int, ...]
     reads: tuple[Read, ...]
     outputs: tuple[Output, ...]
-
-
-def narrows_well(tensor: TensorFact, slicing: Slicing) -> bool:
-    """Whether one slice of a tensor can be read through a view by any operator.
-
-    That is so where the view is dense, and where the tensor is expanded: a copy would make real what is repeated.
-    """
-    if slicing.outer > 1:
-        return False
-    if any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride, strict=True)):
-        return True
-    ours = tensor.stride[slicing.dim]
-    others = (st for dim, (sz, st) in enumerate(zip(tensor.shape, tensor.stride, strict=True)) if dim != slicing.dim and sz > 1)
-    return tensor.is_dense and all(stride <= ours for stride in others)
-
-
-def _may_be_view(node: fx.Node) -> bool:
-    """Whether a result of an operator may share the memory of its first operand."""
-    if isinstance(node.target, OpOverload):
-        return any(result.alias_info is not None for result in node.target._schema.returns)
-    return node.target is operator.getitem
-
-
-class GraphView:
-    """What walks look up again and again about one graph, computed once."""
-
-    def __init__(self, facts: GraphFacts, lives: Lifetimes, table: AxisTable) -> None:
-        self.facts, self.lives, self.table = facts, lives, table
-        self.made: list[tuple[int, ...]] = [
-            tuple({t.storage for t in facts.tensors[p] if facts.storages[t.storage].node == node.name})
-            for p, node in enumerate(facts.nodes)
-        ]
-        readers: list[set[int]] = [set() for _ in facts.storages]
-        for p in range(facts.num_placeholders, len(facts.nodes)):
-            for q, r in table.operands[p]:
-                if r < len(facts.tensors[q]):
-                    readers[facts.tensors[q][r].storage].add(p)
-        self.storage_readers: list[list[int]] = [sorted(found) for found in readers]
-        self.born = lives.first
-        self.reads_strided = [
-            node.target in _READS_STRIDED or (isinstance(node.target, OpOverload) and torch.Tag.pointwise in node.target.tags)
-            for node in facts.nodes
-        ]
-        self.may_be_view = [_may_be_view(node) for node in facts.nodes]
-
-    def tensor(self, value: Operand) -> TensorFact:
-        """The facts of one result of a node."""
-        return self.facts.tensors[value[0]][value[1]]
-
-    def last_read_before(self, storage: int, stop: int) -> int:
-        """Position of the last operator before `stop` that reads a storage; -1 if there is none."""
-        found = self.storage_readers[storage]
-        index = bisect_left(found, stop)
-        return found[index - 1] if index else -1
-
-    def dies_before(self, storage: int, stop: int) -> bool:
-        """Whether nothing at or after `stop` needs a storage that the graph owns."""
-        return self.facts.storages[storage].origin is Origin.VALUE and self.lives.last[storage] < stop
 
 
 class Walk:
@@ -297,9 +221,13 @@ class Walk:
             elif source in self.inputs:
                 if self.inputs[source] != slicing:
                     return False
-            elif slicing is not None and source in self.hoisted and self._worth_slicing(source, index):
-                if not self._demand(source, index, slicing, plan):
-                    return False
+            elif (
+                slicing is not None
+                and source in self.hoisted
+                and self._worth_slicing(source, index)
+                and not self._demand(source, index, slicing, plan)
+            ):
+                return False
         for reader in self.view.lives.readers[q]:
             if reader in self.hoisted and reader not in plan:
                 found = [(i, r) for i, (source, r) in enumerate(self.table.operands[reader]) if source == q]
@@ -337,11 +265,24 @@ class Walk:
                 reuses = None if slicing is None else self.reusable(value, slicing, stop, taken)
                 outputs.append(Output(value, slicing, reuses))
         reads = tuple(
-            Read((q, r), slicing, min(ps), max(max(ps), self.last_needed(self.view.tensor((q, r)).storage, stop)), self.copies((q, r, slicing)))
+            Read(
+                (q, r),
+                slicing,
+                min(ps),
+                max(max(ps), self.last_needed(self.view.tensor((q, r)).storage, stop)),
+                self.copies((q, r, slicing)),
+            )
             for (q, r, slicing), ps in self.reads.items()
         )
         return Region(
-            self.start, stop, self.seed, self.size, dict(sorted(self.sliced.items())), tuple(sorted(self.hoisted)), reads, tuple(outputs)
+            self.start,
+            stop,
+            self.seed,
+            self.size,
+            dict(sorted(self.sliced.items())),
+            tuple(sorted(self.hoisted)),
+            reads,
+            tuple(outputs),
         )
 
     def live_out(self, p: int, stop: int) -> list[tuple[Operand, Slicing | None]]:
@@ -385,7 +326,8 @@ class Walk:
     def _only_moves(self, p: int) -> bool:
         """Whether a value is nothing but a rearranged slice of a whole value.
 
-        A reshape that copies the whole value may be a view of a slice: writing it over what it is a view of would be wrong.
+        A reshape that copies the whole value may be a view of a slice: writing it over what it is a view of would be
+        wrong.
         """
         while p in self.sliced:
             if not self.view.may_be_view[p]:

@@ -12,14 +12,15 @@ from tests.source_tree import library_modules
 # meet in Plan only. docs/README.md shows the same table with what each layer is for.
 LAYERS = {
     "_version": 0, "errors": 0,
-    "ops": 1, "units": 1,
-    "capture": 2, "facts": 2,
+    "capture": 1, "ops": 1, "units": 1,
+    "facts": 2,
     "axes": 3,
-    "region": 4, "spec": 4,
-    "cost": 5, "plan": 5,
+    "graph_view": 4,
+    "cost": 5, "plan": 5, "region": 5,
     "passes": 6, "planners": 6, "reports": 6, "runtime": 6,
-    "adapters": 7, "api": 7, "models": 7, "rehash": 7,
-    "cli": 8, "demo": 8,
+    "compiler": 7, "models": 7,
+    "api": 8,
+    "cli": 9, "testing": 9,
 }  # fmt: skip
 
 MODULES = library_modules()

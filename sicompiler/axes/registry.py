@@ -69,7 +69,9 @@ def rules() -> Mapping[OpOverload, Rule]:
     return MappingProxyType(_RULES)
 
 
-def op_call(target: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any], results: tuple[TensorSpec, ...]) -> OpCall:
+def op_call(
+    target: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any], results: tuple[TensorSpec, ...]
+) -> OpCall:
     """Build an `OpCall` from positional and keyword arguments whose tensors are `TensorSpec`s."""
     arguments = bind(target, args, kwargs)
     operands = flatten_tensors(arguments, lambda a: isinstance(a, TensorSpec))

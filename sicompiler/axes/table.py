@@ -58,8 +58,9 @@ class AxisTable:
         if not isinstance(node.target, OpOverload):
             return None
         results = tuple(TensorSpec(t.shape, t.dtype) for t in self.facts.tensors[position])
-        args = _freeze(fx.node.map_arg(node.args, self._spec))
-        kwargs = {k: _freeze(v) for k, v in fx.node.map_arg(node.kwargs, self._spec).items()}
+        to_spec: Any = self._spec  # map_arg is typed for arguments of nodes only
+        args = _freeze(fx.node.map_arg(node.args, to_spec))
+        kwargs = {k: _freeze(v) for k, v in fx.node.map_arg(node.kwargs, to_spec).items()}
         key = (node.target, args, tuple(sorted(kwargs.items())), results)
         if key not in cache:
             cache[key] = factor_map(op_call(node.target, args, kwargs, results))
@@ -95,7 +96,9 @@ class AxisTable:
         """Operators without a rule, and how often each occurs."""
         return Counter(
             str(node.target)
-            for node, rule in zip(self.facts.nodes[self.facts.num_placeholders :], self._maps[self.facts.num_placeholders :], strict=True)
+            for node, rule in zip(
+                self.facts.nodes[self.facts.num_placeholders :], self._maps[self.facts.num_placeholders :], strict=True
+            )
             if rule is None
         )
 

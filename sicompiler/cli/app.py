@@ -51,7 +51,7 @@ def _app(
     pass
 
 
-@app.command()
+@app.command(short_help="Find the fastest plan that fits a budget.")
 def plan(
     model: Model,
     gb: Gb = None,
@@ -76,7 +76,7 @@ def plan(
     return run(ModelOptions(model, batch, frames, height, width, dtype, device), gb, output, memory=memory, as_json=json)
 
 
-@app.command()
+@app.command(short_help="Print the program of a stage, with live bytes.")
 def dump(
     model: Model,
     stage: Annotated[Stage, typer.Option("--stage", help="How far the program has come.")] = Stage.REWRITTEN,
@@ -98,7 +98,7 @@ def dump(
     return run(ModelOptions(model, batch, frames, height, width, dtype, device), stage, format, gb)
 
 
-@app.command()
+@app.command(short_help="Say what sets peak and floor, and why.")
 def explain(
     model: Model,
     rules: Annotated[bool, typer.Option("--rules", help="The operators of the model and the axis rule of each.")] = False,
@@ -120,7 +120,7 @@ def explain(
     return run(ModelOptions(model, batch, frames, height, width, dtype, device), node, axis, rules=rules, as_json=json)
 
 
-@app.command()
+@app.command(short_help="Compare two plans, or two stages of a model.")
 def diff(
     first: Annotated[str, typer.Argument(metavar="A", help="A plan (JSON file), or with --stages a model.", show_default=False)],
     second: Annotated[str | None, typer.Argument(metavar="[B]", help="The other plan.", show_default=False)] = None,
@@ -142,7 +142,7 @@ def diff(
     return run(ModelOptions(first, batch, frames, height, width, dtype, device), second, stages, gb, as_json=json)
 
 
-@app.command()
+@app.command(short_help="Run compiled and untouched model, and compare.")
 def verify(
     model: Model,
     gb: RequiredGb,
@@ -166,7 +166,7 @@ def verify(
     return run(ModelOptions(model, batch, frames, height, width, dtype, device), gb, as_json=json)
 
 
-@app.command()
+@app.command(short_help="Run a small video model under budgets.")
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the picture and the report.")] = Path("demo_output"),
     json: Json = False,

@@ -16,7 +16,10 @@ from torch import fx
 
 from sicompiler.capture import Program, Source
 
-ALLOCATION_GRANULE_BYTES = {"cuda": 512, "cpu": 1}  # CUDACachingAllocator kMinBlockSize; the CPU allocator counts as asked
+ALLOCATION_GRANULE_BYTES = {
+    "cuda": 512,
+    "cpu": 1,
+}  # CUDACachingAllocator kMinBlockSize; the CPU allocator counts as asked
 
 
 def rounded(nbytes: int, granule: int) -> int:
@@ -164,7 +167,9 @@ def graph_facts(program: Program, *, device_type: str = "cpu") -> GraphFacts:
                 storages.append(Storage(index, rounded(storage.nbytes(), granule), origin, node.name))
             facts.append(TensorFact(tuple(map(int, fake.shape)), tuple(map(int, fake.stride())), fake.dtype, index))
         tensors.append(tuple(facts))
-    return GraphFacts(nodes, len(sources), tuple(tensors), tuple(storages), _outputs(program.graph_module.graph), device_type)
+    return GraphFacts(
+        nodes, len(sources), tuple(tensors), tuple(storages), _outputs(program.graph_module.graph), device_type
+    )
 
 
 def _outputs(graph: fx.Graph) -> tuple[fx.Node, ...]:

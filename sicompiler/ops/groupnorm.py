@@ -245,8 +245,8 @@ def group_apply(
     shift = (stats[:, :, 1:2] * scale).neg_()
     if bias is not None:
         shift = shift + bias.view(groups, -1)
-    scale = scale.expand(per_group).reshape(n, channels).to(dtype)
-    shift = shift.expand(per_group).reshape(n, channels).to(dtype)
+    scale = scale.expand(per_group).reshape(n, channels).to(dtype).contiguous()
+    shift = shift.expand(per_group).reshape(n, channels).to(dtype).contiguous()
     result = torch.empty_like(x, memory_format=torch.contiguous_format)
     if result.numel() == 0:
         return result

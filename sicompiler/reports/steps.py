@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import fx
 from torch._ops import OpOverload
 
@@ -114,6 +115,7 @@ class _Lister:
         self.program, self.device_type = program, device_type
         self.granule = ALLOCATION_GRANULE_BYTES.get(device_type, 1)
         self.names: dict[fx.Node, str] = {}
+        self.values: dict[fx.Node, Any] = {}  # fake values, views of what a loop has written brought up to date
         self.taken: set[str] = set()
         self.steps: list[Step] = []
         self.bytes: dict[int, int] = {}  # of every storage that a step makes
@@ -137,7 +139,7 @@ class _Lister:
         end = len(self.steps)
         for node in self.program.graph_module.graph.output_node().all_input_nodes:
             outputs.append(self.names[node])
-            for fake in fake_tensors(node):
+            for fake in self._fakes(node):
                 self.last[_storage(fake)] = (end, end)
         input_bytes = sum(held[True].values())
         steps = self._with_bytes(input_bytes)
@@ -161,6 +163,7 @@ class _Lister:
                 end = len(self.steps) - 1
             else:
                 name = self._name(node)
+                self._evaluate(node)
                 call, sources = expression(node, self.names), tuple(self.names[n] for n in node.all_input_nodes)
                 self.steps.append(
                     Step(name, operator_name(node.target), types_of(node), call, sources, module_path(node), depth, None)
@@ -178,6 +181,7 @@ class _Lister:
         for inside, outside in zip(wholes, operands, strict=True):
             assert isinstance(outside, fx.Node)
             self.names[inside] = self.names[outside]
+            self.values[inside] = self._value(outside)
         head = Loop(str(attribute.target), self._name(start), self._name(length), size, slice_length)
         call = f"for {head.start} in range(0, {size}, {slice_length}):"
         sources = tuple(self.names[n] for n in wholes)
@@ -185,14 +189,34 @@ class _Lister:
         self.workspace.append(0)
         self._walk(body, depth + 1)
 
+    def _evaluate(self, node: fx.Node) -> None:
+        """Note the fake value of a node. Passes may leave one that is a view of what was there before a loop."""
+        value = node.meta.get("val")
+        if isinstance(node.target, OpOverload) and any(r.alias_info is not None for r in node.target._schema.returns):
+            read = {_storage(fake) for source in node.all_input_nodes for fake in self._fakes(source)}
+            if not any(_storage(fake) in read for fake in _leaves(value)):
+                args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._value)
+                with self.program.fake_mode, torch.no_grad():
+                    value = node.target(*args, **kwargs)
+        elif node.target is operator.getitem:
+            source, index = node.args
+            value = self._value(source)[index]
+        self.values[node] = value
+
+    def _value(self, node: Any) -> Any:
+        return self.values.get(node, node.meta.get("val"))
+
+    def _fakes(self, node: fx.Node) -> list[torch.Tensor]:
+        return _leaves(self._value(node))
+
     def _touch(self, node: fx.Node, position: int, end: int) -> None:
         """Note what a step makes, and until when it needs what it reads."""
         for source in node.all_input_nodes:
-            for fake in fake_tensors(source):
+            for fake in self._fakes(source):
                 self.last[_storage(fake)] = (end, position)
         if node.target is sliced_loop:
             return
-        for fake in fake_tensors(node):
+        for fake in self._fakes(node):
             storage = _storage(fake)
             if storage not in self.outside and storage not in self.first:
                 self.first[storage] = position
@@ -200,11 +224,11 @@ class _Lister:
             self.last[storage] = max(self.last.get(storage, (0, 0)), (position, position))
 
     def _workspace(self, node: fx.Node) -> int:
-        if not isinstance(node.target, OpOverload) or not fake_tensors(node):
+        if not isinstance(node.target, OpOverload) or not self._fakes(node):
             return 0
-        found = ((fake_tensors(source), index) for source, index in operands_of(node))
+        found = ((self._fakes(source), index) for source, index in operands_of(node))
         operands = [_fact(fakes[index]) for fakes, index in found if fakes]
-        return workspace_bytes(node.target, operands, [_fact(fake) for fake in fake_tensors(node)], self.device_type)
+        return workspace_bytes(node.target, operands, [_fact(fake) for fake in self._fakes(node)], self.device_type)
 
     def _with_bytes(self, base: int) -> tuple[Step, ...]:
         count = len(self.steps)
@@ -223,6 +247,10 @@ class _Lister:
 
 def _storage(fake: torch.Tensor) -> int:
     return int(fake.untyped_storage()._cdata)
+
+
+def _leaves(value: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
 
 
 def _fact(fake: torch.Tensor) -> TensorFact:

@@ -1,4 +1,4 @@
-"""Running a rewritten model: which plan fits a call, parameters from the live model, memory given back after an error."""
+"""Running a rewritten model: which plan fits a call, live parameters, memory given back after an error."""
 
 from __future__ import annotations
 

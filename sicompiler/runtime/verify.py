@@ -46,10 +46,11 @@ class Verification:
 
     def __str__(self) -> str:
         equal = "bit for bit" if self.bitwise else f"max abs {self.max_abs_error:.2g}, max rel {self.max_rel_error:.2g}"
+        measured, predicted = format_bytes(self.measured_peak_bytes), format_bytes(self.predicted_peak_bytes)
         return (
             f"output: {equal}\n"
-            f"peak:   {format_bytes(self.measured_peak_bytes)} measured <= {format_bytes(self.predicted_peak_bytes)} predicted "
-            f"<= {format_bytes(self.budget_bytes)} budget: {'yes' if self.fits else 'NO'} (untouched {format_bytes(self.untouched_peak_bytes)})\n"
+            f"peak:   {measured} measured <= {predicted} predicted <= {format_bytes(self.budget_bytes)} budget: "
+            f"{'yes' if self.fits else 'NO'} (untouched {format_bytes(self.untouched_peak_bytes)})\n"
             f"time:   {format_seconds(self.seconds)} (untouched {format_seconds(self.untouched_seconds)})"
         )
 

@@ -1,0 +1,89 @@
+"""What region walks look up again and again about one graph."""
+
+from __future__ import annotations
+
+import operator
+from bisect import bisect_left
+
+import torch
+from torch import fx
+from torch._ops import OpOverload
+
+import sicompiler.ops  # noqa: F401  (registers the operators named below)
+from sicompiler.axes.factor_map import Slicing
+from sicompiler.axes.table import AxisTable, Operand
+from sicompiler.facts.lifetimes import Lifetimes
+from sicompiler.facts.storages import GraphFacts, Origin, TensorFact
+
+# Operators that read a strided view as quickly as a dense copy; the others would copy it themselves, unseen.
+_READS_STRIDED = frozenset(
+    {
+        torch.ops.aten.cat.default,
+        torch.ops.aten.scaled_dot_product_attention.default,
+        torch.ops.sicompiler.group_apply.default,
+        torch.ops.sicompiler.group_stats.default,
+    }
+)
+
+
+def narrows_well(tensor: TensorFact, slicing: Slicing) -> bool:
+    """Whether one slice of a tensor can be read through a view by any operator.
+
+    That is so where the view is dense, and where the tensor is expanded: a copy would make real what is repeated.
+    """
+    if slicing.outer > 1:
+        return False
+    if any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride, strict=True)):
+        return True
+    ours = tensor.stride[slicing.dim]
+    others = (
+        st
+        for dim, (sz, st) in enumerate(zip(tensor.shape, tensor.stride, strict=True))
+        if dim != slicing.dim and sz > 1
+    )
+    return tensor.is_dense and all(stride <= ours for stride in others)
+
+
+def _may_be_view(node: fx.Node) -> bool:
+    """Whether a result of an operator may share the memory of its first operand."""
+    if isinstance(node.target, OpOverload):
+        return any(result.alias_info is not None for result in node.target._schema.returns)
+    return node.target is operator.getitem
+
+
+class GraphView:
+    """What walks look up again and again about one graph, computed once."""
+
+    def __init__(self, facts: GraphFacts, lives: Lifetimes, table: AxisTable) -> None:
+        self.facts, self.lives, self.table = facts, lives, table
+        self.made: list[tuple[int, ...]] = [
+            tuple({t.storage for t in facts.tensors[p] if facts.storages[t.storage].node == node.name})
+            for p, node in enumerate(facts.nodes)
+        ]
+        readers: list[set[int]] = [set() for _ in facts.storages]
+        for p in range(facts.num_placeholders, len(facts.nodes)):
+            for q, r in table.operands[p]:
+                if r < len(facts.tensors[q]):
+                    readers[facts.tensors[q][r].storage].add(p)
+        self.storage_readers: list[list[int]] = [sorted(found) for found in readers]
+        self.born = lives.first
+        self.reads_strided = [
+            node.target in _READS_STRIDED
+            or (isinstance(node.target, OpOverload) and torch.Tag.pointwise in node.target.tags)
+            for node in facts.nodes
+        ]
+        self.may_be_view = [_may_be_view(node) for node in facts.nodes]
+
+    def tensor(self, value: Operand) -> TensorFact:
+        """The facts of one result of a node."""
+        return self.facts.tensors[value[0]][value[1]]
+
+    def last_read_before(self, storage: int, stop: int) -> int:
+        """Position of the last operator before `stop` that reads a storage; -1 if there is none."""
+        found = self.storage_readers[storage]
+        index = bisect_left(found, stop)
+        return found[index - 1] if index else -1
+
+    def dies_before(self, storage: int, stop: int) -> bool:
+        """Whether nothing at or after `stop` needs a storage that the graph owns."""
+        return self.facts.storages[storage].origin is Origin.VALUE and self.lives.last[storage] < stop
