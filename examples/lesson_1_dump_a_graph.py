@@ -1,14 +1,15 @@
 """Lesson 1: look at a model the way sicompiler does, stage by stage.
 
-A model is captured once by `torch.export`, under fake tensors: nothing of its size is allocated. From then on it is a plain
-`torch.fx` graph, and every stage can be printed as readable Python, with shapes and with the bytes alive at each step:
+A model is captured once by `torch.export`, under fake tensors: nothing of its size is allocated. From then on it is a
+plain `torch.fx` graph, and every stage can be printed as readable Python, with shapes and the bytes alive at each step:
 
     captured    what torch.export gives: one line an operator, parameters are inputs of the graph
     clean       without what changes nothing: dropout in eval mode, `x * 1`, copies that are none, dead code
     legal       in the operators that plans are made for: each group norm is two, statistics and their application
     rewritten   with the regions of a plan as loops over slices
 
-Run it: `python examples/lesson_1_dump_a_graph.py`. On the command line, `sicompiler dump MODEL --stage clean` does the same.
+Run it: `python examples/lesson_1_dump_a_graph.py`. On the command line, `sicompiler dump MODEL --stage clean` does the
+same.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from sicompiler.reports.steps import listing
 
 
 class Block(nn.Module):
-    """Normalise a video, widen, activate, narrow, add: a temporal residual block in small. Frames [f, c, h, w]."""
+    """A video block in small, on frames [f, c, h, w]: widen, activate, narrow, add, normalise over all frames."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -35,9 +36,9 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(0.1)
 
     def forward(self, frames: Tensor) -> Tensor:
-        # Temporal layers normalise over all frames at once: [1, c, f, h, w].
-        video = self.norm(frames.transpose(0, 1).unsqueeze(0)).squeeze(0).transpose(0, 1)
-        return frames + self.down(self.dropout(silu(self.up(video)))) / 1.0
+        frames = frames + self.down(self.dropout(silu(self.up(frames)))) / 1.0
+        normed: Tensor = self.norm(frames.transpose(0, 1).unsqueeze(0))
+        return normed.squeeze(0).transpose(0, 1)
 
 
 def main() -> None:
@@ -54,8 +55,9 @@ def main() -> None:
     # Everything up to choosing a plan. The planner can then answer for any budget.
     program, planner = prepare(model, (frames,), {}, name="block", observer=show)
 
-    # The plan with the lowest peak, carried out. Look for the `for` loops and what their bodies narrow and write. The norm
-    # needs all frames before it can scale the first one: the first loop collects statistics, the second one applies them.
+    # The plan with the lowest peak, carried out. Look for the `for` loop, and what its body reads in slices and writes.
+    # Its sizes and live bytes are those of the first slice. The norm needs all frames before it can scale the first:
+    # that is why it is two operators. Where no loop parts the two, and the input is contiguous, they are one again.
     floor_bytes, culprit = planner.floor()
     plan = planner.plan(floor_bytes)
     rewrite(program, plan, observer=show)

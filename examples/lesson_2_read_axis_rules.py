@@ -11,8 +11,8 @@ out-features `o` are free; in-features `i` would give partial sums, so no region
 A `Walk` grows a region operator by operator. It starts from a slicing of one result and asks each rule what that means
 for the other tensors: sliced too, needed whole, or the end of the region.
 
-Run it: `python examples/lesson_2_read_axis_rules.py`. On the command line, `sicompiler explain MODEL --rules` lists the rules
-of a model and `sicompiler explain MODEL --node NAME` says what slicing one operator takes.
+Run it: `python examples/lesson_2_read_axis_rules.py`. On the command line, `sicompiler explain MODEL --rules` lists the
+rules of a model and `sicompiler explain MODEL --node NAME` says what slicing one operator takes.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class Attention(nn.Module):
             part(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in (self.query, self.key, self.value)
         )
         found = scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-        return self.norm(found).mean(1)
+        normed: Tensor = self.norm(found)
+        return normed.mean(1)
 
 
 def follow(view: GraphView, name: str, slicing: Slicing) -> None:
@@ -56,7 +57,7 @@ def follow(view: GraphView, name: str, slicing: Slicing) -> None:
             print(f"  {names[position]:<30} ends the region: {reason}")
             break
         transfer = walk.sliced.get(position)
-        print(f"  {names[position]:<30} {'computed whole, before the loop' if transfer is None else transfer.results[0]}")
+        print(f"  {names[position]:<30} {'whole, before the loop' if transfer is None else transfer.results[0]}")
     region = walk.region()
     for read in region.reads:
         print(f"  the body reads {names[read.value[0]]} slice by slice along {read.slicing}")
@@ -83,7 +84,7 @@ def main() -> None:
     # The channels of a head may not: attention multiplies them with those of the keys and adds up.
     follow(view, "linear", Slicing(2, 4, 8, 1))
 
-    # And 2 x 8 x 2 is no way to write (4, 8): a slice would take parts of two heads. No factor matches, the region ends.
+    # And 2 x 8 x 2 is no way to write (4, 8): a slice would take parts of two heads. No factor matches.
     follow(view, "linear", Slicing(2, 2, 8, 2))
 
 

@@ -1,8 +1,8 @@
 """Lesson 3: a first plan. Name a budget, read the plan, run it, compare, keep it as JSON.
 
 The model is one block of a video network: residual convolutions with norms over the whole video, attention over the
-pixels of each frame, and a feed-forward part four times as wide. `compile_for_budget` changes how the model runs, not what it computes, and it
-changes it in place: same object, same parameters, same forward signature. `release` undoes it.
+pixels of each frame, and a feed-forward part four times as wide. `compile_for_budget` changes how the model runs, not
+what it computes, and it changes it in place: same object, same parameters, same signature. `release` undoes it.
 
 The budget counts weights, inputs, activations and the workspace of kernels. A number means GiB; a string is read by its
 unit. If no plan fits, `OverBudget` says so before anything runs, and names the smallest budget that works.
@@ -32,12 +32,12 @@ class Block(nn.Module):
         self.norm_1, self.norm_2 = nn.LayerNorm(channels), nn.LayerNorm(channels)
 
     def forward(self, frames: Tensor) -> Tensor:
-        hidden = frames
+        hidden: Tensor = frames
         for norm, conv in zip(self.norms, self.convs, strict=True):
             video = norm(hidden.transpose(0, 1).unsqueeze(0))  # over all frames, as temporal layers do
             hidden = conv(silu(video.squeeze(0).transpose(0, 1)))
         frames = frames + hidden
-        tokens = frames.flatten(2).transpose(1, 2)
+        tokens: Tensor = frames.flatten(2).transpose(1, 2)
         qkv = self.qkv(self.norm_1(tokens)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         tokens = tokens + self.out(scaled_dot_product_attention(*qkv.unbind(0)).transpose(1, 2).flatten(2))
         value, gate = self.up(self.norm_2(tokens)).chunk(2, dim=-1)

@@ -1,8 +1,8 @@
 """Lesson 4: Stable Video Diffusion's UNet under a budget.
 
-The class is the real one, `diffusers.UNetSpatioTemporalConditionModel`, with every kind of block it has: down, middle and
-up, with and without cross-attention, spatial and temporal layers, skip connections. Only the sizes are small, and the weights are
-random, so that this runs in seconds on any machine.
+The class is the real one, `diffusers.UNetSpatioTemporalConditionModel`, with every kind of block it has: down, middle
+and up, with and without cross-attention, spatial and temporal layers, skip connections. Only the sizes are small, and
+the weights are random, so that this runs in seconds on any machine.
 
 The full-size plan takes no more memory than this one, for planning needs shapes and no weights:
 
@@ -10,7 +10,8 @@ The full-size plan takes no more memory than this one, for planning needs shapes
     sicompiler explain svd                               what is alive at the peak, what sets the floor
     sicompiler plan svd --frames 25 --gb 8 --json        other sizes, for machines
 
-and with the weights on a card, `sicompiler.compile_for_budget(pipe.unet, gb=11)` before the first call is all there is to do.
+and with the weights on a card, `sicompiler.compile_for_budget(pipe.unet, gb=11)` before the first call is all there is
+to do.
 
 Run it: `python examples/lesson_4_svd_under_a_budget.py`. It needs the extra `[diffusers]`.
 """

@@ -1,9 +1,9 @@
 """Lesson 5: write an axis rule for an operator of your own.
 
-An operator that sicompiler doesn't know is never sliced. That is safe, and it costs memory: around it everything has to be
-whole. `sicompiler explain` lists such operators. A rule is a function from a call to a `FactorMap`, registered with
-`@rule`; it has to be *right*, for a wrong one is a wrong picture. So it is proven by running the operator whole and in slices
-along every factor it calls free, a ragged last slice included.
+An operator that sicompiler doesn't know is never sliced. That is safe, and it costs memory: around it everything has to
+be whole. `sicompiler explain` lists such operators. A rule is a function from a call to a `FactorMap`, registered with
+`@rule`; it has to be *right*, for a wrong one is a wrong picture. So it is proven by running the operator whole and in
+slices along every factor it calls free, a ragged last slice included.
 
 The operator here caps values smoothly, by a scale of each channel: `y = cap * tanh(x / cap)`, x [.., c], cap [c]. Every
 entry is treated by itself, so every dim is free, and the channels of `cap` are those of `x`.
@@ -36,7 +36,7 @@ def _(x: Tensor, cap: Tensor) -> Tensor:
 
 
 class FeedForward(nn.Module):
-    """[batch, tokens, channels] -> [batch, channels], eight times as wide in the middle."""
+    """[batch, tokens, channels] -> the same, eight times as wide in the middle."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -45,7 +45,8 @@ class FeedForward(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         hidden: Tensor = torch.ops.lessons.soft_cap(self.up(tokens), self.cap)
-        return self.down(hidden).mean(1)
+        narrow: Tensor = self.down(hidden)
+        return tokens + narrow
 
 
 def explain(model: nn.Module, tokens: Tensor) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from collections.abc import Callable
 
 import torch
 from torch import fx
@@ -46,8 +47,7 @@ def _same_layout(node: fx.Node, source: object) -> bool:
 
 
 def _is_identity(node: fx.Node) -> bool:
-    if not node.args or node.target is operator.getitem:
-        return False
+    """Whether a node computes a copy of its operand, bit for bit."""
     if node.target is aten.dropout.default and (node.args[2] is False or node.args[1] == 0):
         return _same_layout(node, node.args[0])
     if (
@@ -56,7 +56,7 @@ def _is_identity(node: fx.Node) -> bool:
         and math.isclose(node.args[1], 1.0, rel_tol=0)
     ):
         return _same_layout(node, node.args[0])
-    return _same_tensor(node, node.args[0])
+    return False
 
 
 def drop_noops(program: Program) -> None:
@@ -68,13 +68,17 @@ def drop_noops(program: Program) -> None:
     strides.
     """
     graph = program.graph_module.graph
+    for node in [n for target in _ASSERTIONS for n in graph.find_nodes(op="call_function", target=target)]:
+        graph.erase_node(node)
+    _drop(program, _is_identity)
+    _drop(program, lambda node: node.target is not operator.getitem and _same_tensor(node, node.args[0]))
+
+
+def _drop(program: Program, unneeded: Callable[[fx.Node], bool]) -> None:
+    graph = program.graph_module.graph
     replacements = Replacements(graph, program.fake_mode)
     for node in list(graph.nodes):
-        if node.op != "call_function":
-            continue
-        if node.target in _ASSERTIONS:
-            graph.erase_node(node)
-        elif _is_identity(node):
+        if node.op == "call_function" and node.args and unneeded(node):
             source = node.args[0]
             assert isinstance(source, fx.Node)
             replacements.replace(node, source)

@@ -24,7 +24,8 @@ from sicompiler.passes.manager import Observer, run_stage
 from sicompiler.passes.outer import Inner, extract_inner, wrap_outer
 from sicompiler.plan import OuterLoop, Plan, RegionPlan
 from sicompiler.planners.candidates import Evaluator, axis_labels, candidates
-from sicompiler.planners.dp import Choice, Problem, Solution, floor, solve
+from sicompiler.planners.dp import Choice, Problem, Solution, floor
+from sicompiler.planners.registry import planner_named
 from sicompiler.region import Region, Walk
 from sicompiler.units import format_bytes
 
@@ -223,13 +224,19 @@ class Planner:
         culprit = search.graph.facts.nodes[best.culprit]
         return best.peak_bytes + search.graph.extra_bytes + self.weights_bytes, describe(culprit)
 
-    def plan(self, budget_bytes: int) -> Plan:
+    def plan(self, budget_bytes: int, *, planner: str = "dp") -> Plan:
         """The fastest plan within a budget.
 
+        Args:
+            budget_bytes: weights, inputs, activations and workspace together.
+            planner: which search to use, see `planners.registry`.
+
         Raises:
+            BadInput: there is no planner of that name.
             OverBudget: even the plan with the lowest peak is above the budget.
         """
         began = time.perf_counter()
+        solve = planner_named(planner)
         floor_bytes, culprit = self.floor()
         found: list[tuple[float, Solution, Search]] = []
         for search in self.searches:

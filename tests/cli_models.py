@@ -35,7 +35,8 @@ class Normed(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Run the block on x, [batch, frames, 16]."""
         y = self.norm(self.block(x).transpose(1, 2))
-        return torch.special.bessel_j0(y)
+        z: torch.Tensor = torch.special.bessel_j0(y)
+        return z
 
 
 def _call(module: nn.Module, batch: int | None, frames: int | None) -> Call:

@@ -73,14 +73,18 @@ def plan(
     """
     from sicompiler.cli.plan import run
 
-    return run(ModelOptions(model, batch, frames, height, width, dtype, device), gb, output, memory=memory, as_json=json)
+    return run(
+        ModelOptions(model, batch, frames, height, width, dtype, device), gb, output, memory=memory, as_json=json
+    )
 
 
 @app.command(short_help="Print the program of a stage, with live bytes.")
 def dump(
     model: Model,
     stage: Annotated[Stage, typer.Option("--stage", help="How far the program has come.")] = Stage.REWRITTEN,
-    format: Annotated[Format, typer.Option("--format", help="text is readable Python with shapes and live bytes.")] = Format.TEXT,
+    format: Annotated[
+        Format, typer.Option("--format", help="text is readable Python with shapes and live bytes.")
+    ] = Format.TEXT,
     gb: Gb = None,
     frames: Frames = None,
     height: Height = None,
@@ -101,11 +105,16 @@ def dump(
 @app.command(short_help="Say what sets peak and floor, and why.")
 def explain(
     model: Model,
-    rules: Annotated[bool, typer.Option("--rules", help="The operators of the model and the axis rule of each.")] = False,
+    rules: Annotated[
+        bool, typer.Option("--rules", help="The operators of the model and the axis rule of each.")
+    ] = False,
     node: Annotated[
-        str | None, typer.Option("--node", metavar="NAME", help="Why is this operator not sliced? Names: dump --stage legal.")
+        str | None,
+        typer.Option("--node", metavar="NAME", help="Why is this operator not sliced? Names: dump --stage legal."),
     ] = None,
-    axis: Annotated[int | None, typer.Option("--axis", metavar="DIM", help="With --node: only this dim of its result.")] = None,
+    axis: Annotated[
+        int | None, typer.Option("--axis", metavar="DIM", help="With --node: only this dim of its result.")
+    ] = None,
     frames: Frames = None,
     height: Height = None,
     width: Width = None,
@@ -122,7 +131,9 @@ def explain(
 
 @app.command(short_help="Compare two plans, or two stages of a model.")
 def diff(
-    first: Annotated[str, typer.Argument(metavar="A", help="A plan (JSON file), or with --stages a model.", show_default=False)],
+    first: Annotated[
+        str, typer.Argument(metavar="A", help="A plan (JSON file), or with --stages a model.", show_default=False)
+    ],
     second: Annotated[str | None, typer.Argument(metavar="[B]", help="The other plan.", show_default=False)] = None,
     stages: Annotated[
         tuple[Stage, Stage] | None, typer.Option("--stages", help="Compare two stages of model A.", show_default=False)
@@ -168,7 +179,9 @@ def verify(
 
 @app.command(short_help="Run a small video model under budgets.")
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the picture and the report.")] = Path("demo_output"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the picture and the report.")] = Path(
+        "demo_output"
+    ),
     json: Json = False,
 ) -> int:
     """Run a small video model (every block of Stable Video Diffusion's UNet) under shrinking budgets, on the CPU.

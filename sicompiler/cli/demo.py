@@ -78,7 +78,9 @@ def run(output: Path, *, as_json: bool) -> int:
     with Progress() as progress, quiet():
         progress("building the model", 0, 1)
         call = build_model("demo", CLASS, CONFIG, SIZES, dtype="float32", fake=False)
-        program, planner = prepare(call.module, call.args, call.kwargs, name="demo", device_type="cpu", progress=progress)
+        program, planner = prepare(
+            call.module, call.args, call.kwargs, name="demo", device_type="cpu", progress=progress
+        )
         rows, before, after, last = _runs(call, program, planner, progress)
         progress("drawing", 0, 1)
         title = "One denoising step of a small SVD UNet: the same output in less memory"
@@ -88,7 +90,9 @@ def run(output: Path, *, as_json: bool) -> int:
         show_json({"rows": [asdict(row) for row in rows], "picture": str(picture), "report": str(report)})
     else:
         _print(call, rows, picture, report)
-    return int(any(row.predicted_peak_bytes is not None and row.measured_peak_bytes > row.predicted_peak_bytes for row in rows))
+    return int(
+        any(row.predicted_peak_bytes is not None and row.measured_peak_bytes > row.predicted_peak_bytes for row in rows)
+    )
 
 
 def _runs(
@@ -169,5 +173,13 @@ def _print(call: ModelCall, rows: Sequence[Row], picture: Path, report: Path) ->
         )
         for row in rows
     ]
-    columns = ("budget, of the unsliced peak", "bytes>", "measured peak>", "predicted peak>", "time>", "largest difference>", "loops>")
+    columns = (
+        "budget, of the unsliced peak",
+        "bytes>",
+        "measured peak>",
+        "predicted peak>",
+        "time>",
+        "largest difference>",
+        "loops>",
+    )
     show(table(head, columns, cells), f"memory over time: {picture}", f"report of the last plan: {report}")

@@ -76,14 +76,20 @@ def _tables(found: PlanDiff, a: str, b: str) -> list[RenderableType]:
         tables.append(table("fields", ("field", a, b), rows))
     for title, regions in (("removed", found.removed), ("added", found.added)):
         if regions:
-            tables.append(table(f"regions {title}", ("axis", "size>", "slices>", "first .. last", "module"), [_row(r) for r in regions]))
+            tables.append(
+                table(
+                    f"regions {title}",
+                    ("axis", "size>", "slices>", "first .. last", "module"),
+                    [_row(r) for r in regions],
+                )
+            )
     if found.changed:
-        rows = [
+        changed = [
             (region, name, _value(name, x), _value(name, y))
             for region, fields in found.changed.items()
             for name, (x, y) in fields.items()
         ]
-        tables.append(table("regions changed", ("region", "field", a, b), rows))
+        tables.append(table("regions changed", ("region", "field", a, b), changed))
     return tables
 
 

@@ -101,10 +101,15 @@ def floor_site(planner: Planner) -> Site:
     operator = describe(nodes[best.culprit])
     if choice is not None:
         slices = -(-choice.candidate.seed.size // choice.slice_length)
-        operator = f"the loop {nodes[choice.candidate.start].name} .. {nodes[choice.candidate.stop - 1].name} in {slices} slices, at {operator}"
+        first, last = nodes[choice.candidate.start].name, nodes[choice.candidate.stop - 1].name
+        operator = f"the loop {first} .. {last} in {slices} slices, at {operator}"
     if search.outer is not None:
-        operator += f", {search.outer.loop.slice_length} of {search.outer.loop.size} of {search.outer.loop.axis} at a time"
-    return Site(planner.floor()[0], operator, found, search.graph.extra_bytes, best.peak_bytes - sum(a.nbytes for a in found))
+        operator += (
+            f", {search.outer.loop.slice_length} of {search.outer.loop.size} of {search.outer.loop.axis} at a time"
+        )
+    return Site(
+        planner.floor()[0], operator, found, search.graph.extra_bytes, best.peak_bytes - sum(a.nbytes for a in found)
+    )
 
 
 def _model(planner: Planner, *, as_json: bool) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import logging
 import sys
 import threading
 import warnings
@@ -45,11 +47,21 @@ def note(text: str) -> None:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Run other people's code: what it prints goes to stderr, its warnings nowhere."""
-    with contextlib.redirect_stdout(sys.stderr), warnings.catch_warnings():
+def quiet(*, prints: bool = False) -> Iterator[None]:
+    """Run code that likes to talk: no warnings, no log, nothing on stdout.
+
+    Args:
+        prints: let what it prints through, to stderr (the user's own code); else it is dropped (torch.export's graphs).
+    """
+    disabled = logging.root.manager.disable
+    target = sys.stderr if prints else io.StringIO()
+    with contextlib.redirect_stdout(target), contextlib.redirect_stderr(target), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        yield
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(disabled)
 
 
 class Progress:
@@ -63,10 +75,11 @@ class Progress:
         self._lock = threading.Lock()
         self._timer: threading.Timer | None = None
         self._bar: Any = None
+        self._stream = sys.stderr  # the real one, also where `quiet` replaces it
         self._now: tuple[str, int, int] = ("starting", 0, 1)
 
     def __enter__(self) -> Progress:
-        if sys.stderr.isatty():
+        if self._stream.isatty():
             self._timer = threading.Timer(SHOW_AFTER_SECONDS, self._start)
             self._timer.daemon = True
             self._timer.start()
@@ -98,7 +111,7 @@ class Progress:
             if self._timer is None:
                 return
             columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-            self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
+            self._bar = Bar(*columns, console=Console(file=self._stream), transient=True)
             self._task = self._bar.add_task("", total=None)
             self._update()
             self._bar.start()

@@ -53,12 +53,22 @@ def run(options: ModelOptions, gb: str, *, as_json: bool) -> int:
     tolerance = TOLERANCES.get(plan.dtype, 1e-4)
     equal = found.bitwise or found.max_rel_error <= tolerance
     if as_json:
-        show_json({"model": call.name, "dtype": plan.dtype, "device": device, **asdict(found), "fits": found.fits, "tolerance": tolerance, "equal": equal})
+        show_json(
+            {
+                "model": call.name,
+                "dtype": plan.dtype,
+                "device": device,
+                **asdict(found),
+                "fits": found.fits,
+                "tolerance": tolerance,
+                "equal": equal,
+            }
+        )
     else:
         weights = "its own weights" if is_function else "random weights"
         show_text(f"{call.name}, {plan.dtype}, {device}, {weights}\n{found}\n")
     if not equal:
-        note(f"the outputs differ by more than rounding explains (relative {tolerance:g}): a bug of ours, please report it")
+        note(f"the outputs differ by more than rounding explains (relative {tolerance:g}): please report this bug")
     if not found.fits:
         note("the measured peak is above the predicted one: a bug of ours, please report it")
     return 0 if equal and found.fits else 1
@@ -73,8 +83,8 @@ def check_memory(needed_bytes: int, model: str) -> None:
     total, available = host_memory_bytes()
     if needed_bytes > available:
         raise BadInput(
-            f"{model} has {format_bytes(needed_bytes)} of weights, but only {format_bytes(available)} of memory are available; "
-            "take a smaller model or --dtype float16"
+            f"{model} has {format_bytes(needed_bytes)} of weights, but only {format_bytes(available)} of memory are "
+            "available; take a smaller model or --dtype float16"
         )
     if needed_bytes > total / 2:
         note(f"{model} has {format_bytes(needed_bytes)} of weights, over half of this machine's {format_bytes(total)}")

@@ -16,7 +16,7 @@ from sicompiler.models.load import resolve
 from sicompiler.passes.manager import run_stage
 from sicompiler.reports.dump import Bracket, brackets
 from sicompiler.reports.steps import Listing, listing
-from sicompiler.units import parse_bytes
+from sicompiler.units import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
     from sicompiler.models.build import ModelCall
@@ -50,7 +50,7 @@ def find(options: ModelOptions, *, fake: bool = True) -> Target:
     Raises:
         BadInput: it does not exist, or can't take these sizes.
     """
-    with quiet():
+    with quiet(prints=True):
         call = resolve(
             options.model,
             batch=options.batch,
@@ -114,7 +114,7 @@ def show_stage(target: Target, stage: Stage, gb: str | None, progress: Progress)
         return Shown(listing(program, device_type=target.device), f"{name}, {stage.value}, {target.device}")
     program, planner = prepare(target, progress)
     plan = plan_for(planner, gb)
-    title = f"{name}, {stage.value} for {plan.budget_bytes / 2**30:.3g} GiB, {target.device}"
+    title = f"{name}, {stage.value} for {format_bytes(plan.budget_bytes)}, {target.device}"
     if stage is Stage.PLANNED:
         graph = next(s.graph for s in planner.searches if (s.outer.loop if s.outer else None) == plan.outer)
         if plan.outer is not None:

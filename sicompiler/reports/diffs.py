@@ -39,7 +39,8 @@ class PlanDiff:
             "removed": [asdict(region) for region in self.removed],
             "added": [asdict(region) for region in self.added],
             "changed": {
-                region: {name: {"a": a, "b": b} for name, (a, b) in fields.items()} for region, fields in self.changed.items()
+                region: {name: {"a": a, "b": b} for name, (a, b) in fields.items()}
+                for region, fields in self.changed.items()
             },
         }
 

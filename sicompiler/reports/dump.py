@@ -84,7 +84,9 @@ def _lines(shown: Listing, title: str, regions: Sequence[Bracket], with_bytes: b
 def _step_lines(step: Step, indent: str, with_bytes: bool) -> list[str]:
     loop = step.loop
     if loop is not None:
-        head = f"{indent}{step.call}  # {loop.name}: {loop.slices} slices" + (f" in {step.module}" if step.module else "")
+        head = f"{indent}{step.call}  # {loop.name}: {loop.slices} slices" + (
+            f" in {step.module}" if step.module else ""
+        )
         if with_bytes and step.freed_bytes:
             head += f", frees {format_bytes(step.freed_bytes)} at its end"
         return [head, f"{indent}    {loop.length} = min({loop.slice_length}, {loop.size} - {loop.start})"]

@@ -123,17 +123,22 @@ def verdicts(view: GraphView, name: str, dim: int | None = None) -> tuple[str, l
     if name not in names:
         near = difflib.get_close_matches(name, names[facts.num_placeholders :], n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        raise BadInput(f"there is no operator {name!r} in the legal graph{hint} (sicompiler dump --stage legal lists them)")
+        raise BadInput(
+            f"there is no operator {name!r} in the legal graph{hint} (sicompiler dump --stage legal lists them)"
+        )
     p = names.index(name)
     node = facts.nodes[p]
     if p < facts.num_placeholders or not facts.tensors[p]:
-        raise BadInput(f"{name} is {'an input or a weight' if p < facts.num_placeholders else 'no tensor'}, so there is nothing to slice")
+        raise BadInput(
+            f"{name} is {'an input or a weight' if p < facts.num_placeholders else 'no tensor'}: there is nothing to slice"
+        )
     shape = facts.tensors[p][0].shape
     if dim is not None and not -len(shape) <= dim < len(shape):
         raise BadInput(f"{name} has {len(shape)} dims ({types_of(node)}), there is no dim {dim}")
     where = f" in {module_path(node)}" if module_path(node) else ""
     rule = view.table.map_of(p)
-    head = f"{name}: {types_of(node)} = {operator_name(node.target)}{where}, rule {rule if rule is not None else 'missing'}"
+    printed = "missing" if rule is None else str(rule)
+    head = f"{name}: {types_of(node)} = {operator_name(node.target)}{where}, rule {printed}"
     chosen = range(len(shape)) if dim is None else [dim % len(shape)]
     return head, [_verdict(view, p, d, shape[d]) for d in chosen]
 
@@ -145,7 +150,9 @@ def _verdict(view: GraphView, p: int, dim: int, size: int) -> Verdict:
     if isinstance(found, str):
         return Verdict(dim, size, False, found)
     names = [view.facts.nodes[q].name for q, _ in view.table.operands[p]]
-    needs = [f"{name} along {s}" if s is not None else f"{name} whole" for name, s in zip(names, found.operands, strict=True)]
+    needs = [
+        f"{name} along {s}" if s is not None else f"{name} whole" for name, s in zip(names, found.operands, strict=True)
+    ]
     return Verdict(dim, size, True, "needs " + ", ".join(needs) if needs else "needs nothing")
 
 

@@ -61,7 +61,9 @@ def timeline_picture(path: str | Path, title: str, before: Trace, after: Sequenc
         levels.append(levels[-1] if levels else trace.resident_bytes / MIB)
         axis.fill_between(seconds, levels, step="post", color=colour, alpha=0.35, linewidth=0)
         axis.step(seconds, levels, where="post", color=colour, linewidth=0.9)
-        axis.fill_between([0, trace.seconds], trace.resident_bytes / MIB, color=COLOURS["resident"], alpha=0.25, linewidth=0)
+        axis.fill_between(
+            [0, trace.seconds], trace.resident_bytes / MIB, color=COLOURS["resident"], alpha=0.25, linewidth=0
+        )
         peak = f"peak {format_bytes(trace.peak_bytes)}, {format_seconds(trace.seconds)}"
         axis.set_title(f"{trace.label}: {peak}", loc="left", fontsize=10.5, color="#1d2733")
         if budget_bytes is not None:

@@ -37,14 +37,20 @@ class Report:
 
     def __str__(self) -> str:
         if not self.plans:
-            return f"{self.model}: nothing is planned yet within {format_bytes(self.budget_bytes)}; the first call plans\n"
+            return (
+                f"{self.model}: nothing is planned yet within {format_bytes(self.budget_bytes)}; the first call plans\n"
+            )
         shapes = len(self.plans)
         head = "" if shapes == 1 else f"{shapes} input shapes are planned, oldest first\n\n"
         return head + "\n".join(plain(plan_tables(plan)) for plan in self.plans)
 
     def to_json(self) -> str:
         """Every plan, oldest first, as `sicompiler plan --json` prints one."""
-        found = {"model": self.model, "budget_bytes": self.budget_bytes, "plans": [summary(plan) for plan in self.plans]}
+        found = {
+            "model": self.model,
+            "budget_bytes": self.budget_bytes,
+            "plans": [summary(plan) for plan in self.plans],
+        }
         return json.dumps(found, indent=2)
 
     def to_html(self, path: str | Path) -> Path:

@@ -148,7 +148,9 @@ class _Lister:
 
     def _name(self, node: fx.Node, wish: str | None = None) -> str:
         wish = wish or node.name
-        name = next(n for n in itertools.chain((wish,), (f"{wish}_{i}" for i in itertools.count(1))) if n not in self.taken)
+        name = next(
+            n for n in itertools.chain((wish,), (f"{wish}_{i}" for i in itertools.count(1))) if n not in self.taken
+        )
         self.taken.add(name)
         self.names[node] = name
         return name
@@ -166,7 +168,9 @@ class _Lister:
                 self._evaluate(node)
                 call, sources = expression(node, self.names), tuple(self.names[n] for n in node.all_input_nodes)
                 self.steps.append(
-                    Step(name, operator_name(node.target), types_of(node), call, sources, module_path(node), depth, None)
+                    Step(
+                        name, operator_name(node.target), types_of(node), call, sources, module_path(node), depth, None
+                    )
                 )
                 self.workspace.append(self._workspace(node))
                 end = position
@@ -239,10 +243,10 @@ class _Lister:
             if end < count:
                 change[end + 1] -= self.bytes[storage]
                 freed[owner] += self.bytes[storage]
-        live = [base + level + extra for level, extra in zip(itertools.accumulate(change), self.workspace, strict=False)]
-        return tuple(
-            replace(step, live_bytes=live[i], freed_bytes=freed[i]) for i, step in enumerate(self.steps)
-        )
+        live = [
+            base + level + extra for level, extra in zip(itertools.accumulate(change), self.workspace, strict=False)
+        ]
+        return tuple(replace(step, live_bytes=live[i], freed_bytes=freed[i]) for i, step in enumerate(self.steps))
 
 
 def _storage(fake: torch.Tensor) -> int:

@@ -142,7 +142,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     found = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         number = column.endswith(">")
-        found.add_column(column.removesuffix(">"), justify="right" if number else "left", no_wrap=number, overflow="fold")
+        found.add_column(
+            column.removesuffix(">"), justify="right" if number else "left", no_wrap=number, overflow="fold"
+        )
     for row in rows:
         found.add_row(*(Text(cell) for cell in row))
     return found

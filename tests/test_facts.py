@@ -1,0 +1,74 @@
+"""Memory facts: sizes, aliases, lifetimes and live bytes are those of a real run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import torch.utils._pytree as pytree
+from hypothesis import HealthCheck
+from hypothesis import strategies as st
+from torch import fx
+
+from sicompiler import testing
+from sicompiler.capture import Source, flatten_inputs
+from sicompiler.compiler import Graph
+from sicompiler.facts.lifetimes import lifetimes
+from sicompiler.facts.storages import Origin, graph_facts, rounded, unique_storages
+from sicompiler.facts.timeline import alive_at, timeline
+from tests.zoo import tiny
+
+
+class Recorder(fx.Interpreter):
+    """Runs a graph and keeps every tensor."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module, garbage_collect_values=False)
+        self.found: dict[fx.Node, list[torch.Tensor]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        self.found[n] = [t for t in pytree.tree_leaves(value) if isinstance(t, torch.Tensor)]
+        return value
+
+
+def check_facts(graph: Graph, module: torch.nn.Module, args: Any, kwargs: Any) -> None:
+    """Shapes, strides, dtypes and who shares memory with whom, in a real run and in the facts."""
+    program, facts = graph.program, graph.facts
+    recorder = Recorder(program.graph_module)
+    with torch.no_grad():
+        recorder.run(*program.arguments(module, flatten_inputs(args, kwargs)[0]))
+    storage_of: dict[int, int] = {}
+    for p, node in enumerate(facts.nodes):
+        for fact, real in zip(facts.tensors[p], recorder.found[node], strict=True):
+            where = f"{node.format_node()}"
+            assert fact.shape == tuple(real.shape), where
+            assert fact.dtype == real.dtype, where
+            moved = [(a, b) for size, a, b in zip(fact.shape, fact.stride, real.stride(), strict=True) if size > 1 and a != b]
+            assert not moved or real.numel() == 0, f"{where}: strides {fact.stride}, really {real.stride()}"
+            address = real.untyped_storage()._cdata
+            assert storage_of.setdefault(address, fact.storage) == fact.storage, f"{where}: really shares memory"
+            if fact.storage not in storage_of.values():
+                storage_of[address] = fact.storage
+    reals = [t.untyped_storage()._cdata for found in recorder.found.values() for t in found]
+    assert len(set(reals)) == len(storage_of)
+    assert len(set(storage_of.values())) == len(storage_of), "the facts let values share memory that really do not"
+
+
+@hypothesis.settings(max_examples=60, suppress_health_check=list(HealthCheck))
+@hypothesis.given(data=st.data())
+def test_facts_are_those_of_a_real_run(data: st.DataObject) -> None:
+    module, args, kwargs = testing.draw_module(
+        lambda options: data.draw(st.sampled_from(options)), data.draw(st.integers(1, 8))
+    )
+    check_facts(testing.legal_graph(module, args, kwargs), module, args, kwargs)
+
+
+@pytest.mark.parametrize("name", ["animatediff", "svd", "wan2.1-1.3b", "ltx-video"])
+def test_facts_of_models_are_those_of_a_real_run(name: str) -> None:
+    module, args, kwargs = tiny(name)
+    check_facts(testing.legal_graph(module, args, kwargs), module, args, kwargs)
