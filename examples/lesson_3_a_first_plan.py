@@ -37,12 +37,13 @@ class Block(nn.Module):
             video = norm(hidden.transpose(0, 1).unsqueeze(0))  # over all frames, as temporal layers do
             hidden = conv(silu(video.squeeze(0).transpose(0, 1)))
         frames = frames + hidden
-        tokens: Tensor = frames.flatten(2).transpose(1, 2)
+        tokens = frames.flatten(2).transpose(1, 2)
         qkv = self.qkv(self.norm_1(tokens)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         tokens = tokens + self.out(scaled_dot_product_attention(*qkv.unbind(0)).transpose(1, 2).flatten(2))
         value, gate = self.up(self.norm_2(tokens)).chunk(2, dim=-1)
         tokens = tokens + self.down(value * gelu(gate))
-        return tokens.transpose(1, 2).unflatten(-1, frames.shape[2:])
+        result: Tensor = tokens.transpose(1, 2).unflatten(-1, frames.shape[2:])
+        return result
 
 
 def main() -> None:

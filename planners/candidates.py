@@ -21,6 +21,8 @@ from sicompiler.region import Walk
 Floats = npt.NDArray[np.float64]
 
 MAX_OPERATORS = 96  # of one region; longer ones gain nothing, and an axis of the whole graph is the outer loop's
+CUT_SLACK = 0.001  # of the peak; the few bytes of a group norm's statistics should not forbid a cut beside them
+SMALL_GRAPH = 200  # operators that allocate; up to here every position may be a cut
 MAX_SPAN = 8 * MAX_OPERATORS  # the same, views counted
 
 
@@ -249,6 +251,8 @@ def seeds_of(view: GraphView, labels: list[dict[Slicing, str]], p: int) -> list[
 def cut_positions(view: GraphView, line: Timeline) -> tuple[list[int], list[int]]:
     """Where regions may start and end: beside operators that allocate, at local minima of the bytes that cross.
 
+    Minima are taken with a little slack; in a small graph every such position counts.
+
     Returns:
         Positions of operators a region may start with, and positions right after operators it may end with. The views
         between them cost nothing and stay outside.
@@ -258,10 +262,13 @@ def cut_positions(view: GraphView, line: Timeline) -> tuple[list[int], list[int]
         return [], []
     crossing = [int(line.crossing_bytes[p]) for p in makers]
     crossing.append(int(line.crossing_bytes[len(view.facts.nodes)]))
+    slack = 0 if len(makers) > SMALL_GRAPH else max(crossing)
+    slack = max(slack, int(line.peak_bytes * CUT_SLACK))
     chosen = [
         index
         for index, nbytes in enumerate(crossing)
-        if (index == 0 or nbytes <= crossing[index - 1]) and (index == len(makers) or nbytes <= crossing[index + 1])
+        if (index == 0 or nbytes <= crossing[index - 1] + slack)
+        and (index == len(makers) or nbytes <= crossing[index + 1] + slack)
     ]
     starts = [makers[index] for index in chosen if index < len(makers)]
     ends = [makers[index - 1] + 1 for index in chosen if index > 0]

@@ -29,9 +29,6 @@ log = logging.getLogger("sicompiler")
 Model = TypeVar("Model", bound=torch.nn.Module)
 Inputs = tuple[Sequence[Any], Mapping[str, Any]]
 
-_STATES: weakref.WeakKeyDictionary[torch.nn.Module, State] = weakref.WeakKeyDictionary()
-
-
 def device_type_of(model: torch.nn.Module) -> str:
     """Where the weights of a model are.
 
@@ -111,8 +108,7 @@ class State:
     def __init__(self, model: torch.nn.Module, budget_bytes: int, plan: Plan | None, progress: Progress | None) -> None:
         self._model = weakref.ref(model)
         self.budget_bytes, self.given_plan, self.progress = budget_bytes, plan, progress
-        self.had_own_forward = "forward" in model.__dict__
-        self.original: Callable[..., Any] = model.forward
+        self.own_forward: Callable[..., Any] | None = model.__dict__.get("forward")  # of the instance, not the class
         self.compiled: dict[Hashable, Compiled] = {}
         self.last: tuple[Compiled, Inputs] | None = None
         self._lock = threading.RLock()
@@ -173,10 +169,18 @@ class State:
 
     def uninstall(self) -> None:
         """Let the live model run its own forward, as before."""
-        if self.had_own_forward:
-            self.model.forward = self.original
+        if self.own_forward is not None:
+            self.model.forward = self.own_forward
         else:
             self.model.__dict__.pop("forward", None)
+
+    def __deepcopy__(self, memo: object) -> State:
+        """Refuse: a copy would run the weights of the model it was copied from."""
+        raise BadInput("a compiled model can't be copied or pickled; call sicompiler.release(model) first")
+
+    def __reduce__(self) -> str:
+        """Refuse, as for copies."""
+        return str(self.__deepcopy__({}))
 
 
 class _Untouched:
@@ -236,7 +240,7 @@ def compile_for_budget(
     device_type_of(model)
     if isinstance(plan, (str, Path)):
         plan = Plan.from_json(Path(plan).read_text())
-    previous = _STATES.get(model)
+    previous = _installed(model)
     if previous is not None:
         previous.uninstall()
     try:
@@ -249,15 +253,21 @@ def compile_for_budget(
             previous.install()
         raise
     state.install()
-    _STATES[model] = state
     return model
 
 
+def _installed(model: torch.nn.Module) -> State | None:
+    """The state of a compiled model: whoever owns the forward of the instance."""
+    owner = getattr(model.__dict__.get("forward"), "__self__", None)
+    return owner if isinstance(owner, State) else None
+
+
 def _state(model: torch.nn.Module, verb: str) -> State:
-    state = _STATES.get(model) if isinstance(model, torch.nn.Module) else None
+    state = _installed(model) if isinstance(model, torch.nn.Module) else None
     if state is None:
         raise NotCompiled(
-            f"can't {verb} this {type(model).__name__}: it was never compiled; call compile_for_budget first"
+            f"can't {verb} this {type(model).__name__}: it was never compiled, or something replaced its forward since; "
+            "call compile_for_budget first"
         )
     return state
 
@@ -269,7 +279,6 @@ def release(model: torch.nn.Module) -> None:
         NotCompiled: the model was never compiled.
     """
     _state(model, "release").uninstall()
-    del _STATES[model]
 
 
 def report(model: torch.nn.Module) -> Report:

@@ -27,7 +27,7 @@ from sicompiler.planners.candidates import Evaluator, axis_labels, candidates
 from sicompiler.planners.dp import Choice, Problem, Solution, floor
 from sicompiler.planners.registry import planner_named
 from sicompiler.region import Region, Walk
-from sicompiler.units import format_bytes
+from sicompiler.units import budget_hint, format_bytes
 
 Progress = Callable[[str, int, int], None]  # what is being done, how much of it is done, out of how much
 
@@ -248,7 +248,7 @@ class Planner:
                 f"{self.model} does not fit {format_bytes(budget_bytes)}: the floor is {format_bytes(floor_bytes)} "
                 f"({format_bytes(self.weights_bytes)} of weights + "
                 f"{format_bytes(floor_bytes - self.weights_bytes)} of activations), "
-                f"set by {culprit}. The nearest budget that works is gb={floor_bytes / 2**30 + 0.005:.2f}",
+                f"set by {culprit}. The nearest budget that works is {budget_hint(floor_bytes)}",
                 budget_bytes=budget_bytes,
                 floor_bytes=floor_bytes,
                 culprit=culprit,

@@ -65,6 +65,14 @@ def format_bytes(nbytes: int | float) -> str:
     return f"{value:.2f} GiB"
 
 
+def budget_hint(nbytes: int) -> str:
+    """The `gb=` argument to write for a budget of at least so many bytes: `gb=3.27`, `gb="820KiB"`."""
+    if nbytes >= GIB:
+        return f"gb={math.ceil(nbytes / GIB * 100) / 100:.2f}"
+    unit, name = (MIB, "MiB") if nbytes >= 100 * MIB else (KIB, "KiB")
+    return f'gb="{math.ceil(nbytes / unit)}{name}"'
+
+
 def format_seconds(seconds: float) -> str:
     """Print a duration: `3.2 s`, `41 ms`, `2 min 05 s`."""
     if seconds < 1:

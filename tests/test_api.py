@@ -6,6 +6,7 @@ import copy
 import gc
 import logging
 import math
+import pickle
 import threading
 import weakref
 from collections.abc import Callable
@@ -172,22 +173,21 @@ def test_an_exception_in_a_run_frees_its_buffers_and_the_next_call_is_right(
 ) -> None:
     reference = block(x)["out"]
     sicompiler.compile_for_budget(block, tight(block, x), example_inputs=((x,), {}))
-    seen: list[weakref.ref[torch.Tensor]] = []
-    weight = block.down.weight.data
-    block.down.weight.data = weight.float()  # the kernel will refuse to mix dtypes
+    buffers: list[weakref.ref[torch.Tensor]] = []
 
-    def fail(*args: Any) -> Any:
-        seen.extend(weakref.ref(a) for a in args if isinstance(a, torch.Tensor) and a is not x)
-        raise RuntimeError("no")
+    def fail(body: object, size: int, slice_length: int, *operands: torch.Tensor) -> None:
+        known = {id(t) for t in (x, *block.parameters())}
+        buffers.extend(weakref.ref(t) for t in operands if id(t) not in known)
+        raise RuntimeError("in the middle")
 
-    state = sicompiler.api._STATES[block]
-    compiled = next(iter(state.compiled.values()))
-    block.down.weight.data = weight
-    monkeypatch.setattr(compiled.program.graph_module, "forward", fail)
-    with pytest.raises(RuntimeError, match="no"):
+    state = block.__dict__["forward"].__self__
+    graph = next(iter(state.compiled.values())).program.graph_module
+    monkeypatch.setitem(graph.forward.__globals__, "sicompiler_ops_sliced_loop", fail)
+    with pytest.raises(RuntimeError, match="in the middle") as caught:
         block(x)
+    assert buffers
+    assert all(buffer() is None for buffer in buffers), caught.value  # although the exception is still held
     monkeypatch.undo()
-    gc.collect()
     assert same(block(x)["out"], reference)
 
 
@@ -291,6 +291,13 @@ def test_a_released_model_can_be_copied(block: Block, x: torch.Tensor) -> None:
     sicompiler.compile_for_budget(block, gb=1, example_inputs=((x,), {}))
     sicompiler.release(block)
     assert torch.equal(copy.deepcopy(block)(x)["out"], block(x)["out"])
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, pickle.dumps], ids=["copied", "pickled"])
+def test_a_compiled_model_is_not_duplicated(block: Block, duplicate: Callable[[nn.Module], Any]) -> None:
+    sicompiler.compile_for_budget(block, gb=1)
+    with pytest.raises(sicompiler.BadInput, match="release"):
+        duplicate(block)
 
 
 def test_a_compiled_model_is_not_kept_alive(x: torch.Tensor) -> None:

@@ -129,9 +129,8 @@ def verdicts(view: GraphView, name: str, dim: int | None = None) -> tuple[str, l
     p = names.index(name)
     node = facts.nodes[p]
     if p < facts.num_placeholders or not facts.tensors[p]:
-        raise BadInput(
-            f"{name} is {'an input or a weight' if p < facts.num_placeholders else 'no tensor'}: there is nothing to slice"
-        )
+        what = "an input or a weight" if p < facts.num_placeholders else "no tensor"
+        raise BadInput(f"{name} is {what}: there is nothing to slice")
     shape = facts.tensors[p][0].shape
     if dim is not None and not -len(shape) <= dim < len(shape):
         raise BadInput(f"{name} has {len(shape)} dims ({types_of(node)}), there is no dim {dim}")

@@ -91,7 +91,7 @@ def plan_tables(plan: Plan) -> list[RenderableType]:
 
     head = pairs(f"{plan.model}, {plan.dtype}, {plan.device}", totals(plan))
     if not plan.regions:
-        return [head, Text(" no sliced loops: every operator runs whole", style="dim")]
+        return [head, Text(" no sliced loops inside: every operator runs whole", style="dim")]
     rows = [
         (
             region.axis,

@@ -38,7 +38,8 @@ class Compiled:
         Returns:
             What the model's own forward would return.
         """
-        values = self.program.arguments(model, inputs)
+        # at::matmul copies a strided operand beside a factor that requires a gradient, even where none is recorded.
+        values = [v.detach() if isinstance(v, torch.Tensor) else v for v in self.program.arguments(model, inputs)]
         try:
             with torch.no_grad():
                 flat = self.program.graph_module(*values)
