@@ -1,0 +1,21 @@
+"""`make bench`: the benchmarks by name, e.g. `make bench BENCH_ARGS="full_width svd --rounds 3"`; planning by default."""
+
+from __future__ import annotations
+
+import sys
+
+from benchmarks import full_width, planning
+
+BENCHMARKS = {"full_width": full_width.main, "planning": planning.main}
+
+
+def main() -> None:
+    """Run the benchmark named first on the command line."""
+    name = sys.argv.pop(1) if len(sys.argv) > 1 else "planning"
+    if name not in BENCHMARKS:
+        sys.exit(f"unknown benchmark {name!r}; known: {', '.join(BENCHMARKS)}")
+    BENCHMARKS[name]()
+
+
+if __name__ == "__main__":
+    main()
