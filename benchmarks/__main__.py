@@ -1,4 +1,4 @@
-"""`make bench`: the benchmarks by name, e.g. `make bench BENCH_ARGS="full_width svd --rounds 3"`; planning by default."""
+"""The benchmarks by name, e.g. `make bench BENCH_ARGS="full_width svd --rounds 3"`; planning by default."""
 
 from __future__ import annotations
 

@@ -39,8 +39,8 @@ def evaluate(node: fx.Node, mode: FakeTensorMode) -> Any:
 class Replacements:
     """Replaces nodes of one graph; at the end the fake values of what reads them follow.
 
-    A view of a replaced value must share the storage of the new one, or the memory facts count it as a value of its own and a
-    loop may write over what it shows. New strides make views of copies and copies of views.
+    A view of a replaced value must share the storage of the new one, or the memory facts count it as a value of its own
+    and a loop may write over what it shows. New strides make views of copies and copies of views.
 
     Args:
         graph: the graph.
@@ -74,7 +74,7 @@ class Replacements:
 
 
 def _storage(tensor: torch.Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 def inherit(node: fx.Node, origin: fx.Node) -> fx.Node:

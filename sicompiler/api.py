@@ -29,6 +29,7 @@ log = logging.getLogger("sicompiler")
 Model = TypeVar("Model", bound=torch.nn.Module)
 Inputs = tuple[Sequence[Any], Mapping[str, Any]]
 
+
 def device_type_of(model: torch.nn.Module) -> str:
     """Where the weights of a model are.
 
@@ -266,8 +267,8 @@ def _state(model: torch.nn.Module, verb: str) -> State:
     state = _installed(model) if isinstance(model, torch.nn.Module) else None
     if state is None:
         raise NotCompiled(
-            f"can't {verb} this {type(model).__name__}: it was never compiled, or something replaced its forward since; "
-            "call compile_for_budget first"
+            f"can't {verb} this {type(model).__name__}: it was never compiled, or something replaced its forward "
+            "since; call compile_for_budget first"
         )
     return state
 

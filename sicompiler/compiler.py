@@ -104,7 +104,7 @@ def outer_region(graph: Graph, seeds: dict[int, Slicing]) -> Region | None:
 
 
 def outer_loops(graph: Graph) -> list[tuple[OuterLoop, Region]]:
-    """Every axis of the inputs that commutes with the whole graph; of inputs that share it, the one that hoists least."""
+    """Every axis of the inputs that commutes with the whole graph; of inputs that share it, the one hoisting least."""
     found: dict[tuple[Slicing | None, ...], tuple[int, OuterLoop, Region]] = {}
     for name, (p, slicing) in named_axes(graph).items():
         region = outer_region(graph, {p: slicing}) if slicing.size <= OUTER_SIZE else None

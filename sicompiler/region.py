@@ -17,6 +17,7 @@ from sicompiler.graph_view import GraphView, narrows_well
 
 HOISTED_BYTES = 2**20  # a value this small is computed whole before the loop rather than slice by slice
 
+
 @dataclass(frozen=True)
 class Read:
     """A whole value that the loop's body reads slice by slice.

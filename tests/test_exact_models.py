@@ -99,7 +99,9 @@ def test_a_unet_is_exact_at_17x30(name: str, share: float) -> None:
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.0])
-@pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "wan2.1-1.3b" else pytest.mark.slow) for n in TRANSFORMERS])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n == "wan2.1-1.3b" else pytest.mark.slow) for n in TRANSFORMERS]
+)
 def test_a_transformer_is_exact_at_any_budget(name: str, share: float) -> None:
     check(name, {}, share, FLOAT32_ISLANDS)
 

@@ -5,21 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import hypothesis
-import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 import torch.utils._pytree as pytree
 from hypothesis import HealthCheck
 from hypothesis import strategies as st
 from torch import fx
 
 from sicompiler import testing
-from sicompiler.capture import Source, flatten_inputs
+from sicompiler.capture import flatten_inputs
 from sicompiler.compiler import Graph
-from sicompiler.facts.lifetimes import lifetimes
-from sicompiler.facts.storages import Origin, graph_facts, rounded, unique_storages
-from sicompiler.facts.timeline import alive_at, timeline
 from tests.zoo import tiny
 
 
@@ -48,7 +43,9 @@ def check_facts(graph: Graph, module: torch.nn.Module, args: Any, kwargs: Any) -
             where = f"{node.format_node()}"
             assert fact.shape == tuple(real.shape), where
             assert fact.dtype == real.dtype, where
-            moved = [(a, b) for size, a, b in zip(fact.shape, fact.stride, real.stride(), strict=True) if size > 1 and a != b]
+            moved = [
+                (a, b) for size, a, b in zip(fact.shape, fact.stride, real.stride(), strict=True) if size > 1 and a != b
+            ]
             assert not moved or real.numel() == 0, f"{where}: strides {fact.stride}, really {real.stride()}"
             address = real.untyped_storage()._cdata
             assert storage_of.setdefault(address, fact.storage) == fact.storage, f"{where}: really shares memory"

@@ -84,7 +84,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         value, gate = self.up(self.norm(x)).chunk(2, -1)
-        return x + self.down(value * nn.functional.gelu(gate))
+        result: torch.Tensor = x + self.down(value * nn.functional.gelu(gate))
+        return result
 
 
 @pytest.mark.parametrize("share", [1.0, 0.7, 0.5, 0.0])

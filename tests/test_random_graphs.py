@@ -131,6 +131,8 @@ def test_plans_keep_the_output_within_any_budget(data: st.DataObject) -> None:
         with measure_peak("cpu") as peak:
             testing.run_program(done, module, args, kwargs)
         found = peak.bytes + inputs + plan.weights_bytes
-        assert found <= plan.predicted_peak_bytes + SLACK_BYTES, f"measured {found}, predicted {plan.predicted_peak_bytes}"
+        assert found <= plan.predicted_peak_bytes + SLACK_BYTES, (
+            f"measured {found}, predicted {plan.predicted_peak_bytes}"
+        )
         if found - plan.weights_bytes > 2**20:
             assert found >= 0.7 * plan.predicted_peak_bytes, f"measured {found}, predicted {plan.predicted_peak_bytes}"

@@ -44,6 +44,7 @@ class Compiled:
             with torch.no_grad():
                 flat = self.program.graph_module(*values)
         except BaseException as error:
+            values.clear()
             if error.__traceback__ is not None:
                 traceback.clear_frames(error.__traceback__)  # they would keep the buffers of the run alive
             if isinstance(error, torch.OutOfMemoryError):

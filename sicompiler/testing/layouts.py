@@ -72,7 +72,7 @@ def rearrange(x: Any, source: Layout, target: Layout, sizes: Mapping[str, int]) 
 
 
 def broadcast(x: Any, held: Sequence[str], layout: Layout, sizes: Mapping[str, int]) -> Any:
-    """Make a tensor with the dims `held` broadcast against one in `layout`: a merged dim is expanded, others have size 1.
+    """Make a tensor with the dims `held` broadcast against one in `layout`: merged dims expand, others have size 1.
 
     Args:
         x: [*sizes of held], in the order of the layout.

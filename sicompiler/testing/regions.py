@@ -15,7 +15,11 @@ from sicompiler.testing.models import Draw
 
 
 def draw_regions(
-    graph: Graph, choose: Callable[[Sequence[Any]], Any], *, most: int = 6, hoisted_bytes: Sequence[int] = (2**20, 0, 256)
+    graph: Graph,
+    choose: Callable[[Sequence[Any]], Any],
+    *,
+    most: int = 6,
+    hoisted_bytes: Sequence[int] = (2**20, 0, 256),
 ) -> list[tuple[Region, int]]:
     """Draw disjoint regions, each with a slice length.
 

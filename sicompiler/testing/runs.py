@@ -15,7 +15,9 @@ from sicompiler.passes.manager import run_stage
 from sicompiler.region import Region
 
 
-def legal_graph(module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], *, device_type: str = "cpu") -> Graph:
+def legal_graph(
+    module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], *, device_type: str = "cpu"
+) -> Graph:
     """Capture a model and bring its graph into the form in which regions are chosen."""
     program = capture(module, args, kwargs)
     return study(run_stage("legal", run_stage("clean", program)), device_type)

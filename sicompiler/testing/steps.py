@@ -43,7 +43,16 @@ def move(b: Builder, v: Value) -> Value:
 
 def activation(b: Builder, v: Value) -> Value:
     """One pointwise operator."""
-    f = b.draw.pick((F.silu, F.gelu, torch.tanh, torch.sigmoid, lambda x: x * 0.5, lambda x: 1.0 + x, lambda x: x / 1.25))
+    options: tuple[Callable[[Any], Any], ...] = (
+        F.silu,
+        F.gelu,
+        torch.tanh,
+        torch.sigmoid,
+        lambda x: x * 0.5,
+        lambda x: 1.0 + x,
+        lambda x: x / 1.25,
+    )
+    f = b.draw.pick(options)
     return v.like(f(v.x))
 
 
@@ -57,16 +66,16 @@ def normalize_groups(b: Builder, v: Value) -> Value:
     v = _channels_second(b, v)
     c = v.size("c")
     groups = b.draw.divisor(c)
-    affine = (b.near(1, c), b.near(0, c)) if b.draw.flag() else (None, None)
-    x = F.group_norm(v.x, groups, *affine, eps=1e-3)
+    weight, bias = (b.near(1, c), b.near(0, c)) if b.draw.flag() else (None, None)
+    x = F.group_norm(v.x, groups, weight, bias, 1e-3)
     return v.like(F.silu(x) if b.draw.flag() else x)
 
 
 def normalize_layer(b: Builder, v: Value) -> Value:
     """LayerNorm over the channels."""
     v, c = _channels_last(b, v), v.size("c")
-    affine = (b.near(1, c), b.near(0, c)) if b.draw.flag() else (None, None)
-    return v.like(F.layer_norm(v.x, (c,), *affine, 1e-3))
+    weight, bias = (b.near(1, c), b.near(0, c)) if b.draw.flag() else (None, None)
+    return v.like(F.layer_norm(v.x, (c,), weight, bias, 1e-3))
 
 
 def convolution(b: Builder, v: Value) -> Value:
@@ -137,7 +146,7 @@ def attention(b: Builder, v: Value) -> Value:
     x = v.x.reshape(n, tokens, c) if len(batch) > 1 else v.x
     form = b.draw.pick(("three", "chunk", "unbind", "causal", "mask"))
     if form == "chunk":
-        parts = list(_linear(b, x, c, 3 * c).chunk(3, -1)[i] for i in range(3))
+        parts = [_linear(b, x, c, 3 * c).chunk(3, -1)[i] for i in range(3)]
         q, k, value = (p.view(n, tokens, heads, c // heads).transpose(1, 2) for p in parts)
     elif form == "unbind":
         qkv = _linear(b, x, c, 3 * c).view(n, tokens, 3, heads, c // heads).permute(2, 0, 3, 1, 4)
@@ -270,7 +279,9 @@ def in_place(b: Builder, v: Value) -> Value:
 
 def no_op(b: Builder, v: Value) -> Value:
     """What gives its operand back."""
-    f = b.draw.pick((lambda x: F.dropout(x, 0.1, False), lambda x: x.contiguous(), lambda x: x.to(torch.float64)))
+    f: Callable[[Any], Any] = b.draw.pick(
+        (lambda x: F.dropout(x, 0.1, False), lambda x: x.contiguous(), lambda x: x.to(torch.float64))
+    )
     return v.like(f(v.x))
 
 
