@@ -23,9 +23,11 @@ from sicompiler.plan import OuterLoop, Plan, RegionPlan
 from sicompiler.reports import dump, summary
 from sicompiler.reports.diffs import plan_diff, text_diff
 from sicompiler.reports.explain import alive, rule_rows, verdicts
+from sicompiler.reports.page import tick_step
 from sicompiler.reports.picture import Trace, timeline_picture
 from sicompiler.reports.report import Report
 from sicompiler.reports.steps import dtype_label, listing, thinned
+from sicompiler.units import format_bytes
 from tests.cli_models import Mlp, mlp, normed
 from tests.conftest import Golden
 from tests.zoo import tiny
@@ -185,6 +187,13 @@ def test_the_report_of_a_compiled_model(tmp_path: Path) -> None:
     assert not re.search(r"(?:src|href)=|<script|https?://", page), "a page needs nothing from elsewhere"
     for region in found["plans"][0]["regions"]:
         assert f"{region['first']} .. {region['last']}" in page
+
+
+@pytest.mark.parametrize("top", [3, 900, 1500, 2**20, 75 * 2**20, 999 * 2**20, 3 * 2**30, 80 * 2**30])
+def test_ticks_are_round(top: float) -> None:
+    step = tick_step(top)
+    assert 3 <= top // step <= 8
+    assert re.fullmatch(r"[125]0*(?:\.0+)? [KMG]?i?B|0\.[125]0* [KMG]?i?B", format_bytes(step)), step
 
 
 def test_names_are_escaped_in_html(tmp_path: Path) -> None:

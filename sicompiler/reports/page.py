@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -65,8 +66,16 @@ def chart(plan: Plan, program: Program) -> Chart | None:
     marks = [Mark(y(plan.weights_bytes), f"weights {format_bytes(plan.weights_bytes)}", "weights")]
     if plan.budget_bytes <= top:
         marks.append(Mark(y(plan.budget_bytes), f"budget {format_bytes(plan.budget_bytes)}", "budget"))
-    ticks = tuple(Mark(y(top * i / 5), format_bytes(top * i / 5), "") for i in range(5))
+    step = tick_step(top)
+    ticks = tuple(Mark(y(i * step), format_bytes(i * step), "") for i in range(int(top // step) + 1))
     return Chart(f"{''.join(outline)}V{y(0)}Z", tuple(marks), ticks, len(steps))
+
+
+def tick_step(top: float) -> float:
+    """A round distance between ticks (1, 2 or 5 times a power of ten of a binary unit) that gives 3 to 8 of them."""
+    unit = next((u for u in (2**30, 2**20, 2**10) if top >= 2 * u), 1)
+    power = 10.0 ** math.floor(math.log10(top / unit / 4))
+    return unit * next(power * m for m in (1, 2, 5, 10) if power * m >= top / unit / 6)
 
 
 def page(model: str, budget_bytes: int, plans: Sequence[Plan], programs: Sequence[Program]) -> str:
