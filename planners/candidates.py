@@ -7,8 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch._ops import OpOverload
 
+import sicompiler.ops  # noqa: F401  (registers group_stats)
 from sicompiler.axes.factor_map import Slicing
 from sicompiler.axes.table import Transfer
 from sicompiler.cost import Machine, Work, slice_lengths, sliced_seconds, whole_seconds, work_of
@@ -21,7 +23,6 @@ from sicompiler.region import Walk
 Floats = npt.NDArray[np.float64]
 
 MAX_OPERATORS = 96  # of one region; longer ones gain nothing, and an axis of the whole graph is the outer loop's
-CUT_SLACK = 0.001  # of the peak; the few bytes of a group norm's statistics should not forbid a cut beside them
 SMALL_GRAPH = 200  # operators that allocate; up to here every position may be a cut
 MAX_SPAN = 8 * MAX_OPERATORS  # the same, views counted
 
@@ -251,7 +252,8 @@ def seeds_of(view: GraphView, labels: list[dict[Slicing, str]], p: int) -> list[
 def cut_positions(view: GraphView, line: Timeline) -> tuple[list[int], list[int]]:
     """Where regions may start and end: beside operators that allocate, at local minima of the bytes that cross.
 
-    Minima are taken with a little slack; in a small graph every such position counts.
+    The few bytes of a group norm's statistics don't count, or they would forbid the cut between its two passes. In a
+    small graph every such position is a cut.
 
     Returns:
         Positions of operators a region may start with, and positions right after operators it may end with. The views
@@ -260,10 +262,9 @@ def cut_positions(view: GraphView, line: Timeline) -> tuple[list[int], list[int]
     makers = [p for p in range(view.facts.num_placeholders, len(view.facts.nodes)) if view.made[p]]
     if not makers:
         return [], []
-    crossing = [int(line.crossing_bytes[p]) for p in makers]
-    crossing.append(int(line.crossing_bytes[len(view.facts.nodes)]))
-    slack = 0 if len(makers) > SMALL_GRAPH else max(crossing)
-    slack = max(slack, int(line.peak_bytes * CUT_SLACK))
+    tensors = line.crossing_bytes - _statistics_bytes(view, len(line.crossing_bytes))
+    crossing = [int(tensors[p]) for p in (*makers, len(view.facts.nodes))]
+    slack = max(crossing) if len(makers) <= SMALL_GRAPH else 0
     chosen = [
         index
         for index, nbytes in enumerate(crossing)
@@ -273,6 +274,16 @@ def cut_positions(view: GraphView, line: Timeline) -> tuple[list[int], list[int]
     starts = [makers[index] for index in chosen if index < len(makers)]
     ends = [makers[index - 1] + 1 for index in chosen if index > 0]
     return starts, ends
+
+
+def _statistics_bytes(view: GraphView, count: int) -> npt.NDArray[np.int64]:
+    """Bytes of group statistics that cross each position."""
+    found = np.zeros(count, dtype=np.int64)
+    for p in range(view.facts.num_placeholders, len(view.facts.nodes)):
+        if view.facts.nodes[p].target is torch.ops.sicompiler.group_stats.default:
+            for storage in view.made[p]:
+                found[p + 1 : view.lives.last[storage] + 1] += view.facts.storages[storage].nbytes
+    return found
 
 
 def candidates(

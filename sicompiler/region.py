@@ -184,9 +184,10 @@ class Walk:
         plan: dict[int, Transfer] = {}
         if not self._demand(q, r, wanted, plan):
             return
-        for (source, index), slicing in zip(self.table.operands[reader], asked.operands, strict=True):
-            if source in plan and plan[source].results[index] != slicing:
-                return
+        for position, transfer in [(reader, asked), *plan.items()]:
+            for (source, index), slicing in zip(self.table.operands[position], transfer.operands, strict=True):
+                if source in plan and plan[source].results[index] != slicing:
+                    return  # somebody needs it whole, or sliced in another way
         for position in sorted(plan):
             del self.hoisted[position]
             self.sliced[position] = plan[position]

@@ -66,16 +66,17 @@ def chart(plan: Plan, program: Program) -> Chart | None:
     marks = [Mark(y(plan.weights_bytes), f"weights {format_bytes(plan.weights_bytes)}", "weights")]
     if plan.budget_bytes <= top:
         marks.append(Mark(y(plan.budget_bytes), f"budget {format_bytes(plan.budget_bytes)}", "budget"))
-    step = tick_step(top)
-    ticks = tuple(Mark(y(i * step), format_bytes(i * step), "") for i in range(int(top // step) + 1))
+    ticks = tuple(Mark(y(nbytes), label, "") for nbytes, label in round_ticks(top))
     return Chart(f"{''.join(outline)}V{y(0)}Z", tuple(marks), ticks, len(steps))
 
 
-def tick_step(top: float) -> float:
-    """A round distance between ticks (1, 2 or 5 times a power of ten of a binary unit) that gives 3 to 8 of them."""
-    unit = next((u for u in (2**30, 2**20, 2**10) if top >= 2 * u), 1)
-    power = 10.0 ** math.floor(math.log10(top / unit / 4))
-    return unit * next(power * m for m in (1, 2, 5, 10) if power * m >= top / unit / 6)
+def round_ticks(top: float) -> list[tuple[float, str]]:
+    """Bytes and label of 4 to 8 ticks from 0 up to `top`, at round distances: 1, 2 or 5 times a power of ten of a unit."""
+    units = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B"))
+    unit, name = next(((size, name) for size, name in units if top >= size), units[-1])
+    power = 10.0 ** math.floor(math.log10(top / unit / 7))
+    step = next(power * m for m in (1, 2, 5, 10) if power * m >= top / unit / 7)
+    return [(i * step * unit, f"{i * step:g} {name}") for i in range(int(top / unit / step) + 1)]
 
 
 def page(model: str, budget_bytes: int, plans: Sequence[Plan], programs: Sequence[Program]) -> str:
