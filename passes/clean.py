@@ -36,26 +36,30 @@ def _same_tensor(node: fx.Node, source: object) -> bool:
     )
 
 
-def _same_values(node: fx.Node, source: object) -> bool:
-    """Whether a node has the dtype and shape of its operand; strides may differ."""
+def _same_layout(node: fx.Node, source: object) -> bool:
+    """Whether a node has the dtype, shape and strides of its operand."""
     if not isinstance(source, fx.Node):
         return False
     ours, theirs = fake_tensors(node), fake_tensors(source)
     return len(ours) == len(theirs) == 1 and all(
-        (a.dtype, a.shape) == (b.dtype, b.shape) for a, b in zip(ours, theirs, strict=True)
+        (a.dtype, a.shape, a.stride()) == (b.dtype, b.shape, b.stride()) for a, b in zip(ours, theirs, strict=True)
     )
+
+
+def _is_off(dropout: fx.Node) -> bool:
+    return dropout.args[2] is False or dropout.args[1] == 0
 
 
 def _is_identity(node: fx.Node) -> bool:
     """Whether a node computes a copy of its operand, bit for bit."""
-    if node.target is aten.dropout.default and (node.args[2] is False or node.args[1] == 0):
-        return _same_values(node, node.args[0])
+    if node.target is aten.dropout.default and _is_off(node):
+        return _same_layout(node, node.args[0])
     if (
         node.target in _UNIT_RIGHT
         and isinstance(node.args[1], (int, float))
         and math.isclose(node.args[1], 1.0, rel_tol=0)
     ):
-        return _same_values(node, node.args[0])
+        return _same_layout(node, node.args[0])
     return False
 
 
@@ -64,12 +68,16 @@ def drop_noops(program: Program) -> None:
 
     Before: `d = dropout(x, 0.1, False); y = contiguous(d)`, after: uses of `y` read `x`.
     Exact because the value is the same tensor, or (dropout in eval mode, division by one) equal bit for bit.
-    Views of what is removed become views of its operand. Refuses what is not provably the same.
+    Views of what is removed become views of its operand. Refuses what is not provably the same; a dropout with other
+    strides than its operand, as torch.export traces it, becomes a `clone` with those strides.
     """
     graph = program.graph_module.graph
     for node in [n for target in _ASSERTIONS for n in graph.find_nodes(op="call_function", target=target)]:
         graph.erase_node(node)
     _drop(program, _is_identity)
+    for node in graph.find_nodes(op="call_function", target=aten.dropout.default):
+        if _is_off(node):
+            node.target, node.args = aten.clone.default, node.args[:1]
     _drop(program, lambda node: node.target is not operator.getitem and _same_tensor(node, node.args[0]))
 
 
