@@ -47,8 +47,9 @@ def check_same(program: Program, module: torch.fx.GraphModule, args: Any, kwargs
         theirs = module(*args, **kwargs)
     ours = testing.run_program(program, module, args, kwargs)
     assert torch.utils._pytree.tree_structure(ours) == torch.utils._pytree.tree_structure(theirs)
-    _, relative, _ = errors(ours, theirs)
-    assert relative <= TOLERANCE, f"relative error {relative}"
+    absolute, relative, _ = errors(ours, theirs)
+    # A random model may give nothing but rounding (the mean of one number taken away from it): values are of order one.
+    assert min(absolute, relative) <= TOLERANCE, f"absolute error {absolute}, relative {relative}"
 
 
 def check_text(module: torch.nn.Module) -> None:

@@ -71,7 +71,7 @@ def chart(plan: Plan, program: Program) -> Chart | None:
 
 
 def round_ticks(top: float) -> list[tuple[float, str]]:
-    """Bytes and label of 4 to 8 ticks from 0 up to `top`, at round distances: 1, 2 or 5 times a power of ten of a unit."""
+    """Bytes and labels of 3 to 8 ticks from 0 to `top`, at distances of 1, 2 or 5 times a power of ten of a unit."""
     units = ((2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B"))
     unit, name = next(((size, name) for size, name in units if top >= size), units[-1])
     power = 10.0 ** math.floor(math.log10(top / unit / 7))
