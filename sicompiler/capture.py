@@ -22,6 +22,7 @@ from torch import fx
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 from sicompiler.errors import CaptureError
 
@@ -219,7 +220,17 @@ def _program(model: torch.nn.Module, exported: torch.export.ExportedProgram) -> 
         raise CaptureError(f"{name} computes nothing with tensors")
     out_spec = exported.call_spec.out_spec
     assert out_spec is not None
-    return Program(graph_module, tuple(bindings), dict(exported.constants), out_spec, modes[0])
+    return Program(graph_module, tuple(bindings), dict(exported.constants), _plain(out_spec), modes[0])
+
+
+_PLAIN = {immutable_dict: dict, immutable_list: list}
+
+
+def _plain(spec: pytree.TreeSpec) -> pytree.TreeSpec:
+    """The structure the model returns: where an output is None, torch.export tells it with containers of torch.fx."""
+    if spec.is_leaf():
+        return spec
+    return pytree.TreeSpec(_PLAIN.get(spec.type, spec.type), spec.context, [_plain(c) for c in spec.children()])
 
 
 def fingerprint(graph: fx.Graph) -> str:
