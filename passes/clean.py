@@ -47,7 +47,7 @@ def _same_layout(node: fx.Node, source: object) -> bool:
 
 
 def _is_off(dropout: fx.Node) -> bool:
-    return dropout.args[2] is False or dropout.args[1] == 0
+    return dropout.args[2] is False or bool(dropout.args[1] == 0)
 
 
 def _is_identity(node: fx.Node) -> bool:

@@ -275,7 +275,7 @@ def test_python_values_and_keywords_are_part_of_the_call(block: Block, x: torch.
 
 
 def test_threads_share_a_compiled_model(block: Block, x: torch.Tensor) -> None:
-    """Planned before: torch.export, which the first call of a shape goes through, patches modules in the whole process."""
+    """Planned before: torch.export, by which a new shape is planned, patches modules in the whole process."""
     reference = block(x)["out"]
     sicompiler.compile_for_budget(block, gb=1, example_inputs=((x,), {}))
     found: list[torch.Tensor] = []
