@@ -31,10 +31,11 @@ test: env ## the default tests
 test-deep: env ## every test, slow ones included, with more examples
 	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest -m "slow or not slow" $(PYTEST_ARGS)
 
-check: env ## lint, format and types
+check: env ## lint, format, types, layers and house rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_layers.py tests/test_house_rules.py
 
 format: env ## rewrite files to the house format
 	$(BIN)/ruff check --fix .

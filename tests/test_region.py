@@ -240,3 +240,22 @@ def test_regions_in_a_row_share_values() -> None:
     first, _ = case.walk("silu", 0, stop="add")
     second, _ = case.walk("add", 1, stop="flatten")
     case.check((first.region(), 4), (second.region(), 2))
+
+
+def test_a_cat_in_a_loop_never_makes_its_pieces_whole() -> None:
+    """Each slice of the joined tensor is written straight into its place: a skip connection costs no second copy."""
+
+    def function(x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+        return torch.cat([F.silu(x) * 2, skip], dim=1)
+
+    case = Case(function, (6, 4, 3), (6, 2, 3))
+    walk, reason = case.walk("silu", 0)
+    region = walk.region()
+    assert reason is None
+    assert case.names(region.sliced) == ["silu", "mul", "cat"]
+    assert case.names([o.value[0] for o in region.outputs]) == ["cat"]
+    program = testing.rewritten(case.graph, [(region, 4)])
+    graph = program.graph_module.graph
+    buffers = [n.meta["val"].shape for n in graph.nodes if "empty" in str(n.target)]
+    assert buffers == [torch.Size((6, 6, 3))]
+    case.check((region, 4))

@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from sicompiler.facts.lifetimes import Lifetimes
 from sicompiler.facts.storages import GraphFacts, Origin
+from sicompiler.facts.workspace import standing_bytes
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,8 @@ class Timeline:
     """Live bytes of activations (weights left out) while each node runs.
 
     Attributes:
-        live_bytes: at each position, everything alive while that node runs, its workspace included.
+        live_bytes: at each position, everything alive while that node runs, its workspace included, and what libraries
+            keep (`standing_bytes`).
         workspace_bytes: at each position, what the kernel allocates beside its results.
         crossing_bytes: at each position (and at the end), what is alive *before* that node and needed by it or later.
     """
@@ -47,7 +49,7 @@ def timeline(facts: GraphFacts, lives: Lifetimes, workspace_bytes: npt.NDArray[n
     count = len(facts.nodes)
     change = np.zeros(count + 1, dtype=np.int64)
     crossing = np.zeros(count + 2, dtype=np.int64)
-    base = 0
+    base = standing_bytes(facts.device_type)
     for storage in facts.storages:
         if storage.origin is Origin.WEIGHT:
             continue
