@@ -171,7 +171,7 @@ def _print(rows: list[dict[str, Any]], preset: str) -> None:
             "bitwise" if row["bitwise"] else f"{row['max_rel_error']:.1e}",
             "yes" if holds else "NO",
         )
-    Console().print(table)
+    Console(width=140).print(table)
 
 
 if __name__ == "__main__":
