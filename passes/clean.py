@@ -11,7 +11,7 @@ from torch import fx
 
 from sicompiler.capture import Program
 from sicompiler.facts.storages import fake_tensors
-from sicompiler.passes.edit import Replacements
+from sicompiler.passes.edit import Replacements, inherit, insert_call
 
 aten = torch.ops.aten
 
@@ -79,6 +79,33 @@ def drop_noops(program: Program) -> None:
         if _is_off(node):
             node.target, node.args = aten.clone.default, node.args[:1]
     _drop(program, lambda node: node.target is not operator.getitem and _same_tensor(node, node.args[0]))
+
+
+def forward_copies(program: Program) -> None:
+    """Let the readers of a functional `copy` read what was copied.
+
+    Before: `c = copy(slice, y); z = slice_scatter(x, c, ...)`, after: `z = slice_scatter(x, y, ...)`.
+    Exact because `copy` overwrites all of its first operand: the result is `y`, expanded to that shape and cast to that
+    dtype. What is left of it costs less than the kernel, which clones the whole memory behind its first operand. Refuses
+    copies from one device to another, and what the model returns, which has to be memory of its own.
+    """
+    graph = program.graph_module.graph
+    replacements = Replacements(graph, program.fake_mode)
+    for node in graph.find_nodes(op="call_function", target=aten.copy.default):
+        value, source = node.meta["val"], node.args[1]
+        if source.meta["val"].device != value.device or any(user.op == "output" for user in node.users):
+            continue
+        with graph.inserting_before(node):
+            if source.meta["val"].dtype != value.dtype:
+                source = insert_call(
+                    graph, program.fake_mode, aten._to_copy.default, (source,), {"dtype": value.dtype}
+                )
+                inherit(source, node)
+            if source.meta["val"].shape != value.shape:
+                source = insert_call(graph, program.fake_mode, aten.expand.default, (source, list(value.shape)))
+                inherit(source, node)
+        replacements.replace(node, source)
+    replacements.finish()
 
 
 def _drop(program: Program, unneeded: Callable[[fx.Node], bool]) -> None:

@@ -47,7 +47,9 @@ def check_facts(graph: Graph, module: torch.nn.Module, args: Any, kwargs: Any) -
                 (a, b) for size, a, b in zip(fact.shape, fact.stride, real.stride(), strict=True) if size > 1 and a != b
             ]
             assert not moved or real.numel() == 0, f"{where}: strides {fact.stride}, really {real.stride()}"
-            address = real.untyped_storage()._cdata
+            address, nbytes = real.untyped_storage()._cdata, facts.storages[fact.storage].nbytes
+            assert type(nbytes) is int, f"{where}: its size is {nbytes}"
+            assert nbytes == real.untyped_storage().nbytes(), where
             assert storage_of.setdefault(address, fact.storage) == fact.storage, f"{where}: really shares memory"
             if fact.storage not in storage_of.values():
                 storage_of[address] = fact.storage

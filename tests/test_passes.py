@@ -164,6 +164,21 @@ def test_views_of_a_split_group_norm_are_views_of_its_result() -> None:
     assert storages(program) == 3  # statistics, result, sum
 
 
+def test_what_overwrites_a_slice_is_read_itself() -> None:
+    """`y[...] = value` is traced as a copy into a slice, whose kernel clones all the memory behind the slice."""
+
+    def function(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        out = torch.empty_like(x)
+        out[..., 0::2] = x[..., 0::2] * 2
+        out[..., 1::2] = y.float()
+        return out + 1
+
+    program = run_stage("clean", captured(function, (2, 4, 6), (4, 3)))
+    assert "copy" not in targets(program)
+    assert "_to_copy" in targets(program)  # from float32 to the float64 of `out`
+    check(program, function, (2, 4, 6), (4, 3))
+
+
 def test_strides_of_a_split_group_norm_are_followed() -> None:
     """The native operator keeps channels last, ours does not: what was a view of the one is a copy of the other."""
 

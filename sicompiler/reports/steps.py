@@ -132,7 +132,7 @@ class _Lister:
             if is_input and fake_tensors(node):
                 inputs.append((name, types_of(node)))
             for fake in fake_tensors(node):
-                held[is_input][_storage(fake)] = rounded(fake.untyped_storage().nbytes(), self.granule)
+                held[is_input][_storage(fake)] = rounded(int(fake.untyped_storage().nbytes()), self.granule)
         self.outside = held[True].keys() | held[False].keys()
         self._walk(self.program.graph_module, 0)
         outputs = []
@@ -224,7 +224,7 @@ class _Lister:
             storage = _storage(fake)
             if storage not in self.outside and storage not in self.first:
                 self.first[storage] = position
-                self.bytes[storage] = rounded(fake.untyped_storage().nbytes(), self.granule)
+                self.bytes[storage] = rounded(int(fake.untyped_storage().nbytes()), self.granule)
             self.last[storage] = max(self.last.get(storage, (0, 0)), (position, position))
 
     def _workspace(self, node: fx.Node) -> int:
