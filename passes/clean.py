@@ -85,9 +85,9 @@ def forward_copies(program: Program) -> None:
     """Let the readers of a functional `copy` read what was copied.
 
     Before: `c = copy(slice, y); z = slice_scatter(x, c, ...)`, after: `z = slice_scatter(x, y, ...)`.
-    Exact because `copy` overwrites all of its first operand: the result is `y`, expanded to that shape and cast to that
-    dtype. What is left of it costs less than the kernel, which clones the whole memory behind its first operand. Refuses
-    copies from one device to another, and what the model returns, which has to be memory of its own.
+    Exact because `copy` overwrites all of its first operand: the result is `y`, expanded to that shape and cast to
+    that dtype. The kernel would clone the whole memory behind its first operand. Refuses copies from one device to
+    another, and what the model returns, which has to be memory of its own.
     """
     graph = program.graph_module.graph
     replacements = Replacements(graph, program.fake_mode)
@@ -97,9 +97,7 @@ def forward_copies(program: Program) -> None:
             continue
         with graph.inserting_before(node):
             if source.meta["val"].dtype != value.dtype:
-                source = insert_call(
-                    graph, program.fake_mode, aten._to_copy.default, (source,), {"dtype": value.dtype}
-                )
+                source = insert_call(graph, program.fake_mode, aten._to_copy.default, (source,), {"dtype": value.dtype})
                 inherit(source, node)
             if source.meta["val"].shape != value.shape:
                 source = insert_call(graph, program.fake_mode, aten.expand.default, (source, list(value.shape)))

@@ -1,7 +1,7 @@
 """Plans of bitwise rules only: rows, heads, groups and untouched space give the same bits, ragged slice included.
 
-Which kernel a library takes may depend on the size of a slice (docs/exactness.md), so slices here are as large, and rows
-as even, as those of a plan for a real model. Below that, equality is up to rounding and other tests bound it.
+Which kernel a library takes may depend on the size of a slice (docs/exactness.md), so slices here are as large, and
+rows as even, as those of a plan for a real model. Below that, equality is up to rounding and other tests bound it.
 """
 
 from __future__ import annotations
