@@ -16,7 +16,7 @@ Exact for every mask: nothing is assumed about how many entries are true. Operat
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,15 +71,6 @@ class _Refused(Exception):
     """A reason why an operator is not bounded."""
 
 
-def is_symbolic(value: Any) -> bool:
-    """Whether a value is, or holds a tensor with, a size that depends on data."""
-    return any(
-        isinstance(size, (torch.SymInt, torch.SymBool, torch.SymFloat))
-        for leaf in pytree.tree_leaves(value)
-        for size in (tuple(leaf.shape) if isinstance(leaf, torch.Tensor) else (leaf,))
-    )
-
-
 def bound_lengths(graph: fx.Graph, mode: FakeTensorMode) -> tuple[fx.Node, str] | None:
     """Give every value of a graph static sizes, in place.
 
@@ -90,9 +81,10 @@ def bound_lengths(graph: fx.Graph, mode: FakeTensorMode) -> tuple[fx.Node, str] 
     Returns:
         None, or the first operator whose sizes stay dependent on data, and why.
     """
-    symbolic = [n for n in graph.nodes if is_symbolic(n.meta.get("val")) or any(map(_symbolic, n.all_input_nodes))]
-    if not symbolic:
+    origins = {node for node in graph.nodes if _symbolic(node)}
+    if not origins:
         return None
+    symbolic = [node for node in graph.nodes if node in origins or not origins.isdisjoint(node.all_input_nodes)]
     bounded = _Bounded(graph, mode)
     for node in symbolic:
         try:
@@ -102,16 +94,28 @@ def bound_lengths(graph: fx.Graph, mode: FakeTensorMode) -> tuple[fx.Node, str] 
     for node in reversed(symbolic):
         if not node.users and node.op == "call_function":
             graph.erase_node(node)
-            symbolic.remove(node)
-    left = next((node for node in symbolic if _symbolic(node)), None)
-    if left is not None:
-        return left, "its size is used as a number"
+            origins.discard(node)
+    left = [node for node in symbolic if node in origins]
+    for node in left:
+        if any(user.op == "output" for user in node.users):
+            return node, "it is a result of the model"
+    if left:
+        return left[-1], "it is used as a number"
     bounded.refresh()
     return None
 
 
 def _symbolic(node: fx.Node) -> bool:
-    return is_symbolic(node.meta.get("val"))
+    """Whether a node is a number, or holds a tensor with a size, that depends on data."""
+    return any(
+        isinstance(size, (torch.SymInt, torch.SymBool, torch.SymFloat))
+        for leaf in pytree.tree_leaves(node.meta.get("val"))
+        for size in (tuple(leaf.shape) if isinstance(leaf, torch.Tensor) else (leaf,))
+    )
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
 
 
 class _Bounded:
@@ -127,7 +131,7 @@ class _Bounded:
         if node.target in _CHECKS:
             self.check(node)
             return
-        if not any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(node.meta.get("val"))):
+        if not _tensors(node.meta.get("val")):
             return
         rule = _RULES.get(node.target) if isinstance(node.target, OpOverload) else None
         if rule is None:
@@ -157,13 +161,14 @@ class _Bounded:
             raise _Refused("it mixes sizes in a way that is not supported")
         return self.padded[node]
 
-    def keep(self, node: fx.Node, made: fx.Node, fill: str) -> None:
+    def keep(self, node: fx.Node, made: fx.Node, fill: str) -> _Padded:
         """Let `made` stand for `node`, whose one dim of c + u entries has c + n entries now."""
         symbol, dim, fixed = self.length(node)
         shape = list(node.meta["val"].shape)
         shape[dim] = fixed + self.selections[symbol].bound
         assert list(made.meta["val"].shape) == shape, f"{node.name}: {list(made.meta['val'].shape)}, not {shape}"
         self.padded[node] = _Padded(made, symbol, dim, fixed, fill)
+        return self.padded[node]
 
     def length(self, node: fx.Node) -> tuple[sympy.Symbol, int, int]:
         """The symbol u, dim and constant c of a tensor that has one dim of c + u entries."""
@@ -204,7 +209,7 @@ class _Bounded:
         self.changed.add(made)
 
     def check(self, node: fx.Node) -> None:
-        """Erase an assertion about a length if it holds for 0 and for n entries, and so for all between."""
+        """Leave an assertion about a length to die if it holds for 0 and for n entries, and so for all between."""
         if node.target is aten._assert_scalar.default:
             claim = node.args[0]
             relation = claim.meta["val"].node.expr if isinstance(claim, fx.Node) else sympy.S.true
@@ -217,7 +222,6 @@ class _Bounded:
             corners = [0, self.selections[symbols[0]].bound] if symbols else [0]
             if not all(relation.subs(dict.fromkeys(symbols, corner)) == sympy.S.true for corner in corners):
                 raise _Refused(f"it asserts {relation}, which depends on data")
-        self.graph.erase_node(node)
 
     def refresh(self) -> None:
         """Evaluate again what reads a replaced value, as far as shapes, strides or shared storages change."""
@@ -233,8 +237,14 @@ class _Bounded:
                 self.changed.add(node)
 
 
-def _tensors(value: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+def _arguments(node: fx.Node) -> dict[str, Any]:
+    """The arguments of a call by name, defaults filled in."""
+    assert isinstance(node.target, OpOverload)
+    given = dict(enumerate(node.args))
+    return {
+        argument.name: given.get(position, node.kwargs.get(argument.name, argument.default_value))
+        for position, argument in enumerate(node.target._schema.arguments)
+    }
 
 
 def _nonzero(bounded: _Bounded, node: fx.Node) -> None:
@@ -269,73 +279,68 @@ def _same_order(bounded: _Bounded, node: fx.Node) -> None:
 
 
 def _index(bounded: _Bounded, node: fx.Node) -> None:
-    table, indices = node.args
-    assert isinstance(table, fx.Node)
-    assert isinstance(indices, Sequence)
+    table, indices = _arguments(node).values()
     places = [(dim, index) for dim, index in enumerate(indices) if index is not None]
     if _symbolic(table) or len(places) != 1:
         raise _Refused("only one dim of a tensor of known size is indexed by positions")
     ((dim, index),) = places
     positions = bounded.operand(index)
-    bound = bounded.selections[positions.symbol].bound
+    bound, size = bounded.selections[positions.symbol].bound, table.meta["val"].shape[dim]
     if positions.fill != "positions" or positions.node.meta["val"].dim() != 1:
         raise _Refused("its indices are not the positions of true entries")
-    if table.meta["val"].shape[dim] < bound:
-        raise _Refused(f"a mask of {bound} entries is longer than dim {dim}, of {table.meta['val'].shape[dim]} entries")
+    if size < bound:
+        raise _Refused(f"a mask of {bound} entries is longer than dim {dim}, of {size} entries")
     made = bounded.call(node, aten.index.Tensor, table, [*indices[:dim], positions.node, *indices[dim + 1 :]])
-    bounded.keep(node, made, "anything")
-    bounded.keep(node, bounded.fill_beyond(node, made, bounded.padded[node], 0), "zeros")
+    length = bounded.keep(node, made, "anything")
+    bounded.keep(node, bounded.fill_beyond(node, made, length, 0), "zeros")
 
 
 def _cat(bounded: _Bounded, node: fx.Node) -> None:
-    tensors = node.args[0]
-    assert isinstance(tensors, Sequence)
-    last = bounded.operand(tensors[-1])
+    tensors = _arguments(node)["tensors"]
+    last = bounded.padded.get(tensors[-1])
     symbol, dim, _ = bounded.length(node)
-    if any(map(_symbolic, tensors[:-1])) or (symbol, dim) != (last.symbol, last.dim):  # type: ignore[arg-type]
+    if last is None or any(map(_symbolic, tensors[:-1])) or (symbol, dim) != (last.symbol, last.dim):
         raise _Refused("only the last piece may have a size that depends on data, in the dim it is joined along")
-    made = bounded.call(node, aten.cat.default, [*tensors[:-1], last.node], dim)
-    bounded.keep(node, made, last.fill)
+    bounded.keep(node, bounded.call(node, aten.cat.default, [*tensors[:-1], last.node], dim), last.fill)
 
 
 def _attention(bounded: _Bounded, node: fx.Node) -> None:
-    query, key, value, mask, dropout, causal = (*node.args, *(None, 0.0, False)[len(node.args) - 3 :])
-    options = dict(node.kwargs)
-    mask, dropout = options.pop("attn_mask", mask), options.pop("dropout_p", dropout)
-    if mask is not None or dropout or options.pop("is_causal", causal):
+    options = _arguments(node)
+    if options["attn_mask"] is not None or options["dropout_p"] or options["is_causal"]:
         raise _Refused("attention with a mask of its own, causal or with dropout is not supported")
     rank = node.meta["val"].dim()
-    ours = [bounded.padded.get(operand) for operand in (query, key, value)]  # type: ignore[arg-type]
-    nodes = [mine.node if mine is not None else operand for mine, operand in zip(ours, node.args[:3], strict=True)]
-    k, v = ours[1], ours[2]
-    if any(mine is not None and mine.dim != rank - 2 for mine in ours):
+    q, k, v = (bounded.padded.get(options[name]) for name in ("query", "key", "value"))
+    if any(length is not None and length.dim != rank - 2 for length in (q, k, v)):
         raise _Refused("only queries and keys may have a length that depends on data")
-    if k is not None and v is not None:
-        if (k.symbol, k.fixed) != (v.symbol, v.fixed) or {k.fill, v.fill} != {"zeros"} or k.fixed == 0:
-            raise _Refused("keys and values need a common length above 0, with zeros beyond the end")
+    if k is not None or v is not None:
+        if k is None or v is None or (k.symbol, k.fixed) != (v.symbol, v.fixed) or k.fixed == 0:
+            raise _Refused("keys and values need a common length that is never 0")
+        if k.fill != "zeros" or v.fill != "zeros":  # a weight of 0 does not hide what is not a number
+            raise _Refused("keys and values must be 0 beyond the end")
         inside = bounded.end(node, k, inside=True)
         options["attn_mask"] = bounded.call(node, aten.view.default, inside, [*[1] * (rank - 1), -1])
-    made = bounded.call(node, aten.scaled_dot_product_attention.default, *nodes, **options)
-    if ours[0] is None:
+    for name, length in (("query", q), ("key", k), ("value", v)):
+        options[name] = options[name] if length is None else length.node
+    operands = [options[name] for name in ("query", "key", "value", "attn_mask")]
+    rest = {name: options[name] for name in ("scale", "enable_gqa")}
+    made = bounded.call(node, aten.scaled_dot_product_attention.default, *operands, **rest)
+    if q is None:
         bounded.replace(node, made)
     else:
         bounded.keep(node, made, "anything")
 
 
 def _pad(bounded: _Bounded, node: fx.Node) -> None:
-    source, pads, how, value = (*node.args, *("constant", None)[len(node.args) - 2 :])
+    source, pads, how, value = _arguments(node).values()
     mine = bounded.operand(source)
-    assert isinstance(pads, Sequence)
     target = node.meta["val"].shape
     bound = mine.fixed + bounded.selections[mine.symbol].bound
     place = 2 * (len(target) - 1 - mine.dim)  # pads are told from the last dim on
-    if node.kwargs or how != "constant" or place >= len(pads) or pads[place] != 0:
+    if how != "constant" or place >= len(pads) or pads[place] != 0:
         raise _Refused("only padding by a constant at the end of the length is supported")
-    if is_symbolic(node.meta["val"]) or target[mine.dim] < bound:
+    if _symbolic(node) or target[mine.dim] < bound:
         raise _Refused(f"it does not pad to a known size that holds all {bound} entries")
-    fill = 0 if value is None else value
-    assert isinstance(fill, (int, float))
-    made = bounded.fill_beyond(node, mine.node, mine, fill)
+    made = bounded.fill_beyond(node, mine.node, mine, 0 if value is None else value)
     rest = [*pads[: place + 1], int(target[mine.dim]) - bound, *pads[place + 2 :]]
     if any(rest):
         made = bounded.call(node, aten.pad.default, made, rest, how, value)
