@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -138,7 +139,7 @@ def attend(q: torch.Tensor, kv: torch.Tensor, **options: Any) -> torch.Tensor:
     return found
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
     "returned": (lambda i, t, m: selected(t, m), "index.* it is a result of the model"),
     "summed": (lambda i, t, m: selected(t, m).sum(), "aten.sum.default.*there is no rule"),
     "by a mask": (lambda i, t, m: t[:, :, m].sum(), "depend on the values"),

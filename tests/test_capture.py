@@ -56,7 +56,7 @@ class AutocastOn(Layers):
 class Gradients(Layers):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         with torch.enable_grad():
-            y = self.linear(x)
+            y: torch.Tensor = self.linear(x)
             with torch.no_grad():
                 z = self.norm(y)
         return y + z
@@ -65,7 +65,7 @@ class Gradients(Layers):
 class WritesInside(Layers):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         with torch.autocast("cpu", enabled=False):
-            y = self.linear(x)
+            y: torch.Tensor = self.linear(x)
             y[:, 1:3] = 0
         return y + x
 
