@@ -58,7 +58,7 @@ class Gradients(Layers):
         with torch.enable_grad():
             y: torch.Tensor = self.linear(x)
             with torch.no_grad():
-                z = self.norm(y)
+                z: torch.Tensor = self.norm(y)
         return y + z
 
 
