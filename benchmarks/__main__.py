@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import full_width, planning
+from benchmarks import coverage, full_width, planning
 
-BENCHMARKS = {"full_width": full_width.main, "planning": planning.main}
+BENCHMARKS = {"coverage": coverage.main, "full_width": full_width.main, "planning": planning.main}
 
 
 def main() -> None:

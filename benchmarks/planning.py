@@ -1,6 +1,9 @@
 """Plan full-size presets from their configuration alone: floors, what fits, seconds and host memory.
 
     python -m benchmarks.planning svd=3.5 svd-xt=3.9 animatediff=3.1 --output benchmarks/results/planning.json
+    python -m benchmarks.planning svd mochi hunyuanvideo --output benchmarks/results/zoo-planning.json
+
+Without a budget a preset is planned for several between its floor and its unsliced peak; the row shows the biggest.
 
 Each preset is planned in a process of its own by the command line, so seconds and memory are what a user sees.
 """
@@ -29,12 +32,20 @@ def plan(goal: str) -> dict[str, Any]:
     """Plan one preset for one budget.
 
     Args:
-        goal: "preset=gb".
+        goal: "preset=gb", or "preset" for several budgets between the floor and the unsliced peak.
+
+    Returns:
+        What the command line tells about the plan, seconds and memory.
+
+    Raises:
+        SystemExit: it could not be planned; with what the command line says.
     """
-    preset, gb = goal.split("=")
-    command = [sys.executable, "-m", "sicompiler.cli", "plan", preset, "--gb", gb, "--json"]
+    preset, _, gb = goal.partition("=")
+    command = [sys.executable, "-m", "sicompiler.cli", "plan", preset, "--json", *(["--gb", gb] if gb else [])]
     began = time.perf_counter()
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if not done.stdout:
+        sys.exit(f"{goal} could not be planned (exit status {done.returncode}): {done.stderr.strip()}")
     found: dict[str, Any] = json.loads(done.stdout)
     found["wall_seconds"] = time.perf_counter() - began
     found["exit_status"] = done.returncode
@@ -45,10 +56,10 @@ def plan(goal: str) -> dict[str, Any]:
 def main() -> None:
     """Plan all goals, print a table and write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("goals", nargs="*", default=list(GOALS), help="preset=gb")
+    parser.add_argument("goals", nargs="*", default=list(GOALS), help="preset=gb, or preset")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    table = Table(title="fp16, 576x1024, CFG batch 2, weights resident; GiB", title_justify="left")
+    table = Table(title="fp16, default sizes, weights resident; GiB", title_justify="left")
     for column in ("preset", "weights", "unsliced", "floor", "budget", "predicted", "fits", "seconds", "wall", "host"):
         table.add_column(column, justify="right")
     rows = []
@@ -56,11 +67,11 @@ def main() -> None:
         row = plan(goal)
         weights = row["weights_bytes"]
         table.add_row(
-            goal.split("=")[0],
+            row["model"],
             f"{weights / GIB:.2f}",
             f"{(row['unsliced_peak_bytes'] - weights) / GIB:.2f}",
             f"{(row['floor_bytes'] - weights) / GIB:.3f}",
-            goal.split("=")[1],
+            f"{row['budget_bytes'] / GIB:.2f}",
             f"{row['predicted_peak_bytes'] / GIB:.2f}",
             "yes" if row["fits"] else "NO",
             f"{sum(row['seconds'].values()):.1f}",
@@ -68,11 +79,11 @@ def main() -> None:
             f"{row['host_peak_bytes_so_far'] / GIB:.2f}",
         )
         rows.append({key: value for key, value in row.items() if key != "regions"} | {"loops": len(row["regions"])})
-    Console().print(table)
-    if options.output is not None:
-        command = "python -m benchmarks.planning " + " ".join(sys.argv[1:])
-        report = {"command": command, "torch": torch.__version__, "rows": rows}
-        options.output.write_text(json.dumps(report, indent=2) + "\n")
+        if options.output is not None:  # after each row: a long run that is interrupted leaves what it has found
+            command = "python -m benchmarks.planning " + " ".join(sys.argv[1:])
+            report = {"command": command, "torch": torch.__version__, "rows": rows}
+            options.output.write_text(json.dumps(report, indent=2) + "\n")
+    Console(width=120).print(table)
 
 
 if __name__ == "__main__":

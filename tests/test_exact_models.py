@@ -31,7 +31,7 @@ FLOAT32_ISLANDS = 2e-6  # twenty roundings of float32, and most models stay far 
 SLACK_BYTES = 2**12  # numbers and tables of a kernel, which no prediction counts
 
 UNETS = ("svd", "animatediff", "modelscope", "i2vgenxl")
-TRANSFORMERS = ("cogvideox-2b", "wan2.1-1.3b", "ltx-video", "hunyuanvideo")
+TRANSFORMERS = ("cogvideox-2b", "wan2.1-1.3b", "ltx-video", "hunyuanvideo", "mochi")
 
 Call = tuple[torch.nn.Module, tuple[Any, ...], dict[str, Any]]
 Overrides = tuple[tuple[str, Any], ...]

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 
-from sicompiler.capture import Program, flatten_inputs, named_tensors
+from sicompiler.capture import Program, check_no_autocast, flatten_inputs, named_tensors
 from sicompiler.errors import BadInput
 from sicompiler.plan import Plan
 from sicompiler.units import format_bytes
@@ -37,9 +37,13 @@ class Compiled:
 
         Returns:
             What the model's own forward would return.
+
+        Raises:
+            BadInput: called under `torch.autocast`.
         """
         # at::matmul copies a strided operand beside a factor that requires a gradient, even where none is recorded.
         values = [v.detach() if isinstance(v, torch.Tensor) else v for v in self.program.arguments(model, inputs)]
+        check_no_autocast(values)
         try:
             with torch.no_grad():
                 flat = self.program.graph_module(*values)

@@ -1,0 +1,119 @@
+"""A captured model: the graph, what each of its placeholders stands for, and a fingerprint to tell graphs apart."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+
+class Source(StrEnum):
+    """Where the value of a placeholder comes from."""
+
+    PARAMETER = "parameter"
+    BUFFER = "buffer"
+    CONSTANT = "constant"
+    INPUT = "input"
+
+
+@dataclass(frozen=True)
+class Binding:
+    """One placeholder: the name it has in the live model, or the position among the flattened inputs."""
+
+    source: Source
+    name: str
+
+
+@dataclass(frozen=True)
+class Program:
+    """A captured model: `graph_module(*placeholders) -> tuple of outputs`, all pure.
+
+    Attributes:
+        graph_module: the graph; `node.meta["val"]` holds a fake tensor for every value.
+        bindings: one per placeholder, in order.
+        constants: tensors the model creates while it is traced, by name.
+        out_spec: how the flat outputs form what the model returns.
+        fake_mode: the mode all fake tensors of the graph belong to.
+    """
+
+    graph_module: fx.GraphModule
+    bindings: tuple[Binding, ...]
+    constants: Mapping[str, torch.Tensor]
+    out_spec: pytree.TreeSpec
+    fake_mode: FakeTensorMode
+
+    def with_graph(self, graph_module: fx.GraphModule) -> Program:
+        """The same program with another graph behind the same placeholders."""
+        return Program(graph_module, self.bindings, self.constants, self.out_spec, self.fake_mode)
+
+    @property
+    def placeholders(self) -> tuple[fx.Node, ...]:
+        """The placeholder nodes, one per binding."""
+        return tuple(self.graph_module.graph.find_nodes(op="placeholder"))
+
+    def arguments(self, model: torch.nn.Module, inputs: Sequence[Any]) -> list[Any]:
+        """What to call the graph with: parameters by name from the live model, then the flat inputs.
+
+        Args:
+            model: the live model.
+            inputs: flattened by `flatten_inputs`.
+        """
+        tensors = named_tensors(model)
+        flat = iter(inputs)
+        values: list[Any] = []
+        for binding in self.bindings:
+            if binding.source is Source.INPUT:
+                values.append(next(flat))
+            elif binding.source is Source.CONSTANT:
+                values.append(self.constants[binding.name])
+            else:
+                values.append(tensors[binding.name])
+        return values
+
+
+def named_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Parameters and buffers of a live model by name, shared ones under every name they have."""
+    found: dict[str, torch.Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    found.update(model.named_buffers(remove_duplicate=False))
+    return found
+
+
+def flatten_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any], pytree.TreeSpec]:
+    """Flatten a call's inputs; keyword arguments in the order of their names."""
+    return pytree.tree_flatten((tuple(args), {name: kwargs[name] for name in sorted(kwargs)}))
+
+
+def weights_bytes(model: torch.nn.Module) -> int:
+    """Bytes of the storages behind the parameters and buffers of a model, shared ones once."""
+    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in named_tensors(model).values()}
+    return sum(storages.values())
+
+
+def fingerprint(graph: fx.Graph) -> str:
+    """A short hash of a graph: operators, arguments, shapes, strides, dtypes and devices of every value.
+
+    Node names do not count, so the same model captured twice has the same fingerprint.
+    """
+    number = {node: index for index, node in enumerate(graph.nodes)}
+
+    def show(argument: Any) -> str:
+        return repr(fx.node.map_arg(argument, lambda n: f"%{number[n]}"))
+
+    digest = hashlib.sha256()
+    for node in graph.nodes:
+        value = node.meta.get("val")
+        facts = [
+            (tuple(t.shape), t.stride(), str(t.dtype), str(t.device))
+            for t in pytree.tree_leaves(value)
+            if isinstance(t, torch.Tensor)
+        ]
+        target = str(node.target) if node.op == "call_function" else ""
+        digest.update(f"{node.op} {target} {show(node.args)} {show(node.kwargs)} {facts}\n".encode())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,170 @@
+"""Tracing: a module and example inputs become a `Program`.
+
+`torch.export` runs under fake tensors, so nothing of the model's size is allocated. Parameters and buffers are
+placeholders of the graph, and are looked up by name in the live model at every call: what moves, is cast or is
+replaced in the model is followed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import fx
+from torch._ops import HigherOrderOperator, OpOverload
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx.immutable_collections import immutable_dict, immutable_list
+
+from sicompiler.capture.bounded import bound_lengths
+from sicompiler.capture.contexts import casts_by_itself, graphs, inline_contexts
+from sicompiler.capture.program import Binding, Program, Source, named_tensors
+from sicompiler.capture.reasons import advice, reason, source_line
+from sicompiler.errors import BadInput, CaptureError
+
+_SOURCES = {
+    InputKind.PARAMETER: Source.PARAMETER,
+    InputKind.BUFFER: Source.BUFFER,
+    InputKind.CONSTANT_TENSOR: Source.CONSTANT,
+    InputKind.USER_INPUT: Source.INPUT,
+}
+
+
+def _fake_mode_of(tensors: Sequence[Any]) -> FakeTensorMode | None:
+    for tensor in tensors:
+        if isinstance(tensor, FakeTensor):
+            return tensor.fake_mode
+    return None
+
+
+@contextlib.contextmanager
+def _capture_errors(model: torch.nn.Module) -> Iterator[None]:
+    try:
+        yield
+    except CaptureError:
+        raise
+    except Exception as error:  # torch.export raises anything, from UserError to the model's own exceptions
+        name = type(model).__name__
+        raise CaptureError(f"{name} can't be captured: {reason(error)}\n{advice(error)}") from error
+
+
+def capture(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> Program:
+    """Trace a model into a `Program`.
+
+    Args:
+        model: any module that `torch.export` can trace; its parameters may be real or fake tensors.
+        args: positional example inputs; only shapes, dtypes, devices and Python values matter.
+        kwargs: keyword example inputs.
+
+    Raises:
+        CaptureError: the model can't be traced, it writes into its inputs or buffers, or sizes depend on the values of
+            tensors in a way that `capture.bounded` has no rule for.
+        BadInput: called under `torch.autocast`.
+    """
+    kwargs = {name: (kwargs or {})[name] for name in sorted(kwargs or {})}
+    tensors = [*pytree.tree_leaves((args, kwargs)), *named_tensors(model).values()]
+    check_no_autocast(tensors)
+    with _capture_errors(model), torch.no_grad(), _fake_mode_of(tensors) or contextlib.nullcontext(), paused_gc():
+        exported = torch.export.export(model, tuple(args), kwargs, strict=False)
+        if _mutates(exported.graph_module) or casts_by_itself(exported.graph_module):
+            exported = exported.run_decompositions({})
+        inline_contexts(exported.graph_module)
+    return _program(model, exported)
+
+
+def check_no_autocast(values: Iterable[Any]) -> None:
+    """Refuse to capture or run a graph under `torch.autocast`: operators are traced without the casts it makes.
+
+    Args:
+        values: what the graph works on; an autocast for another kind of device does not matter.
+
+    Raises:
+        BadInput: an autocast is on for the device of some tensor.
+    """
+    if not torch._C._is_any_autocast_enabled():
+        return
+    for device_type in sorted({value.device.type for value in values if isinstance(value, torch.Tensor)}):
+        if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+            dtype = str(torch.get_autocast_dtype(device_type)).removeprefix("torch.")
+            raise BadInput(
+                f"called under torch.autocast({device_type!r}, {dtype}), which changes the dtype of operators from "
+                f"outside of the model; call it outside of the autocast, with the model cast: model.to(torch.{dtype}), "
+                "or enter the autocast inside the model's forward"
+            )
+
+
+@contextlib.contextmanager
+def paused_gc() -> Iterator[None]:
+    """Keep the cyclic collector out of code that makes many long-lived nodes: it takes a sixth of the time there."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _mutates(graph_module: fx.GraphModule) -> bool:
+    targets = {node.target for graph in graphs(graph_module) for node in graph.nodes}
+    return any(isinstance(target, OpOverload) and target._schema.is_mutable for target in targets)
+
+
+def _program(model: torch.nn.Module, exported: torch.export.ExportedProgram) -> Program:
+    name = type(model).__name__
+    bindings = []
+    for position, spec in enumerate(exported.graph_signature.input_specs):
+        if spec.kind not in _SOURCES:
+            raise CaptureError(
+                f"{name} takes an input of kind {spec.kind.name} ({spec.arg.name}), which is not supported"
+            )
+        source = _SOURCES[spec.kind]
+        bindings.append(Binding(source, str(position) if source is Source.INPUT else str(spec.target)))
+    for out in exported.graph_signature.output_specs:
+        if out.kind is not OutputKind.USER_OUTPUT:
+            raise CaptureError(
+                f"{name} writes into {out.target!r} ({out.kind.name.lower()}) while it runs; "
+                "only models without side effects can be compiled"
+            )
+    for node in exported.graph.nodes:
+        _check_node(name, node)
+    modes = [n.meta["val"].fake_mode for n in exported.graph.nodes if isinstance(n.meta.get("val"), FakeTensor)]
+    if not modes:
+        raise CaptureError(f"{name} computes nothing with tensors")
+    refused = bound_lengths(exported.graph, modes[0])
+    if refused is not None:
+        node, why = refused
+        raise CaptureError(
+            f"{name}: the sizes of {node.name} ({node.target}) depend on the values of a tensor: {why}\n"
+            f"  at {source_line(node)}\n  a plan needs sizes: select with a mask and padding, or outside of the model"
+        )
+    graph_module = fx.GraphModule(torch.nn.Module(), exported.graph)
+    out_spec = exported.call_spec.out_spec
+    assert out_spec is not None
+    return Program(graph_module, tuple(bindings), dict(exported.constants), _plain(out_spec), modes[0])
+
+
+def _check_node(model: str, node: fx.Node) -> None:
+    if isinstance(node.target, HigherOrderOperator):
+        what = f"{node.name} calls a graph of its own by {node.target}, which is not supported"
+    elif node.op == "get_attr" and all(isinstance(user.target, HigherOrderOperator) for user in node.users):
+        return  # the graph it calls; the call is told
+    elif node.op not in ("placeholder", "call_function", "output"):
+        what = f"{node.op} {node.name} in the captured graph is not supported: {node.format_node()}"
+    else:
+        return
+    raise CaptureError(f"{model}: {what}\n  at {source_line(node)}")
+
+
+_PLAIN = {immutable_dict: dict, immutable_list: list}
+
+
+def _plain(spec: pytree.TreeSpec) -> pytree.TreeSpec:
+    """The structure the model returns: where an output is None, torch.export tells it with containers of torch.fx."""
+    if spec.is_leaf():
+        return spec
+    return pytree.TreeSpec(_PLAIN.get(spec.type, spec.type), spec.context, [_plain(c) for c in spec.children()])

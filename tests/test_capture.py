@@ -1,0 +1,152 @@
+"""Capture: contexts that a model enters, an autocast around the call, and graphs that are refused."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import sicompiler
+from sicompiler.capture import Program, capture
+from sicompiler.facts.storages import fake_tensors, graph_facts
+from sicompiler.testing import run_program
+
+aten = torch.ops.aten
+
+
+@pytest.fixture
+def x() -> torch.Tensor:
+    return torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+
+
+class Layers(nn.Module):
+    """A linear layer and a norm for its subclasses to use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.linear = nn.Linear(6, 6)
+        self.norm = nn.LayerNorm(6)
+
+
+class AutocastOff(Layers):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        with torch.autocast("cpu", enabled=False):
+            y = x.view(2, 2, 6)
+            z = self.linear(y)
+        return y.transpose(0, 1), z * 2
+
+
+class AutocastOn(Layers):
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y = self.linear(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            z = self.norm(self.linear(y))
+            heads = z.view(1, 2, 2, 6)
+            out = nn.functional.scaled_dot_product_attention(heads, heads, heads)
+            both = torch.cat([x, z])
+            with torch.autocast("cpu", enabled=False):
+                plain = self.linear(x) @ x.t()
+        return z, out, both, plain, z.float() + y
+
+
+class Gradients(Layers):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.enable_grad():
+            y: torch.Tensor = self.linear(x)
+            with torch.no_grad():
+                z: torch.Tensor = self.norm(y)
+        return y + z
+
+
+class WritesInside(Layers):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", enabled=False):
+            y: torch.Tensor = self.linear(x)
+            y[:, 1:3] = 0
+        return y + x
+
+
+class InsideALoop(Layers):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for _ in range(3):
+            with torch.autocast("cpu", enabled=False):
+                x = self.linear(x) + x
+        return x
+
+
+def targets(program: Program) -> list[Any]:
+    return [node.target for node in program.graph_module.graph.nodes if node.op == "call_function"]
+
+
+@pytest.mark.parametrize("kind", [AutocastOff, AutocastOn, Gradients, WritesInside, InsideALoop])
+def test_a_context_is_inlined_with_the_same_meaning(kind: type[Layers], x: torch.Tensor) -> None:
+    model = kind().eval()
+    with torch.no_grad():
+        program = capture(model, (x,))
+        theirs, ours = model(x), run_program(program, model, (x,), {})
+    theirs, ours = ((theirs,), (ours,)) if isinstance(theirs, torch.Tensor) else (theirs, ours)
+    for one, other in zip(theirs, ours, strict=True):
+        assert one.dtype is other.dtype
+        assert torch.equal(one, other)
+    assert not any(node.op == "get_attr" for node in program.graph_module.graph.nodes)
+    assert all(isinstance(t, torch._ops.OpOverload) or t is operator.getitem for t in targets(program))
+    for node in program.graph_module.graph.nodes:
+        assert not node.users or fake_tensors(node), f"{node.name} has no fake value"
+
+
+def test_a_view_inside_a_context_shares_memory_with_what_is_outside(x: torch.Tensor) -> None:
+    facts = graph_facts(capture(AutocastOff().eval(), (x,)))
+    of = {node.target: facts.tensors[p][0].storage for p, node in enumerate(facts.nodes) if facts.tensors[p]}
+    assert of[aten.view.default] == of["x"] == of[aten.transpose.int]
+    assert of[aten.linear.default] not in (of["x"], of[aten.mul.Tensor])
+
+
+def test_an_autocast_that_is_on_becomes_casts_in_the_graph(x: torch.Tensor) -> None:
+    program = capture(AutocastOn().eval(), (x,))
+    inside = [n for n in program.graph_module.graph.nodes if n.target is aten.linear.default][1]
+    assert [operand.meta["val"].dtype for operand in inside.all_input_nodes] == [torch.bfloat16] * 3
+    assert aten.scaled_dot_product_attention.default in targets(program), "composites are kept"
+
+
+@pytest.mark.parametrize("kind", [AutocastOff, AutocastOn, Gradients])
+def test_a_model_with_a_context_compiles(kind: type[Layers], x: torch.Tensor) -> None:
+    model = kind().eval()
+    sicompiler.compile_for_budget(model, gb=1, example_inputs=((x,), {}))
+    assert sicompiler.verify(model, ((x,), {})).max_abs_error == 0
+
+
+def test_capture_under_an_autocast_is_refused(x: torch.Tensor) -> None:
+    model = AutocastOff().eval()
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(sicompiler.BadInput, match="outside of the autocast"):
+        sicompiler.compile_for_budget(model, example_inputs=((x,), {}))
+    assert "forward" not in model.__dict__
+
+
+def test_a_compiled_model_under_an_autocast_is_refused(x: torch.Tensor) -> None:
+    """It would run the casts of the autocast between operators that were planned without them."""
+    model = Gradients().eval()
+    theirs = model(x)
+    sicompiler.compile_for_budget(model, example_inputs=((x,), {}))
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        torch.no_grad(),
+        pytest.raises(sicompiler.BadInput, match=r"torch.autocast\('cpu', bfloat16\).*model.to\(torch.bfloat16\)"),
+    ):
+        model(x)
+    with torch.autocast("cpu", enabled=False):
+        assert torch.equal(model(x), theirs)
+
+
+class Branches(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = torch.cond(x.sum() > 0, lambda x: x + 1, lambda x: x - 1, (x,))
+        return found
+
+
+def test_a_graph_called_by_another_operator_is_refused_by_name_and_line(x: torch.Tensor) -> None:
+    with pytest.raises(sicompiler.CaptureError, match=r"Branches: .* by cond, which is not supported\n  at .*:\d+, in"):
+        capture(Branches(), (x,))

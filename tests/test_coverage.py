@@ -1,0 +1,50 @@
+"""No operator of any denoiser lacks an axis rule: tiny versions by default, every preset at full size when slow."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import pytest
+import torch
+
+from sicompiler.axes.factor_map import Kind
+from sicompiler.axes.registry import rules
+from sicompiler.capture import capture
+from sicompiler.compiler import Graph, study
+from sicompiler.models import build_preset, known_presets
+from sicompiler.passes.manager import run_stage
+from sicompiler.reports.explain import missing, rule_rows
+from tests.zoo import TINY, tiny
+
+
+def legal(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], device: str) -> Graph:
+    return study(run_stage("legal", run_stage("clean", capture(module, args, kwargs))), device)
+
+
+def check(graph: Graph) -> None:
+    assert graph.view.table.missing_rules() == {}
+    assert missing(rule_rows(graph.view)) == []
+    targets = {node.target for node in graph.facts.nodes[graph.facts.num_placeholders :]}
+    assert targets <= {*rules(), operator.getitem}
+    for p in range(graph.facts.num_placeholders, len(graph.facts.nodes)):
+        rule = graph.view.table.map_of(p)
+        assert rule is not None
+        assert len(rule.results) == len(graph.facts.tensors[p]), graph.facts.nodes[p].format_node()
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_every_operator_of_a_tiny_model_has_a_rule(name: str) -> None:
+    check(legal(*tiny(name), "cpu"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", known_presets())
+def test_every_operator_of_a_preset_has_a_rule_at_full_size(name: str) -> None:
+    call = build_preset(name)
+    graph = legal(call.module, call.args, call.kwargs, "cuda")
+    check(graph)
+    most = max(range(len(graph.facts.nodes)), key=lambda p: sum(t.nbytes for t in graph.facts.tensors[p]))
+    rule = graph.view.table.map_of(most)
+    assert rule is not None
+    assert any(rule.kind(f) is Kind.FREE for f in rule.sizes), "the biggest value can be sliced along some axis"
