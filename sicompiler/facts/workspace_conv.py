@@ -93,7 +93,8 @@ def _onednn(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int) -> in
     if groups > 1 and (inputs % block or outputs % block) and not inputs == outputs == 1:
         columns = math.prod(weight.shape[1:]) * math.prod(y.shape[-2:]) * x.dtype.itemsize
         return strided_copy([x], []) + max(torch.get_num_threads() * columns + 128, y.nbytes)
-    few = x.shape[1] < block
+    strided_point = math.prod(weight.shape[2:]) == 1 and x.shape[2:] != y.shape[2:] and block == 16
+    few = x.shape[1] < block and not strided_point
     x_filled = 0 if few and groups == 1 else x.nbytes * round_up(x.shape[1], 1 if few else block) // x.shape[1]
     y_filled = y.nbytes * round_up(y.shape[1], block) // y.shape[1]
     w_filled = weight.nbytes * round_up(weight.shape[0], block) // weight.shape[0]
@@ -102,6 +103,9 @@ def _onednn(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int) -> in
     after = 2 * y.nbytes if groups > 1 and few else y_filled
     if x.dtype in HALF and math.prod(weight.shape[2:]) == 1:
         w_filled += 2 * y_filled + (x.nbytes // x.shape[0] if x.shape[2:] != y.shape[2:] else 0)
+    elif strided_point:  # the positions that are read, of one sample
+        read = round_up(x.shape[1], block) * math.prod(y.shape[2:]) * x.dtype.itemsize
+        w_filled += torch.get_num_threads() * (read + 128)
     return strided_copy([x], []) + max(x_filled + w_filled + y_filled - y.nbytes, after)
 
 

@@ -195,7 +195,7 @@ def convolution_scratchpad(x: TensorFact, weight: TensorFact, y: TensorFact) -> 
 
 def _sums(outputs: int, positions: int) -> int:
     """Float32 sums of some positions, tiles and lists of blocks."""
-    return 5 * 2**15 if outputs > 64 else min(positions, 512) * round_up(outputs, 16) * 4 + 3 * 2**14
+    return 5 * 2**15 if outputs > 64 else min(positions, 512) * round_up(outputs, 16) * 4 + 5 * 2**14
 
 
 def _padded_rows(
@@ -213,9 +213,9 @@ def _padded_rows(
     frames, all_frames = 1, False
     if len(kernel) > 2 and kernel[0] > 1:
         around = 2 * (kernel[0] // 2)
-        all_frames = max(steps) > 1 or math.prod(outs[-2:]) <= (150 if high == 1 else 460)
+        all_frames = max(steps) > 1 or math.prod(outs[-2:]) <= (128 if high == 1 else 460)
         all_frames = all_frames or channels > (1280 if high == 1 else 512)
-        frames = sizes[-3] + 2 * around if all_frames else kernel[0] + around + (2 if high == 1 else 0)
+        frames = sizes[-3] + 2 * around if all_frames else kernel[0] + around + (4 if high == 1 else 0)
     many = channels > 1280
     strided = 288 if outs[-1] % 4 == 0 else 768
     positions = 1792 if many or all_frames else 1024 if max(steps) == 1 else strided
