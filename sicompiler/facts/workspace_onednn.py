@@ -211,7 +211,7 @@ def _padded_rows(
     width = stretch * channels * 2
     height, high, step = (outs[-2], kernel[-2], steps[-2]) if len(kernel) > 1 else (1, 1, 1)
     frames, all_frames = 1, False
-    if len(kernel) > 2 and kernel[0] > 1:
+    if len(kernel) > 2 and math.prod(kernel) > 1:
         around = 2 * (kernel[0] // 2)
         all_frames = max(steps) > 1 or math.prod(outs[-2:]) <= (128 if high == 1 else 460)
         all_frames = all_frames or channels > (1280 if high == 1 else 512)
@@ -223,8 +223,11 @@ def _padded_rows(
     if not many and not all_frames:
         block = min(block, max(1, _cached_bytes() * 8 // 15 // (width * step)))
     rows = (block - 1) * step + high + 2 * (high // 2)
-    if steps[-1] > 1:
-        return frames * rows * width * kernel[-1]
-    stretched = round_up(rows * stretch, max(block * outs[-1], 1))
-    rows = 2 * rows if many or all_frames else math.ceil(stretched / stretch)
-    return frames * (rows + high) * width
+    repeated = kernel[-1] if steps[-1] > 1 else 1
+    if all_frames:
+        rows = 2 * (rows + high)
+    elif many and repeated == 1:
+        rows = 2 * rows + high
+    elif repeated == 1:
+        rows = math.ceil(round_up(rows * stretch, max(block * outs[-1], 1)) / stretch) + high
+    return frames * rows * width * repeated
