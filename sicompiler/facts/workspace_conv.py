@@ -93,7 +93,7 @@ def _onednn(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int) -> in
     if groups > 1 and (inputs % block or outputs % block) and not inputs == outputs == 1:
         columns = math.prod(weight.shape[1:]) * math.prod(y.shape[-2:]) * x.dtype.itemsize
         return strided_copy([x], []) + max(torch.get_num_threads() * columns + 128, y.nbytes)
-    strided_point = math.prod(weight.shape[2:]) == 1 and x.shape[2:] != y.shape[2:] and block == 16
+    strided_point = math.prod(weight.shape[2:]) == 1 and x.shape[2:] != y.shape[2:]
     few = x.shape[1] < block and not strided_point
     x_filled = 0 if few and groups == 1 else x.nbytes * round_up(x.shape[1], 1 if few else block) // x.shape[1]
     y_filled = y.nbytes * round_up(y.shape[1], block) // y.shape[1]
