@@ -16,17 +16,21 @@ from torch._ops import OpOverload
 
 from sicompiler.facts.storages import TensorFact
 from sicompiler.facts.workspace import standing_bytes, workspace_bytes
+from sicompiler.facts.workspace_onednn import HALF, takes
 from sicompiler.runtime.measure import measure_peak
 from sicompiler.units import KIB
 
 aten = torch.ops.aten
 ops = torch.ops.sicompiler
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-ON_AVX2 = torch.backends.cpu.get_cpu_capability() == "AVX2"
 SLACK = 4 * KIB  # statistics, indices, scalars
 
-avx2 = pytest.mark.skipif(not ON_AVX2, reason="the table was measured on AVX2")
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+
+
+def _small(dtype: torch.dtype, closeness: float | None) -> float | None:
+    """No closeness for small half tensors where oneDNN takes them: bounds of its scratchpads have a constant term."""
+    return None if dtype in HALF and takes(dtype) else closeness
 
 
 def _fact(tensor: Tensor) -> TensorFact:
@@ -71,7 +75,6 @@ def _layout(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 LAYOUTS = st.sampled_from(("row-major", "narrowed", "swapped"))
 
 
-@avx2
 @given(data=st.data(), dtype=st.sampled_from(DTYPES), layout=LAYOUTS)
 @settings(max_examples=25)
 @pytest.mark.parametrize("kernel", [(3,), (1, 1), (3, 3), (3, 1, 1), (1, 1, 1), (3, 3, 3), (2, 2), (1, 2, 2)], ids=str)
@@ -85,11 +88,10 @@ def test_convolutions(kernel: tuple[int, ...], data: st.DataObject, dtype: torch
     weight = torch.randn(features, channels // groups, *kernel).to(dtype)
     target = (aten.conv1d, aten.conv2d, aten.conv3d)[len(kernel) - 1].default
     dims = len(kernel)
-    close = 0.05 if groups == 1 else None
+    close = _small(dtype, 0.05) if groups == 1 else None
     _compare(target, x, weight, None, [stride] * dims, [k // 2 for k in kernel], [1] * dims, groups, closeness=close)
 
 
-@avx2
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (3, 1, 1), (1, 1, 1), (3, 3, 3)], ids=str)
 def test_convolutions_large_enough_for_onednn(kernel: tuple[int, ...], threads: int) -> None:
@@ -100,30 +102,87 @@ def test_convolutions_large_enough_for_onednn(kernel: tuple[int, ...], threads: 
         _compare(target, x, weight, torch.randn(20), [1] * len(kernel), [k // 2 for k in kernel])
 
 
-@avx2
 @dtypes
 def test_convolutions_of_single_channels(dtype: torch.dtype) -> None:
     x, weight = torch.randn(2, 32, 40, 40).to(dtype), torch.randn(32, 1, 3, 3).to(dtype)
-    _compare(aten.conv2d.default, x, weight, None, [1, 1], [1, 1], [1, 1], 32)
+    _compare(aten.conv2d.default, x, weight, None, [1, 1], [1, 1], [1, 1], 32, closeness=_small(dtype, 0.05))
 
 
-@avx2
 @dtypes
 def test_channels_last_convolutions(dtype: torch.dtype) -> None:
     for channels, features in ((32, 64), (128, 128), (64, 80)):
         x = _layout("channels_last", (2, channels, 32, 32), dtype)
         for size in (1, 3):
             weight = torch.randn(features, channels, size, size).to(dtype)
-            _compare(aten.conv2d.default, x, weight, None, [1, 1], [size // 2] * 2, closeness=0.2)
+            _compare(aten.conv2d.default, x, weight, None, [1, 1], [size // 2] * 2, closeness=_small(dtype, 0.2))
             last = weight.contiguous(memory_format=torch.channels_last)
-            _compare(aten.conv2d.default, x, last, None, [1, 1], [size // 2] * 2, closeness=0.2)
+            _compare(aten.conv2d.default, x, last, None, [1, 1], [size // 2] * 2, closeness=_small(dtype, 0.2))
 
 
-@avx2
 @dtypes
 def test_transposed_convolutions(dtype: torch.dtype) -> None:
     x, weight = torch.randn(2, 32, 16, 16).to(dtype), torch.randn(32, 16, 4, 4).to(dtype)
     _compare(aten.conv_transpose2d.input, x, weight, None, [2, 2], [1, 1], closeness=None)
+
+
+# Shapes of UNets at full width: (n, c, sizes, features, kernel, stride), and how close the bound for half dtypes is.
+CONVOLUTIONS = [
+    (14, 320, (72, 128), 320, (3, 3), 1, 0.05),
+    (28, 320, (36, 64), 640, (3, 3), 1, 0.05),
+    (14, 960, (36, 64), 320, (3, 3), 1, 0.05),
+    (28, 1280, (9, 16), 1280, (3, 3), 1, 0.05),
+    (14, 1920, (18, 32), 640, (3, 3), 1, 0.05),
+    (14, 320, (72, 128), 320, (3, 3), 2, 0.05),
+    (14, 640, (36, 64), 640, (3, 3), 2, 0.05),
+    (14, 8, (72, 128), 320, (3, 3), 1, 0.05),
+    (14, 320, (72, 128), 4, (3, 3), 1, 0.05),
+    (14, 320, (36, 64), 640, (1, 1), 1, 0.05),
+    (1, 320, (14, 36, 64), 320, (3, 1, 1), 1, 0.05),
+    (2, 1280, (14, 9, 16), 1280, (3, 1, 1), 1, 0.05),
+    (1, 320, (14, 72, 128), 320, (3, 1, 1), 1, 0.05),
+    (144, 320, (14,), 320, (3,), 1, 0.05),
+]
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("row", CONVOLUTIONS, ids=lambda row: "-".join(map(str, row[:-1])))
+def test_half_convolutions_of_unets(row: tuple[Any, ...], dtype: torch.dtype) -> None:
+    n, channels, sizes, features, kernel, stride, close = row
+    dims = len(kernel)
+    if not takes(dtype):
+        n = 1  # unfolded for the whole batch, and slow
+    elif dtype == torch.float16 and dims == 2:
+        n = min(n, 2)  # slow
+    x = torch.zeros(n, channels, *sizes, dtype=dtype)
+    weight = torch.zeros(features, channels, *kernel, dtype=dtype)
+    target = (aten.conv1d, aten.conv2d, aten.conv3d)[dims - 1].default
+    _compare(target, x, weight, None, [stride] * dims, [k // 2 for k in kernel], closeness=close)
+
+
+# (rows, depth, columns); feed-forward layers, projections, prompts.
+PRODUCTS = [
+    (9216, 320, 320),
+    (9216, 320, 2560),
+    (9216, 1280, 320),
+    (32256, 640, 640),
+    (9216, 2560, 640),
+    (2304, 5120, 1280),
+    (2304, 1280, 10240),
+    (14 * 77, 1024, 320),
+]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+@pytest.mark.parametrize("sizes", PRODUCTS, ids=str)
+def test_half_products_of_unets(sizes: tuple[int, int, int], dtype: torch.dtype, threads: int) -> None:
+    rows, depth, columns = sizes
+    x, weight = torch.zeros(rows, depth, dtype=dtype), torch.zeros(columns, depth, dtype=dtype)
+    with _threads(threads):
+        close = 0.12 if threads == 1 else None  # how threads share small products isn't known: a bound
+        _compare(aten.linear.default, x, weight, weight[:, 0].contiguous(), closeness=close)
+        transposed = torch.zeros(2, depth, rows // 2, dtype=dtype).transpose(1, 2)
+        _compare(aten.linear.default, transposed, weight, closeness=close)
 
 
 class _threads:
@@ -155,22 +214,30 @@ def test_linear_of_any_strides(
     memory[-1] *= step
     x = torch.randn(memory).to(dtype)[..., ::step].permute([order.index(d) for d in range(dims)])
     weight = torch.randn(30, shape[-1]).to(dtype)
-    _compare(aten.linear.default, x, weight, weight[:, 0].contiguous())
-    _compare(aten.linear.default, x, weight)
+    close = _small(dtype, 0.05)
+    _compare(aten.linear.default, x, weight, weight[:, 0].contiguous(), closeness=close)
+    _compare(aten.linear.default, x, weight, closeness=close)
 
 
 @dtypes
 def test_matrix_products(dtype: torch.dtype) -> None:
     a, b = torch.randn(2, 8, 100, 64).to(dtype), torch.randn(2, 8, 64, 50).to(dtype)
-    assert _compare(aten.matmul.default, a, b) == 0
-    assert _compare(aten.matmul.default, a, a.transpose(-1, -2)) == 0
     permuted = a.transpose(1, 2).contiguous().transpose(1, 2)
-    assert _compare(aten.matmul.default, permuted, b) == a.numel() * a.element_size()
-    assert _compare(aten.matmul.default, a, b[:1]) == b.numel() * b.element_size()
-    assert _compare(aten.matmul.default, a, b[0, 0]) == 0
-    assert _compare(aten.bmm.default, a[0], b[0]) == 0
-    assert _compare(aten.baddbmm.default, torch.zeros(8, 100, 50, dtype=dtype), a[0], b[0]) == 0
-    assert _compare(aten.addmm.default, torch.zeros(50, dtype=dtype), a[0, 0], b[0, 0]) == 0
+    calls: list[tuple[OpOverload, tuple[Tensor, ...], int]] = [
+        (aten.matmul.default, (a, b), 0),
+        (aten.matmul.default, (a, a.transpose(-1, -2)), 0),
+        (aten.matmul.default, (permuted, b), a.numel() * a.element_size()),
+        (aten.matmul.default, (a, b[:1]), b.numel() * b.element_size()),
+        (aten.matmul.default, (a, b[0, 0]), 0),
+        (aten.bmm.default, (a[0], b[0]), 0),
+        (aten.baddbmm.default, (torch.zeros(8, 100, 50, dtype=dtype), a[0], b[0]), 0),
+        (aten.addmm.default, (torch.zeros(50, dtype=dtype), a[0, 0], b[0, 0]), 0),
+    ]
+    for target, args, copies in calls:
+        measured = _compare(target, *args, closeness=_small(dtype, 0.05))
+        assert measured >= copies
+        if _small(dtype, 0.0) is not None:
+            assert measured == copies
 
 
 @given(

@@ -1,4 +1,7 @@
-"""Workspace of convolutions on the CPU, measured as described in `workspace_cpu.py`."""
+"""Workspace of convolutions on the CPU, measured as described in `workspace_cpu.py`.
+
+X, W and Y stand for the bytes of the input, the weight and the result.
+"""
 
 from __future__ import annotations
 
@@ -8,30 +11,16 @@ from functools import cache
 
 import torch
 
+from sicompiler.facts import workspace_onednn as onednn
 from sicompiler.facts.storages import TensorFact
 from sicompiler.facts.workspace_layout import channels_last, strided_copy
-
-_HALF = (torch.float16, torch.bfloat16)
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
+from sicompiler.facts.workspace_onednn import HALF, round_up
 
 
 @cache
 def _onednn_block() -> int:
-    """Channels per block in the layouts of oneDNN: 8 with AVX2 (measured), 16 with AVX512 (not measured)."""
+    """Channels per block in the layouts of oneDNN: 8 with AVX2, 16 with AVX512."""
     return 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8
-
-
-@cache
-def _onednn_takes(dtype: torch.dtype) -> bool:
-    """Whether convolutions of a dtype may go to oneDNN on this machine (half dtypes need AVX512: not measured)."""
-    if dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    if dtype == torch.float16:
-        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
-    return dtype == torch.float32 and torch.backends.mkldnn.is_available()
 
 
 def _goes_to_onednn(x: TensorFact, weight: TensorFact, result: TensorFact) -> bool:
@@ -40,9 +29,9 @@ def _goes_to_onednn(x: TensorFact, weight: TensorFact, result: TensorFact) -> bo
     Small convolutions, and convolutions whose last two kernel sizes are 1 (also conv3d (3, 1, 1)) on one thread, go to
     the kernels that unfold their input.
     """
-    if not _onednn_takes(x.dtype):
+    if not onednn.takes(x.dtype):
         return False
-    if x.dtype in _HALF:
+    if x.dtype in HALF:
         return True
     sizes = x.shape if len(x.shape) != 3 else (x.shape[0], x.shape[1], 1, x.shape[2])
     kernel = weight.shape[-2:] if len(weight.shape) > 3 else (1, weight.shape[-1])
@@ -54,14 +43,35 @@ def _goes_to_onednn(x: TensorFact, weight: TensorFact, result: TensorFact) -> bo
 
 
 def convolution(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
-    """conv1d, conv2d, conv3d: see `_onednn` and `_unfolding`; and X for an input the kernel can't take as it lies."""
+    """conv1d, conv2d, conv3d: `_half`, `_onednn`, `_unfolding`; and X for an input the kernel can't take as it lies."""
     x, weight, y = operands[0], operands[1], results[0]
     if len(x.shape) < len(weight.shape):  # no batch dim
         x, y = (TensorFact((1, *t.shape), (t.nbytes, *t.stride), t.dtype, t.storage) for t in (x, y))
     groups = x.shape[1] // weight.shape[1] if weight.shape[1] else 1
+    if onednn.works_channels_last(x.dtype):
+        return _half(x, weight, y, groups)
     if _goes_to_onednn(x, weight, y):
         return _onednn(x, weight, y, groups)
     return _unfolding(x, weight, y, groups)
+
+
+def _half(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int) -> int:
+    """Half dtypes, where oneDNN's kernels work channels-last: copies of X, W and Y, and a scratchpad.
+
+    - Row-major: X, W in blocks, Y; then two more of Y, as it is brought back to row-major in two steps.
+    - Channels-last input or weight: W in blocks, and W unless it is channels-last; X unless it is.
+    - Groups of one channel: blocks of 16 channels; an upper bound, as for other groups.
+    """
+    scratchpad, filled = onednn.convolution_scratchpad(x, weight, y), onednn.filled_weight(weight)
+    if channels_last(x) or channels_last(weight):
+        copied = 0 if channels_last(x) else x.nbytes
+        return copied + filled + (0 if channels_last(weight) else weight.nbytes) + scratchpad
+    if groups == 1:
+        return strided_copy([x], []) + max(x.nbytes + filled + scratchpad, 2 * y.nbytes)
+    x_filled = x.nbytes * round_up(x.shape[1], 16) // x.shape[1]
+    y_filled = y.nbytes * round_up(y.shape[1], 16) // y.shape[1]
+    filled = 16 * weight.nbytes + y_filled - y.nbytes
+    return strided_copy([x], []) + max(x_filled + filled + scratchpad, 2 * y_filled)
 
 
 def _onednn(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int) -> int:
@@ -70,11 +80,12 @@ def _onednn(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int) -> in
     - Row-major input: X + W, then Y, each with its channels filled up to a block of 8 (the input's not if it has less).
     - Channels-last input or weight: W, and W again unless the weight is channels-last; an upper bound, as W is not
       always filled up. No copies of input or result.
+    - A kernel of 1 in bfloat16: Y once or twice more, as a scratchpad.
     - Groups of some channels that don't fill blocks: the unfolded input of one group and frame, per thread; an upper
       bound. (One channel per group: as without groups.)
     """
     if channels_last(x) or channels_last(weight):
-        filled = weight.nbytes * _round_up(weight.shape[0], 24) // weight.shape[0] + 2**14
+        filled = weight.nbytes * round_up(weight.shape[0], 24) // weight.shape[0] + 2**14
         copied = 0 if channels_last(x) else x.nbytes
         return copied + filled + (0 if channels_last(weight) else weight.nbytes)
     block = _onednn_block()
@@ -82,13 +93,19 @@ def _onednn(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int) -> in
     if groups > 1 and (inputs % block or outputs % block) and not inputs == outputs == 1:
         columns = math.prod(weight.shape[1:]) * math.prod(y.shape[-2:]) * x.dtype.itemsize
         return strided_copy([x], []) + max(torch.get_num_threads() * columns + 128, y.nbytes)
-    few = x.shape[1] < block
-    x_filled = 0 if few and groups == 1 else x.nbytes * _round_up(x.shape[1], 1 if few else block) // x.shape[1]
-    y_filled = y.nbytes * _round_up(y.shape[1], block) // y.shape[1]
-    w_filled = weight.nbytes * _round_up(weight.shape[0], block) // weight.shape[0]
+    strided_point = math.prod(weight.shape[2:]) == 1 and x.shape[2:] != y.shape[2:]
+    few = x.shape[1] < block and not strided_point
+    x_filled = 0 if few and groups == 1 else x.nbytes * round_up(x.shape[1], 1 if few else block) // x.shape[1]
+    y_filled = y.nbytes * round_up(y.shape[1], block) // y.shape[1]
+    w_filled = weight.nbytes * round_up(weight.shape[0], block) // weight.shape[0]
     if groups == 1 and not few:
-        w_filled = w_filled * _round_up(inputs, block) // inputs
+        w_filled = w_filled * round_up(inputs, block) // inputs
     after = 2 * y.nbytes if groups > 1 and few else y_filled
+    if x.dtype in HALF and math.prod(weight.shape[2:]) == 1:
+        w_filled += 2 * y_filled + (x.nbytes // x.shape[0] if x.shape[2:] != y.shape[2:] else 0)
+    elif strided_point:  # the positions that are read, of one sample
+        read = round_up(x.shape[1], block) * math.prod(y.shape[2:]) * x.dtype.itemsize
+        w_filled += torch.get_num_threads() * (read + 128)
     return strided_copy([x], []) + max(x_filled + w_filled + y_filled - y.nbytes, after)
 
 
@@ -111,7 +128,10 @@ def _unfolding(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int) ->
 
 
 def transposed_convolution(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
-    """The columns to fold: (output channels * kernel) * (positions of the input); in float32 an upper bound."""
+    """The columns to fold: (output channels * kernel) * (positions of the input); with oneDNN an upper bound."""
     x, weight, y = operands[0], operands[1], results[0]
+    if x.dtype in HALF and onednn.takes(x.dtype):
+        scratchpad = torch.get_num_threads() * (x.nbytes + 2**16)
+        return strided_copy(operands, results) + max(2 * (x.nbytes + weight.nbytes) + scratchpad, 2 * y.nbytes)
     columns = x.shape[0] * math.prod(weight.shape[1:]) * math.prod(x.shape[2:]) * x.dtype.itemsize
     return strided_copy(operands, results) + max(columns, x.nbytes + 2 * weight.nbytes + y.nbytes)

@@ -1,14 +1,14 @@
-"""Workspace on the CPU, measured by `measure_peak` on torch 2.13 (AVX2: oneDNN in float32 only), one and two threads.
+"""Workspace on the CPU, measured by `measure_peak` on torch 2.13 with one and two threads.
 
-The formulas are exact for the shapes measured, up to a few hundred bytes, unless their docstring says otherwise. X, W
-and Y stand for the bytes of the input, the weight and the result.
+Two kinds of CPU were measured: AVX2, where oneDNN is used in float32 only, and AVX512 with AMX, where it takes half
+dtypes too. Formulas ask torch which it is. They are exact for the shapes measured, up to a few hundred bytes, unless
+their docstring says otherwise. X, W and Y stand for the bytes of the input, the weight and the result.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 from torch._ops import OpOverload
@@ -16,62 +16,12 @@ from torch._ops import OpOverload
 from sicompiler.facts.storages import TensorFact
 from sicompiler.facts.workspace_conv import convolution, transposed_convolution
 from sicompiler.facts.workspace_layout import Formula, channels_last, strided_copy
+from sicompiler.facts.workspace_onednn import HALF, has_amx
+from sicompiler.facts.workspace_products import product, product_and_sum
 from sicompiler.ops import groupnorm
 
 aten = torch.ops.aten
 ops = torch.ops.sicompiler
-
-_HALF = (torch.float16, torch.bfloat16)
-
-
-# Matrix products
-
-
-def _mergeable(shape: Sequence[int], stride: Sequence[int]) -> bool:
-    """Whether dims can be seen as one."""
-    pairs = [(size, step) for size, step in zip(shape, stride, strict=True) if size != 1]
-    return all(outer == size * inner for (_, outer), (size, inner) in pairwise(pairs))
-
-
-def _copied_for_product(tensor: TensorFact, batch: Sequence[int]) -> int:
-    """Bytes of the copies of one factor, [*batch, n, m] after broadcasting, that MKL can't take as it is.
-
-    It can if one of the last two dims has stride 1. Else single matrices are copied, one after the other; all of them
-    at once if the dims of the batch don't make one dim.
-    """
-    missing = len(batch) + 2 - len(tensor.shape)
-    own = (*[1] * missing, *tensor.shape[:-2])
-    stride = (*[0] * missing, *tensor.stride[:-2])
-    expanded = [step if size == whole else 0 for size, step, whole in zip(own, stride, batch, strict=True)]
-    matrix = math.prod(tensor.shape[-2:]) * tensor.dtype.itemsize
-    if not _mergeable(batch, expanded):
-        return math.prod(batch) * matrix
-    return 0 if _has_unit_stride(tensor) else matrix
-
-
-def _has_unit_stride(tensor: TensorFact) -> bool:
-    return any(step == 1 or size == 1 for size, step in zip(tensor.shape[-2:], tensor.stride[-2:], strict=True))
-
-
-def product(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
-    """linear, matmul, mm, bmm: nothing, but a copy of a factor whose strides MKL can't take, or that is broadcast.
-
-    So linear takes a transposed or narrowed [b, n, c] as it is; a permuted [b, f, n, c] it copies.
-    """
-    first, second = operands[0], operands[1]
-    if len(first.shape) < 2 or len(second.shape) < 2:
-        return 0
-    batch = torch.broadcast_shapes(first.shape[:-2], second.shape[:-2])
-    if len(second.shape) == 2 and _mergeable(first.shape[:-1], first.stride[:-1]):  # one large matrix
-        return sum(0 if _has_unit_stride(t) else t.nbytes for t in (first, second))
-    if len(second.shape) == 2:
-        return _copied_for_product(first, batch) + (0 if _has_unit_stride(second) else second.nbytes)
-    return sum(_copied_for_product(t, batch) for t in (first, second))
-
-
-def product_and_sum(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
-    """addmm, baddbmm: as `product`, of the second and third operand."""
-    return product(operands[1:], results)
 
 
 def attention(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
@@ -79,15 +29,15 @@ def attention(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> 
 
     With A bytes per accumulator (float32 for half dtypes), aten/src/ATen/native/cpu/FlashAttentionKernel.cpp makes
     b * h * q * A, and per thread (bq * bk + 2 * bq + bq * d) * A and, for half dtypes, bq * bk * 2; bk is at most 512,
-    bq is 32, from 192 queries on 64, from 768 on 256. A bool mask is converted to the dtype of the queries, as large
-    as it is after `expand`.
+    bq is 32, from 192 queries on 64, from 768 on 256. With AMX it packs keys and values: see `_packed`. A bool mask
+    is converted to the dtype of the queries, as large as it is after `expand`.
     The other path is taken for other than 4 dims, value heads of another size, a mask of 3 dims or a last stride
     other than 1. Its peak: scaled queries (in half dtypes: and float32 copies of q, k, v), scores, their softmax, and
     a bool of their size.
     """
     query, key, value = operands[:3]
     mask = operands[3] if len(operands) > 3 else None
-    size = 4 if query.dtype in _HALF else query.dtype.itemsize
+    size = 4 if query.dtype in HALF else query.dtype.itemsize
     converted = mask.numel * query.dtype.itemsize if mask is not None and mask.dtype == torch.bool else 0
     flash = (
         all(len(t.shape) == 4 and t.stride[-1] == 1 for t in (query, key, value))
@@ -99,14 +49,35 @@ def attention(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> 
     if flash:
         block = min(256 if queries >= 768 else 64 if queries >= 192 else 32, queries)
         scores = block * min(keys, 512)
-        per_thread = (scores + 2 * block + block * width) * size + (2 * scores if query.dtype in _HALF else 0)
-        return converted + rows * size + torch.get_num_threads() * per_thread
+        per_thread = (scores + 2 * block + block * width) * size + (2 * scores if query.dtype in HALF else 0)
+        packed = _packed(query, key, block)
+        return converted + rows * size + torch.get_num_threads() * per_thread + packed
     copies = query.numel * size
-    if query.dtype in _HALF:
+    if query.dtype in HALF:
         copies += (query.numel + key.numel + value.numel) * size
     matrix = rows * keys
     peak = copies + max(2 * matrix * size + matrix + rows, (matrix + query.numel + 2 * key.numel) * size)
     return converted + max(peak - results[0].nbytes, 0)
+
+
+def _packed(query: TensorFact, key: TensorFact, block: int) -> int:
+    """Copies of all keys and values in the layout of AMX tiles, and per thread a transposed block of keys.
+
+    Made from 64 queries and 64 keys on (float16: 16, not measured), if a thread multiplies each of them with 4 queries
+    or more.
+    """
+    if not has_amx(query.dtype):
+        return 0
+    least, worth = (64, 4) if query.dtype == torch.bfloat16 else (16, 1)
+    threads, heads = torch.get_num_threads(), math.prod(query.shape[:2])
+    queries, keys, width = query.shape[-2], key.shape[-2], query.shape[-1]
+    blocks = -(-heads * -(-queries // block) // threads)
+    if min(queries, keys) < least or blocks * block < worth * heads:
+        return 0
+    even, odd_keys = width + width % 2, keys % 2
+    scores = torch.get_num_threads() * block * 2 if odd_keys and keys < 512 else 0  # rows of scores are made even
+    padded = 2 * (heads * (keys * even + (keys + odd_keys) * width) + threads * even * min(keys, 512))
+    return padded + scores + (2 * threads * block * even if width % 2 else 0)
 
 
 # Norms, softmax, reductions
@@ -136,7 +107,7 @@ def rms_norm(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> i
     x = operands[0]
     rows = 3 * x.numel // max(x.shape[-1], 1) * max(x.dtype.itemsize, 4) + 8 * x.shape[-1]
     more = len(operands) > 1 or not x.is_contiguous
-    if x.dtype in _HALF:
+    if x.dtype in HALF:
         return (5 if more else 3) * x.nbytes + rows
     return (x.nbytes if more else 0) + rows
 
@@ -152,7 +123,7 @@ def softmax(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> in
 def mean(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
     """A float32 copy of half input, and the result in float32."""
     x = operands[0]
-    return 4 * (x.numel + results[0].numel) if x.dtype in _HALF else 0
+    return 4 * (x.numel + results[0].numel) if x.dtype in HALF else 0
 
 
 def upsample(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
@@ -198,7 +169,7 @@ def group_stats(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -
     if x.numel <= groupnorm.PIECE:
         return x.numel * size
     few = 128 * channels * (1 + rest // groupnorm.FUSED_ROW)
-    if x.dtype in _HALF and x.is_contiguous:
+    if x.dtype in HALF and x.is_contiguous:
         return few
     return min(max(1, groupnorm.PIECE // rest) * rest, x.shape[1] * rest, groupnorm.PIECE) * size + few
 

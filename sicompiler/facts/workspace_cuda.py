@@ -12,6 +12,7 @@ import torch
 from torch._ops import OpOverload
 
 from sicompiler.facts import workspace_cpu as cpu
+from sicompiler.facts import workspace_products as products
 from sicompiler.facts.storages import TensorFact
 from sicompiler.facts.workspace_layout import Formula, strided_copy
 
@@ -62,9 +63,9 @@ def few_per_channel(operands: Sequence[TensorFact], results: Sequence[TensorFact
 
 
 ROWS: dict[OpOverload, Formula] = {
-    aten.addmm.default: cpu.product_and_sum,
-    aten.baddbmm.default: cpu.product_and_sum,
-    aten.bmm.default: cpu.product,
+    aten.addmm.default: products.blas_copies_and_sum,
+    aten.baddbmm.default: products.blas_copies_and_sum,
+    aten.bmm.default: products.blas_copies,
     aten.conv1d.default: convolution,
     aten.conv1d.padding: convolution,
     aten.conv2d.default: convolution,
@@ -77,9 +78,9 @@ ROWS: dict[OpOverload, Formula] = {
     aten.convolution.default: convolution,
     aten.group_norm.default: group_norm,
     aten.layer_norm.default: layer_norm,
-    aten.linear.default: cpu.product,
-    aten.matmul.default: cpu.product,
-    aten.mm.default: cpu.product,
+    aten.linear.default: products.blas_copies,
+    aten.matmul.default: products.blas_copies,
+    aten.mm.default: products.blas_copies,
     aten.native_group_norm.default: group_norm,
     aten.native_layer_norm.default: layer_norm,
     aten.rms_norm.default: cpu.rms_norm,

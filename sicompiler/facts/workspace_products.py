@@ -1,0 +1,118 @@
+"""Workspace of matrix products on the CPU, measured as described in `workspace_cpu.py`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+
+from sicompiler.facts import workspace_onednn as onednn
+from sicompiler.facts.storages import TensorFact
+
+
+def _mergeable(shape: Sequence[int], stride: Sequence[int]) -> bool:
+    """Whether dims can be seen as one."""
+    pairs = [(size, step) for size, step in zip(shape, stride, strict=True) if size != 1]
+    return all(outer == size * inner for (_, outer), (size, inner) in pairwise(pairs))
+
+
+def _copied_for_product(tensor: TensorFact, batch: Sequence[int]) -> int:
+    """Bytes of the copies of one factor, [*batch, n, m] after broadcasting, that MKL can't take as it is.
+
+    It can if one of the last two dims has stride 1. Else single matrices are copied, one after the other; all of them
+    at once if the dims of the batch don't make one dim.
+    """
+    missing = len(batch) + 2 - len(tensor.shape)
+    own = (*[1] * missing, *tensor.shape[:-2])
+    stride = (*[0] * missing, *tensor.stride[:-2])
+    expanded = [step if size == whole else 0 for size, step, whole in zip(own, stride, batch, strict=True)]
+    matrix = math.prod(tensor.shape[-2:]) * tensor.dtype.itemsize
+    if not _mergeable(batch, expanded):
+        return math.prod(batch) * matrix
+    return 0 if _has_unit_stride(tensor) else matrix
+
+
+def _has_unit_stride(tensor: TensorFact) -> bool:
+    return any(step == 1 or size == 1 for size, step in zip(tensor.shape[-2:], tensor.stride[-2:], strict=True))
+
+
+def product(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
+    """linear, matmul, mm, bmm: nothing, but a copy of a factor whose strides MKL can't take, or that is broadcast.
+
+    So linear takes a transposed or narrowed [b, n, c] as it is; a permuted [b, f, n, c] it copies. Half dtypes, where
+    oneDNN takes them: see `_half`.
+    """
+    first, second = operands[0], operands[1]
+    if first.dtype in onednn.HALF and onednn.takes(first.dtype) and results:
+        return _half(first, second, results[0])
+    return blas_copies([first, second], [])
+
+
+def blas_copies(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
+    """Copies of the factors of a product that a BLAS library can't take as they lie."""
+    first, second = operands[0], operands[1]
+    if len(first.shape) < 2 or len(second.shape) < 2:
+        return 0
+    batch = torch.broadcast_shapes(first.shape[:-2], second.shape[:-2])
+    if len(second.shape) == 2 and _mergeable(first.shape[:-1], first.stride[:-1]):  # one large matrix
+        return sum(0 if _has_unit_stride(t) else t.nbytes for t in (first, second))
+    if len(second.shape) == 2:
+        return _copied_for_product(first, batch) + (0 if _has_unit_stride(second) else second.nbytes)
+    return sum(_copied_for_product(t, batch) for t in (first, second))
+
+
+def product_and_sum(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
+    """addmm, baddbmm: as `product`, of the second and third operand."""
+    return product(operands[1:], results)
+
+
+def blas_copies_and_sum(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
+    """addmm, baddbmm: as `blas_copies`, of the second and third operand."""
+    return blas_copies(operands[1:], results)
+
+
+def _half(first: TensorFact, second: TensorFact, y: TensorFact) -> int:
+    """Copies of factors for oneDNN, and its scratchpad.
+
+    One large matrix: copies as for MKL. A batch: oneDNN is given matrices dense in row-major or transposed order, so
+    all of them are copied if any other order or a broadcast is met; also the weight of a linear whose input can't be
+    seen as one matrix, once for each matrix of the batch.
+    """
+    if len(first.shape) < 2 or len(second.shape) < 2:
+        return 0
+    depth, rows = first.shape[-1], first.shape[-2]
+    columns = y.shape[-1]
+    total = y.numel * depth
+    merged = len(second.shape) == 2 and _mergeable(first.shape[:-1], first.stride[:-1])
+    if total <= onednn.SMALL_PRODUCT:
+        return blas_copies([first, second], [])
+    if merged:
+        rows = math.prod(first.shape[:-1])
+        steps = [step for size, step in zip(first.shape[:-1], first.stride[:-1], strict=True) if size > 1]
+        transposed = depth > 1 and bool(steps) and steps[-1] == 1 and first.stride[-1] != 1
+        scratchpad = onednn.product_scratchpad(rows, depth, columns, first.dtype, batch=1, transposed=transposed)
+        return blas_copies([first, second], []) + scratchpad
+    batch = torch.broadcast_shapes(first.shape[:-2], second.shape[:-2])
+    weight = second
+    if len(second.shape) == 2:  # of a linear, [columns, depth]; of a product [depth, columns]: as many bytes
+        weight = TensorFact((1, *second.shape), (0, *second.stride), second.dtype, second.storage)
+    kept = [_dense_batch(factor, batch) for factor in (first, weight)]
+    many = math.prod(batch)
+    copied = 0 if kept[0] else many * rows * depth * first.dtype.itemsize
+    copied += 0 if kept[1] else many * depth * columns * first.dtype.itemsize
+    transposed = kept[0] and first.stride[-1] != 1
+    scratchpad = onednn.product_scratchpad(rows, depth, columns, first.dtype, batch=many, transposed=transposed)
+    return copied + scratchpad
+
+
+def _dense_batch(factor: TensorFact, batch: Sequence[int]) -> bool:
+    """Whether a batch of matrices lies densely, each row-major or transposed, and isn't broadcast."""
+    if math.prod(factor.shape[:-2]) != math.prod(batch):
+        return False
+    swapped = (*range(len(factor.shape) - 2), len(factor.shape) - 1, len(factor.shape) - 2)
+    turned = TensorFact(
+        tuple(factor.shape[d] for d in swapped), tuple(factor.stride[d] for d in swapped), factor.dtype, factor.storage
+    )
+    return factor.is_contiguous or turned.is_contiguous

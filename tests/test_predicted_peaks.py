@@ -1,0 +1,35 @@
+"""Tiny models in every dtype: what a plan predicts is what a run needs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sicompiler import testing
+from sicompiler.api import prepare
+from sicompiler.compiler import rewrite
+from sicompiler.runtime.measure import measure_peak
+from sicompiler.units import MIB
+from tests.zoo import tiny
+
+SLACK_BYTES = 2**12  # numbers and tables of a kernel, which no prediction counts
+CLOSENESS = 1.05  # where the peak is over 1 MiB
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("name", ["svd", "animatediff"])
+def test_the_predicted_peak_is_the_measured_one(name: str, dtype: torch.dtype) -> None:
+    module, args, kwargs = tiny(name, dtype=dtype)
+    program, planner = prepare(module, args, kwargs)
+    low, high = planner.floor()[0], planner.unsliced_bytes
+    for budget in (high, max(low, high // 2), low):
+        plan = planner.plan(budget)
+        done = rewrite(program, plan)
+        with torch.no_grad(), measure_peak("cpu") as peak:
+            testing.run_program(done, module, args, kwargs)
+        found = peak.bytes + planner.graph.facts.input_bytes + plan.weights_bytes
+        predicted = plan.predicted_peak_bytes
+        assert found <= predicted + SLACK_BYTES, f"{found} measured, {predicted} predicted"
+        assert predicted <= budget
+        if found - plan.weights_bytes > MIB:
+            assert predicted <= CLOSENESS * found, f"{found} measured, {predicted} predicted"
