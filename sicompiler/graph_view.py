@@ -25,6 +25,17 @@ _READS_STRIDED = frozenset(
     }
 )
 
+# Operators whose kernel clones all the memory behind their first operand, however little of it they were given.
+_CLONES_STORAGE = frozenset(
+    {
+        torch.ops.aten.as_strided_scatter.default,
+        torch.ops.aten.copy.default,
+        torch.ops.aten.diagonal_scatter.default,
+        torch.ops.aten.select_scatter.default,
+        torch.ops.aten.slice_scatter.default,
+    }
+)
+
 
 def narrows_well(tensor: TensorFact, slicing: Slicing) -> bool:
     """Whether one slice of a tensor can be read through a view by any operator.
@@ -73,6 +84,14 @@ class GraphView:
             for node in facts.nodes
         ]
         self.may_be_view = [_may_be_view(node) for node in facts.nodes]
+        self.clones_storage = self._clones_storage()
+
+    def _clones_storage(self) -> list[bool]:
+        """For each node, whether it clones all the memory behind its operand, by itself or by what reads its view."""
+        found = [node.target in _CLONES_STORAGE for node in self.facts.nodes]
+        for p in reversed(range(len(found))):
+            found[p] = found[p] or (self.may_be_view[p] and any(found[reader] for reader in self.lives.readers[p]))
+        return found
 
     def tensor(self, value: Operand) -> TensorFact:
         """The facts of one result of a node."""

@@ -253,6 +253,8 @@ class Walk:
     def copies(self, key: tuple[int, int, Slicing]) -> bool:
         """Whether a narrowed value is copied slice by slice into a dense tensor."""
         tensor = self.view.tensor((key[0], key[1]))
+        if any(self.view.clones_storage[p] for p in self.reads[key]):
+            return True
         if key[2].outer == 1 and all(self.view.reads_strided[p] for p in self.reads[key]):
             return False
         return not narrows_well(tensor, key[2])
@@ -342,15 +344,14 @@ class Walk:
         keys = [key for key in self.reads if self.view.tensor((key[0], key[1])).storage == storage]
         if any(self.view.tensor((q, r)).stride[s.dim] * s.inner != unit for q, r, s in keys):
             return False
-        narrowed = {(p, q, r) for q, r, s in keys for p in self.reads[(q, r, s)]}
         for p in self.view.storage_readers[storage]:
             if not self.start <= p < stop:
                 continue
             if p in self.hoisted and self.view.made[p]:
                 return False
             if p in self.sliced:
-                for q, r in self.table.operands[p]:
+                for (q, r), slicing in zip(self.table.operands[p], self.sliced[p].operands, strict=True):
                     whole = q not in self.sliced and self.view.tensor((q, r)).storage == storage
-                    if whole and (p, q, r) not in narrowed:
+                    if whole and slicing is None:
                         return False
         return True

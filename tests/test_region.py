@@ -259,3 +259,18 @@ def test_a_cat_in_a_loop_never_makes_its_pieces_whole() -> None:
     buffers = [n.meta["val"].shape for n in graph.nodes if "empty" in str(n.target)]
     assert buffers == [torch.Size((6, 6, 3))]
     case.check((region, 4))
+
+
+def test_an_input_read_sliced_and_whole_by_one_operator_is_not_written_over() -> None:
+    """Self-attention over a tensor itself: queries come in slices, keys and values whole, for every slice."""
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        y = torch.cat([x, x * 2], dim=2)
+        return F.scaled_dot_product_attention(y, y, y) + 1
+
+    case = Case(function, (1, 2, 6, 4))
+    walk, reason = case.walk("scaled", 2)
+    region = walk.region()
+    assert reason is None
+    assert [output.reuses for output in region.outputs] == [None]
+    case.check((region, 2))
