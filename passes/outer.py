@@ -98,10 +98,10 @@ class _Wrapper:
         env: dict[fx.Node, fx.Node] = {}
         for p in (*range(facts.num_placeholders), *self.region.hoisted):
             env[facts.nodes[p]] = self.graph.node_copy(facts.nodes[p], lambda n: env[n])
-        buffers = [self._buffer(node) for node in facts.outputs]
+        buffers = {node: self._buffer(node) for node in dict.fromkeys(facts.outputs)}
         for (q, _), _ in self.inner.operands:
             self._placeholder(env[facts.nodes[q]])
-        targets = [self._placeholder(buffer) for buffer in buffers]
+        targets = {node: self._placeholder(buffer) for node, buffer in buffers.items()}
         start, length = self.body.placeholder("start"), self.body.placeholder("length")
         start.meta["val"], length.meta["val"] = 0, self.inner.slice_length
         values = {}
@@ -109,11 +109,14 @@ class _Wrapper:
             whole = self.operands[env[facts.nodes[value[0]]]]
             values[node] = whole if slicing is None else self._narrow(value, whole, slicing, start, length)
         results = self.body.graph_copy(rewritten.graph_module.graph, val_map=values)
-        for node, target, result in zip(facts.outputs, targets, _flat(results), strict=True):
+        for node, result in dict(zip(facts.outputs, _flat(results), strict=True)).items():
             s = self.region.sliced[position[node]].results[0]
             assert s is not None
             insert_call(
-                self.body, self.mode, ops.write_slice_.default, (target, result, s.dim, s.outer, s.inner, start, length)
+                self.body,
+                self.mode,
+                ops.write_slice_.default,
+                (targets[node], result, s.dim, s.outer, s.inner, start, length),
             )
         self.body.output(None)
         root = torch.nn.Module()
@@ -121,8 +124,7 @@ class _Wrapper:
         loop = self.graph.get_attr("sample")
         self.graph.call_function(sliced_loop, (loop, self.region.size, self.inner.slice_length, *self.operands))
         old = self.program.graph_module.graph.output_node()
-        made = iter(buffers)
-        output = self.graph.output(fx.node.map_arg(old.args[0], lambda _: next(made)))
+        output = self.graph.output(fx.node.map_arg(old.args[0], lambda n: buffers[n]))
         output.meta.update(old.meta)
         return self.program.with_graph(fx.GraphModule(root, self.graph))
 

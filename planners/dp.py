@@ -83,7 +83,8 @@ class Problem:
     def solution(self, path: Sequence[tuple[int, int]]) -> Solution:
         """Describe a path given as (row, index of the slice length) of each region, in order."""
         choices = tuple(Choice(self.candidates[row], index) for row, index in path)
-        peak, culprit, seconds, position = 0, min(self.first, self.end - 1), 0.0, self.first
+        peak = int(self.live_bytes[: self.first].max(initial=0))  # the inputs: all there is in a graph of no operators
+        culprit, seconds, position = min(self.first, self.end - 1), 0.0, self.first
         for choice in (*choices, None):
             stop = self.end if choice is None else choice.candidate.start
             if stop > position:

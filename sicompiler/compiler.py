@@ -95,11 +95,14 @@ def outer_region(graph: Graph, seeds: dict[int, Slicing]) -> Region | None:
         if walk.extend() is not None:
             return None
     region = walk.region()
+    owners: dict[int, torch.fx.Node] = {}
     for node in graph.facts.outputs:
         transfer = region.sliced.get(graph.facts.position[node])
         made = graph.view.tensor((graph.facts.position[node], 0)).storage
         if transfer is None or transfer.results[0] is None or graph.facts.storages[made].origin is not Origin.VALUE:
             return None
+        if owners.setdefault(made, node) is not node:
+            return None  # results that share memory would come out in memory of their own
     return region
 
 
