@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass
 
@@ -308,7 +309,7 @@ def candidates(
     ends = set(stops)
     end = len(view.facts.nodes)
     hot = [any(view.facts.storages[s].nbytes >= hot_bytes for s in made) for made in view.made]
-    for done, begin in enumerate(starts):
+    for done, begin in enumerate(starts):  # which grow while the loop runs
         if progress is not None:
             progress(done, len(starts))
         for seed in seeds_of(view, labels, begin):
@@ -326,5 +327,11 @@ def candidates(
                 operators += bool(view.made[walk.stop - 1])
                 tally.advance()
                 if seen_hot and walk.stop in ends:
-                    peak, seconds = tally.evaluate()
-                    yield Candidate(begin, walk.stop, seed, lengths, peak, seconds)
+                    yield Candidate(begin, walk.stop, seed, lengths, *tally.evaluate())
+            blocked = next((p for p in range(walk.stop, end) if view.made[p]), end)
+            if blocked < end and walk.stop > begin:
+                index = bisect_left(starts, blocked)
+                if index == len(starts) or starts[index] != blocked:
+                    starts.insert(index, blocked)
+            if seen_hot and walk.stop not in ends:  # the last chance, wherever the axis ends
+                yield Candidate(begin, walk.stop, seed, lengths, *tally.evaluate())
