@@ -14,6 +14,7 @@ from sicompiler.capture import Program
 from sicompiler.errors import PassError
 from sicompiler.facts.storages import fake_tensors
 from sicompiler.passes.clean import drop_dead_code, drop_noops, forward_copies
+from sicompiler.passes.dense_factors import dense_factors
 from sicompiler.passes.edit import copy_program
 from sicompiler.passes.fuse_groupnorm import fuse_groupnorm
 from sicompiler.passes.legalise_groupnorm import split_groupnorm
@@ -28,7 +29,7 @@ Observer = Callable[[str, Program], None]  # called with the name of each finish
 # `passes.outer` and `passes.loop` carry out.
 PIPELINE: dict[str, tuple[Pass, ...]] = {
     "clean": (drop_noops, forward_copies, drop_dead_code, sink_to_first_use),
-    "legal": (split_groupnorm,),
+    "legal": (split_groupnorm, dense_factors),
     "rewritten": (fuse_groupnorm,),
 }
 

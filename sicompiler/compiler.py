@@ -19,6 +19,7 @@ from sicompiler.facts.modules import common_module, describe
 from sicompiler.facts.storages import GraphFacts, Origin, fake_tensors, graph_facts
 from sicompiler.facts.timeline import Timeline, timeline
 from sicompiler.graph_view import GraphView
+from sicompiler.passes.dense_factors import dense_factors
 from sicompiler.passes.loop import outline_loops
 from sicompiler.passes.manager import Observer, run_stage
 from sicompiler.passes.outer import Inner, extract_inner, wrap_outer
@@ -129,6 +130,7 @@ def _hoisted_bytes(graph: Graph, region: Region) -> int:
 def make_outer(graph: Graph, loop: OuterLoop, region: Region) -> OuterGraph:
     """Cut out the graph of one slice and study it."""
     inner = extract_inner(graph.program, graph.view, region, loop.slice_length)
+    dense_factors(inner.program)  # one sample may be a view, expanded, where all of them had to be copied
     alone = study(inner.program, graph.facts.device_type)
     whole = _held_storages(graph, region)
     seen = {t.untyped_storage()._cdata for node in inner.program.placeholders for t in fake_tensors(node)}

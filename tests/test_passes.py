@@ -164,6 +164,18 @@ def test_views_of_a_split_group_norm_are_views_of_its_result() -> None:
     assert storages(program) == 3  # statistics, result, sum
 
 
+def test_an_expanded_factor_of_a_product_is_made_dense() -> None:
+    """at::matmul would expand the weight instead: in half dtypes, one copy of it for each row."""
+
+    def function(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return F.linear(x.expand(5, 1, 4), w) + F.linear(x.view(1, 4).expand(5, 4), w).view(5, 1, 6)
+
+    program = run_stage("legal", run_stage("clean", captured(function, (1, 1, 4), (6, 4))))
+    (clone,) = program.graph_module.graph.find_nodes(op="call_function", target=aten.clone.default)
+    assert clone.meta["val"].shape == (5, 1, 4)  # two expanded rows of a matrix are fine as they are
+    check(program, function, (1, 1, 4), (6, 4))
+
+
 def test_what_overwrites_a_slice_is_read_itself() -> None:
     """`y[...] = value` is traced as a copy into a slice, whose kernel clones all the memory behind the slice."""
 
