@@ -16,7 +16,7 @@ from torch._ops import OpOverload
 
 from sicompiler.facts.storages import TensorFact
 from sicompiler.facts.workspace import standing_bytes, workspace_bytes
-from sicompiler.facts.workspace_onednn import HALF, takes
+from sicompiler.facts.workspace_onednn import HALF, has_amx, takes
 from sicompiler.runtime.measure import measure_peak
 from sicompiler.units import KIB
 
@@ -24,6 +24,9 @@ aten = torch.ops.aten
 ops = torch.ops.sicompiler
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 SLACK = 4 * KIB  # statistics, indices, scalars
+
+# oneDNN takes half dtypes where there is AVX512; what it does there without AMX is not in the table.
+HALF_MEASURED = has_amx(torch.bfloat16) or not takes(torch.bfloat16)
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=str)
 
@@ -46,6 +49,8 @@ def _compare(target: OpOverload, *args: Any, closeness: float | None = 0.05, **k
     """
     flat = [t for a in (*args, *kwargs.values()) for t in (a if isinstance(a, (list, tuple)) else [a])]
     operands = [t for t in flat if isinstance(t, Tensor)]
+    if not HALF_MEASURED and any(t.dtype in HALF for t in operands):
+        pytest.skip("kernels of half dtypes were measured on CPUs with AVX2 and with AMX; this one has neither")
     with torch.no_grad(), measure_peak("cpu") as peak:
         result = target(*args, **kwargs)
     results = [result] if isinstance(result, Tensor) else list(result)
@@ -156,7 +161,8 @@ def test_half_convolutions_of_unets(row: tuple[Any, ...], dtype: torch.dtype) ->
     x = torch.zeros(n, channels, *sizes, dtype=dtype)
     weight = torch.zeros(features, channels, *kernel, dtype=dtype)
     target = (aten.conv1d, aten.conv2d, aten.conv3d)[dims - 1].default
-    _compare(target, x, weight, None, [stride] * dims, [k // 2 for k in kernel], closeness=close)
+    with _threads(1):  # with more of them every thread has scratch memory: a bound, not as close
+        _compare(target, x, weight, None, [stride] * dims, [k // 2 for k in kernel], closeness=close)
 
 
 # (rows, depth, columns); feed-forward layers, projections, prompts.

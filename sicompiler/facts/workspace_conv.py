@@ -94,7 +94,8 @@ def _onednn(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int) -> in
         columns = math.prod(weight.shape[1:]) * math.prod(y.shape[-2:]) * x.dtype.itemsize
         return strided_copy([x], []) + max(torch.get_num_threads() * columns + 128, y.nbytes)
     strided_point = math.prod(weight.shape[2:]) == 1 and x.shape[2:] != y.shape[2:]
-    few = x.shape[1] < block and not strided_point
+    point = math.prod(weight.shape[2:]) == 1  # with AVX512 its few channels are filled up like more
+    few = x.shape[1] < block and not strided_point and not (point and block == 16)
     x_filled = 0 if few and groups == 1 else x.nbytes * round_up(x.shape[1], 1 if few else block) // x.shape[1]
     y_filled = y.nbytes * round_up(y.shape[1], block) // y.shape[1]
     w_filled = weight.nbytes * round_up(weight.shape[0], block) // weight.shape[0]
