@@ -24,7 +24,8 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 
-from sicompiler.errors import CaptureError
+from sicompiler.entry import FORWARD, entry_module, has_method
+from sicompiler.errors import BadInput, CaptureError
 
 
 class Source(StrEnum):
@@ -157,21 +158,44 @@ def _advice(error: Exception) -> str:
     return "  the model must be traceable by torch.export.export(model, args, kwargs, strict=False)"
 
 
-def capture(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> Program:
+def _check_entry(model: torch.nn.Module, method: str) -> None:
+    if not has_method(model, method):
+        raise BadInput(f"{type(model).__name__} has no method {method!r} to capture")
+    tiled = next((path for path, child in model.named_modules() if getattr(child, "use_tiling", False) is True), None)
+    if tiled is not None:
+        where = f" of {tiled}" if tiled else ""
+        raise BadInput(
+            f"tiling is on{where} in this {type(model).__name__}: tiles are blended where they meet, which is another "
+            "output than that of the whole; call disable_tiling() first, a compiled model fits a budget without it"
+        )
+
+
+def capture(
+    model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, *, method: str = FORWARD
+) -> Program:
     """Trace a model into a `Program`.
 
     Args:
         model: any module that `torch.export` can trace; its parameters may be real or fake tensors.
         args: positional example inputs; only shapes, dtypes, devices and Python values matter.
         kwargs: keyword example inputs.
+        method: the entry point: the name of the method that is called, such as `decode`.
 
     Raises:
+        BadInput: there is no such method, or the model blends tiles.
         CaptureError: the model can't be traced, or it writes into its inputs or buffers.
     """
     kwargs = {name: (kwargs or {})[name] for name in sorted(kwargs or {})}
+    _check_entry(model, method)
     mode = _fake_mode_of([*pytree.tree_leaves((args, kwargs)), *named_tensors(model).values()])
-    with _capture_errors(model), torch.no_grad(), mode or contextlib.nullcontext(), paused_gc():
-        exported = torch.export.export(model, tuple(args), kwargs, strict=False)
+    with (
+        _capture_errors(model),
+        torch.no_grad(),
+        mode or contextlib.nullcontext(),
+        paused_gc(),
+        entry_module(model, method) as entry,
+    ):
+        exported = torch.export.export(entry, tuple(args), kwargs, strict=False)
         if any(_mutates(node) for node in exported.graph.nodes):
             exported = exported.run_decompositions({})
     return _program(model, exported)

@@ -201,6 +201,7 @@ class Planner:
         weights_bytes: resident weights.
         dtype: of the weights.
         timings: seconds spent so far, by stage.
+        phase: what part of a pipeline the call is: "denoise", "decode", ...
     """
 
     model: str
@@ -210,6 +211,7 @@ class Planner:
     weights_bytes: int
     dtype: str
     timings: dict[str, float]
+    phase: str = "denoise"
 
     @property
     def unsliced_bytes(self) -> int:
@@ -272,6 +274,7 @@ class Planner:
             seconds=seconds,
             timings=timings,
             held_bytes=search.graph.extra_bytes,
+            phase=self.phase,
         )
 
 
@@ -305,6 +308,7 @@ def make_planner(
     progress: Progress | None = None,
     observer: Observer | None = None,
     timings: dict[str, float] | None = None,
+    phase: str = "denoise",
 ) -> Planner:
     """Analyse a captured program.
 
@@ -318,6 +322,7 @@ def make_planner(
         progress: told about long work.
         observer: shown every stage.
         timings: seconds spent before (on the capture).
+        phase: what part of a pipeline the call is.
     """
     began = time.perf_counter()
     clean = run_stage("clean", program, observer=observer)
@@ -332,7 +337,7 @@ def make_planner(
             outer = make_outer(graph, loop, region)
             searches.append(make_search(outer.graph, outer, [], machine, progress))
     timings = {**(timings or {}), "analyse": analysed - began, "plan": time.perf_counter() - analysed}
-    return Planner(model, mark, graph, tuple(searches), weights_bytes, dtype, timings)
+    return Planner(model, mark, graph, tuple(searches), weights_bytes, dtype, timings, phase)
 
 
 def rewrite(program: Program, plan: Plan, *, observer: Observer | None = None) -> Program:

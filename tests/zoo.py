@@ -11,7 +11,8 @@ import torch
 
 from sicompiler.models.build import construct, randomize_
 from sicompiler.models.geometry import Sizes
-from sicompiler.models.inputs import FAMILIES, Draw
+from sicompiler.models.family import Draw
+from sicompiler.models.inputs import FAMILIES
 
 
 @dataclass(frozen=True)
