@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from sicompiler.models.build import construct, randomize_
-from sicompiler.models.geometry import Sizes
 from sicompiler.models.family import Draw
+from sicompiler.models.geometry import Sizes
 from sicompiler.models.inputs import FAMILIES
 
 
