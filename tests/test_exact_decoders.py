@@ -1,6 +1,7 @@
 """Every tiny VAE: its decoder gives the same output in float64, planned for several budgets and cut in many loops.
 
-Equality is a relative error of 1e-12, as in `test_exact_models`. On the CPU the floor of most video decoders is the
+Equality is a relative error of 1e-12, as in `test_exact_models`; some decoders compute norms or resample in float32
+whatever the dtype of the model, and there it is a few roundings of float32. On the CPU the floor of most video decoders is the
 unfolded input of a convolution, which no slice makes smaller, so their plans have few loops; the rules of their
 operators are put to the test by loops over as much of the graph as can be cut.
 """
@@ -25,6 +26,7 @@ from sicompiler.testing import rewritten, run_program
 from tests.zoo import method_of, tiny
 
 FLOAT64 = 1e-12
+FLOAT32_ISLANDS = {"ltx-vae": 2e-6, "wan-vae": 2e-6}
 SLACK_BYTES = 2**12  # numbers and tables of a kernel, which no prediction counts
 
 QUICK = ("svd-vae", "sd-vae", "ltx-vae")
@@ -55,7 +57,7 @@ def test_a_decoder_is_exact_at_any_budget(name: str, share: float) -> None:
     with measure_peak("cpu") as peak:
         ours = run_program(done, module, args, kwargs)
     assert type(ours) is type(theirs)
-    assert errors(ours, theirs)[1] <= FLOAT64
+    assert errors(ours, theirs)[1] <= FLOAT32_ISLANDS.get(name, FLOAT64)
     found = peak.bytes + planner.graph.facts.input_bytes + plan.weights_bytes
     assert found <= plan.predicted_peak_bytes + SLACK_BYTES
     assert plan.predicted_peak_bytes <= 1.05 * found
@@ -88,4 +90,4 @@ def test_a_decoder_in_as_many_loops_as_can_be_is_exact(name: str, turn: int) -> 
     loops = widest_loops(planner, turn)
     assert sum(len(region.sliced) for region, _ in loops) > len(planner.graph.facts.nodes) // 20
     ours = run_program(rewritten(planner.searches[0].graph, loops), module, args, kwargs)
-    assert errors(ours, theirs)[1] <= FLOAT64
+    assert errors(ours, theirs)[1] <= FLOAT32_ISLANDS.get(name, FLOAT64)

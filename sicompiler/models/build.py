@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sicompiler.entry import FORWARD
 from sicompiler.errors import BadInput
 from sicompiler.models.family import Draw
 from sicompiler.models.geometry import Sizes
@@ -43,7 +42,7 @@ class ModelCall:
     name: str
     sizes: Sizes | None = None
     fake_mode: FakeTensorMode | None = None
-    method: str = FORWARD
+    method: str = "forward"
 
 
 def build_preset(

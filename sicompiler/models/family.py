@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from sicompiler.entry import FORWARD
 from sicompiler.models.geometry import Geometry, Sizes
 
 if TYPE_CHECKING:
@@ -73,7 +72,7 @@ class Family:
     text_tokens: int
     make: Callable[[Config, Sizes, int, Draw], Inputs]
     size_keys: Mapping[str, str] = field(default_factory=dict)
-    method: str = FORWARD
+    method: str = "forward"
     geometry_keys: Mapping[str, str] = field(default_factory=dict)
 
     def default_sizes(self, config: Config) -> Sizes:
