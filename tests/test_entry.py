@@ -105,6 +105,7 @@ def test_an_unknown_method_is_refused_by_name() -> None:
 
 @pytest.mark.parametrize("nested", [False, True])
 def test_tiling_is_refused_by_name(nested: bool) -> None:
+    module: Any
     module, args, kwargs = tiny("sd-vae")
     module.enable_tiling()
     model: nn.Module = nn.Sequential(module) if nested else module
@@ -113,6 +114,7 @@ def test_tiling_is_refused_by_name(nested: bool) -> None:
 
 
 def test_slicing_of_the_batch_is_captured_as_configured() -> None:
+    module: Any
     module, args, kwargs = tiny("sd-vae", frames=2, height=4, width=4)
     module.enable_slicing()
     program = capture(module, args, kwargs, method="decode")
@@ -147,7 +149,7 @@ ISLANDS = {"ltx-vae": 2e-6, "wan-vae": 2e-6}  # they compute norms or resample i
 
 @pytest.mark.parametrize("name", [n if n == "sd-vae" else pytest.param(n, marks=pytest.mark.slow) for n in ENCODED])
 def test_an_encoder_returns_its_distribution(name: str) -> None:
-    module, _, _ = tiny(name)
+    module: Any = tiny(name)[0]
     frames = torch.randn(ENCODED[name], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     kwargs: dict[str, Any] = {"return_dict": False}
     with torch.no_grad():
