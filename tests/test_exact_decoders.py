@@ -1,9 +1,9 @@
 """Every tiny VAE: its decoder gives the same output in float64, planned for several budgets and cut in many loops.
 
 Equality is a relative error of 1e-12, as in `test_exact_models`; some decoders compute norms or resample in float32
-whatever the dtype of the model, and there it is a few roundings of float32. On the CPU the floor of most video decoders is
-the unfolded input of a convolution, which no slice makes smaller, so their plans have few loops; the rules of their
-operators are put to the test by loops over as much of the graph as can be cut.
+whatever the dtype of the model, and there it is a few roundings of float32. On the CPU the floor of most video
+decoders is the unfolded input of a convolution, which no slice makes smaller, so their plans have few loops; the
+rules of their operators are put to the test by loops over as much of the graph as can be cut.
 """
 
 from __future__ import annotations

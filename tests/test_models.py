@@ -287,7 +287,7 @@ ENCODER = r"(encoder|quant_conv)\..*"  # no part of a decoder
 
 @pytest.mark.parametrize("name", TINY)
 def test_every_weight_of_a_tiny_model_counts(name: str) -> None:
-    latent = {} if method_of(name) == "decode" else {"batch": 1, "frames": 2, "height": 4, "width": 6}
+    latent: dict[str, Any] = {} if method_of(name) == "decode" else {"batch": 1, "frames": 2, "height": 4, "width": 6}
     module, args, kwargs = tiny(name, **latent)
     (out,) = bound_method(module, method_of(name))(*args, **kwargs)
     out.square().sum().backward()
