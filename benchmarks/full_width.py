@@ -1,6 +1,7 @@
-"""Run a full-width video UNet on this machine, untouched and compiled in turns, at several budgets.
+"""Run a full-width video UNet or decoder on this machine, untouched and compiled in turns, at several budgets.
 
     python -m benchmarks.full_width svd --frames 14 --height 256 --width 448 --dtype float32 --rounds 3
+    python -m benchmarks.full_width svd-vae --frames 8 --height 256 --width 448 --dtype float32 --rounds 3
 
 All parameters of the real architecture, random weights. For each budget: measured <= predicted <= budget, the error
 against the untouched model, and the median of the time ratios of runs done in turns. Peaks are of activations: what the
@@ -27,6 +28,7 @@ from rich.table import Table
 from sicompiler.api import prepare
 from sicompiler.capture import flatten_inputs
 from sicompiler.compiler import rewrite
+from sicompiler.entry import bound_method
 from sicompiler.models.build import build_preset
 from sicompiler.runtime.compiled import Compiled
 from sicompiler.runtime.measure import Peak, measure_peak
@@ -76,7 +78,7 @@ def main() -> None:
             torch.Tensor, lambda t: t.to(options.device), (call.args, call.kwargs)
         )
     with console.status("capturing and planning"):
-        program, planner = prepare(model, args, kwargs, name=options.preset)
+        program, planner = prepare(model, args, kwargs, name=options.preset, method=call.method)
     weights, unsliced = planner.weights_bytes, planner.unsliced_bytes - planner.weights_bytes
     floor = planner.floor()[0] - weights
     console.print(f"unsliced {format_bytes(unsliced)}, floor {format_bytes(floor)}, weights {format_bytes(weights)}")
@@ -85,7 +87,7 @@ def main() -> None:
 
     def untouched() -> Any:
         with torch.no_grad():
-            return model(*args, **kwargs)
+            return bound_method(model, call.method)(*args, **kwargs)
 
     rows = []
     for name in options.budgets:
@@ -125,6 +127,7 @@ def main() -> None:
         )
         report = {
             "preset": options.preset,
+            "phase": planner.phase,
             "sizes": vars(call.sizes) if hasattr(call.sizes, "__dict__") else str(call.sizes),
             "dtype": options.dtype,
             "device": torch.cuda.get_device_name()

@@ -20,13 +20,15 @@ _UNIT_RIGHT = frozenset({aten.div.Tensor, aten.mul.Tensor})  # x / 1 and x * 1 a
 
 
 def _same_tensor(node: fx.Node, source: object) -> bool:
-    """Whether a node gives its operand back: same memory, shape, stride and dtype."""
+    """Whether a node gives its operand back: same memory, shape, stride and dtype.
+
+    A list of one tensor, such as a split into one part gives, is not that tensor: its readers pick from a list.
+    """
     if not isinstance(source, fx.Node):
         return False
-    ours, theirs = fake_tensors(node), fake_tensors(source)
-    if len(ours) != 1 or len(theirs) != 1 or not isinstance(source.meta.get("val"), torch.Tensor):
+    a, b = node.meta.get("val"), source.meta.get("val")
+    if not isinstance(a, torch.Tensor) or not isinstance(b, torch.Tensor):
         return False
-    a, b = ours[0], theirs[0]
     return (
         a.untyped_storage()._cdata == b.untyped_storage()._cdata
         and a.shape == b.shape

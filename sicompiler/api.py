@@ -16,6 +16,7 @@ import torch.utils._pytree as pytree
 from sicompiler.capture import capture, flatten_inputs, named_tensors, weights_bytes
 from sicompiler.compiler import Planner, Progress, make_planner, rewrite
 from sicompiler.cost import MACHINES
+from sicompiler.entry import FORWARD
 from sicompiler.errors import BadInput, NotCompiled
 from sicompiler.passes.manager import Observer
 from sicompiler.plan import Plan
@@ -65,6 +66,7 @@ def prepare(
     device_type: str | None = None,
     progress: Progress | None = None,
     observer: Observer | None = None,
+    method: str = FORWARD,
 ) -> tuple[Any, Planner]:
     """Capture and analyse a model: everything up to choosing a plan.
 
@@ -76,6 +78,7 @@ def prepare(
         device_type: plan for this kind of device instead of the one the model is on.
         progress: told about long work.
         observer: shown every stage.
+        method: the entry point: the name of the method that is called.
 
     Returns:
         The captured `Program` and its `Planner`.
@@ -86,7 +89,7 @@ def prepare(
     began = time.perf_counter()
     if progress is not None:
         progress("capture", 0, 1)
-    program = capture(model, args, kwargs)
+    program = capture(model, args, kwargs, method=method)
     captured = time.perf_counter() - began
     if observer is not None:
         observer("captured", program)
@@ -99,6 +102,7 @@ def prepare(
         progress=progress,
         observer=observer,
         timings={"capture": captured},
+        phase="denoise" if method == FORWARD else method,
     )
     return program, planner
 

@@ -16,7 +16,14 @@ from sicompiler.errors import OverBudget
 from sicompiler.facts.kernels import node_workspaces
 from sicompiler.facts.lifetimes import lifetimes
 from sicompiler.facts.modules import common_module, describe
-from sicompiler.facts.storages import GraphFacts, Origin, fake_tensors, graph_facts
+from sicompiler.facts.storages import (
+    ALLOCATION_GRANULE_BYTES,
+    GraphFacts,
+    Origin,
+    fake_tensors,
+    graph_facts,
+    rounded,
+)
 from sicompiler.facts.timeline import Timeline, timeline
 from sicompiler.graph_view import GraphView
 from sicompiler.passes.dense_factors import dense_factors
@@ -134,20 +141,32 @@ def make_outer(graph: Graph, loop: OuterLoop, region: Region) -> OuterGraph:
     alone = study(inner.program, graph.facts.device_type)
     whole = _held_storages(graph, region)
     seen = {t.untyped_storage()._cdata for node in inner.program.placeholders for t in fake_tensors(node)}
-    extra = sum(nbytes for storage, nbytes in whole.items() if storage not in seen)
+    extra = sum(nbytes for storage, nbytes in whole.items() if storage not in seen) + _results_bytes(graph)
     return OuterGraph(loop, region, inner, Graph(inner.program, alone.view, alone.line, extra))
 
 
 def _held_storages(graph: Graph, region: Region) -> dict[int, int]:
-    """Storages that live as long as the outer loop: inputs, results and what is computed before it."""
+    """Storages that live as long as the outer loop: inputs and what is computed before it."""
     facts = graph.facts
-    positions = [*range(facts.num_placeholders), *region.hoisted, *(facts.position[n] for n in facts.outputs)]
+    positions = [*range(facts.num_placeholders), *region.hoisted]
     return {
         fake.untyped_storage()._cdata: facts.storages[tensor.storage].nbytes
         for p in positions
         for fake, tensor in zip(fake_tensors(facts.nodes[p]), facts.tensors[p], strict=True)
         if facts.storages[tensor.storage].origin is not Origin.WEIGHT
     }
+
+
+def _results_bytes(graph: Graph) -> int:
+    """The buffers an outer loop writes its results into."""
+    granule = ALLOCATION_GRANULE_BYTES.get(graph.facts.device_type, 1)
+    total = 0
+    for node in dict.fromkeys(graph.facts.outputs):
+        tensor = graph.facts.tensors[graph.facts.position[node]][0]
+        span = 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride, strict=True))
+        nbytes = span * tensor.dtype.itemsize if tensor.numel else 0
+        total += rounded(nbytes, granule)
+    return total
 
 
 @dataclass(frozen=True)
@@ -206,6 +225,7 @@ class Planner:
         weights_bytes: resident weights.
         dtype: of the weights.
         timings: seconds spent so far, by stage.
+        phase: what part of a pipeline the call is: "denoise", "decode", ...
     """
 
     model: str
@@ -215,6 +235,7 @@ class Planner:
     weights_bytes: int
     dtype: str
     timings: dict[str, float]
+    phase: str = "denoise"
 
     @property
     def unsliced_bytes(self) -> int:
@@ -277,6 +298,7 @@ class Planner:
             seconds=seconds,
             timings=timings,
             held_bytes=search.graph.extra_bytes,
+            phase=self.phase,
         )
 
 
@@ -310,6 +332,7 @@ def make_planner(
     progress: Progress | None = None,
     observer: Observer | None = None,
     timings: dict[str, float] | None = None,
+    phase: str = "denoise",
 ) -> Planner:
     """Analyse a captured program.
 
@@ -323,6 +346,7 @@ def make_planner(
         progress: told about long work.
         observer: shown every stage.
         timings: seconds spent before (on the capture).
+        phase: what part of a pipeline the call is.
     """
     began = time.perf_counter()
     clean = run_stage("clean", program, observer=observer)
@@ -337,7 +361,7 @@ def make_planner(
             outer = make_outer(graph, loop, region)
             searches.append(make_search(outer.graph, outer, [], machine, progress))
     timings = {**(timings or {}), "analyse": analysed - began, "plan": time.perf_counter() - analysed}
-    return Planner(model, mark, graph, tuple(searches), weights_bytes, dtype, timings)
+    return Planner(model, mark, graph, tuple(searches), weights_bytes, dtype, timings, phase)
 
 
 def rewrite(program: Program, plan: Plan, *, observer: Observer | None = None) -> Program:

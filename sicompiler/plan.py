@@ -92,6 +92,7 @@ class Plan:
         seconds: predicted time of a run.
         timings: seconds spent on capture, analysis and planning; not part of the plan's identity.
         held_bytes: alive all the time beside weights and graph: what an outer loop holds whole.
+        phase: what part of a pipeline the call is: "denoise", "decode", ...
     """
 
     model: str
@@ -110,6 +111,7 @@ class Plan:
     seconds: float
     timings: Mapping[str, float] = field(default_factory=dict, compare=False)
     held_bytes: int = 0
+    phase: str = "denoise"
     version: int = PLAN_VERSION
 
     @property

@@ -1,4 +1,4 @@
-"""Tiny versions of every denoiser: all block types of the real architecture, random weights on every path, float64."""
+"""Tiny versions of every model: all block types of the real architecture, random weights on every path, float64."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from sicompiler.models.build import construct, randomize_
+from sicompiler.models.family import Draw
 from sicompiler.models.geometry import Sizes
-from sicompiler.models.inputs import FAMILIES, Draw
+from sicompiler.models.inputs import FAMILIES
+from tests.zoo_decoders import CONFIGS
 
 
 @dataclass(frozen=True)
@@ -138,8 +140,17 @@ TINY: Mapping[str, Tiny] = MappingProxyType(
         "ltx-video": Tiny("LTXVideoTransformer3DModel", _LTX, Sizes(2, 3, 5, 6), text_tokens=7),
         "hunyuanvideo": Tiny("HunyuanVideoTransformer3DModel", _HUNYUANVIDEO, Sizes(2, 3, 8, 12), text_tokens=7),
         "mochi": Tiny("MochiTransformer3DModel", _MOCHI, Sizes(2, 3, 8, 12), text_tokens=7),
+        **{
+            name: Tiny(class_name, config, Sizes(*latent), norm_groups=8 if name in ("svd-vae", "mochi-vae") else None)
+            for name, (class_name, config, latent) in CONFIGS.items()
+        },
     }
 )
+
+
+def method_of(name: str) -> str:
+    """The entry point of a tiny model."""
+    return FAMILIES[TINY[name].class_name].method
 
 
 def tiny(

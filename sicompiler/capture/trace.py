@@ -24,6 +24,7 @@ from sicompiler.capture.bounded import bound_lengths
 from sicompiler.capture.contexts import casts_by_itself, graphs, inline_contexts
 from sicompiler.capture.program import Binding, Program, Source, named_tensors
 from sicompiler.capture.reasons import advice, reason, source_line
+from sicompiler.entry import FORWARD, entry_module, has_method
 from sicompiler.errors import BadInput, CaptureError
 
 _SOURCES = {
@@ -52,24 +53,46 @@ def _capture_errors(model: torch.nn.Module) -> Iterator[None]:
         raise CaptureError(f"{name} can't be captured: {reason(error)}\n{advice(error)}") from error
 
 
-def capture(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> Program:
+def _check_entry(model: torch.nn.Module, method: str) -> None:
+    if not has_method(model, method):
+        raise BadInput(f"{type(model).__name__} has no method {method!r} to capture")
+    tiled = next((path for path, child in model.named_modules() if getattr(child, "use_tiling", False) is True), None)
+    if tiled is not None:
+        where = f" of {tiled}" if tiled else ""
+        raise BadInput(
+            f"tiling is on{where} in this {type(model).__name__}: tiles are blended where they meet, which is another "
+            "output than that of the whole; call disable_tiling() first, a compiled model fits a budget without it"
+        )
+
+
+def capture(
+    model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, *, method: str = FORWARD
+) -> Program:
     """Trace a model into a `Program`.
 
     Args:
         model: any module that `torch.export` can trace; its parameters may be real or fake tensors.
         args: positional example inputs; only shapes, dtypes, devices and Python values matter.
         kwargs: keyword example inputs.
+        method: the entry point: the name of the method that is called, such as `decode`.
 
     Raises:
         CaptureError: the model can't be traced, it writes into its inputs or buffers, or sizes depend on the values of
             tensors in a way that `capture.bounded` has no rule for.
-        BadInput: called under `torch.autocast`.
+        BadInput: called under `torch.autocast`; there is no such method; the model blends tiles.
     """
     kwargs = {name: (kwargs or {})[name] for name in sorted(kwargs or {})}
     tensors = [*pytree.tree_leaves((args, kwargs)), *named_tensors(model).values()]
     check_no_autocast(tensors)
-    with _capture_errors(model), torch.no_grad(), _fake_mode_of(tensors) or contextlib.nullcontext(), paused_gc():
-        exported = torch.export.export(model, tuple(args), kwargs, strict=False)
+    _check_entry(model, method)
+    with (
+        _capture_errors(model),
+        torch.no_grad(),
+        _fake_mode_of(tensors) or contextlib.nullcontext(),
+        paused_gc(),
+        entry_module(model, method) as entry,
+    ):
+        exported = torch.export.export(entry, tuple(args), kwargs, strict=False)
         if _mutates(exported.graph_module) or casts_by_itself(exported.graph_module):
             exported = exported.run_decompositions({})
         inline_contexts(exported.graph_module)

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import torch
 
-import sicompiler
+from sicompiler.api import prepare
 from sicompiler.capture import weights_bytes
 from sicompiler.cli.options import ModelOptions
 from sicompiler.cli.output import Progress, note, quiet, show_json, show_text
 from sicompiler.cli.work import find
+from sicompiler.compiler import rewrite
 from sicompiler.errors import BadInput
+from sicompiler.runtime.compiled import Compiled
+from sicompiler.runtime.verify import compare
 from sicompiler.units import format_bytes, parse_bytes
 
 # What rounding can make of random weights, relative to the biggest output; more is a bug.
@@ -30,7 +33,7 @@ def run(options: ModelOptions, gb: str, *, as_json: bool) -> int:
         OverBudget: no plan fits.
         BadInput: the model is too large for this machine.
     """
-    parse_bytes(gb)
+    budget_bytes = parse_bytes(gb)
     assert options.device is not None
     device = options.device.value
     if device == "cuda" and not torch.cuda.is_available():
@@ -45,11 +48,10 @@ def run(options: ModelOptions, gb: str, *, as_json: bool) -> int:
         model = call.module.to(device)
         args, kwargs = torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.to(device), (call.args, call.kwargs))
         with quiet():
-            sicompiler.compile_for_budget(model, gb, example_inputs=(args, kwargs), progress=progress)
+            program, planner = prepare(model, args, kwargs, progress=progress, method=call.method)
+            plan = planner.plan(budget_bytes)
             progress("running both", 0, 1)
-            found = sicompiler.verify(model, (args, kwargs))
-    plan = sicompiler.report(model).plan
-    assert plan is not None
+            found = compare(model, Compiled(rewrite(program, plan), plan), args, kwargs, method=call.method)
     tolerance = TOLERANCES.get(plan.dtype, 1e-4)
     equal = found.bitwise or found.max_rel_error <= tolerance
     if as_json:

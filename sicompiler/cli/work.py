@@ -70,7 +70,13 @@ def prepare(target: Target, progress: Progress) -> tuple[Program, Planner]:
     call = target.call
     with quiet():
         program, planner = prepare_model(
-            call.module, call.args, call.kwargs, name=call.name, device_type=target.device, progress=progress
+            call.module,
+            call.args,
+            call.kwargs,
+            name=call.name,
+            device_type=target.device,
+            progress=progress,
+            method=call.method,
         )
     return program, planner
 
@@ -80,7 +86,7 @@ def legal_program(target: Target, progress: Progress, upto: Stage = Stage.LEGAL)
     call = target.call
     progress("capture", 0, 1)
     with quiet():
-        program = capture(call.module, call.args, call.kwargs)
+        program = capture(call.module, call.args, call.kwargs, method=call.method)
         for stage in (Stage.CLEAN, Stage.LEGAL):
             if list(Stage).index(stage) <= list(Stage).index(upto):
                 program = run_stage(stage.value, program)

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sicompiler.errors import BadInput
+from sicompiler.models.family import Draw
 from sicompiler.models.geometry import Sizes
-from sicompiler.models.inputs import FAMILIES, Draw
+from sicompiler.models.inputs import FAMILIES
 from sicompiler.models.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ _DTYPES = ("float16", "bfloat16", "float32", "float64")
 
 @dataclass(frozen=True)
 class ModelCall:
-    """A model and one call of it: `module(*args, **kwargs)`.
+    """A model and one call of it: `module(*args, **kwargs)`, or of another of its methods.
 
     Attributes:
         module: the model, in eval mode.
@@ -32,6 +33,7 @@ class ModelCall:
         name: how the user named it.
         sizes: in pixels and video frames; None where they are not known.
         fake_mode: the mode that parameters, buffers and inputs belong to; None where they are real.
+        method: the entry point: the name of the method that is called.
     """
 
     module: torch.nn.Module
@@ -40,6 +42,7 @@ class ModelCall:
     name: str
     sizes: Sizes | None = None
     fake_mode: FakeTensorMode | None = None
+    method: str = "forward"
 
 
 def build_preset(
@@ -113,7 +116,7 @@ def build_model(
         raise BadInput(f"unknown dtype {dtype!r}; known: {', '.join(_DTYPES)}")
     family = FAMILIES[class_name]
     pixels = (default_sizes or family.default_sizes(config)).replaced(**sizes)
-    latent = family.geometry.latent(pixels, config, name)
+    latent = family.geometry_of(config).latent(pixels, config, name)
 
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -129,7 +132,7 @@ def build_model(
         args, kwargs = family.make(module.config, latent, family.text_tokens, draw)
     if fake_mode is not None:
         _fake_buffers_(module, fake_mode)
-    return ModelCall(module, args, kwargs, name, pixels, fake_mode)
+    return ModelCall(module, args, kwargs, name, pixels, fake_mode, family.method)
 
 
 def construct(class_name: str, config: Mapping[str, Any], dtype: torch.dtype) -> Any:

@@ -2,81 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
 
+from sicompiler.models.autoencoders import AUTOENCODERS
+from sicompiler.models.family import Config, Draw, Family, Inputs
 from sicompiler.models.geometry import Geometry, Sizes
-
-if TYPE_CHECKING:
-    import torch
-
-Config = Mapping[str, Any]
-Inputs = tuple[tuple[Any, ...], dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Draw:
-    """Makes example tensors: fake ones under a fake mode, else random ones that a seed fixes.
-
-    Attributes:
-        dtype: of every tensor that the pipeline keeps in the model's precision.
-        generator: of the random numbers; None under a fake mode.
-    """
-
-    dtype: torch.dtype
-    generator: torch.Generator | None = None
-
-    def normal(self, *shape: int) -> torch.Tensor:
-        """Standard normal numbers."""
-        import torch
-
-        return torch.randn(shape, generator=self.generator, dtype=self.dtype)
-
-    def valid(self, batch: int, tokens: int) -> torch.Tensor:
-        """A bool mask of prompts padded at their end, [batch, tokens]: prompts grow from row to row, all are padded."""
-        import torch
-
-        lengths = torch.tensor([max(1, tokens * (row + 1) // (batch + 1)) for row in range(batch)])
-        return torch.arange(tokens) < lengths[:, None]
-
-    def full(self, *values: float) -> torch.Tensor:
-        """A vector of the given values in the model's precision."""
-        import torch
-
-        return torch.tensor(values, dtype=self.dtype)
-
-    def timestep(self, value: float) -> torch.Tensor:
-        """One step of a scheduler, shape []: int64 from a whole number, else float32, as in every pipeline."""
-        import torch
-
-        return torch.tensor(value, dtype=torch.int64 if isinstance(value, int) else torch.float32)
-
-
-@dataclass(frozen=True)
-class Family:
-    """One class of diffusers: what its calls look like.
-
-    Attributes:
-        geometry: pixels to latents.
-        sizes: default sizes in pixels and video frames.
-        text_tokens: length the pipeline pads prompts to.
-        make: (config, latent sizes, text tokens, draw) to (args, kwargs) of a call with `return_dict=False`.
-        size_keys: the configuration key of each default size the pipeline reads there; height and width are latent.
-    """
-
-    geometry: Geometry
-    sizes: Sizes
-    text_tokens: int
-    make: Callable[[Config, Sizes, int, Draw], Inputs]
-    size_keys: Mapping[str, str] = field(default_factory=dict)
-
-    def default_sizes(self, config: Config) -> Sizes:
-        """Sizes in pixels when the user gives none: what the configuration says, else those of the class."""
-        found = {size: config[key] for size, key in self.size_keys.items() if isinstance(config.get(key), int)}
-        pixels = {size: n if size == "frames" else n * self.geometry.spatial for size, n in found.items()}
-        return self.sizes.replaced(**pixels)
 
 
 def _svd(config: Config, latent: Sizes, text_tokens: int, draw: Draw) -> Inputs:
@@ -210,5 +141,6 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             Geometry(8, 1, 8), Sizes(2, 14, 576, 1024), 1, _svd, {"frames": "num_frames"}
         ),
         "WanTransformer3DModel": Family(Geometry(8, 4, 16), Sizes(1, 81, 480, 832), 512, _wan),
+        **AUTOENCODERS,
     }
 )

@@ -45,6 +45,13 @@ _ANIMATEDIFF = {
 
 _WAN_SMALL = {"num_attention_heads": 12, "attention_head_dim": 128, "ffn_dim": 8960, "num_layers": 30}
 
+_KL = {
+    "block_out_channels": (128, 256, 512, 512),
+    "down_block_types": ("DownEncoderBlock2D",) * 4,
+    "layers_per_block": 2,
+}
+_SD_VAE = _KL | {"up_block_types": ("UpDecoderBlock2D",) * 4, "sample_size": 512}
+
 _ROWS = (
     Preset("svd", "UNetSpatioTemporalConditionModel", 1524.6, _SVD | {"num_frames": 14}),
     Preset("svd-xt", "UNetSpatioTemporalConditionModel", 1524.6, _SVD | {"num_frames": 25}),
@@ -57,6 +64,13 @@ _ROWS = (
     Preset("ltx-video", "LTXVideoTransformer3DModel", 1923.4),
     Preset("hunyuanvideo", "HunyuanVideoTransformer3DModel", 12821.0),
     Preset("mochi", "MochiTransformer3DModel", 10027.7),
+    Preset("svd-vae", "AutoencoderKLTemporalDecoder", 97.7, _KL),
+    Preset("sd-vae", "AutoencoderKL", 83.7, _SD_VAE),
+    Preset("wan-vae", "AutoencoderKLWan", 126.9),
+    Preset("cogvideox-vae", "AutoencoderKLCogVideoX", 215.6),
+    Preset("hunyuanvideo-vae", "AutoencoderKLHunyuanVideo", 246.5),
+    Preset("ltx-vae", "AutoencoderKLLTXVideo", 419.2),
+    Preset("mochi-vae", "AutoencoderKLMochi", 459.7),
 )
 
 PRESETS: Mapping[str, Preset] = MappingProxyType({row.name: row for row in _ROWS})

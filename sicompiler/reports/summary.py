@@ -37,7 +37,7 @@ def summary(plan: Plan) -> dict[str, Any]:
     outer = plan.outer
     return {
         "model": plan.model,
-        "phase": "denoise",
+        "phase": plan.phase,
         "device": plan.device,
         "dtype": plan.dtype,
         "budget_bytes": plan.budget_bytes,

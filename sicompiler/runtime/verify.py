@@ -11,6 +11,7 @@ import torch
 import torch.utils._pytree as pytree
 
 from sicompiler.capture import flatten_inputs
+from sicompiler.entry import FORWARD, bound_method
 from sicompiler.runtime.compiled import Compiled
 from sicompiler.runtime.measure import measure_peak
 from sicompiler.units import format_bytes, format_seconds
@@ -76,7 +77,14 @@ def errors(ours: Any, theirs: Any) -> tuple[float, float, bool]:
     return biggest_abs, biggest_rel, bitwise
 
 
-def compare(model: torch.nn.Module, compiled: Compiled, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Verification:
+def compare(
+    model: torch.nn.Module,
+    compiled: Compiled,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    *,
+    method: str = FORWARD,
+) -> Verification:
     """Run both models on the same inputs.
 
     Args:
@@ -84,6 +92,7 @@ def compare(model: torch.nn.Module, compiled: Compiled, args: Sequence[Any], kwa
         compiled: its rewritten form for these inputs.
         args: positional inputs.
         kwargs: keyword inputs.
+        method: the entry point that was captured.
     """
     plan = compiled.plan
     flat, _ = flatten_inputs(args, kwargs)
@@ -92,7 +101,7 @@ def compare(model: torch.nn.Module, compiled: Compiled, args: Sequence[Any], kwa
     )
     began = time.perf_counter()
     with measure_peak(plan.device) as untouched, torch.no_grad():
-        theirs = model(*args, **kwargs)
+        theirs = bound_method(model, method)(*args, **kwargs)
     between = time.perf_counter()
     with measure_peak(plan.device) as measured:
         ours = compiled.run(model, flat)

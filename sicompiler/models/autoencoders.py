@@ -1,0 +1,58 @@
+"""Example inputs of the decoder of a VAE, as its diffusers pipeline passes them: one row per class of diffusers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from sicompiler.models.family import Config, Draw, Family, Inputs
+from sicompiler.models.geometry import Geometry, Sizes
+
+DECODE = "decode"
+
+
+def _frames_in_batch(config: Config, latent: Sizes, text_tokens: int, draw: Draw) -> Inputs:
+    shape = (latent.batch * latent.frames, config["latent_channels"], latent.height, latent.width)
+    return (draw.normal(*shape),), {"return_dict": False}
+
+
+def _temporal_decoder(config: Config, latent: Sizes, text_tokens: int, draw: Draw) -> Inputs:
+    args, kwargs = _frames_in_batch(config, latent, text_tokens, draw)
+    return args, kwargs | {"num_frames": latent.frames}
+
+
+def _video(config: Config, latent: Sizes, text_tokens: int, draw: Draw) -> Inputs:
+    channels = config["z_dim"] if "z_dim" in config else config["latent_channels"]
+    shape = (latent.batch, channels, latent.frames, latent.height, latent.width)
+    return (draw.normal(*shape),), {"return_dict": False}
+
+
+def _ltx(config: Config, latent: Sizes, text_tokens: int, draw: Draw) -> Inputs:
+    (latents,), kwargs = _video(config, latent, text_tokens, draw)
+    time = draw.full(*[0.05] * latent.batch) if config["timestep_conditioning"] else None
+    return (latents, time), kwargs
+
+
+_RATIOS = {"spatial": "spatial_compression_ratio", "temporal": "temporal_compression_ratio"}
+_SCALES = {"spatial": "scale_factor_spatial", "temporal": "scale_factor_temporal"}
+
+AUTOENCODERS: Mapping[str, Family] = MappingProxyType(
+    {
+        "AutoencoderKL": Family(Geometry(8, 1, 8), Sizes(1, 16, 576, 1024), 0, _frames_in_batch, method=DECODE),
+        "AutoencoderKLCogVideoX": Family(Geometry(8, 4, 8), Sizes(1, 49, 480, 720), 0, _video, method=DECODE),
+        "AutoencoderKLHunyuanVideo": Family(
+            Geometry(8, 4, 8), Sizes(1, 65, 512, 512), 0, _video, method=DECODE, geometry_keys=_RATIOS
+        ),
+        "AutoencoderKLLTXVideo": Family(
+            Geometry(32, 8, 32), Sizes(1, 121, 512, 768), 0, _ltx, method=DECODE, geometry_keys=_RATIOS
+        ),
+        "AutoencoderKLMochi": Family(Geometry(8, 6, 8), Sizes(1, 79, 480, 848), 0, _video, method=DECODE),
+        "AutoencoderKLTemporalDecoder": Family(
+            Geometry(8, 1, 8), Sizes(1, 14, 576, 1024), 0, _temporal_decoder, method=DECODE
+        ),
+        "AutoencoderKLWan": Family(
+            Geometry(8, 4, 8), Sizes(1, 81, 480, 832), 0, _video, method=DECODE, geometry_keys=_SCALES
+        ),
+    }
+)
+"""The classes of VAEs whose decoders can be planned."""
