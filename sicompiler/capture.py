@@ -157,24 +157,50 @@ def _advice(error: Exception) -> str:
     return "  the model must be traceable by torch.export.export(model, args, kwargs, strict=False)"
 
 
-def capture(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> Program:
+def capture(
+    model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, *, method: str = "forward"
+) -> Program:
     """Trace a model into a `Program`.
 
     Args:
         model: any module that `torch.export` can trace; its parameters may be real or fake tensors.
         args: positional example inputs; only shapes, dtypes, devices and Python values matter.
         kwargs: keyword example inputs.
+        method: which of its methods to trace, e.g. the `decode` of a VAE. Parameters keep their names in the model.
 
     Raises:
         CaptureError: the model can't be traced, or it writes into its inputs or buffers.
     """
     kwargs = {name: (kwargs or {})[name] for name in sorted(kwargs or {})}
     mode = _fake_mode_of([*pytree.tree_leaves((args, kwargs)), *named_tensors(model).values()])
-    with _capture_errors(model), torch.no_grad(), mode or contextlib.nullcontext(), paused_gc():
+    with (
+        _capture_errors(model),
+        torch.no_grad(),
+        mode or contextlib.nullcontext(),
+        paused_gc(),
+        _as_forward(model, method),
+    ):
         exported = torch.export.export(model, tuple(args), kwargs, strict=False)
         if any(_mutates(node) for node in exported.graph.nodes):
             exported = exported.run_decompositions({})
     return _program(model, exported)
+
+
+@contextlib.contextmanager
+def _as_forward(model: torch.nn.Module, method: str) -> Iterator[None]:
+    """Let `torch.export`, which traces `forward`, find another method there; a wrapper would rename the parameters."""
+    if method == "forward":
+        yield
+        return
+    before = model.__dict__.get("forward")
+    model.__dict__["forward"] = getattr(model, method)
+    try:
+        yield
+    finally:
+        if before is None:
+            del model.__dict__["forward"]
+        else:
+            model.__dict__["forward"] = before
 
 
 @contextlib.contextmanager

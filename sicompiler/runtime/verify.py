@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,7 +76,14 @@ def errors(ours: Any, theirs: Any) -> tuple[float, float, bool]:
     return biggest_abs, biggest_rel, bitwise
 
 
-def compare(model: torch.nn.Module, compiled: Compiled, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Verification:
+def compare(
+    model: torch.nn.Module,
+    compiled: Compiled,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    *,
+    call: Callable[..., Any] | None = None,
+) -> Verification:
     """Run both models on the same inputs.
 
     Args:
@@ -84,6 +91,7 @@ def compare(model: torch.nn.Module, compiled: Compiled, args: Sequence[Any], kwa
         compiled: its rewritten form for these inputs.
         args: positional inputs.
         kwargs: keyword inputs.
+        call: the method that was compiled; the model itself if not given.
     """
     plan = compiled.plan
     flat, _ = flatten_inputs(args, kwargs)
@@ -92,7 +100,7 @@ def compare(model: torch.nn.Module, compiled: Compiled, args: Sequence[Any], kwa
     )
     began = time.perf_counter()
     with measure_peak(plan.device) as untouched, torch.no_grad():
-        theirs = model(*args, **kwargs)
+        theirs = (call or model)(*args, **kwargs)
     between = time.perf_counter()
     with measure_peak(plan.device) as measured:
         ours = compiled.run(model, flat)

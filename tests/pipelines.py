@@ -1,0 +1,169 @@
+"""Tiny diffusers pipelines with random weights: every component of the real one, small enough for a test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import nn
+
+from sicompiler.models.build import construct, randomize_
+from tests.zoo import TINY
+
+TEXT = 16  # width of prompts in the zoo's tiny denoisers
+TOKENS = 8
+
+
+def component(class_name: str, config: Mapping[str, Any], dtype: torch.dtype, seed: int = 0) -> Any:
+    """A model of diffusers with random weights."""
+    module = construct(class_name, config, dtype)
+    randomize_(module, seed)
+    return module
+
+
+def denoiser(name: str, dtype: torch.dtype, **changes: Any) -> Any:
+    """A tiny denoiser of the zoo."""
+    row = TINY[name]
+    module = component(row.class_name, {**row.config, **changes}, dtype)
+    for child in module.modules():
+        if row.norm_groups is not None and isinstance(child, nn.GroupNorm):
+            child.num_groups = row.norm_groups
+    return module
+
+
+def tokenizer() -> Any:
+    """A tokenizer of whole words that knows five of them."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    words = ["<pad>", "<unk>", "<s>", "</s>", "a", "cat", "runs", "dog", "sleeps"]
+    inner = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", unk_token="<unk>", bos_token="<s>", eos_token="</s>",
+        model_max_length=TOKENS,
+    )  # fmt: skip
+
+
+def finished(module: Any, dtype: torch.dtype) -> Any:
+    """A model of transformers, ready to run."""
+    module = module.to(dtype).eval()
+    randomize_(module, 3)
+    return module
+
+
+def clip_text(dtype: torch.dtype) -> Any:
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    config = CLIPTextConfig(
+        vocab_size=16, hidden_size=TEXT, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
+        max_position_embeddings=TOKENS, projection_dim=TEXT, bos_token_id=2, eos_token_id=3, pad_token_id=0,
+    )  # fmt: skip
+    return finished(CLIPTextModel(config), dtype)
+
+
+def clip_vision(dtype: torch.dtype) -> Any:
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    config = CLIPVisionConfig(
+        hidden_size=TEXT, intermediate_size=32, projection_dim=TEXT, num_hidden_layers=2, num_attention_heads=2,
+        image_size=32, patch_size=8,
+    )  # fmt: skip
+    return finished(CLIPVisionModelWithProjection(config), dtype)
+
+
+def feature_extractor() -> Any:
+    from transformers import CLIPImageProcessor
+
+    return CLIPImageProcessor(size=32, crop_size=32)
+
+
+def svd(dtype: torch.dtype = torch.float32) -> Any:
+    from diffusers import EulerDiscreteScheduler, StableVideoDiffusionPipeline
+
+    vae = component(
+        "AutoencoderKLTemporalDecoder",
+        {
+            "block_out_channels": (32, 64),
+            "down_block_types": ("DownEncoderBlock2D", "DownEncoderBlock2D"),
+            "layers_per_block": 1,
+        },
+        dtype,
+    )
+    pipe = StableVideoDiffusionPipeline(
+        vae=vae,
+        image_encoder=clip_vision(dtype),
+        unet=denoiser("svd", dtype, in_channels=8),
+        scheduler=EulerDiscreteScheduler(
+            timestep_type="continuous", prediction_type="v_prediction", use_karras_sigmas=True, sigma_min=0.002,
+            sigma_max=700.0,
+        ),
+        feature_extractor=feature_extractor(),
+    )  # fmt: skip
+    return quiet(pipe)
+
+
+def svd_call(dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+    return {"image": image, "height": 64, "width": 48, "num_frames": 4, "num_inference_steps": 2, "output_type": "pt"}
+
+
+def vae_2d(dtype: torch.dtype) -> Any:
+    return component(
+        "AutoencoderKL",
+        {
+            "block_out_channels": (8, 16),
+            "down_block_types": ("DownEncoderBlock2D", "DownEncoderBlock2D"),
+            "up_block_types": ("UpDecoderBlock2D", "UpDecoderBlock2D"),
+            "layers_per_block": 1,
+            "latent_channels": 4,
+            "norm_num_groups": 4,
+        },
+        dtype,
+    )
+
+
+def animatediff(dtype: torch.dtype = torch.float32) -> Any:
+    from diffusers import AnimateDiffPipeline, DDIMScheduler
+
+    adapter = component(
+        "MotionAdapter",
+        {"block_out_channels": (8, 16), "motion_layers_per_block": 1, "motion_norm_num_groups": 4,
+         "motion_num_attention_heads": 2},
+        dtype,
+    )  # fmt: skip
+    pipe = AnimateDiffPipeline(
+        vae=vae_2d(dtype),
+        text_encoder=clip_text(dtype),
+        tokenizer=tokenizer(),
+        unet=denoiser("animatediff", dtype),
+        motion_adapter=adapter,
+        scheduler=DDIMScheduler(beta_schedule="linear", clip_sample=False),
+    )
+    return quiet(pipe)
+
+
+def animatediff_call(dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    return {
+        "prompt": "a cat runs", "negative_prompt": "dog", "height": 16, "width": 24, "num_frames": 4,
+        "num_inference_steps": 2, "output_type": "pt",
+    }  # fmt: skip
+
+
+def quiet(pipe: Any) -> Any:
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+Builder = Callable[[torch.dtype], Any]
+
+PIPELINES: Mapping[str, tuple[Builder, Callable[[torch.dtype], dict[str, Any]]]] = MappingProxyType(
+    {"svd": (svd, svd_call), "animatediff": (animatediff, animatediff_call)}
+)
+
+
+def run(pipe: Any, call: Mapping[str, Any], seed: int = 0) -> Any:
+    """The frames of a call."""
+    return pipe(**call, generator=torch.Generator().manual_seed(seed)).frames
