@@ -10,7 +10,7 @@ import inspect
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from types import FrameType
+from types import FrameType, FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -18,7 +18,8 @@ import torch.utils._pytree as pytree
 
 from sicompiler.adapters.roles import modules_of, pipeline_class
 
-_DEPTH = 4  # lists of lists of outputs: no pipeline nests its tensors deeper
+UNSEEN_BYTES = 2**12  # numbers and small tables, kept in closures and iterators where nobody looks
+_DEPTH = 4  # outputs, distributions, lists of them: no pipeline nests its tensors deeper
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ def reserved(pipe: Any, model: torch.nn.Module, inputs: Any, device: torch.devic
         for keeper in (owner, getattr(owner, "scheduler", None)):
             roots += getattr(keeper, "__dict__", {}).values()
     held = storages(_tensors(roots), device)
-    return Reserved(tuple(rows), sum(n for key, n in held.items() if key not in known and key not in own_inputs))
+    found = sum(n for key, n in held.items() if key not in known and key not in own_inputs)
+    return Reserved(tuple(rows), found + UNSEEN_BYTES)
 
 
 def _distinct(*pipes: Any) -> list[Any]:
@@ -124,5 +126,5 @@ def _tensors(values: Iterable[Any], depth: int = _DEPTH) -> Iterator[torch.Tenso
             yield from _tensors(value.values(), depth - 1)
         elif depth and isinstance(value, (list, tuple)):
             yield from _tensors(value, depth - 1)
-        elif depth and type(value) in pytree.SUPPORTED_NODES:
-            yield from _tensors(pytree.tree_leaves(value), 0)
+        elif depth and not isinstance(value, (torch.nn.Module, type, ModuleType, FunctionType)):
+            yield from _tensors(getattr(value, "__dict__", {}).values(), depth - 1)

@@ -164,7 +164,7 @@ def graph_facts(program: Program, *, device_type: str = "cpu") -> GraphFacts:
             storage = fake.untyped_storage()
             index = index_of.setdefault(storage._cdata, len(storages))
             if index == len(storages):
-                storages.append(Storage(index, rounded(storage.nbytes(), granule), origin, node.name))
+                storages.append(Storage(index, rounded(int(storage.nbytes()), granule), origin, node.name))
             facts.append(TensorFact(tuple(map(int, fake.shape)), tuple(map(int, fake.stride())), fake.dtype, index))
         tensors.append(tuple(facts))
     return GraphFacts(
