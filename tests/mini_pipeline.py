@@ -1,7 +1,5 @@
 """A diffusers pipeline of a few layers: what the contract with diffusers is tested on, planned in no time."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +26,11 @@ class MiniUNet(ModelMixin, ConfigMixin):  # type: ignore[misc]
         self.gain = gain
 
     def forward(
-        self, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor, return_dict: bool = True
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor,
+        encoder_hidden_states: torch.Tensor,
+        return_dict: bool = True,
     ) -> Any:
         hidden = self.up(sample) + self.prompt(encoder_hidden_states.mean(1))[:, :, None, None]
         out = self.down(nn.functional.silu(hidden)) * self.gain + timestep * 1e-4
@@ -80,8 +82,16 @@ class MiniPipeline(DiffusionPipeline):  # type: ignore[misc]
 
     model_cpu_offload_seq = "text_encoder->unet->vae"
     _callback_tensor_inputs = ("latents",)
+    _optional_components = ("image_encoder",)
 
-    def __init__(self, text_encoder: Any, unet: Any, vae: Any, scheduler: Any, image_encoder: Any = None) -> None:
+    def __init__(  # from_pipe reads these types
+        self,
+        text_encoder: MiniText,
+        unet: MiniUNet,
+        vae: MiniVae,
+        scheduler: DDIMScheduler,
+        image_encoder: MiniText | None = None,
+    ) -> None:
         super().__init__()
         self.register_modules(
             text_encoder=text_encoder, unet=unet, vae=vae, scheduler=scheduler, image_encoder=image_encoder
@@ -125,11 +135,14 @@ class MiniPipeline(DiffusionPipeline):  # type: ignore[misc]
 def mini(dtype: torch.dtype = torch.float64, **changes: Any) -> Any:
     """A pipeline with random weights."""
     torch.manual_seed(0)
-    parts = {
+    parts: dict[str, Any] = {
         "text_encoder": MiniText(), "unet": MiniUNet(), "vae": MiniVae(),
         "scheduler": DDIMScheduler(clip_sample=False), **changes,
     }  # fmt: skip
-    pipe = MiniPipeline(**{n: p.to(dtype).eval() if isinstance(p, nn.Module) else p for n, p in parts.items()})
+    for part in parts.values():
+        if isinstance(part, nn.Module):
+            part.to(dtype).eval()
+    pipe = MiniPipeline(**parts)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -34,7 +34,7 @@ def denoiser(name: str, dtype: torch.dtype, **changes: Any) -> Any:
 
 
 def softened(vae: Any, *path: str) -> Any:
-    """A VAE whose last layer gives little, so that no frame is clipped: clipped frames are equal whatever is computed."""
+    """A VAE whose last layer gives little: clipped frames would be equal whatever is computed."""
     with torch.no_grad():
         for name in path:
             for parameter in vae.get_submodule(name).parameters():

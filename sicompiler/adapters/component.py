@@ -106,10 +106,7 @@ class ComponentState(State):
 
     def still_fits(self, compiled: Compiled, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         """Whether a plan made before still leaves room for what the pipeline holds by now."""
-        while compiled.plan.predicted_peak_bytes + self.reserved.total_bytes > self.budget_bytes:
-            if not self._make_room(args, kwargs):
-                return False
-        return True
+        return compiled.plan.predicted_peak_bytes + self.reserved.total_bytes <= self.budget_bytes
 
     def choose(self, planner: Planner, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Plan:
         """The fastest plan within what the rest of the pipeline leaves; idle components go before an error comes.

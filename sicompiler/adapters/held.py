@@ -19,6 +19,8 @@ import torch.utils._pytree as pytree
 from sicompiler.adapters.roles import modules_of, pipeline_class
 
 UNSEEN_BYTES = 2**12  # numbers and small tables, kept in closures and iterators where nobody looks
+ATTRIBUTE = "_sicompiler"  # of a pipeline: what we keep for it, so that it lives as long as the pipeline
+_OURS = __name__.split(".")[0] + "."
 _DEPTH = 4  # outputs, distributions, lists of them: no pipeline nests its tensors deeper
 
 
@@ -75,7 +77,7 @@ def reserved(pipe: Any, model: torch.nn.Module, inputs: Any, device: torch.devic
         for name, part in modules_of(owner).items():
             other = {key: nbytes for key, nbytes in weights_of(part, device).items() if key not in known}
             known |= other
-            if other:
+            if sum(other.values()):
                 rows.append((name, sum(other.values())))
     own_inputs = storages((x for x in pytree.tree_leaves(inputs) if isinstance(x, torch.Tensor)), device)
     if device.type == "cuda":
@@ -84,7 +86,7 @@ def reserved(pipe: Any, model: torch.nn.Module, inputs: Any, device: torch.devic
     roots = [value for frame in frames for value in frame]
     for owner in _distinct(pipe, calling):
         for keeper in (owner, getattr(owner, "scheduler", None)):
-            roots += getattr(keeper, "__dict__", {}).values()
+            roots += [value for name, value in getattr(keeper, "__dict__", {}).items() if name != ATTRIBUTE]
     held = storages(_tensors(roots), device)
     found = sum(n for key, n in held.items() if key not in known and key not in own_inputs)
     return Reserved(tuple(rows), found + UNSEEN_BYTES)
@@ -101,7 +103,8 @@ def _calling() -> tuple[Any, list[list[Any]]]:
     found: Any = None
     upto, frames = 0, []
     while frame is not None and base is not None:
-        if frame.f_code.co_flags & inspect.CO_OPTIMIZED:  # a function; locals of a module are its globals
+        ours = frame.f_globals.get("__name__", "").startswith(_OURS)  # these hold plans and the inputs of the call
+        if frame.f_code.co_flags & inspect.CO_OPTIMIZED and not ours:  # a function; locals of a module are its globals
             names = _locals(frame)
             frames.append(list(names.values()))
             if isinstance(names.get("self"), base):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from sicompiler.adapters.component import ComponentState
-from sicompiler.adapters.held import Reserved, reserved, weights_of
+from sicompiler.adapters.held import ATTRIBUTE, Reserved, reserved, weights_of
 from sicompiler.adapters.outputs import register_outputs
 from sicompiler.adapters.residency import Residency
 from sicompiler.adapters.roles import Phase, Role, check_pipeline, modules_of, pipeline_class, roles_of
@@ -24,7 +24,6 @@ from sicompiler.takeover import Inputs, installed_state
 
 log = logging.getLogger("sicompiler")
 
-ATTRIBUTE = "_sicompiler"  # of a pipeline: its state, so that it lives as long as the pipeline
 ENTRANCE = "check_inputs"  # what pipelines call first
 
 
