@@ -33,12 +33,11 @@ def denoiser(name: str, dtype: torch.dtype, **changes: Any) -> Any:
     return module
 
 
-def softened(vae: Any, *path: str) -> Any:
+def softened(vae: Any, name: str, by: float = 0.2) -> Any:
     """A VAE whose last layer gives little: clipped frames would be equal whatever is computed."""
     with torch.no_grad():
-        for name in path:
-            for parameter in vae.get_submodule(name).parameters():
-                parameter.mul_(0.2)
+        for parameter in vae.get_submodule(name).parameters():
+            parameter.mul_(by)
     return vae
 
 
@@ -68,7 +67,7 @@ def clip_text(dtype: torch.dtype) -> Any:
 
     config = CLIPTextConfig(
         vocab_size=16, hidden_size=TEXT, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=TOKENS, projection_dim=TEXT, bos_token_id=2, eos_token_id=3, pad_token_id=0,
+        max_position_embeddings=77, projection_dim=TEXT, bos_token_id=2, eos_token_id=3, pad_token_id=0,
     )  # fmt: skip
     return finished(CLIPTextModel(config), dtype)
 
@@ -173,10 +172,158 @@ def quiet(pipe: Any) -> Any:
     return pipe
 
 
-Builder = Callable[[torch.dtype], Any]
+def modelscope(dtype: torch.dtype = torch.float32) -> Any:
+    from diffusers import DDIMScheduler, TextToVideoSDPipeline
 
-PIPELINES: Mapping[str, tuple[Builder, Callable[[torch.dtype], dict[str, Any]]]] = MappingProxyType(
-    {"svd": (svd, svd_call), "animatediff": (animatediff, animatediff_call)}
+    pipe = TextToVideoSDPipeline(
+        vae=softened(vae_2d(dtype), "decoder.conv_out"),
+        text_encoder=clip_text(dtype),
+        tokenizer=tokenizer(),
+        unet=denoiser("modelscope", dtype),
+        scheduler=DDIMScheduler(beta_schedule="linear", clip_sample=False),
+    )
+    return quiet(pipe)
+
+
+def i2vgenxl(dtype: torch.dtype = torch.float32) -> Any:
+    from diffusers import DDIMScheduler, I2VGenXLPipeline
+
+    pipe = I2VGenXLPipeline(
+        vae=softened(vae_2d(dtype), "decoder.conv_out"),
+        text_encoder=clip_text(dtype),
+        tokenizer=tokenizer(),
+        image_encoder=clip_vision(dtype),
+        feature_extractor=feature_extractor(),
+        unet=denoiser("i2vgenxl", dtype),
+        scheduler=DDIMScheduler(beta_schedule="linear", clip_sample=False),
+    )
+    return quiet(pipe)
+
+
+def i2vgenxl_call(dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    from PIL import Image
+
+    return {**animatediff_call(dtype), "image": Image.new("RGB", (32, 32), (200, 40, 90)), "target_fps": 8}
+
+
+def t5(dtype: torch.dtype, *, per_layer_bias: bool = False) -> Any:
+    from transformers import T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
+
+    sizes = {"vocab_size": 16, "d_model": TEXT, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
+    model = UMT5EncoderModel(UMT5Config(**sizes)) if per_layer_bias else T5EncoderModel(T5Config(**sizes))
+    return finished(model, dtype)
+
+
+def wan(dtype: torch.dtype = torch.float32) -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
+
+    vae = component(
+        "AutoencoderKLWan",
+        {"base_dim": 4, "z_dim": 4, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1,
+         "latents_mean": [0.0] * 4, "latents_std": [1.0] * 4},
+        dtype,
+    )  # fmt: skip
+    pipe = WanPipeline(
+        tokenizer=tokenizer(),
+        text_encoder=t5(dtype, per_layer_bias=True),
+        vae=softened(vae, "decoder.conv_out"),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        transformer=denoiser("wan2.1-1.3b", dtype),
+    )
+    return quiet(pipe)
+
+
+def wan_call(dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    return {
+        "prompt": "a cat runs", "negative_prompt": "dog", "height": 32, "width": 48, "num_frames": 5,
+        "num_inference_steps": 2, "max_sequence_length": TOKENS, "output_type": "pt",
+    }  # fmt: skip
+
+
+def cogvideox(dtype: torch.dtype = torch.float32) -> Any:
+    from diffusers import CogVideoXDDIMScheduler, CogVideoXPipeline
+
+    vae = component(
+        "AutoencoderKLCogVideoX",
+        {"block_out_channels": (8, 8, 8, 8), "latent_channels": 4, "layers_per_block": 1, "norm_num_groups": 2},
+        dtype,
+    )
+    pipe = CogVideoXPipeline(
+        tokenizer=tokenizer(),
+        text_encoder=t5(dtype),
+        vae=softened(vae, "decoder.conv_out", 0.02),
+        transformer=denoiser("cogvideox-2b", dtype, max_text_seq_length=TOKENS, sample_height=4, sample_width=6),
+        scheduler=CogVideoXDDIMScheduler(),
+    )
+    return quiet(pipe)
+
+
+def ltx(dtype: torch.dtype = torch.float32) -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler, LTXPipeline
+
+    vae = component(
+        "AutoencoderKLLTXVideo",
+        {"latent_channels": 8, "block_out_channels": (8, 8, 8, 8), "decoder_block_out_channels": (8, 8, 8, 8),
+         "layers_per_block": (1, 1, 1, 1, 1), "decoder_layers_per_block": (1, 1, 1, 1, 1), "patch_size": 1,
+         "spatio_temporal_scaling": (True, True, False, False),
+         "decoder_spatio_temporal_scaling": (True, True, False, False)},
+        dtype,
+    )  # fmt: skip
+    pipe = LTXPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        vae=softened(vae, "decoder.conv_out"),
+        text_encoder=t5(dtype),
+        tokenizer=tokenizer(),
+        transformer=denoiser("ltx-video", dtype),
+    )
+    return quiet(pipe)
+
+
+def hunyuanvideo(dtype: torch.dtype = torch.float32) -> Any:
+    from diffusers import FlowMatchEulerDiscreteScheduler, HunyuanVideoPipeline
+    from transformers import LlamaConfig, LlamaModel
+
+    llama = LlamaConfig(
+        vocab_size=16, hidden_size=TEXT, intermediate_size=32, num_hidden_layers=4, num_attention_heads=2,
+        num_key_value_heads=2, pad_token_id=0,
+    )  # fmt: skip
+    vae = component(
+        "AutoencoderKLHunyuanVideo",
+        {"latent_channels": 4, "block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_num_groups": 4},
+        dtype,
+    )
+    pipe = HunyuanVideoPipeline(
+        text_encoder=finished(LlamaModel(llama), dtype),
+        tokenizer=tokenizer(),
+        transformer=denoiser("hunyuanvideo", dtype, pooled_projection_dim=TEXT, guidance_embeds=True),
+        vae=softened(vae, "decoder.conv_out"),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+        text_encoder_2=clip_text(dtype),
+        tokenizer_2=tokenizer(),
+    )
+    return quiet(pipe)
+
+
+def hunyuanvideo_call(dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    return {
+        "prompt": "a cat runs", "height": 32, "width": 48, "num_frames": 5, "num_inference_steps": 2,
+        "max_sequence_length": TOKENS, "prompt_template": {"template": "{}", "crop_start": 0}, "output_type": "pt",
+    }  # fmt: skip
+
+
+Call = Callable[[torch.dtype], dict[str, Any]]
+
+PIPELINES: Mapping[str, tuple[Callable[[torch.dtype], Any], Call]] = MappingProxyType(
+    {
+        "StableVideoDiffusionPipeline": (svd, svd_call),
+        "AnimateDiffPipeline": (animatediff, animatediff_call),
+        "TextToVideoSDPipeline": (modelscope, animatediff_call),
+        "WanPipeline": (wan, wan_call),
+        "CogVideoXPipeline": (cogvideox, lambda dtype: {**wan_call(dtype), "num_frames": 9}),
+        "LTXPipeline": (ltx, lambda dtype: {**wan_call(dtype), "width": 64, "num_frames": 9}),
+        "I2VGenXLPipeline": (i2vgenxl, i2vgenxl_call),
+        "HunyuanVideoPipeline": (hunyuanvideo, hunyuanvideo_call),
+    }
 )
 
 
