@@ -185,27 +185,6 @@ def modelscope(dtype: torch.dtype = torch.float32) -> Any:
     return quiet(pipe)
 
 
-def i2vgenxl(dtype: torch.dtype = torch.float32) -> Any:
-    from diffusers import DDIMScheduler, I2VGenXLPipeline
-
-    pipe = I2VGenXLPipeline(
-        vae=softened(vae_2d(dtype), "decoder.conv_out"),
-        text_encoder=clip_text(dtype),
-        tokenizer=tokenizer(),
-        image_encoder=clip_vision(dtype),
-        feature_extractor=feature_extractor(),
-        unet=denoiser("i2vgenxl", dtype),
-        scheduler=DDIMScheduler(beta_schedule="linear", clip_sample=False),
-    )
-    return quiet(pipe)
-
-
-def i2vgenxl_call(dtype: torch.dtype = torch.float32) -> dict[str, Any]:
-    from PIL import Image
-
-    return {**animatediff_call(dtype), "image": Image.new("RGB", (32, 32), (200, 40, 90)), "target_fps": 8}
-
-
 def t5(dtype: torch.dtype, *, per_layer_bias: bool = False) -> Any:
     from transformers import T5Config, T5EncoderModel, UMT5Config, UMT5EncoderModel
 
@@ -321,7 +300,6 @@ PIPELINES: Mapping[str, tuple[Callable[[torch.dtype], Any], Call]] = MappingProx
         "WanPipeline": (wan, wan_call),
         "CogVideoXPipeline": (cogvideox, lambda dtype: {**wan_call(dtype), "num_frames": 9}),
         "LTXPipeline": (ltx, lambda dtype: {**wan_call(dtype), "width": 64, "num_frames": 9}),
-        "I2VGenXLPipeline": (i2vgenxl, i2vgenxl_call),
         "HunyuanVideoPipeline": (hunyuanvideo, hunyuanvideo_call),
     }
 )

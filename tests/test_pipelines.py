@@ -27,18 +27,17 @@ def test_a_pipeline_gives_the_same_frames_within_three_budgets(name: str) -> Non
     assert float((torch.as_tensor(run(pipe, call)) - frames).abs().max()) <= TOLERANCE
     report = sicompiler.report(pipe)
     low, high = report.floor_bytes, report.predicted_peak_bytes
-    assert low < high
     row = next(row for row in sicompiler.supported_pipelines() if row.name == name)
     assert tuple(r.component for r in report.phases if not r.note) == row.tested
     assert tuple(r.component for r in report.phases if r.note) == row.untouched
-    for budget in (high, (low + high) // 2, low):
+    for budget in dict.fromkeys((high, (low + high) // 2, low)):
         sicompiler.compile_for_budget(pipe, f"{budget}B")
         found = sicompiler.verify(pipe, ((), {**call, "generator": torch.Generator().manual_seed(0)}))
         assert found.max_abs_error <= TOLERANCE
         assert found.fits, str(found)
         assert found.measured_peak_bytes <= budget
         assert all(r.measured_peak_bytes <= budget for r in found.phases)
-    assert found.measured_peak_bytes < found.untouched_peak_bytes
+    assert low == high or found.measured_peak_bytes < found.untouched_peak_bytes
     sicompiler.release(pipe)
     assert torch.equal(torch.as_tensor(run(pipe, call)), frames)
 

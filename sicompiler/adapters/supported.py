@@ -24,7 +24,6 @@ _ROWS = (
     SupportedPipeline("AnimateDiffPipeline", ("text_encoder", "unet", "vae.decode")),
     SupportedPipeline("CogVideoXPipeline", ("text_encoder", "transformer", "vae.decode")),
     SupportedPipeline("HunyuanVideoPipeline", ("text_encoder_2", "transformer", "vae.decode"), ("text_encoder",)),
-    SupportedPipeline("I2VGenXLPipeline", ("text_encoder", "image_encoder", "vae.encode", "unet", "vae.decode")),
     SupportedPipeline("LTXPipeline", ("text_encoder", "transformer", "vae.decode")),
     SupportedPipeline("StableVideoDiffusionPipeline", ("image_encoder", "vae.encode", "unet", "vae.decode")),
     SupportedPipeline("TextToVideoSDPipeline", ("text_encoder", "unet", "vae.decode")),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
+from sicompiler.capture import weights_bytes
 from sicompiler.errors import BadInput
 from sicompiler.models.build import ModelCall, _default_dtype, _fake_buffers_, build_preset, construct
 from sicompiler.models.geometry import Sizes
@@ -52,6 +53,7 @@ class PipelinePreset:
         encoder_inputs: makes the inputs of a call of it.
         vae: class of diffusers and what differs from its defaults.
         decode: makes the inputs of `vae.decode`: (latent sizes, latent channels, draw) to (args, kwargs).
+        idle: name, class of diffusers and configuration of components that are registered but never run.
         encode: the image goes through `vae.encode`, in float32 where the configuration asks for that.
     """
 
@@ -63,6 +65,7 @@ class PipelinePreset:
     encoder_inputs: Callable[[Draw], tuple[Any, ...]]
     vae: tuple[str, Mapping[str, Any]]
     decode: Callable[[Sizes, int, Draw], tuple[tuple[Any, ...], dict[str, Any]]]
+    idle: tuple[tuple[str, str, Mapping[str, Any]], ...] = ()
     encode: bool = False
 
 
@@ -132,6 +135,7 @@ _ROWS = (
         _prompts(1, 77, mask=False),
         ("AutoencoderKL", {**_BLOCKS, **_DOWN, **_UP}),
         _frames_as_batch,
+        (("motion_adapter", "MotionAdapter", {"use_motion_mid_block": True}),),
     ),
     PipelinePreset(
         "wan2.1-1.3b-pipeline",
@@ -197,6 +201,16 @@ def build_pipeline(
     )
     found.append(PartCall("decode", "vae", "decode", decode))
     return tuple(found)
+
+
+def idle_weights(name: str, dtype: str = "float16") -> dict[str, int]:
+    """Bytes of the components of a pipeline that never run, and yet are on the device with the others."""
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        parts = {part: construct(c, config, getattr(torch, dtype)) for part, c, config in PIPELINE_PRESETS[name].idle}
+    return {part: weights_bytes(module) for part, module in parts.items()}
 
 
 def _latent_channels(config: Mapping[str, Any]) -> int:
