@@ -158,6 +158,7 @@ class ComponentState(State):
             return call()
         tensors = (x for x in pytree.tree_leaves(inputs) if isinstance(x, torch.Tensor))
         resident = sum((weights | storages(tensors, device)).values()) + self.reserved.total_bytes
+        resident -= self.reserved.margin_bytes
         with measure_peak(device) as peak:
             result = call()
         record.measured_bytes = max(record.measured_bytes or 0, resident + peak.bytes)
@@ -185,7 +186,7 @@ class ComponentState(State):
             component=self.role.label,
             resident=tuple(resident),
             weights_bytes=own + record.reserved.weights_bytes,
-            held_bytes=record.reserved.held_bytes,
+            held_bytes=record.reserved.held_bytes + record.reserved.margin_bytes,
             activations_bytes=None if plan is None else plan.predicted_peak_bytes - plan.weights_bytes,
             unsliced_peak_bytes=None if plan is None else plan.unsliced_peak_bytes + beside,
             predicted_peak_bytes=None if plan is None else plan.predicted_peak_bytes + beside,

@@ -18,7 +18,7 @@ import torch.utils._pytree as pytree
 
 from sicompiler.adapters.roles import modules_of, pipeline_class
 
-UNSEEN_BYTES = 2**12  # numbers and small tables, kept in closures and iterators where nobody looks
+UNSEEN_BYTES = 2**12  # numbers and small tables, of kernels and in closures, where nobody looks
 ATTRIBUTE = "_sicompiler"  # of a pipeline: what we keep for it, so that it lives as long as the pipeline
 _OURS = __name__.split(".")[0] + "."
 _DEPTH = 4  # outputs, distributions, lists of them: no pipeline nests its tensors deeper
@@ -31,10 +31,12 @@ class Reserved:
     Attributes:
         weights: of the other components that are resident, by name; a storage shared by two counts at the first.
         held_bytes: latents, embeddings, finished frames and whatever else is alive, the inputs of the call left out.
+        margin_bytes: kept free for what nobody counts; part of every prediction, of no measurement.
     """
 
     weights: tuple[tuple[str, int], ...] = ()
     held_bytes: int = 0
+    margin_bytes: int = 0
 
     @property
     def weights_bytes(self) -> int:
@@ -44,7 +46,7 @@ class Reserved:
     @property
     def total_bytes(self) -> int:
         """What the component must leave free of the budget."""
-        return self.weights_bytes + self.held_bytes
+        return self.weights_bytes + self.held_bytes + self.margin_bytes
 
 
 def storages(tensors: Iterable[torch.Tensor], device: torch.device) -> dict[int, int]:
@@ -89,7 +91,7 @@ def reserved(pipe: Any, model: torch.nn.Module, inputs: Any, device: torch.devic
             roots += [value for name, value in getattr(keeper, "__dict__", {}).items() if name != ATTRIBUTE]
     held = storages(_tensors(roots), device)
     found = sum(n for key, n in held.items() if key not in known and key not in own_inputs)
-    return Reserved(tuple(rows), found + UNSEEN_BYTES)
+    return Reserved(tuple(rows), found, UNSEEN_BYTES)
 
 
 def _distinct(*pipes: Any) -> list[Any]:

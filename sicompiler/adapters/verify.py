@@ -116,7 +116,7 @@ def compare_components(state: PipelineState) -> PipelineVerification:
         if component.last is None:
             continue
         result = component.verify()
-        beside = component.reserved.total_bytes
+        beside = component.reserved.total_bytes - component.reserved.margin_bytes
         for record in component.records:
             if record.compiled is component.last[0]:
                 record.measured_bytes = max(record.measured_bytes or 0, result.measured_peak_bytes + beside)

@@ -19,9 +19,7 @@ from sicompiler.plan import Plan
 from sicompiler.reports.phases import PhaseRow, PipelineReport
 from sicompiler.units import budget_hint, format_bytes, parse_bytes
 
-HELD_SAMPLES = (
-    2  # latents and what they are conditioned on, beside the inputs of a call: as many samples of the denoiser
-)
+HELD_SAMPLES = 2  # latents and what they are conditioned on, counted as this many samples of the denoiser
 
 
 @dataclass(frozen=True)

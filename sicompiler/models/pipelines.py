@@ -1,4 +1,4 @@
-"""Whole pipelines by name: every call of a component that matters, built from configuration alone under fake tensors."""
+"""Whole pipelines by name: every call of a component that matters, built from configuration under fake tensors."""
 
 from __future__ import annotations
 
@@ -175,11 +175,10 @@ def build_pipeline(
         BadInput: sizes the model can't take, or diffusers or transformers is missing.
     """
     preset = PIPELINE_PRESETS[name]
-    sizes = {"batch": batch, "frames": frames, "height": height, "width": width}
-    denoiser = build_preset(preset.denoiser, **sizes, dtype=dtype)
+    denoiser = build_preset(preset.denoiser, batch=batch, frames=frames, height=height, width=width, dtype=dtype)
     assert denoiser.sizes is not None
     row = PRESETS[preset.denoiser]
-    latent = FAMILIES[row.class_name].geometry.latent(denoiser.sizes, denoiser.module.config, name)
+    latent = FAMILIES[row.class_name].geometry.latent(denoiser.sizes, _config(denoiser.module), name)
     found = [PartCall("encode", preset.encoder[0], "forward", _encoder(preset, dtype))]
     vae_class, vae_config = preset.vae
     if preset.encode:
@@ -211,6 +210,11 @@ def idle_weights(name: str, dtype: str = "float16") -> dict[str, int]:
     with FakeTensorMode():
         parts = {part: construct(c, config, getattr(torch, dtype)) for part, c, config in PIPELINE_PRESETS[name].idle}
     return {part: weights_bytes(module) for part, module in parts.items()}
+
+
+def _config(module: Any) -> Mapping[str, Any]:
+    config: Mapping[str, Any] = module.config
+    return config
 
 
 def _latent_channels(config: Mapping[str, Any]) -> int:
