@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
-import json
 import logging
-import pickle
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +14,7 @@ import torch
 from torch import nn
 
 import sicompiler
-from tests.mini_pipeline import MiniPipeline, MiniText, MiniUNet, MiniVae, mini, picture
+from tests.mini_pipeline import MiniPipeline, MiniText, MiniUNet, mini, picture
 
 ROOMY = "2MiB"
 
@@ -372,121 +369,3 @@ def test_looking_for_what_is_held_keeps_nothing_alive() -> None:
 
     pipe(picture(), steps=4, callback_on_step_end=watch)
     assert alive == [False, False]
-
-
-def test_an_encoder_that_cannot_be_captured_runs_untouched_and_is_reported(caplog: pytest.LogCaptureFixture) -> None:
-    pipe = mini(text_encoder=MiniText(data_dependent=True))
-    reference = pipe(picture())
-    with caplog.at_level(logging.WARNING, "sicompiler"):
-        sicompiler.compile_for_budget(pipe, ROOMY)
-        assert close(pipe(picture()), reference)
-    assert "text_encoder runs untouched" in caplog.text
-    row = sicompiler.report(pipe).phases[0]
-    assert row.predicted_peak_bytes is None
-    assert row.measured_peak_bytes is not None
-    assert row.measured_peak_bytes >= row.weights_bytes
-    assert "can't be captured" in row.note
-    assert "runs untouched" in str(sicompiler.report(pipe))
-
-
-class Undecided(MiniUNet):
-    """Decides by values, which no trace can follow."""
-
-    def forward(self, sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        return super().forward(-sample if sample.sum() > 0 else sample, *args, **kwargs)
-
-
-def test_a_denoiser_that_cannot_be_captured_is_an_error_at_the_first_call() -> None:
-    pipe = mini(unet=Undecided())
-    sicompiler.compile_for_budget(pipe, ROOMY)
-    with pytest.raises(sicompiler.CaptureError, match="Undecided can't be captured"):
-        pipe(picture())
-
-
-class NoDenoiser(MiniPipeline):
-    """A pipeline that has nothing to denoise with."""
-
-    def __init__(self, text_encoder: Any, vae: Any) -> None:
-        super(MiniPipeline, self).__init__()
-        self.register_modules(text_encoder=text_encoder, vae=vae)
-
-
-def _tiled(pipe: Any) -> None:
-    pipe.vae.use_tiling = True
-
-
-def _sequential(pipe: Any) -> None:
-    pipe.unet.to("meta")
-
-
-def _torch_compiled(pipe: Any) -> None:
-    pipe.unet = torch.compile(pipe.unet)
-
-
-def _cached(pipe: Any) -> None:
-    from diffusers.hooks import HookRegistry, ModelHook
-
-    HookRegistry.check_if_exists_or_initialize(pipe.unet).register_hook(ModelHook(), "some_cache")
-
-
-@pytest.mark.parametrize(
-    ("switch", "words"),
-    [
-        (_tiled, r"tiling is on in MiniPipeline\.vae.*disable_tiling"),
-        (_sequential, r"MiniPipeline\.unet are on the meta device.*enable_model_cpu_offload"),
-        (_torch_compiled, r"MiniPipeline\.unet is wrapped by torch\.compile"),
-        (_cached, r"diffusers hooks are registered on MiniPipeline\.unet \(some_cache\)"),
-    ],
-)
-def test_what_cannot_be_honoured_is_refused_by_name(switch: Callable[[Any], None], words: str) -> None:
-    pipe = mini()
-    switch(pipe)
-    with pytest.raises(sicompiler.BadInput, match=words):
-        sicompiler.compile_for_budget(pipe, ROOMY)
-    assert "check_inputs" not in vars(pipe)
-    assert "_sicompiler" not in vars(pipe)
-
-
-def test_tiling_switched_on_later_is_refused_at_the_call() -> None:
-    pipe = mini()
-    sicompiler.compile_for_budget(pipe, ROOMY)
-    pipe.vae.use_tiling = True
-    with pytest.raises(sicompiler.BadInput, match="tiling is on"):
-        pipe(picture())
-
-
-def test_what_is_no_pipeline_to_us_is_refused() -> None:
-    with pytest.raises(sicompiler.BadInput, match="NoDenoiser has no unet, transformer or prior"):
-        sicompiler.compile_for_budget(NoDenoiser(MiniText(), MiniVae()), ROOMY)
-    with pytest.raises(sicompiler.BadInput, match="or a diffusers pipeline, got str"):
-        sicompiler.compile_for_budget("svd", ROOMY)  # type: ignore[type-var]
-    with pytest.raises(sicompiler.BadInput, match="component by component"):
-        sicompiler.compile_for_budget(mini(), ROOMY, example_inputs=((), {}))
-    with pytest.raises(sicompiler.BadInput, match="gb"):
-        sicompiler.compile_for_budget(mini(), 0)
-
-
-@pytest.mark.parametrize("duplicate", [copy.deepcopy, pickle.dumps], ids=["copied", "pickled"])
-def test_a_compiled_pipeline_is_not_duplicated(duplicate: Callable[[Any], Any]) -> None:
-    pipe = sicompiler.compile_for_budget(mini(), ROOMY)
-    with pytest.raises(sicompiler.BadInput, match="release"):
-        duplicate(pipe)
-
-
-def test_the_report_tells_phases_to_people_and_machines() -> None:
-    pipe = sicompiler.compile_for_budget(mini(), ROOMY)
-    assert "nothing is planned yet within 2 MiB" in str(sicompiler.report(pipe))
-    with pytest.raises(sicompiler.BadInput, match="nothing is planned yet"):
-        sicompiler.verify(pipe)
-    pipe(picture())
-    report = sicompiler.report(pipe)
-    found = json.loads(report.to_json())
-    assert [row["phase"] for row in found["phases"]] == ["encode", "encode", "denoise", "decode"]
-    for row in found["phases"]:
-        assert sorted(row["resident"]) == ["text_encoder", "unet", "vae"]
-        assert row["floor_bytes"] <= row["predicted_peak_bytes"] <= row["unsliced_peak_bytes"]
-        assert row["weights_bytes"] + row["held_bytes"] + row["activations_bytes"] == row["predicted_peak_bytes"]
-        assert row["fits"] is True
-    assert found["predicted_peak_bytes"] == max(row["predicted_peak_bytes"] for row in found["phases"])
-    assert set(report.components) == {"text_encoder", "vae.encode", "unet", "vae.decode"}
-    assert "vae.decode" in str(report)

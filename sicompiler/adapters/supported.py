@@ -23,7 +23,7 @@ class SupportedPipeline:
 _ROWS = (
     SupportedPipeline("AnimateDiffPipeline", ("text_encoder", "unet", "vae.decode")),
     SupportedPipeline("CogVideoXPipeline", ("text_encoder", "transformer", "vae.decode")),
-    SupportedPipeline("HunyuanVideoPipeline", ("text_encoder_2", "transformer", "vae.decode"), ("text_encoder",)),
+    SupportedPipeline("HunyuanVideoPipeline", ("text_encoder", "text_encoder_2", "transformer", "vae.decode")),
     SupportedPipeline("LTXPipeline", ("text_encoder", "transformer", "vae.decode")),
     SupportedPipeline("StableVideoDiffusionPipeline", ("image_encoder", "vae.encode", "unet", "vae.decode")),
     SupportedPipeline("TextToVideoSDPipeline", ("text_encoder", "unet", "vae.decode")),
