@@ -23,7 +23,7 @@ from sicompiler.errors import (
 )
 
 if TYPE_CHECKING:
-    from sicompiler.api import compile_for_budget, release, report, verify
+    from sicompiler.api import compile_for_budget, release, report, supported_pipelines, verify
     from sicompiler.plan import Plan
     from sicompiler.runtime.measure import measure_peak
 
@@ -33,6 +33,7 @@ _LAZY = {
     "measure_peak": "sicompiler.runtime.measure",
     "release": "sicompiler.api",
     "report": "sicompiler.api",
+    "supported_pipelines": "sicompiler.api",
     "verify": "sicompiler.api",
 }
 
@@ -50,6 +51,7 @@ __all__ = [
     "measure_peak",
     "release",
     "report",
+    "supported_pipelines",
     "verify",
 ]
 

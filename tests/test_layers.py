@@ -19,8 +19,10 @@ LAYERS = {
     "cost": 5, "plan": 5, "region": 5,
     "passes": 6, "planners": 6, "reports": 6, "runtime": 6,
     "compiler": 7, "models": 7,
-    "api": 8,
-    "cli": 9, "testing": 9,
+    "takeover": 8,
+    "adapters": 9,
+    "api": 10,
+    "cli": 11, "testing": 11,
 }  # fmt: skip
 
 MODULES = library_modules()

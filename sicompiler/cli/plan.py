@@ -7,11 +7,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from sicompiler.cli import pipelines
 from sicompiler.cli.options import ModelOptions
 from sicompiler.cli.output import Progress, json_rows, note, show, show_json
 from sicompiler.cli.work import find, prepare
 from sicompiler.compiler import Planner
 from sicompiler.errors import BadInput, OverBudget
+from sicompiler.models.pipelines import PIPELINE_PRESETS
 from sicompiler.reports.summary import FrontierRow, frontier_table, plan_tables, summary
 from sicompiler.units import format_bytes, parse_bytes
 
@@ -24,6 +26,10 @@ def run(options: ModelOptions, gb: str | None, output: Path | None, *, memory: b
     Raises:
         OverBudget: no plan fits; the plan at the floor has been printed.
     """
+    if options.model in PIPELINE_PRESETS:
+        if output is not None or memory:
+            raise BadInput(f"{options.model} is a pipeline: --output and --memory are for plans of one model")
+        return pipelines.run(options, gb, as_json=as_json)
     budget = None if gb is None else parse_bytes(gb)
     _check_writable(output)
     with Progress() as progress:

@@ -14,6 +14,7 @@ from sicompiler.cli.options import ModelOptions
 from sicompiler.cli.output import Progress, note, quiet, show_json, show_text
 from sicompiler.cli.work import find
 from sicompiler.compiler import rewrite
+from sicompiler.entry import bound_method
 from sicompiler.errors import BadInput
 from sicompiler.runtime.compiled import Compiled
 from sicompiler.runtime.verify import compare
@@ -51,7 +52,13 @@ def run(options: ModelOptions, gb: str, *, as_json: bool) -> int:
             program, planner = prepare(model, args, kwargs, progress=progress, method=call.method)
             plan = planner.plan(budget_bytes)
             progress("running both", 0, 1)
-            found = compare(model, Compiled(rewrite(program, plan), plan), args, kwargs, method=call.method)
+            found = compare(
+                model,
+                Compiled(rewrite(program, plan), plan),
+                args,
+                kwargs,
+                call=bound_method(model, call.method),
+            )
     tolerance = TOLERANCES.get(plan.dtype, 1e-4)
     equal = found.bitwise or found.max_rel_error <= tolerance
     if as_json:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import traceback
+import types
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -71,10 +73,53 @@ def _leaf_key(leaf: Any) -> Hashable:
 
 
 def call_key(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Hashable:
-    """What a plan depends on: the structure, shapes and Python values of a call, and the state of the weights."""
+    """What a plan depends on: structure, shapes and Python values of a call, weights, and settings of the model."""
     leaves, spec = flatten_inputs(args, kwargs)
     weights = tuple((name, tuple(t.shape), t.dtype, t.device) for name, t in named_tensors(model).items())
-    return (str(spec), tuple(map(_leaf_key, leaves)), hash(weights), model.training)
+    return (str(spec), tuple(map(_leaf_key, leaves)), hash(weights), structure_key(model))
+
+
+# Beside what torch keeps in a module: where accelerate and diffusers keep hooks, which move weights about.
+_INTERNAL = (frozenset(vars(torch.nn.Module())) - {"training"}) | {"_hf_hook", "_diffusers_hook"}
+_PLAIN = (bool, int, float, str, type(None))
+_FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, functools.partial)
+MAX_ENTRIES = 256  # of a container of settings; anything longer is data
+
+
+def structure_key(model: torch.nn.Module) -> int:
+    """A hash of what a trace depends on beside the weights: the modules, and the plain settings of each.
+
+    A LoRA that is loaded or scaled, another attention processor, FreeU, a switch turned on: all of them change modules
+    or their attributes, and a trace made before no longer computes what the model would.
+    """
+    found = []
+    for path, module in model.named_modules():
+        settings = [
+            (name, _setting(value, path == "", 2)) for name, value in vars(module).items() if name not in _INTERNAL
+        ]
+        found.append((path, type(module).__qualname__, tuple(row for row in settings if row[1] is not _IGNORED)))
+    return hash(tuple(found))
+
+
+_IGNORED = object()
+
+
+def _setting(value: Any, root: bool, depth: int) -> Any:
+    """A hashable stand-in for a setting; tensors and modules have their own places in the key."""
+    if isinstance(value, _PLAIN):
+        return (type(value), value)
+    if isinstance(value, (torch.Tensor, torch.nn.Module)) or (root and isinstance(value, _FUNCTIONS)):
+        return _IGNORED  # functions of the model itself are where sicompiler and accelerate sit
+    name = (type(value).__qualname__, getattr(value, "__qualname__", ""))
+    if depth == 0 or isinstance(value, _FUNCTIONS):
+        return name
+    if isinstance(value, dict):
+        inside = [(str(k), _setting(v, root, depth - 1)) for k, v in value.items()] if len(value) <= MAX_ENTRIES else []
+    elif isinstance(value, (list, tuple)):
+        inside = [("", _setting(v, root, depth - 1)) for v in value] if len(value) <= MAX_ENTRIES else []
+    else:  # a configuration, an attention processor
+        inside = [(k, _setting(v, root, 0)) for k, v in getattr(value, "__dict__", {}).items()]
+    return (*name, *(row for row in inside if row[1] is not _IGNORED))
 
 
 def check_inference(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,6 @@ import torch
 import torch.utils._pytree as pytree
 
 from sicompiler.capture import flatten_inputs
-from sicompiler.entry import FORWARD, bound_method
 from sicompiler.runtime.compiled import Compiled
 from sicompiler.runtime.measure import measure_peak
 from sicompiler.units import format_bytes, format_seconds
@@ -83,7 +82,7 @@ def compare(
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     *,
-    method: str = FORWARD,
+    call: Callable[..., Any] | None = None,
 ) -> Verification:
     """Run both models on the same inputs.
 
@@ -92,7 +91,7 @@ def compare(
         compiled: its rewritten form for these inputs.
         args: positional inputs.
         kwargs: keyword inputs.
-        method: the entry point that was captured.
+        call: the method that was compiled; the model itself if not given.
     """
     plan = compiled.plan
     flat, _ = flatten_inputs(args, kwargs)
@@ -101,7 +100,7 @@ def compare(
     )
     began = time.perf_counter()
     with measure_peak(plan.device) as untouched, torch.no_grad():
-        theirs = bound_method(model, method)(*args, **kwargs)
+        theirs = (call or model)(*args, **kwargs)
     between = time.perf_counter()
     with measure_peak(plan.device) as measured:
         ours = compiled.run(model, flat)

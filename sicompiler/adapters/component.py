@@ -1,0 +1,199 @@
+"""One method of one component of a pipeline: planned within what the rest of the pipeline leaves of the budget."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.utils._pytree as pytree
+
+from sicompiler.adapters.held import Reserved, storages, weights_of
+from sicompiler.adapters.roles import Role, check_component
+from sicompiler.capture import flatten_inputs
+from sicompiler.compiler import Planner, Progress
+from sicompiler.errors import CaptureError, OverBudget
+from sicompiler.plan import Plan
+from sicompiler.reports.phases import PhaseRow
+from sicompiler.runtime.compiled import Compiled, check_inference
+from sicompiler.runtime.measure import measure_peak
+from sicompiler.takeover import HOOK, State
+from sicompiler.units import budget_hint, format_bytes
+
+if TYPE_CHECKING:
+    from sicompiler.adapters.pipeline import PipelineState
+
+log = logging.getLogger("sicompiler")
+
+
+@dataclass
+class Record:
+    """What happened with one plan of a component, or, without a plan, with its untouched runs.
+
+    Attributes:
+        compiled: the plan; None where the component runs untouched.
+        reserved: the most that the rest of the pipeline held while it ran.
+        own_weights_bytes: of the component, resident while it ran.
+        measured_bytes: the highest peak measured, of the whole pipeline.
+        calls: how often it ran.
+    """
+
+    compiled: Compiled | None
+    reserved: Reserved = field(default_factory=Reserved)
+    own_weights_bytes: int = 0
+    measured_bytes: int | None = None
+    calls: int = 0
+
+
+class ComponentState(State):
+    """A taken-over method of a pipeline's component.
+
+    Args:
+        model: the component.
+        role: what it does.
+        pipeline: the state of the pipeline it belongs to.
+        budget_bytes: of the whole pipeline.
+        progress: told about long work.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        role: Role,
+        pipeline: PipelineState,
+        budget_bytes: int,
+        progress: Progress | None,
+    ) -> None:
+        super().__init__(model, budget_bytes, None, progress, role.method)
+        self.role, self.pipeline = role, pipeline
+        self.records: list[Record] = []
+        self.untouched_because = ""  # why it can't be captured, once that has been tried
+        self.reserved = Reserved()  # by the rest of the pipeline, in the newest call
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the component by its plan, within what is left of the budget now."""
+        check_inference(args, kwargs)
+        self.pipeline.check()
+        check_component(self.role.label, self.model)
+        hook = self.model.__dict__.get(HOOK)
+        if self.method != "forward" and hook is not None:
+            hook.pre_forward(self.model)  # diffusers' own decode and encode begin by this; forward has it in front
+        device = self.device_of(args, kwargs)
+        self.pipeline.bring(self, device)
+        self.reserved = self.pipeline.reserved(self, (args, kwargs), device)
+        if not self.untouched_because:
+            try:
+                compiled = self.compiled_for(args, kwargs)
+            except CaptureError as error:
+                if not self.role.optional:
+                    raise
+                self.untouched_because = str(error).splitlines()[0]
+                log.warning("%s runs untouched, as it can't be captured: %s", self.role.label, self.untouched_because)
+            else:
+                inputs = flatten_inputs(args, kwargs)[0]
+                return self._run(compiled, lambda: compiled.run(self.model, inputs), (args, kwargs), device)
+        with self.untouched() as own, torch.no_grad():
+            return self._run(None, lambda: own(*args, **kwargs), (args, kwargs), device)
+
+    def device_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.device:
+        """Where a call runs: where its largest input is."""
+        tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        if tensors:
+            return max(tensors, key=lambda t: t.numel()).device
+        return next(self.model.parameters(), torch.empty(0)).device
+
+    def still_fits(self, compiled: Compiled, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Whether a plan made before still leaves room for what the pipeline holds by now."""
+        return compiled.plan.predicted_peak_bytes + self.reserved.total_bytes <= self.budget_bytes
+
+    def choose(self, planner: Planner, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Plan:
+        """The fastest plan within what the rest of the pipeline leaves; idle components go before an error comes.
+
+        Raises:
+            OverBudget: no plan fits, whatever is moved away.
+        """
+        while True:
+            try:
+                return planner.plan(self.budget_bytes - self.reserved.total_bytes)
+            except OverBudget as error:
+                if not self._make_room(args, kwargs):
+                    raise self._over_budget(error) from None
+
+    def _make_room(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        device = self.device_of(args, kwargs)
+        if not self.pipeline.make_room(self, device):
+            return False
+        self.reserved = self.pipeline.reserved(self, (args, kwargs), device)
+        return True
+
+    def _over_budget(self, error: OverBudget) -> OverBudget:
+        floor_bytes = error.floor_bytes + self.reserved.total_bytes
+        parts = [f"{name} {format_bytes(nbytes)}" for name, nbytes in self.reserved.weights]
+        others = f"{format_bytes(self.reserved.weights_bytes)} of other weights ({', '.join(parts)})" if parts else ""
+        held = f"{format_bytes(self.reserved.held_bytes)} that the pipeline holds"
+        return OverBudget(
+            f"{self.pipeline.name} does not fit {format_bytes(self.budget_bytes)} in phase {self.role.phase}: "
+            f"{self.role.label} needs {format_bytes(error.floor_bytes)} at least, set by {error.culprit}, beside "
+            f"{' and '.join(filter(None, (others, held)))}. "
+            f"The nearest budget that works is {budget_hint(floor_bytes)}",
+            budget_bytes=self.budget_bytes,
+            floor_bytes=floor_bytes,
+            culprit=error.culprit,
+        )
+
+    def _run(self, compiled: Compiled | None, call: Callable[[], Any], inputs: Any, device: torch.device) -> Any:
+        """Run, keep the books, and measure where that is asked for; an untouched encoder is measured always."""
+        record = next((r for r in self.records if r.compiled is compiled), None)
+        if record is None:
+            record = Record(compiled)
+            self.records.append(record)
+        record.calls += 1
+        weights = weights_of(self.model, device)
+        record.own_weights_bytes = sum(weights.values())
+        if self.reserved.total_bytes >= record.reserved.total_bytes:
+            record.reserved = self.reserved
+        if not self.pipeline.measure_calls and (compiled is not None or self.pipeline.measuring):
+            return call()
+        tensors = (x for x in pytree.tree_leaves(inputs) if isinstance(x, torch.Tensor))
+        resident = sum((weights | storages(tensors, device)).values()) + self.reserved.total_bytes
+        resident -= self.reserved.margin_bytes
+        with measure_peak(device) as peak:
+            result = call()
+        record.measured_bytes = max(record.measured_bytes or 0, resident + peak.bytes)
+        if compiled is None and record.measured_bytes > self.budget_bytes:
+            log.warning(
+                "%s, which runs untouched, took the pipeline to %s, above its budget of %s",
+                self.role.label,
+                format_bytes(record.measured_bytes),
+                format_bytes(self.budget_bytes),
+            )
+        return result
+
+    def rows(self) -> list[PhaseRow]:
+        """One row for each plan in use, and one for untouched runs."""
+        current = list(self.compiled.values())
+        return [self._row(r) for r in self.records if r.compiled is None or any(r.compiled is c for c in current)]
+
+    def _row(self, record: Record) -> PhaseRow:
+        plan, beside = record.compiled.plan if record.compiled else None, record.reserved.total_bytes
+        own = record.own_weights_bytes
+        resident = {self.role.component: own} if own else {}
+        resident |= dict(record.reserved.weights)
+        return PhaseRow(
+            phase=self.role.phase.value,
+            component=self.role.label,
+            resident=tuple(resident),
+            weights_bytes=own + record.reserved.weights_bytes,
+            held_bytes=record.reserved.held_bytes + record.reserved.margin_bytes,
+            activations_bytes=None if plan is None else plan.predicted_peak_bytes - plan.weights_bytes,
+            unsliced_peak_bytes=None if plan is None else plan.unsliced_peak_bytes + beside,
+            predicted_peak_bytes=None if plan is None else plan.predicted_peak_bytes + beside,
+            floor_bytes=None if plan is None else plan.floor_bytes + beside,
+            floor_operator="" if plan is None else plan.floor_operator,
+            budget_bytes=self.budget_bytes,
+            measured_peak_bytes=record.measured_bytes,
+            calls=record.calls,
+            note=self.untouched_because if plan is None else "",
+        )

@@ -1,0 +1,135 @@
+"""What is on the device beside the component that runs: other weights, and tensors that the pipeline itself holds.
+
+On CUDA the allocator knows. The CPU's allocator does not count, so there the tensors are looked for where a pipeline
+keeps them: in the local variables of its running functions, in its scheduler and in itself.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from types import FrameType, FunctionType, ModuleType
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+
+from sicompiler.adapters.roles import modules_of, pipeline_class
+
+UNSEEN_BYTES = 2**12  # numbers and small tables, of kernels and in closures, where nobody looks
+ATTRIBUTE = "_sicompiler"  # of a pipeline: what we keep for it, so that it lives as long as the pipeline
+_OURS = __name__.split(".")[0] + "."
+_DEPTH = 4  # outputs, distributions, lists of them: no pipeline nests its tensors deeper
+
+
+@dataclass(frozen=True)
+class Reserved:
+    """Bytes on the device while a component runs that are not its own.
+
+    Attributes:
+        weights: of the other components that are resident, by name; a storage shared by two counts at the first.
+        held_bytes: latents, embeddings, finished frames and whatever else is alive, the inputs of the call left out.
+        margin_bytes: kept free for what nobody counts; part of every prediction, of no measurement.
+    """
+
+    weights: tuple[tuple[str, int], ...] = ()
+    held_bytes: int = 0
+    margin_bytes: int = 0
+
+    @property
+    def weights_bytes(self) -> int:
+        """Of all other components together."""
+        return sum(nbytes for _, nbytes in self.weights)
+
+    @property
+    def total_bytes(self) -> int:
+        """What the component must leave free of the budget."""
+        return self.weights_bytes + self.held_bytes + self.margin_bytes
+
+
+def storages(tensors: Iterable[torch.Tensor], device: torch.device) -> dict[int, int]:
+    """Bytes by storage of the tensors on a device."""
+    return {
+        t.untyped_storage()._cdata: t.untyped_storage().nbytes()
+        for t in tensors
+        if t.device == device and t.layout is torch.strided
+    }
+
+
+def weights_of(part: torch.nn.Module, device: torch.device) -> dict[int, int]:
+    """Bytes by storage of a module's parameters and buffers on a device."""
+    return storages([*part.parameters(), *part.buffers()], device)
+
+
+def reserved(pipe: Any, model: torch.nn.Module, inputs: Any, device: torch.device) -> Reserved:
+    """What the rest of a pipeline occupies while one of its components runs.
+
+    Args:
+        pipe: the pipeline the component was compiled with; the one that calls it is found by itself. None if gone.
+        model: the component.
+        inputs: of the call, in any structure.
+        device: where the component runs.
+    """
+    calling, frames = _calling()
+    known = weights_of(model, device)
+    rows = []
+    for owner in _distinct(pipe, calling):
+        for name, part in modules_of(owner).items():
+            other = {key: nbytes for key, nbytes in weights_of(part, device).items() if key not in known}
+            known |= other
+            if sum(other.values()):
+                rows.append((name, sum(other.values())))
+    own_inputs = storages((x for x in pytree.tree_leaves(inputs) if isinstance(x, torch.Tensor)), device)
+    if device.type == "cuda":
+        counted = sum(known.values()) + sum(n for key, n in own_inputs.items() if key not in known)
+        return Reserved(tuple(rows), max(torch.cuda.memory_allocated(device) - counted, 0))
+    roots = [value for frame in frames for value in frame]
+    for owner in _distinct(pipe, calling):
+        for keeper in (owner, getattr(owner, "scheduler", None)):
+            roots += [value for name, value in getattr(keeper, "__dict__", {}).items() if name != ATTRIBUTE]
+    held = storages(_tensors(roots), device)
+    found = sum(n for key, n in held.items() if key not in known and key not in own_inputs)
+    return Reserved(tuple(rows), found, UNSEEN_BYTES)
+
+
+def _distinct(*pipes: Any) -> list[Any]:
+    return list({id(pipe): pipe for pipe in pipes if pipe is not None}.values())
+
+
+def _calling() -> tuple[Any, list[list[Any]]]:
+    """The pipeline whose call led here, and the local variables of every function from there on."""
+    base = pipeline_class()
+    frame: FrameType | None = sys._getframe(1)
+    found: Any = None
+    upto, frames = 0, []
+    while frame is not None and base is not None:
+        ours = frame.f_globals.get("__name__", "").startswith(_OURS)  # these hold plans and the inputs of the call
+        if frame.f_code.co_flags & inspect.CO_OPTIMIZED and not ours:  # a function; locals of a module are its globals
+            names = _locals(frame)
+            frames.append(list(names.values()))
+            if isinstance(names.get("self"), base):
+                found, upto = names["self"], len(frames)
+        frame = frame.f_back
+    return found, frames[:upto]
+
+
+def _locals(frame: FrameType) -> Mapping[str, Any]:
+    names = dict(frame.f_locals)
+    if sys.version_info < (3, 13):
+        # f_locals is a snapshot that the frame keeps: left alone it would keep alive what the function lets go of.
+        frame.f_locals.clear()
+    return names
+
+
+def _tensors(values: Iterable[Any], depth: int = _DEPTH) -> Iterator[torch.Tensor]:
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif depth and isinstance(value, Mapping):
+            yield from _tensors(value.values(), depth - 1)
+        elif depth and isinstance(value, (list, tuple)):
+            yield from _tensors(value, depth - 1)
+        elif depth and not isinstance(value, (torch.nn.Module, type, ModuleType, FunctionType)):
+            yield from _tensors(getattr(value, "__dict__", {}).values(), depth - 1)

@@ -1,0 +1,240 @@
+"""A whole diffusers pipeline under one budget: its components are taken over in place, and watched at every call."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from sicompiler.adapters.component import ComponentState
+from sicompiler.adapters.held import ATTRIBUTE, Reserved, reserved, weights_of
+from sicompiler.adapters.outputs import register_outputs
+from sicompiler.adapters.residency import Residency
+from sicompiler.adapters.roles import Phase, Role, check_pipeline, modules_of, pipeline_class, roles_of
+from sicompiler.adapters.verify import PipelineVerification, compare_components, compare_runs
+from sicompiler.compiler import Progress
+from sicompiler.errors import BadInput, NotCompiled
+from sicompiler.reports.phases import PipelineReport
+from sicompiler.takeover import Inputs, installed_state
+
+log = logging.getLogger("sicompiler")
+
+ENTRANCE = "check_inputs"  # what pipelines call first
+
+
+def is_pipeline(found: object) -> bool:
+    """Whether something is a diffusers pipeline; diffusers is not imported to find out."""
+    base = pipeline_class()
+    return base is not None and isinstance(found, base)
+
+
+def pipeline_state(pipe: object, verb: str) -> PipelineState:
+    """The state of a compiled pipeline.
+
+    Raises:
+        NotCompiled: it was never compiled.
+    """
+    found = getattr(pipe, "__dict__", {}).get(ATTRIBUTE)
+    if not isinstance(found, PipelineState):
+        raise NotCompiled(
+            f"can't {verb} this {type(pipe).__name__}: it was never compiled; call compile_for_budget first"
+        )
+    return found
+
+
+class PipelineState:
+    """What sicompiler keeps for one pipeline.
+
+    Args:
+        pipe: the pipeline; it is not kept alive.
+        budget_bytes: everything on the device, in every phase.
+        progress: told about long work.
+    """
+
+    def __init__(self, pipe: Any, budget_bytes: int, progress: Progress | None) -> None:
+        self._pipe = weakref.ref(pipe)
+        self.name, self.budget_bytes, self.progress = type(pipe).__name__, budget_bytes, progress
+        self.components: dict[Role, ComponentState] = {}
+        self.residency = Residency()
+        self.measure_calls = False  # measure the calls of components, each on its own
+        self.measuring = False  # somebody measures a whole run
+        self._resting = False  # the components run untouched for a while
+
+    @staticmethod
+    def take_over(pipe: Any, budget_bytes: int, progress: Progress | None) -> PipelineState:
+        """Let a pipeline run within a budget from now on; a budget it had before is replaced.
+
+        Raises:
+            BadInput: it can't be taken over; the message says why and what to do. It is left as it was.
+        """
+        check_pipeline(pipe)
+        register_outputs()
+        previous = pipe.__dict__.get(ATTRIBUTE)
+        if isinstance(previous, PipelineState):
+            previous.release()
+        state = PipelineState(pipe, budget_bytes, progress)
+        setattr(pipe, ATTRIBUTE, state)
+        state._watch(pipe)
+        for role in roles_of(pipe):
+            state._install(pipe, role)
+        return state
+
+    @property
+    def pipe(self) -> Any:
+        """The live pipeline; None once it is gone, though its components may live on."""
+        return self._pipe()
+
+    def _watch(self, pipe: Any) -> None:
+        """See every call of the pipeline before it does anything."""
+        entrance = getattr(pipe, ENTRANCE, None)
+        if entrance is None:
+            return  # the components look around too, when they are called
+
+        @functools.wraps(entrance)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            self.check()
+            return entrance(*args, **kwargs)
+
+        setattr(pipe, ENTRANCE, watched)
+
+    def _install(self, pipe: Any, role: Role) -> None:
+        model = getattr(pipe, role.component)
+        previous = installed_state(model, role.method)
+        if previous is not None:
+            previous.uninstall()
+        state = ComponentState(model, role, self, self.budget_bytes, self.progress)
+        state.install()
+        self.components[role] = state
+
+    def check(self) -> None:
+        """Make sure that every component is still taken over: replaced ones are taken over now, lost patches renewed.
+
+        Raises:
+            NotCompiled: a component was compiled again by somebody else, or its method was replaced.
+        """
+        pipe = self.pipe
+        if pipe is None or self._resting:
+            return
+        roles = set(roles_of(pipe))
+        for role in [r for r in self.components if r not in roles]:
+            self.components.pop(role).uninstall()
+        for role in roles:
+            state = self.components.get(role)
+            model = getattr(pipe, role.component)
+            if state is None or state._model() is not model:
+                log.warning("%s: %s is new, it is taken over", self.name, role.label)
+                if state is not None and state._model() is not None:
+                    state.uninstall()
+                self._install(pipe, role)
+            elif not state.installed:
+                self._renew(state)
+
+    def _renew(self, state: ComponentState) -> None:
+        """Patch a component again where its own method came back; never over somebody else's patch."""
+        owner, found = installed_state(state.model, state.method), state.model.__dict__.get(state.slot)
+        if owner is not None and owner is not state:
+            what = "was compiled again, with another budget"
+        elif found is not None and getattr(found, "__func__", None) is not getattr(type(state.model), state.method):
+            what = f"has another {state.method} by now ({getattr(found, '__qualname__', type(found).__name__)})"
+        else:
+            log.warning("%s: %s had lost its plan and gets it back", self.name, state.role.label)
+            state.install()
+            return
+        raise NotCompiled(
+            f"{state.role.label} of this {self.name} {what}, so the pipeline would run past its budget; "
+            "call compile_for_budget on the pipeline again"
+        )
+
+    def bring(self, state: ComponentState, device: torch.device) -> None:
+        """Move a component back that had to go, after making room for it."""
+        model = state.model
+        if not self.residency.missing(model, device):
+            return
+        needed = max((c.plan.predicted_peak_bytes for c in state.compiled.values()), default=0)
+        needed = max(needed, sum(weights_of(model, torch.device("cpu")).values()))
+        while self.reserved(state, (), device).total_bytes + needed > self.budget_bytes:
+            if not self.make_room(state, device):
+                break
+        self.residency.bring(model)
+
+    def reserved(self, state: ComponentState, inputs: Any, device: torch.device) -> Reserved:
+        """What the rest of the pipeline occupies while a component runs."""
+        return reserved(self.pipe, state.model, inputs, device)
+
+    def make_room(self, state: ComponentState, device: torch.device) -> bool:
+        """Move an idle component away: first those that never run, then those of other phases, big ones first."""
+        parts = {} if self.pipe is None else modules_of(self.pipe)
+        phases: dict[str, set[Phase]] = {}
+        for role in self.components:
+            phases.setdefault(role.component, set()).add(role.phase)
+
+        def price(row: tuple[str, torch.nn.Module]) -> tuple[int, int]:
+            later = [p for p in phases.get(row[0], ()) if list(Phase).index(p) >= list(Phase).index(state.role.phase)]
+            return (1 + bool(later) if row[0] in phases else 0, -sum(weights_of(row[1], device).values()))
+
+        idle = sorted(((n, p) for n, p in parts.items() if p is not state.model), key=price)
+        return self.residency.make_room(idle, device) is not None
+
+    @contextlib.contextmanager
+    def untouched(self) -> Iterator[None]:
+        """A context in which the pipeline runs as it would without us."""
+        self._resting = True
+        states = [s for s in self.components.values() if s.installed]
+        for state in states:
+            state.uninstall()
+        try:
+            yield
+        finally:
+            for state in states:
+                state.install()
+            self._resting = False
+
+    def release(self) -> None:
+        """Undo `take_over` exactly."""
+        for state in self.components.values():
+            model = state._model()
+            if model is not None:
+                state.uninstall()
+                self.residency.bring(model)
+        pipe = self.pipe
+        if pipe is not None:
+            for part in modules_of(pipe).values():
+                self.residency.bring(part)
+            pipe.__dict__.pop(ENTRANCE, None)
+            pipe.__dict__.pop(ATTRIBUTE, None)
+
+    def report(self) -> PipelineReport:
+        """What was planned: one row for each component and input shape, in the order of the phases."""
+        states = list(self.components.items())
+        return PipelineReport(
+            self.name,
+            self.budget_bytes,
+            tuple(row for _, state in states for row in state.rows()),
+            {role.label: state.report() for role, state in states if state.compiled},
+            tuple(role.label for role, state in states if not state.records),
+        )
+
+    def verify(self, example_inputs: Inputs | None) -> PipelineVerification:
+        """Compare with the untouched pipeline: a whole call if one is given, else component by component.
+
+        Raises:
+            BadInput: nothing ran yet, and no call is given.
+        """
+        if example_inputs is not None:
+            return compare_runs(self, example_inputs)
+        if not any(state.last for state in self.components.values()):
+            raise BadInput("nothing is planned yet: pass example_inputs=(args, kwargs), or call the pipeline once")
+        return compare_components(self)
+
+    def __deepcopy__(self, memo: object) -> PipelineState:
+        """Refuse: a copy would run the weights of the pipeline it was copied from."""
+        raise BadInput("a compiled pipeline can't be copied or pickled; call sicompiler.release(pipe) first")
+
+    def __reduce__(self) -> str:
+        """Refuse, as for copies."""
+        return str(self.__deepcopy__({}))

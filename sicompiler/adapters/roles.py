@@ -1,0 +1,128 @@
+"""Which component of a pipeline plays which phase, and what is refused before anything is touched."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import torch
+
+from sicompiler.errors import BadInput
+
+
+class Phase(StrEnum):
+    """The parts of a generation, in order."""
+
+    ENCODE = "encode"
+    DENOISE = "denoise"
+    DECODE = "decode"
+
+
+@dataclass(frozen=True)
+class Role:
+    """One method of one component, and the phase it runs in.
+
+    Attributes:
+        component: its name in the pipeline.
+        method: what the pipeline calls.
+        phase: when.
+    """
+
+    component: str
+    method: str
+    phase: Phase
+
+    @property
+    def label(self) -> str:
+        """For people: `unet`, `vae.decode`."""
+        return self.component if self.method == "forward" else f"{self.component}.{self.method}"
+
+    @property
+    def optional(self) -> bool:
+        """Whether it may run untouched where it can't be captured: encoders run once and are small; the others rule."""
+        return self.phase is Phase.ENCODE
+
+
+# diffusers names components by what they do, in every pipeline alike.
+_ROWS = (
+    (re.compile(r"text_encoder(_\d+)?|image_encoder|prompt_encoder"), "forward", Phase.ENCODE),
+    (re.compile(r"vae|vqvae|movq"), "encode", Phase.ENCODE),
+    (re.compile(r"(unet|transformer|prior)(_\d+)?|controlnet"), "forward", Phase.DENOISE),
+    (re.compile(r"vae|vqvae|movq"), "decode", Phase.DECODE),
+)
+
+
+def pipeline_class() -> type | None:
+    """The base class of diffusers pipelines; None while diffusers has not loaded it, and so no pipeline can exist."""
+    found = getattr(sys.modules.get("diffusers.pipelines.pipeline_utils"), "DiffusionPipeline", None)
+    return found if isinstance(found, type) else None
+
+
+def modules_of(pipe: Any) -> dict[str, torch.nn.Module]:
+    """The components of a pipeline that have weights."""
+    return {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+
+
+def roles_of(pipe: Any) -> tuple[Role, ...]:
+    """What the components of a pipeline do, in the order of the phases."""
+    parts = modules_of(pipe)
+    return tuple(
+        Role(name, method, phase)
+        for pattern, method, phase in _ROWS
+        for name, part in parts.items()
+        if pattern.fullmatch(name) and callable(getattr(type(part), method, None))
+    )
+
+
+def check_pipeline(pipe: Any) -> tuple[Role, ...]:
+    """Find the roles of a pipeline, or say why it can't be taken over.
+
+    Raises:
+        BadInput: it has nothing that denoises, its weights are not there, or a switch is on that would be undone.
+    """
+    name, roles = type(pipe).__name__, roles_of(pipe)
+    if not any(role.phase is Phase.DENOISE for role in roles):
+        raise BadInput(
+            f"{name} has no unet, transformer or prior to compile, only {', '.join(modules_of(pipe)) or 'nothing'}; "
+            "compile_for_budget also takes a single module"
+        )
+    for component, part in modules_of(pipe).items():
+        check_component(f"{name}.{component}", part)
+    return roles
+
+
+def check_component(label: str, part: torch.nn.Module) -> None:
+    """Refuse by name what can't be honoured.
+
+    Raises:
+        BadInput: with advice.
+    """
+    if any(tensor.is_meta for tensor in _tensors(part)):
+        raise BadInput(
+            f"the weights of {label} are on the meta device, as enable_sequential_cpu_offload() leaves them; call "
+            "pipe.remove_all_hooks() and load the weights again, or use enable_model_cpu_offload(), which is followed"
+        )
+    if hasattr(part, "_orig_mod"):
+        raise BadInput(f"{label} is wrapped by torch.compile; compile_for_budget takes the model itself (._orig_mod)")
+    if getattr(part, "use_tiling", False):
+        raise BadInput(
+            f"tiling is on in {label}, which blends tiles and so changes the output; "
+            "call disable_tiling() on it: the budget is kept without"
+        )
+    for path, child in part.named_modules():
+        hooks = getattr(child.__dict__.get("_diffusers_hook"), "hooks", None)
+        if hooks:
+            where = f"{label}.{path}" if path else label
+            raise BadInput(
+                f"diffusers hooks are registered on {where} ({', '.join(hooks)}): caches and group offloading keep "
+                "state between calls or move weights inside one; disable them before compile_for_budget"
+            )
+
+
+def _tensors(part: torch.nn.Module) -> Iterator[torch.Tensor]:
+    yield from part.parameters()
+    yield from part.buffers()

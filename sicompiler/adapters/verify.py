@@ -1,0 +1,187 @@
+"""Verification of a pipeline: frames and peaks of a whole call, or every component on its own."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.utils._pytree as pytree
+
+from sicompiler.adapters.held import storages, weights_of
+from sicompiler.adapters.roles import modules_of
+from sicompiler.reports.phases import PhaseRow
+from sicompiler.runtime.measure import measure_peak
+from sicompiler.runtime.verify import errors
+from sicompiler.takeover import Inputs
+from sicompiler.units import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from sicompiler.adapters.pipeline import PipelineState
+
+
+@dataclass(frozen=True)
+class PipelineVerification:
+    """A compiled pipeline beside the untouched one. Peaks include all that is resident.
+
+    Attributes:
+        max_abs_error: biggest absolute difference of any element of the frames.
+        max_rel_error: the same, over the biggest absolute value.
+        bitwise: whether they are equal bit for bit.
+        budget_bytes: of the pipeline.
+        measured_peak_bytes: of a whole call, what the pipeline does between its components included.
+        untouched_peak_bytes: of the untouched pipeline.
+        seconds, untouched_seconds: one run each, while measured.
+        phases: one row a component, with its measured peak.
+    """
+
+    max_abs_error: float
+    max_rel_error: float
+    bitwise: bool
+    budget_bytes: int
+    measured_peak_bytes: int
+    untouched_peak_bytes: int
+    seconds: float
+    untouched_seconds: float
+    phases: tuple[PhaseRow, ...]
+
+    @property
+    def fits(self) -> bool:
+        """Whether the run stayed within the budget, and every component within what was predicted for it."""
+        return self.measured_peak_bytes <= self.budget_bytes and all(row.fits for row in self.phases)
+
+    def __str__(self) -> str:
+        equal = "bit for bit" if self.bitwise else f"max abs {self.max_abs_error:.2g}, max rel {self.max_rel_error:.2g}"
+        measured, budget = format_bytes(self.measured_peak_bytes), format_bytes(self.budget_bytes)
+        lines = [
+            f"output: {equal}",
+            f"peak:   {measured} measured <= {budget} budget: {'yes' if self.fits else 'NO'} "
+            f"(untouched {format_bytes(self.untouched_peak_bytes)})",
+        ]
+        for row in self.phases:
+            if row.measured_peak_bytes is not None:
+                predicted = "-" if row.predicted_peak_bytes is None else format_bytes(row.predicted_peak_bytes)
+                lines.append(
+                    f"        {row.phase}, {row.component}: {format_bytes(row.measured_peak_bytes)} measured <= "
+                    f"{predicted} predicted: {'yes' if row.fits else 'NO'}"
+                )
+        lines.append(f"time:   {format_seconds(self.seconds)} (untouched {format_seconds(self.untouched_seconds)})")
+        return "\n".join(lines)
+
+
+def compare_runs(state: PipelineState, example_inputs: Inputs) -> PipelineVerification:
+    """Run a whole call untouched, compiled with every component measured, and compiled as a whole.
+
+    Random generators among the inputs, and torch's own, start each run in the state they are in now.
+    """
+    args, kwargs = example_inputs
+    device = _device(state)
+    rewind = _rewinder(args, kwargs)
+    resident = _resident(state, device, example_inputs)
+    rewind()
+    with state.untouched():
+        began = time.perf_counter()
+        with measure_peak(device) as untouched, _whole_run(state):
+            theirs = state.pipe(*args, **kwargs)
+        untouched_seconds = time.perf_counter() - began
+    rewind()
+    with _measured_calls(state):
+        state.pipe(*args, **kwargs)
+    rewind()
+    began = time.perf_counter()
+    with measure_peak(device) as measured, _whole_run(state):
+        ours = state.pipe(*args, **kwargs)
+    seconds = time.perf_counter() - began
+    absolute, relative, bitwise = errors(_tensors(ours), _tensors(theirs))
+    return PipelineVerification(
+        absolute,
+        relative,
+        bitwise,
+        state.budget_bytes,
+        (measured.allocated_at_entry or resident) + measured.bytes,
+        (untouched.allocated_at_entry or resident) + untouched.bytes,
+        seconds,
+        untouched_seconds,
+        state.report().phases,
+    )
+
+
+def compare_components(state: PipelineState) -> PipelineVerification:
+    """Run every component that has a plan on random tensors of its last shapes, untouched and compiled."""
+    found, weights = [], _resident(state, _device(state), ((), {}))
+    for component in state.components.values():
+        if component.last is None:
+            continue
+        result = component.verify()
+        beside = component.reserved.total_bytes - component.reserved.margin_bytes
+        for record in component.records:
+            if record.compiled is component.last[0]:
+                record.measured_bytes = max(record.measured_bytes or 0, result.measured_peak_bytes + beside)
+        found.append((result, beside))
+    return PipelineVerification(
+        max(r.max_abs_error for r, _ in found),
+        max(r.max_rel_error for r, _ in found),
+        all(r.bitwise for r, _ in found),
+        state.budget_bytes,
+        max((r.measured_peak_bytes + beside for r, beside in found), default=weights),
+        max((r.untouched_peak_bytes + beside for r, beside in found), default=weights),
+        sum(r.seconds for r, _ in found),
+        sum(r.untouched_seconds for r, _ in found),
+        state.report().phases,
+    )
+
+
+def _device(state: PipelineState) -> torch.device:
+    return torch.device(state.pipe._execution_device)
+
+
+def _resident(state: PipelineState, device: torch.device, inputs: Any) -> int:
+    """What is on the device before a call: all weights, and the tensors the caller passes."""
+    found = storages((x for x in pytree.tree_leaves(inputs) if isinstance(x, torch.Tensor)), device)
+    for part in modules_of(state.pipe).values():
+        found |= weights_of(part, device)
+    return sum(found.values())
+
+
+@contextlib.contextmanager
+def _measured_calls(state: PipelineState) -> Iterator[None]:
+    state.measure_calls = True
+    try:
+        yield
+    finally:
+        state.measure_calls = False
+
+
+@contextlib.contextmanager
+def _whole_run(state: PipelineState) -> Iterator[None]:
+    state.measuring = True
+    try:
+        yield
+    finally:
+        state.measuring = False
+
+
+def _rewinder(args: Any, kwargs: Any) -> Any:
+    generators = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Generator)]
+    states, own = [g.get_state() for g in generators], torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+
+    def rewind() -> None:
+        for generator, before in zip(generators, states, strict=True):
+            generator.set_state(before)
+        torch.set_rng_state(own)
+        if cuda:
+            torch.cuda.set_rng_state_all(cuda)
+
+    return rewind
+
+
+def _tensors(output: Any) -> list[torch.Tensor]:
+    """The frames of an output as tensors, whatever the pipeline returns: tensors, arrays or images."""
+    import numpy
+
+    leaves = pytree.tree_leaves(dict(output) if isinstance(output, dict) else output)
+    return [x if isinstance(x, torch.Tensor) else torch.from_numpy(numpy.array(x)) for x in leaves if x is not None]

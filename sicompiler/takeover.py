@@ -1,0 +1,322 @@
+"""A live model taken over: one of its methods runs by plans made for each call shape, until it is given back.
+
+The model stays the object it is. What changes is one attribute of the instance: the method itself, or, where accelerate
+has put a hook in front of `forward`, the `_old_forward` which that hook calls. Patched there, the model survives hooks
+being added, removed and added again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import logging
+import threading
+import time
+import types
+import weakref
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+
+from sicompiler.capture import Program, capture, flatten_inputs, named_tensors, weights_bytes
+from sicompiler.compiler import Planner, Progress, make_planner, rewrite
+from sicompiler.cost import MACHINES
+from sicompiler.entry import FORWARD
+from sicompiler.errors import BadInput
+from sicompiler.passes.manager import Observer
+from sicompiler.plan import Plan
+from sicompiler.reports.report import Report
+from sicompiler.runtime.compiled import Compiled, call_key, check_inference
+from sicompiler.runtime.verify import Verification, compare
+from sicompiler.units import format_bytes, format_seconds
+
+log = logging.getLogger("sicompiler")
+
+Inputs = tuple[Sequence[Any], Mapping[str, Any]]
+
+HOOK, HOOKED = "_hf_hook", "_old_forward"  # where accelerate keeps its hook, and the forward that the hook calls
+
+
+def device_type_of(model: torch.nn.Module) -> str:
+    """Where the weights of a model are.
+
+    Raises:
+        BadInput: on several kinds of device, or on one that sicompiler does not know.
+    """
+    kinds = {tensor.device.type for tensor in named_tensors(model).values()} or {"cpu"}
+    if len(kinds) > 1:
+        raise BadInput(
+            f"the weights are on several devices ({', '.join(sorted(kinds))}); move the model to one of them"
+        )
+    found = kinds.pop()
+    if found not in MACHINES:
+        raise BadInput(f"the weights are on device {found!r}; sicompiler runs on {' and '.join(MACHINES)}")
+    return found
+
+
+def dtype_name(model: torch.nn.Module) -> str:
+    """The dtype that most weights of a model have, e.g. "float16"."""
+    counts: dict[torch.dtype, int] = {}
+    for tensor in named_tensors(model).values():
+        counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()
+    found = max(counts, key=lambda dtype: counts[dtype], default=torch.get_default_dtype())
+    return str(found).removeprefix("torch.")
+
+
+def prepare(
+    model: torch.nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    *,
+    method: str = FORWARD,
+    name: str | None = None,
+    device_type: str | None = None,
+    progress: Progress | None = None,
+    observer: Observer | None = None,
+) -> tuple[Program, Planner]:
+    """Capture and analyse a model: everything up to choosing a plan.
+
+    Args:
+        model: the model, not compiled.
+        args: positional example inputs.
+        kwargs: keyword example inputs.
+        method: which of its methods.
+        name: of the model, for people.
+        device_type: plan for this kind of device instead of the one the model is on.
+        progress: told about long work.
+        observer: shown every stage.
+
+    Returns:
+        The captured `Program` and its `Planner`.
+
+    Raises:
+        CaptureError: the model can't be traced.
+    """
+    began = time.perf_counter()
+    if progress is not None:
+        progress("capture", 0, 1)
+    program = capture(model, args, kwargs, method=method)
+    captured = time.perf_counter() - began
+    if observer is not None:
+        observer("captured", program)
+    planner = make_planner(
+        program,
+        model=name or (type(model).__name__ if method == FORWARD else f"{type(model).__name__}.{method}"),
+        weights_bytes=weights_bytes(model),
+        dtype=dtype_name(model),
+        device_type=device_type or device_type_of(model),
+        progress=progress,
+        observer=observer,
+        timings={"capture": captured},
+        phase="denoise" if method == FORWARD else method,
+    )
+    return program, planner
+
+
+class State:
+    """What sicompiler keeps for one method of a live model.
+
+    Args:
+        model: the model; it is not kept alive.
+        budget_bytes: weights, inputs, activations and workspace together.
+        plan: made earlier, used for the first shape that is planned.
+        progress: told about long work.
+        method: which of its methods is taken over.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        budget_bytes: int,
+        plan: Plan | None = None,
+        progress: Progress | None = None,
+        method: str = FORWARD,
+    ) -> None:
+        self._model = weakref.ref(model)
+        self.budget_bytes, self.given_plan, self.progress, self.method = budget_bytes, plan, progress, method
+        self.own: Callable[..., Any] | None = None  # what the instance itself had in the place of our patch
+        self.compiled: dict[Hashable, Compiled] = {}
+        self.last: tuple[Compiled, Inputs] | None = None
+        self._lock = threading.RLock()
+        self._entry = self._bound_entry(model)
+
+    @property
+    def model(self) -> torch.nn.Module:
+        """The live model."""
+        model = self._model()
+        assert model is not None
+        return model
+
+    def _bound_entry(self, model: torch.nn.Module) -> types.MethodType:
+        """What is put on the instance: bound to this state, with the signature of the method it stands for."""
+
+        def entry(state: State, *args: Any, **kwargs: Any) -> Any:
+            return state.forward(*args, **kwargs)
+
+        entry.__name__ = entry.__qualname__ = self.method
+        with contextlib.suppress(TypeError, ValueError):  # pipelines ask which arguments a component takes
+            entry.__dict__["__signature__"] = inspect.signature(getattr(type(model), self.method))
+        return types.MethodType(entry, self)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model by the plan for this input shape, planning first where there is none yet."""
+        check_inference(args, kwargs)
+        compiled = self.compiled_for(args, kwargs)
+        return compiled.run(self.model, flatten_inputs(args, kwargs)[0])
+
+    def compiled_for(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Compiled:
+        """The rewritten model for a call; planned now if need be."""
+        key = call_key(self.model, args, kwargs)
+        with self._lock:
+            found = self.compiled.get(key)
+            if found is None or not self.still_fits(found, args, kwargs):
+                if self.compiled and found is None:
+                    log.warning("%s: new input shapes or weights, planning again", type(self.model).__name__)
+                found = self.compile(args, kwargs)
+                self.compiled[key] = found
+            self.last = (found, _specs(args, kwargs))
+        return found
+
+    def still_fits(self, compiled: Compiled, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Whether a plan made before is within the budget of this call; of a model on its own, always."""
+        return True
+
+    def choose(self, planner: Planner, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Plan:
+        """The plan for a call.
+
+        Raises:
+            OverBudget: no plan fits.
+        """
+        return planner.plan(self.budget_bytes)
+
+    def compile(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Compiled:
+        """Capture, plan and rewrite for the shapes of a call; the live model is left alone."""
+        with self.untouched():
+            if self.given_plan is not None:
+                program = capture(self.model, args, kwargs, method=self.method)
+                plan, self.given_plan = self.given_plan, None
+            else:
+                program, planner = prepare(self.model, args, kwargs, method=self.method, progress=self.progress)
+                plan = self.choose(planner, args, kwargs)
+        compiled = Compiled(rewrite(program, plan), plan)
+        log.info(
+            "%s: %d regions, predicted peak %s of %s, planned in %s",
+            plan.model,
+            len(plan.regions),
+            format_bytes(plan.predicted_peak_bytes),
+            format_bytes(plan.budget_bytes),
+            format_seconds(sum(plan.timings.values())),
+        )
+        return compiled
+
+    def verify(self, example_inputs: Inputs | None = None) -> Verification:
+        """Run the taken-over method once against the model's own.
+
+        Args:
+            example_inputs: `(args, kwargs)`; random tensors of the last planned shapes if not given.
+
+        Raises:
+            BadInput: nothing was planned yet, and no inputs are given.
+        """
+        if example_inputs is None:
+            if self.last is None:
+                raise BadInput("nothing is planned yet: pass example_inputs=(args, kwargs), or call the model once")
+            device = next(iter(named_tensors(self.model).values()), torch.empty(0)).device
+            example_inputs = _random(self.last[1], device)
+        args, kwargs = example_inputs
+        compiled = self.compiled_for(tuple(args), dict(kwargs))
+        with self.untouched() as own:
+            return compare(self.model, compiled, args, kwargs, call=own)
+
+    def report(self) -> Report:
+        """What was planned, oldest first."""
+        found = tuple(self.compiled.values())
+        plans, programs = tuple(c.plan for c in found), tuple(c.program for c in found)
+        name = type(self.model).__name__
+        return Report(name if self.method == "forward" else f"{name}.{self.method}", self.budget_bytes, plans, programs)
+
+    @property
+    def slot(self) -> str:
+        """The attribute of the instance that a patch belongs in now."""
+        hooked = self.method == "forward" and HOOK in self.model.__dict__ and HOOKED in self.model.__dict__
+        return HOOKED if hooked else self.method
+
+    @property
+    def installed(self) -> bool:
+        """Whether a call of the method reaches this state."""
+        return self.model.__dict__.get(self.slot) == self._entry
+
+    @contextlib.contextmanager
+    def untouched(self) -> Iterator[Callable[..., Any]]:
+        """A context in which the live model runs its own method, without hooks that move weights; gives that method."""
+        names = {self.method, HOOK, HOOKED} if self.method == "forward" else {self.method, HOOK}
+        attributes = self.model.__dict__
+        own = self.own if self.installed else attributes.get(self.slot)
+        saved = {name: attributes.pop(name) for name in names if name in attributes}
+        if own is not None:
+            attributes[self.method] = own
+        try:
+            yield getattr(self.model, self.method)
+        finally:
+            attributes.pop(self.method, None)
+            attributes.update(saved)
+
+    def install(self) -> None:
+        """Let the live model run by its plans."""
+        self.own = self.model.__dict__.get(self.slot)
+        self.model.__dict__[self.slot] = self._entry
+
+    def uninstall(self) -> None:
+        """Let the live model run its own method, as before."""
+        attributes = self.model.__dict__
+        for slot in (self.method, HOOKED):
+            if attributes.get(slot) != self._entry:
+                continue
+            if self.own is not None and (slot == HOOKED or not _is_plain(self.own, self.model, self.method)):
+                attributes[slot] = self.own
+            elif slot == HOOKED:
+                attributes[slot] = getattr(type(self.model), self.method).__get__(self.model)
+            else:
+                del attributes[slot]
+
+    def __deepcopy__(self, memo: object) -> State:
+        """Refuse: a copy would run the weights of the model it was copied from."""
+        raise BadInput("a compiled model can't be copied or pickled; call sicompiler.release(model) first")
+
+    def __reduce__(self) -> str:
+        """Refuse, as for copies."""
+        return str(self.__deepcopy__({}))
+
+
+def installed_state(model: torch.nn.Module, method: str = "forward") -> State | None:
+    """The state that owns a method of a live model; None where the model runs its own."""
+    for slot in (method, HOOKED) if method == FORWARD else (method,):
+        owner = getattr(model.__dict__.get(slot), "__self__", None)
+        if isinstance(owner, State) and owner.method == method:
+            return owner
+    return None
+
+
+def _is_plain(function: Any, model: torch.nn.Module, method: str) -> bool:
+    """Whether a function on the instance is nothing but the method of its class."""
+    return isinstance(function, types.MethodType) and function == getattr(type(model), method).__get__(model)
+
+
+def _specs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Inputs:
+    """The inputs without their data: tensors as meta tensors, so that nothing of the caller's is kept alive."""
+    specs: Inputs = pytree.tree_map_only(torch.Tensor, lambda t: t.to("meta"), (tuple(args), dict(kwargs)))
+    return specs
+
+
+def _random(specs: Inputs, device: torch.device) -> Inputs:
+    generator = torch.Generator().manual_seed(0)
+
+    def fill(spec: torch.Tensor) -> torch.Tensor:
+        if spec.is_floating_point():
+            return torch.randn(spec.shape, generator=generator, dtype=torch.float32).to(device, spec.dtype)
+        return torch.zeros(spec.shape, dtype=spec.dtype, device=device)
+
+    inputs: Inputs = pytree.tree_map_only(torch.Tensor, fill, specs)
+    return inputs
