@@ -10,7 +10,7 @@ from typing import Any
 TEMPORAL = {
     "block_out_channels": (32, 32, 64),
     "down_block_types": ("DownEncoderBlock2D",) * 3,
-    "layers_per_block": 1,
+    "layers_per_block": 2,  # with one, the class skips its attention
 }
 KL = {
     "block_out_channels": (8, 16, 16),
