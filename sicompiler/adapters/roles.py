@@ -63,8 +63,8 @@ def pipeline_class() -> type | None:
 
 
 def modules_of(pipe: Any) -> dict[str, torch.nn.Module]:
-    """The components of a pipeline that have weights."""
-    return {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+    """The components of a pipeline that have weights, by name; diffusers gives them in the order of a set."""
+    return {name: part for name, part in sorted(pipe.components.items()) if isinstance(part, torch.nn.Module)}
 
 
 def roles_of(pipe: Any) -> tuple[Role, ...]:
