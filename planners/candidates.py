@@ -237,7 +237,7 @@ def axis_labels(view: GraphView, axes: Mapping[str, tuple[int, Slicing]]) -> lis
                 if r:
                     continue
                 transfer = view.table.from_operand(p, index, slicing)
-                if isinstance(transfer, Transfer) and transfer.results[0] is not None:
+                if isinstance(transfer, Transfer) and transfer.window is None and transfer.results[0] is not None:
                     labels[p].setdefault(transfer.results[0], name)
     return labels
 

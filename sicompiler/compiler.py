@@ -90,7 +90,8 @@ class OuterGraph:
 
 def outer_region(graph: Graph, seeds: dict[int, Slicing]) -> Region | None:
     """The whole graph as one region along an axis of its inputs; None where some operator does not commute."""
-    walk = Walk(graph.view, graph.facts.num_placeholders, None, inputs=seeds, hoisted_bytes=OUTER_HOISTED_BYTES)
+    first = graph.facts.num_placeholders
+    walk = Walk(graph.view, first, None, inputs=seeds, hoisted_bytes=OUTER_HOISTED_BYTES, windows=0)
     while walk.stop < len(graph.facts.nodes):
         if walk.extend() is not None:
             return None

@@ -65,7 +65,14 @@ def check(program: Program, function: Callable[..., Any], *shapes: tuple[int, ..
 def storages(program: Program) -> int:
     """Number of storages that the graph's operators make."""
     facts = graph_facts(program)
-    return len({t.storage for p in range(facts.num_placeholders, len(facts.nodes)) for t in facts.tensors[p] if facts.makes_storage(p)})
+    return len(
+        {
+            t.storage
+            for p in range(facts.num_placeholders, len(facts.nodes))
+            for t in facts.tensors[p]
+            if facts.makes_storage(p)
+        }
+    )
 
 
 def test_no_ops_are_dropped() -> None:

@@ -129,6 +129,9 @@ class FactorMap:
     def cut_of(self, dims: Dims, slicing: Slicing) -> Cut | None:
         """Tell a slicing of a tensor with factors `dims` relative to the factor it falls into.
 
+        A value padded along the axis, or cut short, has more or fewer entries than `size * inner`: then the slicing has
+        to fall into a dim of one factor, where nothing can be mistaken.
+
         Returns:
             The cut, or None where the slicing runs across the border of two factors.
         """
@@ -145,7 +148,13 @@ class FactorMap:
                 if outer * slicing.size * inner == size:
                     return Cut(name, outer, slicing.size, inner)
             before *= size
+        if len(factors) == 1 and slicing.outer == 1 and slicing.size * slicing.inner != self.sizes[factors[0]]:
+            return Cut(factors[0], 1, slicing.size, slicing.inner)
         return None
+
+    def is_exact(self, cut: Cut) -> bool:
+        """Whether the slices of a cut have exactly the entries of the factor."""
+        return cut.outer * cut.size * cut.inner == self.sizes[cut.factor]
 
     def place(self, dims: Dims, cut: Cut) -> Slicing | None:
         """The slicing that `cut` makes in a tensor with factors `dims`; None where the factor is absent."""
