@@ -23,8 +23,9 @@ from sicompiler.passes.loop import outline_loops
 from sicompiler.passes.manager import Observer, run_stage
 from sicompiler.passes.outer import Inner, extract_inner, wrap_outer
 from sicompiler.plan import OuterLoop, Plan, RegionPlan
-from sicompiler.planners.candidates import Evaluator, axis_labels, candidates
+from sicompiler.planners.candidates import axis_labels, candidates
 from sicompiler.planners.dp import Choice, Problem, Solution, floor
+from sicompiler.planners.evaluator import Evaluator
 from sicompiler.planners.registry import planner_named
 from sicompiler.region import Region, Walk
 from sicompiler.units import budget_hint, format_bytes

@@ -15,6 +15,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+T = TypeVar("T", int, npt.NDArray[np.float64])
 
 Dim = tuple[str, ...]  # the factors of one dim, major to minor; () is a dim of size 1
 Dims = tuple[Dim, ...]  # one tensor
@@ -40,6 +46,15 @@ class Window:
     pad_lo: int = 0
     pad_hi: int = 0
     dilation: int = 1
+
+    @property
+    def pads(self) -> bool:
+        """Whether the operator adds entries at a border."""
+        return self.pad_lo > 0 or self.pad_hi > 0
+
+    def reads(self, count: T) -> T:
+        """How many entries, padding included, that many entries of the result are made of."""
+        return (count - 1) * self.stride + (self.dilation * (self.kernel - 1) + 1)
 
     def __str__(self) -> str:
         pads = f"p{self.pad_lo}" if self.pad_lo == self.pad_hi else f"p{self.pad_lo},{self.pad_hi}"

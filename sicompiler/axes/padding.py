@@ -50,7 +50,7 @@ class Unpadded:
     value: float
 
 
-def pads_by_itself(target: OpOverload) -> bool:
+def pads_by_itself(target: object) -> bool:
     """Whether an operator is nothing but padding, whose sizes are arguments of the call."""
     return target in _PADS or target in _REPLICATION_PADS
 

@@ -11,6 +11,7 @@ import torch
 
 from sicompiler.errors import BadInput
 from sicompiler.ops.library import operator
+from sicompiler.ops.slices import dense_strides
 
 
 def reach(position: int, scale: int, offset: int, limit: int) -> int:
@@ -37,7 +38,7 @@ def _pad_slice_fake(x: torch.Tensor, dim: int, before: int, behind: int, value: 
         return x.view_as(x)
     shape = list(x.shape)
     shape[dim] += before + behind
-    return x.new_empty(shape)
+    return x.new_empty_strided(shape, dense_strides(shape, x.stride()))
 
 
 @operator(
@@ -55,7 +56,8 @@ def pad_slice(x: torch.Tensor, dim: int, before: int, behind: int, value: float)
         value: of the padding.
 
     Returns:
-        A contiguous copy with the padding, or a view of `x` where there is none to add: nothing is copied then.
+        A dense copy with the padding, its dims in the order of those of `x`; where there is none to add, a view of `x`,
+        and nothing is copied.
 
     Raises:
         BadInput: a negative number of entries.
@@ -66,7 +68,7 @@ def pad_slice(x: torch.Tensor, dim: int, before: int, behind: int, value: float)
         return x.view_as(x)
     shape = list(x.shape)
     shape[dim] += before + behind
-    padded = x.new_empty(shape)
+    padded = x.new_empty_strided(shape, dense_strides(shape, x.stride()))
     padded.narrow(dim, before, x.shape[dim]).copy_(x)
     padded.narrow(dim, 0, before).fill_(value)
     padded.narrow(dim, before + x.shape[dim], behind).fill_(value)
