@@ -46,6 +46,9 @@ def draw_regions(
         if not seeds:
             continue
         seed = _coarsened(draw.pick(seeds), draw.pick((1, 1, 2, 3, 4)))
+        through = _through_windows(graph, start, seeds) if draw.flag() else []
+        if through:
+            seed = draw.pick(through)
         walk = Walk(graph.view, start, seed, hoisted_bytes=draw.pick(hoisted_bytes))
         length = draw.pick((1, 2, 3, 5, 8, 13, 21, 34))
         while walk.stop < min(start + length, end) and walk.extend() is None:
@@ -55,6 +58,18 @@ def draw_regions(
             found.append((walk.region(), draw.pick(lengths)))
             position = walk.stop
     return found
+
+
+def _through_windows(graph: Graph, start: int, seeds: Sequence[Slicing]) -> list[Slicing]:
+    """The seeds from which a region soon runs through a window: few do, and halos are where mistakes are made."""
+    found = []
+    for seed in (_coarsened(seed, factor) for seed in seeds for factor in (1, 2, 4)):
+        walk = Walk(graph.view, start, seed)
+        while walk.stop < min(start + 24, len(graph.facts.nodes)) and not walk.windows and walk.extend() is None:
+            pass
+        if walk.windows:
+            found.append(seed)
+    return list(dict.fromkeys(found))
 
 
 def _coarsened(seed: Slicing, factor: int) -> Slicing:
