@@ -53,7 +53,7 @@ class Span:
     def bounds(self, start: int, stop: int) -> tuple[int, int]:
         """First entry, and the entry behind the last, for the slice [start, stop)."""
         first = min(max(start * self.inner - self.lo, 0), self.limit)
-        return first, min(max(stop * self.inner + self.hi, 0), self.limit)
+        return first, max(first, min(stop * self.inner + self.hi, self.limit))
 
     def longest(self, size: int, lengths: Floats) -> Floats:
         """Most entries that any slice holds, for each slice length of a loop over `size` units.
@@ -75,8 +75,8 @@ class Span:
     def total(self, size: int, lengths: Floats) -> Floats:
         """Entries that all slices hold together, counted from above."""
         count = np.ceil(size / lengths)
-        whole = size * self.inner + count * (self.lo + self.hi)
-        return np.asarray(np.minimum(np.maximum(whole, 0), count * self.longest(size, lengths)))
+        whole = size * self.inner + count * (max(self.lo, 0) + max(self.hi, 0))
+        return np.asarray(np.minimum(whole, count * self.longest(size, lengths)))
 
     def _most(
         self,
@@ -91,7 +91,7 @@ class Span:
             j = np.clip(number, 0, count - 1)
             first = np.clip(j * lengths * self.inner - self.lo, 0, self.limit)
             stop = np.minimum((j + 1) * lengths, size)
-            held = np.clip(stop * self.inner + self.hi, 0, self.limit) - first
+            held = np.maximum(np.minimum(stop * self.inner + self.hi, self.limit) - first, 0)
             found = held if found is None else choose(found, held)
         assert found is not None
         return found

@@ -79,6 +79,8 @@ ROWS: dict[OpOverload, Formula] = {
     aten.layer_norm.default: layer_norm,
     aten.linear.default: cpu.product,
     aten.matmul.default: cpu.product,
+    aten.max_pool2d.default: cpu.max_pool,
+    aten.max_pool3d.default: cpu.max_pool,
     aten.mm.default: cpu.product,
     aten.native_group_norm.default: group_norm,
     aten.native_layer_norm.default: layer_norm,

@@ -94,10 +94,12 @@ def causal_convolution(b: Builder, v: Value) -> Value:
     v = v.moved(Layout.of("b c f h w"))
     c, kernel = v.size("c"), b.draw.pick((3, 2))
     weight = b.weight(c, c, kernel, 3, 3, fan_in=9 * kernel * c)
+    # Contiguous: of some permuted tensors, kernels and fake tensors disagree about the layout of the padded one.
+    x = v.x.contiguous()
     if b.draw.flag():
-        x = F.pad(v.x, (0, 0, 0, 0, kernel - 1, 0), mode="replicate")
+        x = F.pad(x, (0, 0, 0, 0, kernel - 1, 0), mode="replicate")
         return v.like(F.conv3d(x, weight, padding=(0, 1, 1)))
-    return v.like(F.conv3d(F.pad(v.x, (1, 1, 1, 1, kernel - 1, 0)), weight, b.near(0, c)))
+    return v.like(F.conv3d(F.pad(x, (1, 1, 1, 1, kernel - 1, 0)), weight, b.near(0, c)))
 
 
 def residual_block(b: Builder, v: Value) -> Value:
@@ -123,7 +125,7 @@ def downsample(b: Builder, v: Value) -> Value | None:
         x = F.conv2d(v.x, b.weight(c, c, 3, 3, fan_in=9 * c), None, stride=2, padding=1)
         return v.like(x, h=(h + 1) // 2, w=(w + 1) // 2)
     if h > 1 and w > 1 and b.draw.flag():
-        x = F.conv2d(F.pad(v.x, (0, 1, 0, 1)), b.weight(c, c, 3, 3, fan_in=9 * c), b.near(0, c), stride=2)
+        x = F.conv2d(F.pad(v.x.contiguous(), (0, 1, 0, 1)), b.weight(c, c, 3, 3, fan_in=9 * c), b.near(0, c), stride=2)
         return v.like(x, h=h // 2, w=w // 2)
     if h % 2 or w % 2:
         return None
