@@ -6,16 +6,22 @@ import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import fx
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sicompiler.axes.factor_map import Slicing
+from sicompiler.axes.padding import pads_by_itself, repadded, unpadded
 from sicompiler.axes.resize import bakes_sizes, copying_twin, resize
+from sicompiler.axes.span import Span
 from sicompiler.axes.table import Operand, Transfer
 from sicompiler.graph_view import GraphView
-from sicompiler.passes.edit import evaluate, inherit
+from sicompiler.passes.edit import evaluate, inherit, insert_call
+from sicompiler.passes.spans import SpanNodes
 from sicompiler.region import Region
+
+ops = torch.ops.sicompiler
 
 Length = int | fx.Node
 
@@ -31,6 +37,7 @@ class BodyEmitter:
         length: length of the slice: a number, or the node that holds it.
         whole: gives the node that holds a whole value.
         narrowed: gives the node that holds one slice of a whole value.
+        spans: emits where slices begin and end; needed for regions with halos.
     """
 
     def __init__(
@@ -42,8 +49,10 @@ class BodyEmitter:
         length: Length,
         whole: Callable[[Operand], fx.Node],
         narrowed: Callable[[Operand, Slicing], fx.Node],
+        spans: SpanNodes | None = None,
     ) -> None:
         self.view, self.region, self.graph, self.mode = view, region, graph, mode
+        self.halos, self.spans = region.halos, spans
         self.length, self.whole, self.narrowed = length, whole, narrowed
         self.made: dict[int, fx.Node] = {}
         self._multiples: dict[int, Length] = {}
@@ -71,11 +80,12 @@ class BodyEmitter:
         args, kwargs = fx.node.map_arg((args, kwargs), lambda _: next(occurrences))
         target = old.target
         result = transfer.results[0]
-        if isinstance(target, OpOverload) and result is not None and bakes_sizes(target):
-            rank = len(self.view.facts.tensors[position][0].shape)
-            size = self.times(result.outer * result.inner)
-            old_size = result.outer * result.size * result.inner
-            args, kwargs = resize(target, args, kwargs, rank, result.dim, size, old_size=old_size)
+        if isinstance(target, OpOverload) and transfer.window is not None:
+            target, args, kwargs = self._unpadded(position, target, args, kwargs)
+        elif isinstance(target, OpOverload) and result is not None and bakes_sizes(target):
+            shape = self.view.facts.tensors[position][0].shape
+            size = self._entries(position, result)
+            args, kwargs = resize(target, args, kwargs, len(shape), result.dim, size, old_size=shape[result.dim])
         if isinstance(target, OpOverload):
             target = copying_twin(target)  # a slice may not be viewable where the whole value is
         assert callable(target)
@@ -84,14 +94,84 @@ class BodyEmitter:
         self.made[position] = inherit(node, old)
         return node
 
+    def _entries(self, position: int, result: Slicing) -> Length:
+        """The size of the sliced dim of an operator's first result."""
+        if self.halos is None or self.spans is None:
+            return self.times(result.outer * result.inner)
+        return self.spans.count(self.halos.held[(position, 0)], result.outer)
+
+    def _unpadded(
+        self, position: int, target: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[OpOverload, tuple[Any, ...], dict[str, Any]]:
+        """A window along the axis: its padding lies beyond the true borders only, so most slices have none."""
+        transfer, spans, halos = self.region.sliced[position], self.spans, self.halos
+        assert spans is not None and halos is not None and transfer.window is not None
+        index = next(i for i, s in enumerate(transfer.operands) if s is not None)
+        value, slicing = self.view.table.operands[position][index], transfer.operands[index]
+        assert slicing is not None
+        rank = len(self.view.tensor(value).shape)
+        before, behind = spans.padding(
+            transfer.window, halos.held[(position, 0)], self.view.tensor(value).shape[slicing.dim]
+        )
+        if pads_by_itself(target):
+            return target, repadded(target, args, kwargs, rank, slicing.dim, (before, behind)), {}
+        call = unpadded(target, args, kwargs, rank, slicing.dim, transfer.window)
+        if transfer.window.pad_lo or transfer.window.pad_hi:
+            padded = insert_call(
+                self.graph, self.mode, ops.pad_slice.default, (args[0], slicing.dim, before, behind, call.value)
+            )
+            return call.target, (padded, *call.args[1:]), call.kwargs
+        return call.target, call.args, call.kwargs
+
     def _operands(self, position: int, transfer: Transfer) -> Iterator[fx.Node]:
-        for (q, r), slicing in zip(self.view.table.operands[position], transfer.operands, strict=True):
-            if q in self.made:
-                yield self.made[q]
-            elif slicing is None:
-                yield self.whole((q, r))
-            else:
-                yield self.narrowed((q, r), slicing)
+        for index, ((q, r), slicing) in enumerate(
+            zip(self.view.table.operands[position], transfer.operands, strict=True)
+        ):
+            if slicing is None:
+                yield self.made[q] if q in self.made else self.whole((q, r))
+                continue
+            node = self.made[q] if q in self.made else self.narrowed((q, r), slicing)
+            yield node if self.halos is None else self._fitted(node, position, index, (q, r), slicing)
+
+    def _fitted(self, node: fx.Node, position: int, index: int, value: Operand, slicing: Slicing) -> fx.Node:
+        """What an operator needs of a slice that may hold more, for other readers."""
+        halos, spans = self.halos, self.spans
+        assert halos is not None and spans is not None
+        held = halos.held[value] if value[0] in self.made else halos.reads[(value, slicing)]
+        asked = halos.asked[(position, index)]
+        if asked == held:
+            return node
+        return narrowed_again(
+            self.graph, self.mode, spans, node, slicing, held, asked, self.view.fits_by_copy(position, value, slicing)
+        )
+
+
+def narrowed_again(
+    graph: fx.Graph,
+    mode: FakeTensorMode,
+    spans: SpanNodes,
+    node: fx.Node,
+    slicing: Slicing,
+    held: Span,
+    asked: Span,
+    copies: bool,
+) -> fx.Node:
+    """Cut the entries `asked` out of a slice that holds more.
+
+    Args:
+        graph: the body.
+        mode: the fake mode of its values.
+        spans: emits the integers.
+        node: the slice.
+        slicing: where the axis sits in it.
+        held: what it holds.
+        asked: what to cut out.
+        copies: whether to give a dense copy rather than a view.
+    """
+    offset, count = spans.offset(asked, held), spans.count(asked)
+    if copies:
+        return insert_call(graph, mode, ops.copy_slice.default, (node, slicing.dim, slicing.outer, 1, offset, count))
+    return insert_call(graph, mode, torch.ops.aten.narrow.default, (node, slicing.dim, offset, count))
 
 
 def _ordered(node: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -15,8 +15,9 @@ from sicompiler.capture import Program
 from sicompiler.facts.storages import fake_tensors
 from sicompiler.graph_view import GraphView
 from sicompiler.ops import sliced_loop
-from sicompiler.passes.body import BodyEmitter, Length
+from sicompiler.passes.body import BodyEmitter, Length, narrowed_again
 from sicompiler.passes.edit import inherit, insert_call
+from sicompiler.passes.spans import SpanNodes
 from sicompiler.region import Output, Read, Region
 
 aten = torch.ops.aten
@@ -147,6 +148,7 @@ class _Body:
         self.buffers = {output: self._placeholder(node) for output, node in buffers.items()}
         self.start = self._integer("start", 0)
         self.length = self._integer("length", slice_length)
+        self.spans = SpanNodes(self.graph, self.start, self.length)
         self.emitter = BodyEmitter(
             self.view,
             region,
@@ -155,6 +157,7 @@ class _Body:
             self.length,
             lambda v: self.operands[outer.lookup(v)],
             self._narrow,
+            self.spans,
         )
 
     def _whole_operands(self, p: int) -> list[tuple[Operand, Slicing | None]]:
@@ -185,6 +188,7 @@ class _Body:
                         last.append((output, buffer, node))
         for output, buffer, node in last:  # only now has the slice below been read for the last time
             self._write(output, buffer, node)
+        self.spans.drop_unused()
         self.graph.output(None)
 
     def _write(self, output: Output, buffer: fx.Node, node: fx.Node) -> None:
@@ -195,21 +199,33 @@ class _Body:
         if output.slicing is None:
             insert_call(self.graph, self.outer.mode, ops.merge_stats_.default, (buffer, node))
             return
-        s = output.slicing
-        insert_call(
-            self.graph,
-            self.outer.mode,
-            ops.write_slice_.default,
-            (buffer, node, s.dim, s.outer, s.inner, self.start, self.length),
-        )
+        s, halos = output.slicing, self.region.halos
+        args: tuple[Any, ...] = (s.dim, s.outer, s.inner, self.start, self.length)
+        if halos is not None:
+            own, held = halos.own[output.value], halos.held[output.value]
+            if own != held:  # the halo is the part of other slices
+                node = narrowed_again(self.graph, self.outer.mode, self.spans, node, s, held, own, s.outer > 1)
+            if not own.is_own_part(s.size * s.inner) or own.limit != s.size * s.inner:
+                args = (s.dim, s.outer, 1, self.spans.begin(own), self.spans.count(own))
+        insert_call(self.graph, self.outer.mode, ops.write_slice_.default, (buffer, node, *args))
 
     def _narrow(self, value: Operand, slicing: Slicing) -> fx.Node:
         """One slice of a whole value: a view, or a dense copy where an operator would copy it anyway."""
         key = (value, slicing)
         if key not in self._narrowed:
             whole, mode = self.operands[self.outer.lookup(value)], self.outer.mode
-            s = slicing
-            if self.reads[key].copies:
+            s, halos = slicing, self.region.halos
+            if halos is not None:
+                held = halos.reads[key]
+                begin, count = self.spans.begin(held), self.spans.count(held)
+                if self.reads[key].copies:
+                    cut = (whole, s.dim, s.outer, 1, begin, count)
+                    self._narrowed[key] = insert_call(self.graph, mode, ops.copy_slice.default, cut)
+                else:
+                    self._narrowed[key] = insert_call(
+                        self.graph, mode, aten.narrow.default, (whole, s.dim, begin, count)
+                    )
+            elif self.reads[key].copies:
                 args = (whole, s.dim, s.outer, s.inner, self.start, self.length)
                 self._narrowed[key] = insert_call(self.graph, mode, ops.copy_slice.default, args)
             else:

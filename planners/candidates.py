@@ -9,23 +9,17 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch._ops import OpOverload
 
 import sicompiler.ops  # noqa: F401  (registers group_stats)
 from sicompiler.axes.factor_map import Slicing
 from sicompiler.axes.table import Transfer
-from sicompiler.cost import Machine, Work, slice_lengths, sliced_seconds, whole_seconds, work_of
-from sicompiler.facts.storages import ALLOCATION_GRANULE_BYTES, Origin, TensorFact
 from sicompiler.facts.timeline import Timeline
-from sicompiler.facts.workspace import workspace_bytes
 from sicompiler.graph_view import GraphView
+from sicompiler.planners.evaluator import Evaluator, Floats
+from sicompiler.planners.tally import MAX_OPERATORS, MAX_SPAN, Tally
 from sicompiler.region import Walk
 
-Floats = npt.NDArray[np.float64]
-
-MAX_OPERATORS = 96  # of one region; longer ones gain nothing, and an axis of the whole graph is the outer loop's
 SMALL_GRAPH = 200  # operators that allocate; up to here every position may be a cut
-MAX_SPAN = 8 * MAX_OPERATORS  # the same, views counted
 
 
 @dataclass(frozen=True)
@@ -48,177 +42,6 @@ class Candidate:
     seconds: Floats
 
 
-class Evaluator:
-    """Peaks and times of walks over one graph."""
-
-    def __init__(self, view: GraphView, line: Timeline, machine: Machine) -> None:
-        self.view, self.line, self.machine = view, line, machine
-        facts = view.facts
-        self.granule = ALLOCATION_GRANULE_BYTES.get(facts.device_type, 1)
-        self.work: list[Work] = [work_of(facts, p, view.table.operands[p]) for p in range(len(facts.nodes))]
-        self.whole: Floats = np.array([whole_seconds(w, machine) for w in self.work])
-        self._seconds: dict[tuple[int, int], Floats] = {}
-        self._workspace: dict[tuple[int, Transfer], Floats] = {}
-        self.lengths: dict[int, tuple[tuple[int, ...], Floats]] = {}
-
-    def grid(self, size: int) -> tuple[tuple[int, ...], Floats]:
-        """Slice lengths of an axis, as ints and as an array."""
-        if size not in self.lengths:
-            lengths = slice_lengths(size)
-            self.lengths[size] = (lengths, np.array(lengths, dtype=np.float64))
-        return self.lengths[size]
-
-    def seconds(self, p: int, size: int) -> Floats:
-        """Time of one sliced operator per slice length."""
-        key = (p, size)
-        if key not in self._seconds:
-            self._seconds[key] = sliced_seconds(self.work[p], size, self.grid(size)[1], self.machine)
-        return self._seconds[key]
-
-    def workspace(self, p: int, transfer: Transfer, size: int) -> Floats:
-        """A kernel's workspace per slice length, asked for each: kernels change their algorithm with size."""
-        key = (p, transfer)
-        if key not in self._workspace:
-            target, lengths = self.view.facts.nodes[p].target, self.grid(size)[0]
-            found = np.zeros(len(lengths))
-            if isinstance(target, OpOverload) and self.view.made[p]:
-                found[:] = [self._workspace_at(target, p, transfer, length) for length in lengths]
-            self._workspace[key] = found
-        return self._workspace[key]
-
-    def _workspace_at(self, target: OpOverload, p: int, transfer: Transfer, length: int) -> int:
-        facts, view = self.view.facts, self.view
-        operands = [
-            _shortened(view.tensor(value), slicing, length)
-            for value, slicing in zip(view.table.operands[p], transfer.operands, strict=True)
-        ]
-        results = [_shortened(t, s, length) for t, s in zip(facts.tensors[p], transfer.results, strict=True)]
-        return workspace_bytes(target, operands, results, facts.device_type)
-
-
-class Tally:
-    """Running sums over one growing walk, so that its peak and time at each end cost little.
-
-    Args:
-        evaluator: of the graph.
-        walk: grown by the caller, who calls `advance` after every operator.
-    """
-
-    def __init__(self, evaluator: Evaluator, walk: Walk) -> None:
-        self.evaluator, self.view, self.walk = evaluator, evaluator.view, walk
-        self.lengths = evaluator.grid(walk.size)[1]
-        self.seconds = np.zeros_like(self.lengths)
-        span = min(len(self.view.facts.nodes) - walk.start, MAX_SPAN)
-        self.unit = np.zeros(span)  # live bytes per unit of slice length, at each position
-        self.count = np.zeros(span)  # live slices, for the allocator's rounding
-        self.work = np.zeros((len(self.lengths), span))  # workspace, per slice length
-        self.ends: dict[int, int] = {}  # last reader so far of each storage the body makes
-        self.outlive: dict[int, tuple[int, int]] = {}  # storages needed after the body: node, result
-
-    def advance(self) -> None:
-        """Take in what the walk has sliced since the last call."""
-        walk, view, start = self.walk, self.view, self.walk.start
-        for p in sorted(walk.added):
-            transfer = walk.sliced[p]
-            self.seconds += self.evaluator.seconds(p, walk.size)
-            self.work[:, p - start] = self.evaluator.workspace(p, transfer, walk.size)
-            for storage in view.made[p]:
-                if transfer.results[0] is None:
-                    self.work[:, p - start] += view.facts.storages[storage].nbytes
-                else:
-                    self._live(storage, p, p)
-                    self.ends[storage] = p
-                index = next(i for i, t in enumerate(view.facts.tensors[p]) if t.storage == storage)
-                self.outlive[storage] = (p, index)
-            for q, r in view.table.operands[p]:
-                storage = view.facts.tensors[q][r].storage
-                end = self.ends.get(storage)
-                if end is not None and end < p:
-                    self._live(storage, end + 1, p)
-                    self.ends[storage] = p
-        walk.added.clear()
-        last = view.lives.last
-        for storage in [s for s in self.outlive if last[s] < walk.stop]:
-            del self.outlive[storage]
-
-    def _live(self, storage: int, first: int, last: int) -> None:
-        self._add(self.unit, self.count, self.view.facts.storages[storage].nbytes, first, last)
-
-    def _add(self, unit: Floats, count: Floats, nbytes: int, first: int, last: int) -> None:
-        start = self.walk.start
-        unit[first - start : last - start + 1] += nbytes / self.walk.size
-        count[first - start : last - start + 1] += 1
-
-    def evaluate(self) -> tuple[npt.NDArray[np.int64], Floats]:
-        """Peak and time if the walk ended here, per slice length."""
-        walk, view, evaluator = self.walk, self.view, self.evaluator
-        storages, machine, stop = view.facts.storages, evaluator.machine, walk.stop
-        span = stop - walk.start
-        unit, count = self.unit[:span].copy(), self.count[:span].copy()
-        whole_bytes = written = read = copied = 0
-        taken: set[int] = set()
-        for storage, value in self.outlive.items():
-            nbytes = storages[storage].nbytes
-            slicing = walk.sliced[value[0]].results[value[1]]
-            reuse = None if slicing is None else walk.reusable(value, slicing, stop, taken)
-            written += nbytes
-            if reuse is None:
-                whole_bytes += nbytes
-            else:  # written when the input's slice has been read for the last time
-                taken.add(view.tensor(reuse).storage)
-                self._add(unit, count, nbytes, self.ends[storage] + 1, stop - 1)
-        for key, positions in walk.reads.items():
-            tensor = view.tensor((key[0], key[1]))
-            if storages[tensor.storage].origin is not Origin.WEIGHT:
-                read += tensor.nbytes
-            if walk.copies(key):
-                last = max(max(positions), walk.last_needed(tensor.storage, stop))
-                self._add(unit, count, tensor.nbytes, min(positions), last)
-                copied += tensor.nbytes
-        base = int(evaluator.line.crossing_bytes[walk.start])
-        hoist_peak, hoisted_bytes, hoist_seconds = self._hoisted(stop)
-        rounding = count * evaluator.granule if evaluator.granule > 1 else np.zeros(span)
-        body = (unit[None, :] * self.lengths[:, None] + rounding[None, :] + self.work[:, :span]).max(axis=1)
-        peak = np.maximum(np.ceil(base + whole_bytes + hoisted_bytes + body), base + hoist_peak)
-        seconds = self.seconds + hoist_seconds + (read + written) / machine.memory_bandwidth
-        seconds = seconds + 2 * copied / machine.cache_bandwidth
-        seconds = seconds + np.ceil(walk.size / self.lengths) * machine.launch_seconds * (len(walk.reads) + 1)
-        return peak.astype(np.int64), seconds
-
-    def _hoisted(self, stop: int) -> tuple[int, int, float]:
-        """Peak above the base while hoisted operators run, what of them stays for the loop, and their time."""
-        view, walk = self.view, self.walk
-        current = peak = kept = 0
-        seconds = 0.0
-        for p in walk.hoisted:
-            made = view.made[p]
-            if not made:
-                continue
-            seconds += float(self.evaluator.whole[p])
-            current += sum(view.facts.storages[s].nbytes for s in made)
-            peak = max(peak, current + int(self.evaluator.line.workspace_bytes[p]))
-            kept += sum(
-                view.facts.storages[s].nbytes
-                for s in made
-                if view.lives.last[s] >= stop or walk.last_needed(s, stop) >= 0
-            )
-        return peak, kept, seconds
-
-
-def _shortened(tensor: TensorFact, slicing: Slicing | None, length: int) -> TensorFact:
-    """A tensor cut to one slice; strides of the same order, dense."""
-    if slicing is None:
-        return tensor
-    shape = list(tensor.shape)
-    shape[slicing.dim] = slicing.outer * length * slicing.inner
-    stride = [0] * len(shape)
-    expected = 1
-    for dim in sorted(range(len(shape)), key=lambda d: (tensor.stride[d], -d)):
-        stride[dim] = expected
-        expected *= shape[dim]
-    return TensorFact(tuple(shape), tuple(stride), tensor.dtype, tensor.storage)
-
-
 def axis_labels(view: GraphView, axes: Mapping[str, tuple[int, Slicing]]) -> list[dict[Slicing, str]]:
     """Follow named axes of the inputs through the graph.
 
@@ -238,7 +61,7 @@ def axis_labels(view: GraphView, axes: Mapping[str, tuple[int, Slicing]]) -> lis
                 if r:
                     continue
                 transfer = view.table.from_operand(p, index, slicing)
-                if isinstance(transfer, Transfer) and transfer.results[0] is not None:
+                if isinstance(transfer, Transfer) and transfer.window is None and transfer.results[0] is not None:
                     labels[p].setdefault(transfer.results[0], name)
     return labels
 
@@ -312,9 +135,8 @@ def candidates(
     for done, begin in enumerate(starts):  # which grow while the loop runs
         if progress is not None:
             progress(done, len(starts))
-        for seed in seeds_of(view, labels, begin):
-            if (begin, seed) in skip:
-                continue
+        seeds = [seed for seed in seeds_of(view, labels, begin) if (begin, seed) not in skip]
+        for seed in seeds:  # which grow while the loop runs
             walk = Walk(view, begin, seed)
             lengths = evaluator.grid(seed.size)[0]
             tally = Tally(evaluator, walk)
@@ -335,3 +157,7 @@ def candidates(
                     starts.insert(index, blocked)
             if seen_hot and walk.stop not in ends:  # the last chance, wherever the axis ends
                 yield Candidate(begin, walk.stop, seed, lengths, *tally.evaluate())
+            if walk.coarser > 1 and seed.size % walk.coarser == 0 and seed.size > walk.coarser:
+                seeds.append(
+                    Slicing(seed.dim, seed.outer, seed.size // walk.coarser, seed.inner * walk.coarser)
+                )  # units that hold whole strides of the window at which the walk ended

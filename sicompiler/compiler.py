@@ -31,8 +31,9 @@ from sicompiler.passes.loop import outline_loops
 from sicompiler.passes.manager import Observer, run_stage
 from sicompiler.passes.outer import Inner, extract_inner, wrap_outer
 from sicompiler.plan import OuterLoop, Plan, RegionPlan
-from sicompiler.planners.candidates import Evaluator, axis_labels, candidates
+from sicompiler.planners.candidates import axis_labels, candidates
 from sicompiler.planners.dp import Choice, Problem, Solution, floor
+from sicompiler.planners.evaluator import Evaluator
 from sicompiler.planners.registry import planner_named
 from sicompiler.region import Region, Walk
 from sicompiler.units import budget_hint, format_bytes
@@ -98,7 +99,8 @@ class OuterGraph:
 
 def outer_region(graph: Graph, seeds: dict[int, Slicing]) -> Region | None:
     """The whole graph as one region along an axis of its inputs; None where some operator does not commute."""
-    walk = Walk(graph.view, graph.facts.num_placeholders, None, inputs=seeds, hoisted_bytes=OUTER_HOISTED_BYTES)
+    first = graph.facts.num_placeholders
+    walk = Walk(graph.view, first, None, inputs=seeds, hoisted_bytes=OUTER_HOISTED_BYTES, windows=0)
     while walk.stop < len(graph.facts.nodes):
         if walk.extend() is not None:
             return None

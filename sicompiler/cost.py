@@ -160,7 +160,7 @@ def slice_lengths(size: int) -> tuple[int, ...]:
     return tuple(sorted(found - {size}, reverse=True))
 
 
-def sliced_seconds(work: Work, size: int, lengths: Floats, machine: Machine) -> Floats:
+def sliced_seconds(work: Work, size: int, lengths: Floats, machine: Machine, excess: Floats | float = 1.0) -> Floats:
     """Seconds of one operator over all slices of an axis.
 
     Args:
@@ -168,6 +168,7 @@ def sliced_seconds(work: Work, size: int, lengths: Floats, machine: Machine) -> 
         size: length of the axis.
         lengths: slice lengths; `size` itself gives the time of the unsliced operator.
         machine: the device.
+        excess: how many times the work is done, where slices overlap; per slice length.
 
     Returns:
         One time per slice length.
@@ -175,14 +176,14 @@ def sliced_seconds(work: Work, size: int, lengths: Floats, machine: Machine) -> 
     if work is NO_WORK:
         return np.zeros_like(lengths)
     count = np.ceil(size / lengths)
-    fraction = lengths / size
+    fraction = lengths / size * excess
     rows = np.maximum(work.rows * fraction, 1.0)
     rate = machine.flops.get(work.itemsize, machine.flops[4]) * rows / (rows + machine.rows_at_half_speed)
-    compute = work.matrix_flops / rate + work.vector_flops / machine.vector_flops
+    compute = excess * (work.matrix_flops / rate + work.vector_flops / machine.vector_flops)
     fits = work.activation_bytes * fraction <= machine.cache_bytes
     bandwidth = np.where(fits, machine.cache_bandwidth, machine.memory_bandwidth)
     parameters = work.weight_bytes + machine.kernel_passes * work.kernel_bytes
-    traffic = work.activation_bytes / bandwidth
+    traffic = excess * work.activation_bytes / bandwidth
     overlapped = np.maximum(compute, traffic) + 0.3 * np.minimum(compute, traffic)
     return np.asarray(overlapped + count * (machine.launch_seconds + parameters / machine.memory_bandwidth))
 

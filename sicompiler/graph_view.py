@@ -97,6 +97,12 @@ class GraphView:
         """The facts of one result of a node."""
         return self.facts.tensors[value[0]][value[1]]
 
+    def fits_by_copy(self, position: int, value: Operand, slicing: Slicing) -> bool:
+        """Whether an operator that needs less than a slice holds gets a copy of it, rather than a view."""
+        if slicing.outer > 1:
+            return True
+        return not self.reads_strided[position] and not narrows_well(self.tensor(value), slicing)
+
     def last_read_before(self, storage: int, stop: int) -> int:
         """Position of the last operator before `stop` that reads a storage; -1 if there is none."""
         found = self.storage_readers[storage]

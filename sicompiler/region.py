@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from sicompiler.axes.factor_map import Kind, Slicing
 from sicompiler.axes.table import Operand, Transfer
 from sicompiler.graph_view import GraphView, narrows_well
+from sicompiler.halo import Halos, demand
 
 HOISTED_BYTES = 2**20  # a value this small is computed whole before the loop rather than slice by slice
+MAX_WINDOWS = 12  # of one region: every window makes the halos of all that comes before it longer
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,7 @@ class Region:
         hoisted: positions of operators that run whole before the loop.
         reads: what the body narrows.
         outputs: what the body writes.
+        halos: what the values of the body hold, if there is a window among its operators; else the slices alone.
     """
 
     start: int
@@ -73,6 +76,7 @@ class Region:
     hoisted: tuple[int, ...]
     reads: tuple[Read, ...]
     outputs: tuple[Output, ...]
+    halos: Halos | None = None
 
 
 class Walk:
@@ -84,6 +88,7 @@ class Walk:
         seed: slicing of its first result, or None when `inputs` are given.
         inputs: slicings of whole values from outside that start the walk (the outer loop).
         hoisted_bytes: values up to this size are computed whole when nothing in them is sliced.
+        windows: how many windows the region may run through.
     """
 
     def __init__(
@@ -94,6 +99,7 @@ class Walk:
         *,
         inputs: Mapping[int, Slicing] | None = None,
         hoisted_bytes: int = HOISTED_BYTES,
+        windows: int = MAX_WINDOWS,
     ) -> None:
         self.view, self.table, self.start = view, view.table, start
         self.inputs = dict(inputs or {})
@@ -105,7 +111,10 @@ class Walk:
         self.hoisted: dict[int, None] = {}
         self.added: list[int] = []  # operators sliced since the last time someone emptied this list
         self.reads: dict[tuple[int, int, Slicing], list[int]] = {}
+        self.windows = 0  # how many windows the region runs through
+        self.coarser = 1  # by how much the units have to grow to take in the operator that ended the walk
         self._hoisted_bytes = hoisted_bytes
+        self._max_windows = windows
 
     def extend(self) -> str | None:
         """Take the next operator into the region.
@@ -120,11 +129,14 @@ class Walk:
         if transfer is None:
             self.hoisted[p] = None
         else:
+            if transfer.window is not None and self.windows == self._max_windows:
+                return f"{self.windows} windows with a halo are the most of a region here"
             reason = self._meet(p, transfer)
             if reason is not None:
                 return reason
             self.sliced[p] = transfer
             self.added.append(p)
+            self.windows += transfer.window is not None
         self.stop = p + 1
         return None
 
@@ -145,6 +157,7 @@ class Walk:
                 continue
             transfer = self.table.from_operand(p, index, slicing)
             if isinstance(transfer, str):
+                self.coarser = self.table.coarser(p, index, slicing)
                 return transfer
             if found is not None and transfer != found:
                 return "its operands are sliced in different ways"
@@ -259,14 +272,21 @@ class Walk:
             return False
         return not narrows_well(tensor, key[2])
 
-    def region(self, stop: int | None = None) -> Region:
-        """The region as grown so far (or, for a finished walk, all of it)."""
-        stop = self.stop if stop is None else stop
+    def halos(self) -> Halos | None:
+        """What the values of the body hold if the region ends here; None without a window, where slices are all."""
+        if not self.windows:
+            return None
+        written = [value for p in self.sliced for value, slicing in self.live_out(p, self.stop) if slicing is not None]
+        return demand(self.table, self.sliced, written)
+
+    def region(self) -> Region:
+        """The region as grown so far."""
+        stop, halos = self.stop, self.halos()
         outputs: list[Output] = []
         for p in sorted(self.sliced):
             for value, slicing in self.live_out(p, stop):
                 taken = {self.view.tensor(o.reuses).storage for o in outputs if o.reuses is not None}
-                reuses = None if slicing is None else self.reusable(value, slicing, stop, taken)
+                reuses = None if slicing is None else self.reusable(value, slicing, stop, taken, halos)
                 outputs.append(Output(value, slicing, reuses))
         reads = tuple(
             Read(
@@ -287,6 +307,7 @@ class Walk:
             tuple(sorted(self.hoisted)),
             reads,
             tuple(outputs),
+            halos,
         )
 
     def live_out(self, p: int, stop: int) -> list[tuple[Operand, Slicing | None]]:
@@ -298,7 +319,9 @@ class Walk:
                 found.append(((p, index), self.sliced[p].results[index]))
         return found
 
-    def reusable(self, value: Operand, slicing: Slicing, stop: int, taken: set[int]) -> Operand | None:
+    def reusable(
+        self, value: Operand, slicing: Slicing, stop: int, taken: set[int], halos: Halos | None = None
+    ) -> Operand | None:
         """An input that dies in the region and whose slices lie where the slices of `value` will lie.
 
         Args:
@@ -306,9 +329,12 @@ class Walk:
             slicing: where the axis sits in it.
             stop: where the region ends.
             taken: storages that other outputs have taken over already.
+            halos: of the region. A halo still has to be read when the slice before has been written.
         """
         tensor = self.view.tensor(value)
         if not tensor.is_dense or self._only_moves(value[0]):
+            return None
+        if halos is not None and not halos.own[value].is_own_part(slicing.size * slicing.inner):
             return None
         unit = tensor.stride[slicing.dim] * slicing.inner
         for q, r, other in self.reads:
@@ -322,7 +348,7 @@ class Walk:
                 and source.numel == tensor.numel
                 and source.stride[other.dim] * other.inner == unit
                 and self.view.dies_before(source.storage, stop)
-                and self._read_only_in_slices(source.storage, unit, stop)
+                and self._read_only_in_slices(source.storage, unit, stop, halos)
             ):
                 return (q, r)
         return None
@@ -339,10 +365,12 @@ class Walk:
             p = self.table.operands[p][0][0]
         return True
 
-    def _read_only_in_slices(self, storage: int, unit: int, stop: int) -> bool:
-        """Whether the region touches a storage only through slices that lie `unit` elements apart."""
+    def _read_only_in_slices(self, storage: int, unit: int, stop: int, halos: Halos | None) -> bool:
+        """Whether the region touches a storage only through slices that lie `unit` elements apart, without a halo."""
         keys = [key for key in self.reads if self.view.tensor((key[0], key[1])).storage == storage]
         if any(self.view.tensor((q, r)).stride[s.dim] * s.inner != unit for q, r, s in keys):
+            return False
+        if halos is not None and not all(halos.reads[(q, r), s].is_own_part(s.size * s.inner) for q, r, s in keys):
             return False
         for p in self.view.storage_readers[storage]:
             if not self.start <= p < stop:

@@ -130,7 +130,7 @@ def test_a_comparison_enters_where_the_capture_did() -> None:
     module, args, kwargs = tiny("sd-vae", frames=2, height=4, width=4)
     program, planner = prepare(module, args, kwargs, method="decode")
     plan = planner.plan(planner.floor()[0])
-    found = compare(module, Compiled(rewrite(program, plan), plan), args, kwargs, call=module.decode)
+    found = compare(module, Compiled(rewrite(program, plan), plan), args, kwargs, call=bound_method(module, "decode"))
     assert plan.phase == "decode"
     assert found.max_rel_error <= 1e-12
     assert found.fits

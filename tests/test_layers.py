@@ -15,7 +15,7 @@ LAYERS = {
     "capture": 1, "ops": 1, "units": 1,
     "facts": 2,
     "axes": 3,
-    "graph_view": 4,
+    "graph_view": 4, "halo": 4,
     "cost": 5, "plan": 5, "region": 5,
     "passes": 6, "planners": 6, "reports": 6, "runtime": 6,
     "compiler": 7, "models": 7,

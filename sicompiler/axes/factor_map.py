@@ -15,6 +15,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+T = TypeVar("T", int, npt.NDArray[np.float64])
 
 Dim = tuple[str, ...]  # the factors of one dim, major to minor; () is a dim of size 1
 Dims = tuple[Dim, ...]  # one tensor
@@ -40,6 +46,15 @@ class Window:
     pad_lo: int = 0
     pad_hi: int = 0
     dilation: int = 1
+
+    @property
+    def pads(self) -> bool:
+        """Whether the operator adds entries at a border."""
+        return self.pad_lo > 0 or self.pad_hi > 0
+
+    def reads(self, count: T) -> T:
+        """How many entries, padding included, that many entries of the result are made of."""
+        return (count - 1) * self.stride + (self.dilation * (self.kernel - 1) + 1)
 
     def __str__(self) -> str:
         pads = f"p{self.pad_lo}" if self.pad_lo == self.pad_hi else f"p{self.pad_lo},{self.pad_hi}"
@@ -129,6 +144,9 @@ class FactorMap:
     def cut_of(self, dims: Dims, slicing: Slicing) -> Cut | None:
         """Tell a slicing of a tensor with factors `dims` relative to the factor it falls into.
 
+        A value padded along the axis, or cut short, has more or fewer entries than `size * inner`: then the slicing has
+        to fall into a dim of one factor, where nothing can be mistaken.
+
         Returns:
             The cut, or None where the slicing runs across the border of two factors.
         """
@@ -145,7 +163,13 @@ class FactorMap:
                 if outer * slicing.size * inner == size:
                     return Cut(name, outer, slicing.size, inner)
             before *= size
+        if len(factors) == 1 and slicing.outer == 1 and slicing.size * slicing.inner != self.sizes[factors[0]]:
+            return Cut(factors[0], 1, slicing.size, slicing.inner)
         return None
+
+    def is_exact(self, cut: Cut) -> bool:
+        """Whether the slices of a cut have exactly the entries of the factor."""
+        return cut.outer * cut.size * cut.inner == self.sizes[cut.factor]
 
     def place(self, dims: Dims, cut: Cut) -> Slicing | None:
         """The slicing that `cut` makes in a tensor with factors `dims`; None where the factor is absent."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections import Counter
 from collections.abc import Mapping
@@ -12,7 +13,8 @@ from torch import fx
 from torch._ops import OpOverload
 
 import sicompiler.axes.rules  # noqa: F401  (registers the rules)
-from sicompiler.axes.factor_map import Dims, FactorMap, Kind, Slicing
+from sicompiler.axes.factor_map import Dims, FactorMap, Kind, Slicing, Window
+from sicompiler.axes.padding import why_not
 from sicompiler.axes.registry import TensorSpec, factor_map, op_call, rules
 from sicompiler.facts.calls import operands_of
 from sicompiler.facts.storages import GraphFacts
@@ -27,12 +29,16 @@ class Transfer:
     Attributes:
         operands: the slicing each tensor operand must have; None for those needed whole.
         results: the slicing of each result; None for a result that partial results merge into.
-        kind: FREE, or MERGE where the results of the slices merge (statistics).
+        kind: FREE, MERGE where the results of the slices merge (statistics), or WINDOW where operands come with a halo.
+        grain: entries of the factor a unit of the axis: a slice holds whole entries of the factor.
+        window: for WINDOW, what the result reads of the operand.
     """
 
     operands: tuple[Slicing | None, ...]
     results: tuple[Slicing | None, ...]
     kind: Kind
+    grain: int = 1
+    window: Window | None = None
 
 
 class AxisTable:
@@ -87,10 +93,23 @@ class AxisTable:
         found = self._transfers.get(key)
         if found is None:
             rule = self._maps[position]
-            target = self.facts.nodes[position].target
-            found = f"{target} has no axis rule" if rule is None else _apply(rule, from_result, index, slicing)
+            node = self.facts.nodes[position]
+            found = f"{node.target} has no axis rule" if rule is None else _apply(rule, from_result, index, slicing)
+            if isinstance(found, Transfer) and found.window is not None:
+                found = why_not(node.target, node.args, node.kwargs) or found
             self._transfers[key] = found
         return found
+
+    def coarser(self, position: int, operand: int, slicing: Slicing) -> int:
+        """By how much the units of a slicing must grow to hold whole strides of a node's window; 1 if they do."""
+        rule = self._maps[position]
+        if rule is None or operand >= len(rule.operands):
+            return 1
+        factors = rule.operands[operand][slicing.dim]
+        window = rule.windows.get(factors[0]) if len(factors) == 1 else None
+        if window is None or slicing.outer > 1:
+            return 1
+        return window.stride // math.gcd(window.stride, slicing.inner)
 
     def missing_rules(self) -> Counter[str]:
         """Operators without a rule, and how often each occurs."""
@@ -108,10 +127,12 @@ def _apply(rule: FactorMap, from_result: bool, index: int, slicing: Slicing) -> 
     if index >= len(sides):
         return "its rule does not describe this tensor"
     dims: Dims = sides[index]
+    factors = dims[slicing.dim]
+    if len(factors) == 1 and rule.kind(factors[0]) is Kind.WINDOW:
+        return _through_window(rule, from_result, factors[0], slicing)
     cut = rule.cut_of(dims, slicing)
     if cut is None:
-        factors = " ".join(dims[slicing.dim]) or "1"
-        return f"{slicing} runs across the factors [{factors}] of {rule}"
+        return f"{slicing} runs across the factors [{' '.join(factors) or '1'}] of {rule}"
     kind = rule.kind(cut.factor)
     if kind not in (Kind.FREE, Kind.MERGE):
         return f"factor {cut.factor} is {kind} in {rule}"
@@ -119,7 +140,28 @@ def _apply(rule: FactorMap, from_result: bool, index: int, slicing: Slicing) -> 
     results = tuple(rule.place(d, cut) for d in rule.results)
     if kind is Kind.FREE and any(r is None for r in results):
         return f"factor {cut.factor} is not in every result of {rule}"
-    return Transfer(operands, results, kind)
+    if kind is Kind.MERGE and not rule.is_exact(cut):
+        return f"{slicing} does not give every entry of {rule} to one slice"
+    return Transfer(operands, results, kind, cut.inner)
+
+
+def _through_window(rule: FactorMap, from_result: bool, factor: str, slicing: Slicing) -> Transfer | str:
+    """A slicing through the window of a factor that fills its dim: units stay, entries a unit divide by the stride."""
+    window = rule.windows[factor]
+    if slicing.outer > 1:
+        return f"{slicing} lies in several parts of the window {factor} of {rule}"
+    if not from_result and slicing.inner % window.stride:
+        return f"{slicing} does not hold whole strides of {window}, factor {factor} of {rule}"
+    inner = slicing.inner if from_result else slicing.inner // window.stride
+
+    def place(tensors: tuple[Dims, ...], entries: int) -> tuple[Slicing | None, ...]:
+        found = [next((d for d, names in enumerate(dims) if names == (factor,)), None) for dims in tensors]
+        return tuple(None if d is None else Slicing(d, 1, slicing.size, entries) for d in found)
+
+    operands, results = place(rule.operands, inner * window.stride), place(rule.results, inner)
+    if sum(s is not None for s in operands) != 1 or any(s is None for s in results):
+        return f"factor {factor} is not in one operand and every result of {rule}"
+    return Transfer(operands, results, Kind.WINDOW, inner, window)
 
 
 def _freeze(argument: Any) -> Any:

@@ -137,6 +137,11 @@ def upsample(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> i
     return x.nbytes + y.nbytes if sum(y.shape[2:]) <= 128 else 2 * (8 + y.dtype.itemsize) * sum(y.shape[2:])
 
 
+def max_pool(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
+    """Where each largest entry was found, as int64; X for an input that is not row-major."""
+    return 8 * results[0].numel + strided_copy(operands, results)
+
+
 def resample_indices(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
     """Indices and weights for each row and column of the result."""
     return 4 * (8 + results[0].dtype.itemsize) * sum(results[0].shape[2:])
@@ -182,6 +187,7 @@ def group_apply(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -
 ROWS: dict[OpOverload, Formula] = {
     aten.addmm.default: product_and_sum,
     aten.avg_pool2d.default: strided_copy,
+    aten.avg_pool3d.default: strided_copy,
     aten.baddbmm.default: product_and_sum,
     aten.bmm.default: product,
     aten.conv1d.default: convolution,
@@ -198,6 +204,9 @@ ROWS: dict[OpOverload, Formula] = {
     aten.layer_norm.default: layer_norm,
     aten.linear.default: product,
     aten.matmul.default: product,
+    aten.max_pool1d.default: strided_copy,
+    aten.max_pool2d.default: max_pool,
+    aten.max_pool3d.default: max_pool,
     aten.mean.default: mean,
     aten.mean.dim: mean,
     aten.mm.default: product,

@@ -80,6 +80,8 @@ ROWS: dict[OpOverload, Formula] = {
     aten.layer_norm.default: layer_norm,
     aten.linear.default: products.blas_copies,
     aten.matmul.default: products.blas_copies,
+    aten.max_pool2d.default: cpu.max_pool,
+    aten.max_pool3d.default: cpu.max_pool,
     aten.mm.default: products.blas_copies,
     aten.native_group_norm.default: group_norm,
     aten.native_layer_norm.default: layer_norm,

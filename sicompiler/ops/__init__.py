@@ -9,7 +9,9 @@ Importing this package registers them with torch, as `torch.ops.sicompiler.<name
 | `group_apply(x, stats, weight, bias, eps)` | the second pass of GroupNorm: scale and shift |
 | `copy_slice(whole, dim, outer, inner, start, length)` | one slice of a whole value, as a dense tensor |
 | `write_slice_(whole, part, dim, outer, inner, start, length)` | one slice into a whole value |
+| `pad_slice(x, dim, before, behind, value)` | the padding of a window, where a slice touches a true border |
 
+`reach`, `missing_before` and `missing_behind` are functions of integers: where a slice with its halo begins and ends.
 `sliced_loop` is a plain function: the target of a `call_function` node whose first argument is the body, a GraphModule.
 
 Where a slice can be a plain view (`outer == 1`) use `aten.narrow.default(whole, dim, start * inner, length * inner)`.
@@ -21,7 +23,20 @@ about 5 us. A rewritten graph whose statistics no loop parted should call `aten.
 from __future__ import annotations
 
 from sicompiler.ops.groupnorm import group_apply, group_stats, merge_stats_
+from sicompiler.ops.halo import missing_before, missing_behind, pad_slice, reach
 from sicompiler.ops.loop import sliced_loop
 from sicompiler.ops.slices import copy_slice, dense_strides, write_slice_
 
-__all__ = ["copy_slice", "dense_strides", "group_apply", "group_stats", "merge_stats_", "sliced_loop", "write_slice_"]
+__all__ = [
+    "copy_slice",
+    "dense_strides",
+    "group_apply",
+    "group_stats",
+    "merge_stats_",
+    "missing_before",
+    "missing_behind",
+    "pad_slice",
+    "reach",
+    "sliced_loop",
+    "write_slice_",
+]

@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from sicompiler.axes.factor_map import Slicing
 from sicompiler.compiler import Graph, named_axes
 from sicompiler.cost import MACHINES
-from sicompiler.planners.candidates import Evaluator, Tally, axis_labels, seeds_of
+from sicompiler.planners.candidates import axis_labels, seeds_of
+from sicompiler.planners.evaluator import Evaluator
+from sicompiler.planners.tally import Tally
 from sicompiler.region import Region, Walk
 from sicompiler.testing.models import Draw
 
@@ -42,14 +45,45 @@ def draw_regions(
         seeds = seeds_of(graph.view, labels, start) if graph.facts.tensors[start] else []
         if not seeds:
             continue
-        walk = Walk(graph.view, start, draw.pick(seeds), hoisted_bytes=draw.pick(hoisted_bytes))
+        seed = _coarsened(draw.pick(seeds), draw.pick((1, 1, 2, 3, 4)))
+        through = _through_windows(graph, start, seeds) if draw.flag() else []
+        if through:
+            seed = draw.pick(through)
+        walk = Walk(graph.view, start, seed, hoisted_bytes=draw.pick(hoisted_bytes))
         length = draw.pick((1, 2, 3, 5, 8, 13, 21, 34))
         while walk.stop < min(start + length, end) and walk.extend() is None:
             pass
-        if walk.sliced:
-            found.append((walk.region(), draw.pick(range(1, walk.size + 1))))
+        lengths = _slice_lengths(walk) if walk.sliced else []
+        if lengths:
+            found.append((walk.region(), draw.pick(lengths)))
             position = walk.stop
     return found
+
+
+def _through_windows(graph: Graph, start: int, seeds: Sequence[Slicing]) -> list[Slicing]:
+    """The seeds from which a region soon runs through a window: few do, and halos are where mistakes are made."""
+    found = []
+    for seed in (_coarsened(seed, factor) for seed in seeds for factor in (1, 2, 4)):
+        walk = Walk(graph.view, start, seed)
+        while walk.stop < min(start + 24, len(graph.facts.nodes)) and not walk.windows and walk.extend() is None:
+            pass
+        if walk.windows:
+            found.append(seed)
+    return list(dict.fromkeys(found))
+
+
+def _coarsened(seed: Slicing, factor: int) -> Slicing:
+    """Units of more entries, as windows with a stride need them, where they divide the axis."""
+    if seed.size % factor:
+        return seed
+    return Slicing(seed.dim, seed.outer, seed.size // factor, seed.inner * factor)
+
+
+def _slice_lengths(walk: Walk) -> list[int]:
+    """The slice lengths with which no slice of the region is empty."""
+    halos, lengths = walk.halos(), np.arange(1, walk.size + 1, dtype=np.float64)
+    fits = [True] * walk.size if halos is None else halos.fits(walk.size, lengths)
+    return [length for length, legal in enumerate(fits, start=1) if legal]
 
 
 def predicted_peak(graph: Graph, regions: Sequence[tuple[Region, int]]) -> int:

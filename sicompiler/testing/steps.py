@@ -89,6 +89,34 @@ def convolution(b: Builder, v: Value) -> Value:
     return v.like(f(v.x, weight, bias, padding=tuple(k // 2 for k in kernel)), c=out)
 
 
+def causal_convolution(b: Builder, v: Value) -> Value:
+    """A convolution over the frames that looks back only: padding in front, of zeros or of the first frame."""
+    v = v.moved(Layout.of("b c f h w"))
+    c, kernel = v.size("c"), b.draw.pick((3, 2))
+    weight = b.weight(c, c, kernel, 3, 3, fan_in=9 * kernel * c)
+    # Contiguous: of some permuted tensors, kernels and fake tensors disagree about the layout of the padded one.
+    x = v.x.contiguous()
+    if b.draw.flag():
+        x = F.pad(x, (0, 0, 0, 0, kernel - 1, 0), mode="replicate")
+        return v.like(F.conv3d(x, weight, padding=(0, 1, 1)))
+    return v.like(F.conv3d(F.pad(x, (1, 1, 1, 1, kernel - 1, 0)), weight, b.near(0, c)))
+
+
+def residual_block(b: Builder, v: Value) -> Value:
+    """Two convolutions with activations around a residual, as VAEs stack them; without a norm, halos add up."""
+    v = v.moved(Layout.of("(b f) c h w"))
+    c, dilation = v.size("c"), b.draw.pick((1, 2))
+    x = F.silu(F.conv2d(F.silu(v.x), b.weight(c, c, 3, 3, fan_in=9 * c), padding="same", dilation=dilation))
+    return v.like(v.x + F.conv2d(x, b.weight(c, c, 3, 5, fan_in=15 * c), b.near(0, c), padding=(1, 2)))
+
+
+def smooth(b: Builder, v: Value) -> Value:
+    """Pooling with overlapping windows: the mean, or the largest entry."""
+    v = v.moved(Layout.of("(b f) c h w"))
+    f: Callable[..., Any] = F.avg_pool2d if b.draw.flag() else F.max_pool2d
+    return v.like(f(v.x, 3, stride=1, padding=1))
+
+
 def downsample(b: Builder, v: Value) -> Value | None:
     """A strided convolution of each frame."""
     v = v.moved(Layout.of("(b f) c h w"))
@@ -96,6 +124,9 @@ def downsample(b: Builder, v: Value) -> Value | None:
     if b.draw.flag():
         x = F.conv2d(v.x, b.weight(c, c, 3, 3, fan_in=9 * c), None, stride=2, padding=1)
         return v.like(x, h=(h + 1) // 2, w=(w + 1) // 2)
+    if h > 1 and w > 1 and b.draw.flag():
+        x = F.conv2d(F.pad(v.x.contiguous(), (0, 1, 0, 1)), b.weight(c, c, 3, 3, fan_in=9 * c), b.near(0, c), stride=2)
+        return v.like(x, h=h // 2, w=w // 2)
     if h % 2 or w % 2:
         return None
     return v.like(F.avg_pool2d(v.x, 2), h=h // 2, w=w // 2)
@@ -296,5 +327,5 @@ STEPS: tuple[Step, ...] = (
     *(activation, convolution, normalize_groups, move, projection, residual, skip, attention),
     *(feed_forward, normalize_layer, convolution, normalize_groups, embed_time, upsample, downsample),
     *(cross_attention, embed_positions, gate, clamped, scores, first_frames, unstack, center, soften),
-    *(shared_view, in_place, no_op),
+    *(shared_view, in_place, no_op, causal_convolution, residual_block, smooth),
 )

@@ -176,7 +176,11 @@ SHAPES: list[Row] = [
     (aten.index.Tensor, [t(2, 5, 4), [n(2, 3), None, n(4, 3)]], "([s0, c, s2], [a], [a]) -> ([a, c]) whole={s0, s2}"),
     (aten.index.Tensor, [t(3), [torch.tensor([True, False, True])]], "([a], [b]) -> ([c]) whole={a, b, c}"),
     # padding and resampling
-    (aten.pad.default, [t(2, 3, 4), [1, 1, 0, 0]], "([a, b, c]) -> ([a, b, c_out]) whole={c, c_out}"),
+    (aten.pad.default, [t(2, 3, 4), [1, 1, 0, 0]], "([a, b, c]) -> ([a, b, c]) window={c: k1 s1 p1}"),
+    (aten.pad.default, [t(2, 3, 4), [1, 1], "reflect"], "([a, b, c]) -> ([a, b, c_out]) whole={c, c_out}"),
+    (aten.constant_pad_nd.default, [t(2, 3), [-1, 0]], "([a, b]) -> ([a, b_out]) whole={b, b_out}"),
+    (aten.replication_pad3d.default, [t(1, 2, 3, 4, 5), [0, 0, 0, 0, 2, 0]],
+     "([1, b, c, d, e]) -> ([1, b, c, d, e]) window={c: k1 s1 p2,0}"),
     (aten.upsample_nearest2d.vec, [t(2, 3, 4, 5), None, [2.0, 1.0]],
      "([n, c, h, w]) -> ([n, c, h rh, w]) whole={rh}"),
     (aten.upsample_nearest1d.vec, [t(2, 3, 4), [6], None], "([n, c, l]) -> ([n, c, l_out]) whole={l, l_out}"),

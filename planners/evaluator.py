@@ -1,0 +1,121 @@
+"""Time and workspace of the operators of one graph, per slice length, computed once each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from torch._ops import OpOverload
+
+from sicompiler.axes.factor_map import Slicing
+from sicompiler.axes.table import Transfer
+from sicompiler.cost import Machine, Work, slice_lengths, sliced_seconds, whole_seconds, work_of
+from sicompiler.facts.storages import ALLOCATION_GRANULE_BYTES, TensorFact
+from sicompiler.facts.timeline import Timeline
+from sicompiler.facts.workspace import workspace_bytes
+from sicompiler.graph_view import GraphView
+
+Floats = npt.NDArray[np.float64]
+
+
+class Evaluator:
+    """Peaks and times of walks over one graph."""
+
+    def __init__(self, view: GraphView, line: Timeline, machine: Machine) -> None:
+        self.view, self.line, self.machine = view, line, machine
+        facts = view.facts
+        self.granule = ALLOCATION_GRANULE_BYTES.get(facts.device_type, 1)
+        self.work: list[Work] = [work_of(facts, p, view.table.operands[p]) for p in range(len(facts.nodes))]
+        self.whole: Floats = np.array([whole_seconds(w, machine) for w in self.work])
+        self._seconds: dict[tuple[int, int], Floats] = {}
+        self._workspace: dict[tuple[int, Transfer], Floats] = {}
+        self._halo_workspace: dict[tuple[int, Transfer, bytes], Floats] = {}
+        self.lengths: dict[int, tuple[tuple[int, ...], Floats]] = {}
+
+    def grid(self, size: int) -> tuple[tuple[int, ...], Floats]:
+        """Slice lengths of an axis, as ints and as an array."""
+        if size not in self.lengths:
+            lengths = slice_lengths(size)
+            self.lengths[size] = (lengths, np.array(lengths, dtype=np.float64))
+        return self.lengths[size]
+
+    def seconds(self, p: int, size: int, excess: Floats | None = None) -> Floats:
+        """Time of one sliced operator per slice length; `excess` times the work, where slices overlap."""
+        if excess is not None:
+            return sliced_seconds(self.work[p], size, self.grid(size)[1], self.machine, excess)
+        key = (p, size)
+        if key not in self._seconds:
+            self._seconds[key] = sliced_seconds(self.work[p], size, self.grid(size)[1], self.machine)
+        return self._seconds[key]
+
+    def workspace(self, p: int, transfer: Transfer, size: int) -> Floats:
+        """A kernel's workspace per slice length, asked for each: kernels change their algorithm with size."""
+        key = (p, transfer)
+        if key not in self._workspace:
+            target, lengths = self.view.facts.nodes[p].target, self.grid(size)[0]
+            found = np.zeros(len(lengths))
+            if isinstance(target, OpOverload) and self.view.made[p]:
+                found[:] = [self._workspace_at(target, p, transfer, length) for length in lengths]
+            self._workspace[key] = found
+        return self._workspace[key]
+
+    def halo_workspace(
+        self, p: int, transfer: Transfer, operands: Sequence[Floats | None], results: Sequence[Floats | None]
+    ) -> Floats:
+        """The same where slices hold more than their own part.
+
+        Args:
+            p: position of the operator.
+            transfer: how it is sliced.
+            operands: for each operand that is sliced, entries of the axis in it per slice length.
+            results: the same for each result.
+        """
+        counts = np.stack([*(c for c in (*operands, *results) if c is not None)])
+        target = self.view.facts.nodes[p].target
+        if not isinstance(target, OpOverload) or not self.view.made[p]:
+            return np.zeros(counts.shape[1])
+        key = (p, transfer, counts.tobytes())
+        if key not in self._halo_workspace:
+            found = np.zeros(counts.shape[1])
+            for column in range(len(found)):
+                lengths = [[None if c is None else int(c[column]) for c in counted] for counted in (operands, results)]
+                found[column] = self._workspace_of(target, p, transfer, lengths[0], lengths[1])
+            self._halo_workspace[key] = found
+        return self._halo_workspace[key]
+
+    def _workspace_at(self, target: OpOverload, p: int, transfer: Transfer, length: int) -> int:
+        lengths = [
+            [None if s is None else length * s.inner for s in found] for found in (transfer.operands, transfer.results)
+        ]
+        return self._workspace_of(target, p, transfer, lengths[0], lengths[1])
+
+    def _workspace_of(
+        self,
+        target: OpOverload,
+        p: int,
+        transfer: Transfer,
+        operands: Sequence[int | None],
+        results: Sequence[int | None],
+    ) -> int:
+        facts, tensors = self.view.facts, [self.view.tensor(value) for value in self.view.table.operands[p]]
+        return workspace_bytes(
+            target,
+            [_shortened(t, s, n) for t, s, n in zip(tensors, transfer.operands, operands, strict=True)],
+            [_shortened(t, s, n) for t, s, n in zip(facts.tensors[p], transfer.results, results, strict=True)],
+            facts.device_type,
+        )
+
+
+def _shortened(tensor: TensorFact, slicing: Slicing | None, count: int | None) -> TensorFact:
+    """A tensor cut to one slice of so many entries; strides of the same order, dense."""
+    if slicing is None or count is None:
+        return tensor
+    shape = list(tensor.shape)
+    shape[slicing.dim] = slicing.outer * count
+    stride = [0] * len(shape)
+    expected = 1
+    for dim in sorted(range(len(shape)), key=lambda d: (tensor.stride[d], -d)):
+        stride[dim] = expected
+        expected *= shape[dim]
+    return TensorFact(tuple(shape), tuple(stride), tensor.dtype, tensor.storage)

@@ -1,0 +1,127 @@
+"""Peak and time of a growing region, at each place where it may end."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from sicompiler.facts.storages import Origin
+from sicompiler.planners.evaluator import Evaluator, Floats
+from sicompiler.planners.halo_tally import HaloTally
+from sicompiler.region import Walk
+
+MAX_OPERATORS = 96  # of one region; longer ones gain nothing, and an axis of the whole graph is the outer loop's
+MAX_SPAN = 8 * MAX_OPERATORS  # the same, views counted
+
+
+class Tally:
+    """Running sums over one growing walk, so that its peak and time at each end cost little.
+
+    Args:
+        evaluator: of the graph.
+        walk: grown by the caller, who calls `advance` after every operator.
+    """
+
+    def __init__(self, evaluator: Evaluator, walk: Walk) -> None:
+        self.evaluator, self.view, self.walk = evaluator, evaluator.view, walk
+        self.lengths = evaluator.grid(walk.size)[1]
+        self.seconds = np.zeros_like(self.lengths)
+        span = min(len(self.view.facts.nodes) - walk.start, MAX_SPAN)
+        self.unit = np.zeros(span)  # live bytes per unit of slice length, at each position
+        self.count = np.zeros(span)  # live slices, for the allocator's rounding
+        self.work = np.zeros((len(self.lengths), span))  # workspace, per slice length
+        self.ends: dict[int, int] = {}  # last reader so far of each storage the body makes
+        self.outlive: dict[int, tuple[int, int]] = {}  # storages needed after the body: node, result
+
+    def advance(self) -> None:
+        """Take in what the walk has sliced since the last call."""
+        walk, view, start = self.walk, self.view, self.walk.start
+        if walk.windows:  # nothing adds up any more: see HaloTally
+            walk.added.clear()
+        for p in sorted(walk.added):
+            transfer = walk.sliced[p]
+            self.seconds += self.evaluator.seconds(p, walk.size)
+            self.work[:, p - start] = self.evaluator.workspace(p, transfer, walk.size)
+            for storage in view.made[p]:
+                if transfer.results[0] is None:
+                    self.work[:, p - start] += view.facts.storages[storage].nbytes
+                else:
+                    self._live(storage, p, p)
+                    self.ends[storage] = p
+                index = next(i for i, t in enumerate(view.facts.tensors[p]) if t.storage == storage)
+                self.outlive[storage] = (p, index)
+            for q, r in view.table.operands[p]:
+                storage = view.facts.tensors[q][r].storage
+                end = self.ends.get(storage)
+                if end is not None and end < p:
+                    self._live(storage, end + 1, p)
+                    self.ends[storage] = p
+        walk.added.clear()
+        last = view.lives.last
+        for storage in [s for s in self.outlive if last[s] < walk.stop]:
+            del self.outlive[storage]
+
+    def _live(self, storage: int, first: int, last: int) -> None:
+        self._add(self.unit, self.count, self.view.facts.storages[storage].nbytes, first, last)
+
+    def _add(self, unit: Floats, count: Floats, nbytes: int, first: int, last: int) -> None:
+        start = self.walk.start
+        unit[first - start : last - start + 1] += nbytes / self.walk.size
+        count[first - start : last - start + 1] += 1
+
+    def evaluate(self) -> tuple[npt.NDArray[np.int64], Floats]:
+        """Peak and time if the walk ended here, per slice length."""
+        walk, view, evaluator = self.walk, self.view, self.evaluator
+        if walk.windows:
+            return HaloTally(evaluator, walk).evaluate(self._hoisted(walk.stop))
+        storages, machine, stop = view.facts.storages, evaluator.machine, walk.stop
+        span = stop - walk.start
+        unit, count = self.unit[:span].copy(), self.count[:span].copy()
+        whole_bytes = written = read = copied = 0
+        taken: set[int] = set()
+        for storage, value in self.outlive.items():
+            nbytes = storages[storage].nbytes
+            slicing = walk.sliced[value[0]].results[value[1]]
+            reuse = None if slicing is None else walk.reusable(value, slicing, stop, taken)
+            written += nbytes
+            if reuse is None:
+                whole_bytes += nbytes
+            else:  # written when the input's slice has been read for the last time
+                taken.add(view.tensor(reuse).storage)
+                self._add(unit, count, nbytes, self.ends[storage] + 1, stop - 1)
+        for key, positions in walk.reads.items():
+            tensor = view.tensor((key[0], key[1]))
+            if storages[tensor.storage].origin is not Origin.WEIGHT:
+                read += tensor.nbytes
+            if walk.copies(key):
+                last = max(max(positions), walk.last_needed(tensor.storage, stop))
+                self._add(unit, count, tensor.nbytes, min(positions), last)
+                copied += tensor.nbytes
+        base = int(evaluator.line.crossing_bytes[walk.start])
+        hoist_peak, hoisted_bytes, hoist_seconds = self._hoisted(stop)
+        rounding = count * evaluator.granule if evaluator.granule > 1 else np.zeros(span)
+        body = (unit[None, :] * self.lengths[:, None] + rounding[None, :] + self.work[:, :span]).max(axis=1)
+        peak = np.maximum(np.ceil(base + whole_bytes + hoisted_bytes + body), base + hoist_peak)
+        seconds = self.seconds + hoist_seconds + (read + written) / machine.memory_bandwidth
+        seconds = seconds + 2 * copied / machine.cache_bandwidth
+        seconds = seconds + np.ceil(walk.size / self.lengths) * machine.launch_seconds * (len(walk.reads) + 1)
+        return peak.astype(np.int64), seconds
+
+    def _hoisted(self, stop: int) -> tuple[int, int, float]:
+        """Peak above the base while hoisted operators run, what of them stays for the loop, and their time."""
+        view, walk = self.view, self.walk
+        current = peak = kept = 0
+        seconds = 0.0
+        for p in walk.hoisted:
+            made = view.made[p]
+            if not made:
+                continue
+            seconds += float(self.evaluator.whole[p])
+            current += sum(view.facts.storages[s].nbytes for s in made)
+            peak = max(peak, current + int(self.evaluator.line.workspace_bytes[p]))
+            kept += sum(
+                view.facts.storages[s].nbytes
+                for s in made
+                if view.lives.last[s] >= stop or walk.last_needed(s, stop) >= 0
+            )
+        return peak, kept, seconds
