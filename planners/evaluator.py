@@ -9,6 +9,7 @@ import numpy.typing as npt
 from torch._ops import OpOverload
 
 from sicompiler.axes.factor_map import Slicing
+from sicompiler.axes.span import Span
 from sicompiler.axes.table import Transfer
 from sicompiler.cost import Machine, Work, slice_lengths, sliced_seconds, whole_seconds, work_of
 from sicompiler.facts.storages import ALLOCATION_GRANULE_BYTES, TensorFact
@@ -31,6 +32,7 @@ class Evaluator:
         self._seconds: dict[tuple[int, int], Floats] = {}
         self._workspace: dict[tuple[int, Transfer], Floats] = {}
         self._halo_workspace: dict[tuple[int, Transfer, bytes], Floats] = {}
+        self._spans: dict[tuple[Span, int], tuple[Floats, Floats, npt.NDArray[np.bool_]]] = {}
         self.lengths: dict[int, tuple[tuple[int, ...], Floats]] = {}
 
     def grid(self, size: int) -> tuple[tuple[int, ...], Floats]:
@@ -39,6 +41,15 @@ class Evaluator:
             lengths = slice_lengths(size)
             self.lengths[size] = (lengths, np.array(lengths, dtype=np.float64))
         return self.lengths[size]
+
+    def span(self, span: Span, size: int) -> tuple[Floats, Floats, npt.NDArray[np.bool_]]:
+        """Per slice length: most entries of any slice, entries of all together, whether no slice is empty."""
+        key = (span, size)
+        if key not in self._spans:
+            lengths = self.grid(size)[1]
+            shortest = span.shortest(size, lengths)
+            self._spans[key] = (span.longest(size, lengths), span.total(size, lengths), shortest >= 1)
+        return self._spans[key]
 
     def seconds(self, p: int, size: int, excess: Floats | None = None) -> Floats:
         """Time of one sliced operator per slice length; `excess` times the work, where slices overlap."""

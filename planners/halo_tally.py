@@ -70,13 +70,14 @@ class HaloTally:
         self.slices = np.ceil(walk.size / self.lengths)
         self.positions = sorted(walk.sliced)
         self.moments = _Moments(self.positions, len(self.lengths))
-        self._longest: dict[Span, Floats] = {}
 
     def longest(self, span: Span) -> Floats:
         """Most entries that a slice holds."""
-        if span not in self._longest:
-            self._longest[span] = span.longest(self.walk.size, self.lengths)
-        return self._longest[span]
+        return self.evaluator.span(span, self.walk.size)[0]
+
+    def total(self, span: Span) -> Floats:
+        """Entries that all slices hold together."""
+        return self.evaluator.span(span, self.walk.size)[1]
 
     def evaluate(self, hoisted: tuple[int, int, float]) -> tuple[npt.NDArray[np.int64], Floats]:
         """Peak and time, per slice length; a peak beyond all bounds where a slice would be empty.
@@ -92,7 +93,7 @@ class HaloTally:
         for (q, r, slicing), positions in walk.reads.items():
             tensor = view.tensor((q, r))
             span = self.halos.reads[(q, r), slicing]
-            share = span.total(walk.size, self.lengths) / entries(self.table, (q, r), slicing)
+            share = self.total(span) / entries(self.table, (q, r), slicing)
             if view.facts.storages[tensor.storage].origin is not Origin.WEIGHT:
                 moved = moved + tensor.nbytes * share
             if walk.copies((q, r, slicing)):
@@ -106,7 +107,7 @@ class HaloTally:
         peak = np.maximum(np.ceil(base + whole_bytes + hoisted_bytes + body), base + hoist_peak).astype(np.int64)
         seconds = seconds + hoist_seconds + moved / machine.memory_bandwidth + 2 * copies / machine.cache_bandwidth
         seconds = seconds + self.slices * machine.launch_seconds * (len(walk.reads) + 1)
-        fits = np.array(self.halos.fits(walk.size, self.lengths))
+        fits = np.logical_and.reduce([self.evaluator.span(span, walk.size)[2] for span in self.halos.spans])
         return np.where(fits, peak, np.iinfo(np.int64).max), np.where(fits, seconds, np.inf)
 
     def _operator(self, p: int) -> Floats:
@@ -116,7 +117,7 @@ class HaloTally:
         held = self.halos.held.get((p, 0))
         asked = [self.halos.asked.get((p, index)) for index in range(len(transfer.operands))]
         span = held or next(a for a in asked if a is not None)
-        seconds = self.evaluator.seconds(p, size, span.total(size, self.lengths) / (span.inner * size))
+        seconds = self.evaluator.seconds(p, size, self.total(span) / (span.inner * size))
         for storage in view.made[p]:
             nbytes = view.facts.storages[storage].nbytes
             index = next(i for i, t in enumerate(view.facts.tensors[p]) if t.storage == storage)
@@ -138,7 +139,7 @@ class HaloTally:
             if self._is_cut(p, index, value, slicing):
                 last = during if not view.may_be_view[p] else self._end(view.tensor(value).storage, p)
                 self.moments.live(each * count, before, before if padded else last)
-                seconds = seconds + 2 * each * wanted.total(size, self.lengths) / machine.cache_bandwidth
+                seconds = seconds + 2 * each * self.total(wanted) / machine.cache_bandwidth
                 seconds = seconds + self.slices * machine.launch_seconds
             if padded and transfer.window is not None and held is not None:
                 count = transfer.window.reads(self.longest(held))
@@ -192,7 +193,7 @@ class HaloTally:
                     moved += nbytes
                     continue
                 count, own, held = entries(self.table, value, slicing), self.halos.own[value], self.halos.held[value]
-                moved += nbytes * own.total(walk.size, self.lengths) / count
+                moved += nbytes * self.total(own) / count
                 written, end = self.moments.during(p), self._end(storage, p)
                 reuse = walk.reusable(value, slicing, walk.stop, taken, self.halos)
                 if reuse is None:
@@ -204,5 +205,5 @@ class HaloTally:
                         self.moments.live(nbytes * self.longest(held) / count, end + 1, written)
                 if own != held and slicing.outer > 1:
                     self.moments.live(nbytes * self.longest(own) / count, written, written)
-                    copies += nbytes * own.total(walk.size, self.lengths) / count
+                    copies += nbytes * self.total(own) / count
         return whole_bytes, moved, copies

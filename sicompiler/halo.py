@@ -32,10 +32,14 @@ class Halos:
     reads: Mapping[tuple[Operand, Slicing], Span]
     own: Mapping[Operand, Span]
 
+    @property
+    def spans(self) -> set[Span]:
+        """Every span that must hold something in every slice."""
+        return {*self.held.values(), *self.asked.values(), *self.own.values()}
+
     def fits(self, size: int, lengths: Floats) -> list[bool]:
         """For each slice length, whether every value of the body holds something in every slice."""
-        spans = {*self.held.values(), *self.asked.values(), *self.own.values()}
-        shortest = [span.shortest(size, lengths) for span in spans]
+        shortest = [span.shortest(size, lengths) for span in self.spans]
         return [all(found[index] >= 1 for found in shortest) for index in range(len(lengths))]
 
 
