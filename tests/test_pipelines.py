@@ -28,8 +28,9 @@ def test_a_pipeline_gives_the_same_frames_within_three_budgets(name: str) -> Non
     report = sicompiler.report(pipe)
     low, high = report.floor_bytes, report.predicted_peak_bytes
     row = next(row for row in sicompiler.supported_pipelines() if row.name == name)
-    assert tuple(r.component for r in report.phases if not r.note) == row.tested
-    assert tuple(r.component for r in report.phases if r.note) == row.untouched
+    planned = {r.component for r in report.phases if not r.note}
+    assert planned >= set(row.tested)
+    assert planned | {r.component for r in report.phases if r.note} == {*row.tested, *row.untouched}
     for budget in dict.fromkeys((high, (low + high) // 2, low)):
         sicompiler.compile_for_budget(pipe, f"{budget}B")
         found = sicompiler.verify(pipe, ((), {**call, "generator": torch.Generator().manual_seed(0)}))
