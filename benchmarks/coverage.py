@@ -24,10 +24,10 @@ from rich.console import Console
 from rich.table import Table
 
 from sicompiler.capture import capture
-from sicompiler.compiler import study
 from sicompiler.models import build_preset, known_presets
 from sicompiler.passes.manager import run_stage
 from sicompiler.reports.explain import missing, rule_rows
+from sicompiler.study import study
 
 
 def cover(preset: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""No operator of any denoiser lacks an axis rule: tiny versions by default, every preset at full size when slow."""
+"""No operator of any model lacks an axis rule: tiny versions by default, every preset at full size when slow."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ import torch
 from sicompiler.axes.factor_map import Kind
 from sicompiler.axes.registry import rules
 from sicompiler.capture import capture
-from sicompiler.compiler import Graph, study
 from sicompiler.models import build_preset, known_presets
 from sicompiler.passes.manager import run_stage
 from sicompiler.reports.explain import missing, rule_rows
-from tests.zoo import TINY, tiny
+from sicompiler.study import Graph, study
+from tests.zoo import TINY, method_of, tiny
 
 
-def legal(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], device: str) -> Graph:
-    return study(run_stage("legal", run_stage("clean", capture(module, args, kwargs))), device)
+def legal(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], method: str, device: str) -> Graph:
+    program = capture(module, args, kwargs, method=method)
+    return study(run_stage("legal", run_stage("clean", program)), device)
 
 
 def check(graph: Graph) -> None:
@@ -35,14 +36,14 @@ def check(graph: Graph) -> None:
 
 @pytest.mark.parametrize("name", TINY)
 def test_every_operator_of_a_tiny_model_has_a_rule(name: str) -> None:
-    check(legal(*tiny(name), "cpu"))
+    check(legal(*tiny(name), method_of(name), "cpu"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", known_presets())
 def test_every_operator_of_a_preset_has_a_rule_at_full_size(name: str) -> None:
     call = build_preset(name)
-    graph = legal(call.module, call.args, call.kwargs, "cuda")
+    graph = legal(call.module, call.args, call.kwargs, call.method, "cuda")
     check(graph)
     most = max(range(len(graph.facts.nodes)), key=lambda p: sum(t.nbytes for t in graph.facts.tensors[p]))
     rule = graph.view.table.map_of(most)

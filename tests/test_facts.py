@@ -14,7 +14,7 @@ from torch import fx
 
 from sicompiler import testing
 from sicompiler.capture import flatten_inputs
-from sicompiler.compiler import Graph
+from sicompiler.study import Graph
 from tests.zoo import tiny
 
 

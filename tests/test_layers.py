@@ -18,11 +18,12 @@ LAYERS = {
     "graph_view": 4, "halo": 4,
     "cost": 5, "plan": 5, "region": 5,
     "passes": 6, "planners": 6, "reports": 6, "runtime": 6,
-    "compiler": 7, "models": 7,
-    "takeover": 8,
-    "adapters": 9,
-    "api": 10,
-    "cli": 11, "testing": 11,
+    "models": 7, "study": 7,
+    "compiler": 8,
+    "takeover": 9,
+    "adapters": 10,
+    "api": 11,
+    "cli": 12, "testing": 12,
 }  # fmt: skip
 
 MODULES = library_modules()

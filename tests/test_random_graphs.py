@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from sicompiler import testing
 from sicompiler.api import prepare
 from sicompiler.capture import Program
-from sicompiler.compiler import Graph, Planner, make_outer, outer_loops, rewrite
+from sicompiler.compiler import Planner, rewrite
 from sicompiler.passes.outer import wrap_outer
 from sicompiler.plan import Plan
 from sicompiler.runtime.measure import measure_peak
 from sicompiler.runtime.verify import errors
+from sicompiler.study import Graph, make_outer, outer_loops
 
 TOLERANCE = 1e-12  # of float64
 SLACK_BYTES = 2**12  # numbers and tables of a kernel, which no prediction counts

@@ -12,9 +12,9 @@ from torch import nn
 
 from sicompiler import testing
 from sicompiler.axes.factor_map import Slicing
-from sicompiler.compiler import Graph
 from sicompiler.region import Region, Walk
 from sicompiler.runtime.verify import errors
+from sicompiler.study import Graph
 
 Function = Callable[..., Any]
 

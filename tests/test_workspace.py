@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import pytest
@@ -15,7 +13,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from sicompiler.facts.storages import TensorFact
-from sicompiler.facts.workspace import standing_bytes, workspace_bytes
+from sicompiler.facts.workspace import workspace_bytes
 from sicompiler.facts.workspace_onednn import HALF, has_amx, takes
 from sicompiler.runtime.measure import measure_peak
 from sicompiler.units import KIB
@@ -374,29 +372,6 @@ def test_resampling_of_narrowed_input_copies(dtype: torch.dtype) -> None:
     _compare(aten.avg_pool2d.default, x, [2, 2], [2, 2])
     _compare(aten.replication_pad2d.default, x, [1, 1, 1, 1])
     _compare(aten.reflection_pad2d.default, x, [1, 1, 1, 1])
-
-
-# CUDA: the estimates are only held to be ordered sensibly.
-
-
-def _cuda(target: OpOverload, operands: list[Tensor], result: Tensor) -> int:
-    return workspace_bytes(target, [_fact(t) for t in operands], [_fact(result)], "cuda")
-
-
-def test_cuda_estimates() -> None:
-    meta = partial(torch.empty, dtype=torch.float16, device="meta")
-    x, weight, y = meta(2, 64, 72, 128), meta(64, 64, 3, 3), meta(2, 64, 72, 128)
-    nbytes: Callable[[Tensor], int] = lambda t: t.numel() * t.element_size()  # noqa: E731
-    assert _cuda(aten.conv2d.default, [x, weight], y) == nbytes(x) + nbytes(weight) + nbytes(y)
-    permuted = x.transpose(0, 1)
-    assert _cuda(aten.group_norm.default, [x], x) < 64 * KIB
-    assert _cuda(aten.group_norm.default, [permuted], x) >= nbytes(x)
-    q = meta(2, 5, 9216, 64)
-    assert _cuda(aten.scaled_dot_product_attention.default, [q, q, q], q) == 2 * 5 * 9216 * 4
-    assert _cuda(aten.silu.default, [x], x) == 0
-    assert _cuda(aten.linear.default, [q, meta(64, 64)], q) == 0
-    assert standing_bytes("cuda") > 0
-    assert standing_bytes("cpu") == 0
 
 
 def test_an_operator_without_tensors_needs_nothing() -> None:

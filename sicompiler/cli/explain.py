@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 from sicompiler.cli.options import ModelOptions
 from sicompiler.cli.output import Progress, json_rows, show, show_json
 from sicompiler.cli.work import Target, find, legal_program, prepare
-from sicompiler.compiler import Planner, study
+from sicompiler.compiler import Planner
 from sicompiler.errors import BadInput
 from sicompiler.facts.modules import describe
 from sicompiler.planners.dp import floor
 from sicompiler.reports.explain import Alive, alive, missing, rule_rows, verdicts
 from sicompiler.reports.summary import table
+from sicompiler.study import study
 from sicompiler.units import format_bytes
 
 if TYPE_CHECKING:

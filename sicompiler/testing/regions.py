@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from sicompiler.axes.factor_map import Slicing
-from sicompiler.compiler import Graph, named_axes
 from sicompiler.cost import MACHINES
 from sicompiler.planners.candidates import axis_labels, seeds_of
 from sicompiler.planners.evaluator import Evaluator
 from sicompiler.planners.tally import Tally
 from sicompiler.region import Region, Walk
+from sicompiler.study import Graph, named_axes
 from sicompiler.testing.models import Draw
 
 
@@ -93,7 +93,8 @@ def predicted_peak(graph: Graph, regions: Sequence[tuple[Region, int]]) -> int:
         graph: a legal graph.
         regions: from `draw_regions` with the default `hoisted_bytes` of walks.
     """
-    peaks, position = [0], graph.facts.num_placeholders
+    position = graph.facts.num_placeholders
+    peaks = [int(graph.line.live_bytes[:position].max(initial=0))]  # the inputs
     for region, slice_length in regions:
         peaks.append(int(graph.line.live_bytes[position : region.start].max(initial=0)))
         peaks.append(_region_peak(graph, region, slice_length))

@@ -9,10 +9,10 @@ import torch
 import torch.utils._pytree as pytree
 
 from sicompiler.capture import Program, capture, flatten_inputs
-from sicompiler.compiler import Graph, study
 from sicompiler.passes.loop import outline_loops
 from sicompiler.passes.manager import run_stage
 from sicompiler.region import Region
+from sicompiler.study import Graph, study
 
 
 def legal_graph(

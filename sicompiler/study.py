@@ -1,0 +1,156 @@
+"""Graphs with everything known about them, and the graph of one slice of an outer loop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from sicompiler.axes.factor_map import Slicing
+from sicompiler.axes.table import AxisTable
+from sicompiler.capture import Program, Source
+from sicompiler.facts.kernels import node_workspaces
+from sicompiler.facts.lifetimes import lifetimes
+from sicompiler.facts.storages import (
+    ALLOCATION_GRANULE_BYTES,
+    GraphFacts,
+    Origin,
+    fake_tensors,
+    graph_facts,
+    rounded,
+)
+from sicompiler.facts.timeline import Timeline, timeline
+from sicompiler.graph_view import GraphView
+from sicompiler.passes.dense_factors import dense_factors
+from sicompiler.passes.outer import Inner, extract_inner
+from sicompiler.plan import OuterLoop
+from sicompiler.region import Region, Walk
+
+OUTER_HOISTED_BYTES = 2**16  # what the outer loop keeps for its whole length should be small
+OUTER_SIZE = 16  # a longer axis is left to smaller regions: the graph runs once per entry
+OUTER_HOISTED_SHARE = 0.1  # of the unsliced peak; a loop that keeps more whole does not slice what matters
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A legal program with everything known about it.
+
+    Attributes:
+        program: the graph.
+        view: facts, lifetimes and axis table.
+        line: timeline of the unsliced schedule.
+        extra_bytes: alive beside the graph all the time (what an outer loop holds whole).
+    """
+
+    program: Program
+    view: GraphView
+    line: Timeline
+    extra_bytes: int = 0
+
+    @property
+    def facts(self) -> GraphFacts:
+        """Sizes and aliases."""
+        return self.view.facts
+
+
+def study(program: Program, device_type: str, extra_bytes: int = 0) -> Graph:
+    """Collect the facts of a program."""
+    facts = graph_facts(program, device_type=device_type)
+    lives = lifetimes(facts)
+    view = GraphView(facts, lives, AxisTable(facts))
+    return Graph(program, view, timeline(facts, lives, node_workspaces(facts)), extra_bytes)
+
+
+def named_axes(graph: Graph) -> dict[str, tuple[int, Slicing]]:
+    """The axes of the inputs: every dim of more than one entry, named by input and dim; those of big inputs first."""
+    found: dict[str, tuple[int, Slicing]] = {}
+    inputs = [p for p, b in enumerate(graph.program.bindings) if b.source is Source.INPUT and graph.facts.tensors[p]]
+    for p in sorted(inputs, key=lambda p: -graph.facts.tensors[p][0].numel):
+        for dim, size in enumerate(graph.facts.tensors[p][0].shape):
+            if size > 1:
+                found[f"{graph.facts.nodes[p].name}.{dim}"] = (p, Slicing(dim, 1, size, 1))
+    return found
+
+
+@dataclass(frozen=True)
+class OuterGraph:
+    """The graph of one slice of an outer loop, and where it came from."""
+
+    loop: OuterLoop
+    region: Region
+    inner: Inner
+    graph: Graph
+
+
+def outer_region(graph: Graph, seeds: dict[int, Slicing]) -> Region | None:
+    """The whole graph as one region along an axis of its inputs; None where some operator does not commute."""
+    first = graph.facts.num_placeholders
+    walk = Walk(graph.view, first, None, inputs=seeds, hoisted_bytes=OUTER_HOISTED_BYTES, windows=0)
+    while walk.stop < len(graph.facts.nodes):
+        if walk.extend() is not None:
+            return None
+    region = walk.region()
+    owners: dict[int, torch.fx.Node] = {}
+    for node in graph.facts.outputs:
+        transfer = region.sliced.get(graph.facts.position[node])
+        made = graph.view.tensor((graph.facts.position[node], 0)).storage
+        if transfer is None or transfer.results[0] is None or graph.facts.storages[made].origin is not Origin.VALUE:
+            return None
+        if owners.setdefault(made, node) is not node:
+            return None  # results that share memory would come out in memory of their own
+    return region
+
+
+def outer_loops(graph: Graph) -> list[tuple[OuterLoop, Region]]:
+    """Every axis of the inputs that commutes with the whole graph; of inputs that share it, the one hoisting least."""
+    found: dict[tuple[Slicing | None, ...], tuple[int, OuterLoop, Region]] = {}
+    for name, (p, slicing) in named_axes(graph).items():
+        region = outer_region(graph, {p: slicing}) if slicing.size <= OUTER_SIZE else None
+        if region is None:
+            continue
+        hoisted = _hoisted_bytes(graph, region)
+        outputs = tuple(region.sliced[graph.facts.position[node]].results[0] for node in graph.facts.outputs)
+        if hoisted <= OUTER_HOISTED_SHARE * graph.line.peak_bytes and (
+            outputs not in found or hoisted < found[outputs][0]
+        ):
+            found[outputs] = (hoisted, OuterLoop(name, slicing.size, 1, ((p, slicing),)), region)
+    return [(loop, region) for _, loop, region in found.values()]
+
+
+def _hoisted_bytes(graph: Graph, region: Region) -> int:
+    return sum(graph.facts.storages[s].nbytes for p in region.hoisted for s in graph.view.made[p])
+
+
+def make_outer(graph: Graph, loop: OuterLoop, region: Region) -> OuterGraph:
+    """Cut out the graph of one slice and study it."""
+    inner = extract_inner(graph.program, graph.view, region, loop.slice_length)
+    dense_factors(inner.program)  # one sample may be a view, expanded, where all of them had to be copied
+    alone = study(inner.program, graph.facts.device_type)
+    whole = _held_storages(graph, region)
+    seen = {t.untyped_storage()._cdata for node in inner.program.placeholders for t in fake_tensors(node)}
+    extra = sum(nbytes for storage, nbytes in whole.items() if storage not in seen) + _results_bytes(graph)
+    return OuterGraph(loop, region, inner, Graph(inner.program, alone.view, alone.line, extra))
+
+
+def _held_storages(graph: Graph, region: Region) -> dict[int, int]:
+    """Storages that live as long as the outer loop: inputs and what is computed before it."""
+    facts = graph.facts
+    positions = [*range(facts.num_placeholders), *region.hoisted]
+    return {
+        fake.untyped_storage()._cdata: facts.storages[tensor.storage].nbytes
+        for p in positions
+        for fake, tensor in zip(fake_tensors(facts.nodes[p]), facts.tensors[p], strict=True)
+        if facts.storages[tensor.storage].origin is not Origin.WEIGHT
+    }
+
+
+def _results_bytes(graph: Graph) -> int:
+    """The buffers an outer loop writes its results into."""
+    granule = ALLOCATION_GRANULE_BYTES.get(graph.facts.device_type, 1)
+    total = 0
+    for node in dict.fromkeys(graph.facts.outputs):
+        tensor = graph.facts.tensors[graph.facts.position[node]][0]
+        span = 1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride, strict=True))
+        nbytes = span * tensor.dtype.itemsize if tensor.numel else 0
+        total += rounded(nbytes, granule)
+    return total
