@@ -124,12 +124,8 @@ class _Outliner:
         source, facts = self.lookup(output.reuses), self.view.tensor(output.reuses)
         if (facts.shape, facts.stride) == (tensor.shape, tensor.stride):
             return source
-        return inherit(
-            insert_call(
-                self.graph, self.mode, aten.as_strided.default, (source, list(tensor.shape), list(tensor.stride))
-            ),
-            origin,
-        )
+        taken = (source, list(facts.stride), list(tensor.shape), list(tensor.stride))
+        return inherit(insert_call(self.graph, self.mode, ops.take_over.default, taken), origin)
 
 
 class _Body:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -274,3 +275,22 @@ def test_an_input_read_sliced_and_whole_by_one_operator_is_not_written_over() ->
     assert reason is None
     assert [output.reuses for output in region.outputs] == [None]
     case.check((region, 2))
+
+
+def test_memory_that_lies_otherwise_than_planned_is_not_taken_over() -> None:
+    """Kernels choose strides of their own for some inputs: the slices of such a value lie elsewhere."""
+    take_over = torch.ops.sicompiler.take_over
+    source = torch.arange(24.0).view(4, 6)
+    assert take_over(source, [6, 1], [6, 4], [1, 6]).data_ptr() == source.data_ptr()
+    permuted = source.t().contiguous().t()
+    assert take_over(permuted, [6, 1], [6, 4], [1, 6]).data_ptr() != permuted.data_ptr()
+
+
+def test_a_seed_where_a_kernel_lays_its_result_out_otherwise() -> None:
+    generator = random.Random(1202)
+    choose = generator.choice
+    module, args, kwargs = testing.draw_module(choose, generator.randint(1, 8))
+    graph = testing.legal_graph(module, args, kwargs)
+    for _ in range(4):
+        program = testing.rewritten(graph, testing.draw_regions(graph, choose))
+        assert errors(testing.run_program(program, module, args, kwargs), module(*args, **kwargs))[1] <= 1e-12

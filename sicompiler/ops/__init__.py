@@ -8,6 +8,7 @@ Importing this package registers them with torch, as `torch.ops.sicompiler.<name
 | `merge_stats_(acc, part)` | adds the statistics of one slice to those of the slices before |
 | `group_apply(x, stats, weight, bias, eps)` | the second pass of GroupNorm: scale and shift |
 | `copy_slice(whole, dim, outer, inner, start, length)` | one slice of a whole value, as a dense tensor |
+| `take_over(source, planned, size, stride)` | memory of a value that dies in a loop, for what is written over it |
 | `write_slice_(whole, part, dim, outer, inner, start, length)` | one slice into a whole value |
 | `pad_slice(x, dim, before, behind, value)` | the padding of a window, where a slice touches a true border |
 

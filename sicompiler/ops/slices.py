@@ -125,3 +125,32 @@ def write_slice_(
         )
     source = part if outer == 1 else _factors(part, dim, outer, length, inner)
     _slice_view(whole, dim, outer, inner, start, length).copy_(source)
+
+
+def _take_over_fake(
+    source: torch.Tensor, planned: Sequence[int], size: Sequence[int], stride: Sequence[int]
+) -> torch.Tensor:
+    return source.as_strided(size, stride)
+
+
+@operator("take_over(Tensor(a) source, int[] planned, int[] size, int[] stride) -> Tensor(a)", _take_over_fake)
+def take_over(source: torch.Tensor, planned: Sequence[int], size: Sequence[int], stride: Sequence[int]) -> torch.Tensor:
+    """The memory of a value that dies in a loop, seen as the value that the loop writes over it, slice by slice.
+
+    A slice of the one lies where the same slice of the other does only if `source` lies as it was planned. Kernels may
+    choose other strides than their fake ones (convolutions of permuted inputs do): then the result is new memory, which
+    costs what was to be saved and is right.
+
+    Args:
+        source: dense.
+        planned: strides of `source` in the plan.
+        size: of the result, with as many elements.
+        stride: of the result.
+
+    Returns:
+        A view of the memory of `source`, or a new tensor.
+    """
+    lies = zip(source.shape, source.stride(), planned, strict=True)
+    if any(length > 1 and real != expected for length, real, expected in lies):
+        return source.new_empty_strided(size, stride)
+    return source.as_strided(size, stride)
