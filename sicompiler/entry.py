@@ -40,6 +40,11 @@ def bound_method(model: torch.nn.Module, method: str) -> Callable[..., Any]:
     return found
 
 
+def entry_label(name: str, method: str) -> str:
+    """An entry point for people: `unet`, `vae.decode`."""
+    return name if method == FORWARD else f"{name}.{method}"
+
+
 def has_method(model: torch.nn.Module, method: str) -> bool:
     """Whether a module has an entry point of that name."""
     return callable(getattr(model, method, None))

@@ -23,7 +23,7 @@ import torch.utils._pytree as pytree
 from sicompiler.capture import Program, capture, flatten_inputs, named_tensors, weights_bytes
 from sicompiler.compiler import Planner, Progress, make_planner, rewrite
 from sicompiler.cost import MACHINES
-from sicompiler.entry import FORWARD
+from sicompiler.entry import FORWARD, entry_label
 from sicompiler.errors import BadInput
 from sicompiler.passes.manager import Observer
 from sicompiler.plan import Plan
@@ -103,7 +103,7 @@ def prepare(
         observer("captured", program)
     planner = make_planner(
         program,
-        model=name or (type(model).__name__ if method == FORWARD else f"{type(model).__name__}.{method}"),
+        model=name or entry_label(type(model).__name__, method),
         weights_bytes=weights_bytes(model),
         dtype=dtype_name(model),
         device_type=device_type or device_type_of(model),
@@ -235,12 +235,12 @@ class State:
         found = tuple(self.compiled.values())
         plans, programs = tuple(c.plan for c in found), tuple(c.program for c in found)
         name = type(self.model).__name__
-        return Report(name if self.method == "forward" else f"{name}.{self.method}", self.budget_bytes, plans, programs)
+        return Report(entry_label(name, self.method), self.budget_bytes, plans, programs)
 
     @property
     def slot(self) -> str:
         """The attribute of the instance that a patch belongs in now."""
-        hooked = self.method == "forward" and HOOK in self.model.__dict__ and HOOKED in self.model.__dict__
+        hooked = self.method == FORWARD and HOOK in self.model.__dict__ and HOOKED in self.model.__dict__
         return HOOKED if hooked else self.method
 
     @property
@@ -251,7 +251,7 @@ class State:
     @contextlib.contextmanager
     def untouched(self) -> Iterator[Callable[..., Any]]:
         """A context in which the live model runs its own method, without hooks that move weights; gives that method."""
-        names = {self.method, HOOK, HOOKED} if self.method == "forward" else {self.method, HOOK}
+        names = {self.method, HOOK, HOOKED} if self.method == FORWARD else {self.method, HOOK}
         attributes = self.model.__dict__
         own = self.own if self.installed else attributes.get(self.slot)
         saved = {name: attributes.pop(name) for name in names if name in attributes}
@@ -290,7 +290,7 @@ class State:
         return str(self.__deepcopy__({}))
 
 
-def installed_state(model: torch.nn.Module, method: str = "forward") -> State | None:
+def installed_state(model: torch.nn.Module, method: str = FORWARD) -> State | None:
     """The state that owns a method of a live model; None where the model runs its own."""
     for slot in (method, HOOKED) if method == FORWARD else (method,):
         owner = getattr(model.__dict__.get(slot), "__self__", None)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from sicompiler.entry import entry_label
 from sicompiler.errors import BadInput
 
 
@@ -39,7 +40,7 @@ class Role:
     @property
     def label(self) -> str:
         """For people: `unet`, `vae.decode`."""
-        return self.component if self.method == "forward" else f"{self.component}.{self.method}"
+        return entry_label(self.component, self.method)
 
     @property
     def optional(self) -> bool:

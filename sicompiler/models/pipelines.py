@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from sicompiler.capture import weights_bytes
+from sicompiler.entry import entry_label
 from sicompiler.errors import BadInput
 from sicompiler.models.build import ModelCall, _default_dtype, _fake_buffers_, build_preset, construct
 from sicompiler.models.family import Draw
@@ -38,7 +39,7 @@ class PartCall:
     @property
     def label(self) -> str:
         """As in the report of a pipeline: `unet`, `vae.decode`."""
-        return self.component if self.method == "forward" else f"{self.component}.{self.method}"
+        return entry_label(self.component, self.method)
 
 
 @dataclass(frozen=True)
