@@ -116,6 +116,7 @@ def candidates(
     *,
     skip: Set[tuple[int, Slicing | None]],
     hot_bytes: int,
+    near: Timeline | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Candidate]:
     """All regions between cut positions that contain a hot operator.
@@ -125,10 +126,11 @@ def candidates(
         labels: from `axis_labels`.
         skip: (position, slicing of the first result) from which no region is grown.
         hot_bytes: an operator is hot when it makes a storage at least this big.
+        near: timeline with nothing in far memory, by which cuts are chosen; that of the evaluator if not given.
         progress: called with (done, total).
     """
     view = evaluator.view
-    starts, stops = cut_positions(view, evaluator.line)
+    starts, stops = cut_positions(view, near or evaluator.line)
     ends = set(stops)
     end = len(view.facts.nodes)
     hot = [any(view.facts.storages[s].nbytes >= hot_bytes for s in made) for made in view.made]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -34,6 +35,17 @@ class Evaluator:
         self._halo_workspace: dict[tuple[int, Transfer, bytes], Floats] = {}
         self._spans: dict[tuple[Span, int], tuple[Floats, Floats, npt.NDArray[np.bool_]]] = {}
         self.lengths: dict[int, tuple[tuple[int, ...], Floats]] = {}
+
+    def with_far(self, view: GraphView, line: Timeline) -> Evaluator:
+        """The same for other storages in far memory; times and workspaces stay as they are."""
+        other = copy.copy(self)
+        other.view, other.line = view, line
+        return other
+
+    def transfer(self, seconds: Floats, nbytes: Floats | float) -> Floats:
+        """Time of what computes for so long and moves so many bytes from or to far memory."""
+        moving = nbytes / self.machine.far_bandwidth
+        return np.asarray(np.maximum(seconds, moving) if self.machine.far_overlaps else seconds + moving)
 
     def grid(self, size: int) -> tuple[tuple[int, ...], Floats]:
         """Slice lengths of an axis, as ints and as an array."""

@@ -6,7 +6,7 @@ each place where the region may end. Regions without a window don't come here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -79,21 +79,33 @@ class HaloTally:
         """Entries that all slices hold together."""
         return self.evaluator.span(span, self.walk.size)[1]
 
-    def evaluate(self, hoisted: tuple[int, int, float]) -> tuple[npt.NDArray[np.int64], Floats]:
+    def evaluate(
+        self, hoisted: tuple[int, int, float], fetched: Mapping[int, int]
+    ) -> tuple[npt.NDArray[np.int64], Floats]:
         """Peak and time, per slice length; a peak beyond all bounds where a slice would be empty.
 
         Args:
             hoisted: peak, bytes that stay, and time of what is computed before the loop.
+            fetched: bytes of the storages in far memory that are needed whole for that.
         """
         walk, view, machine = self.walk, self.view, self.evaluator.machine
         seconds = np.zeros_like(self.lengths)
         for p in self.positions:
             seconds += self._operator(p)
-        whole_bytes, moved, copies = self._outputs()
+        far = dict(fetched)
+        for p in self.positions if view.far else ():
+            far.update(fetched_by_body(walk, p))
+        whole_bytes, moved, copies, carried = self._outputs()
+        whole_bytes, carried = whole_bytes + sum(far.values()), carried + sum(far.values())
         for (q, r, slicing), positions in walk.reads.items():
             tensor = view.tensor((q, r))
             span = self.halos.reads[(q, r), slicing]
             share = self.total(span) / entries(self.table, (q, r), slicing)
+            if walk.is_far((q, r)):  # this slice, and the next, which comes meanwhile
+                nbytes = tensor.nbytes * self.longest(span) / entries(self.table, (q, r), slicing)
+                self.moments.live(2 * nbytes, 0, self.moments.last)
+                carried = carried + tensor.nbytes * share
+                continue
             if view.facts.storages[tensor.storage].origin is not Origin.WEIGHT:
                 moved = moved + tensor.nbytes * share
             if walk.copies((q, r, slicing)):
@@ -104,9 +116,11 @@ class HaloTally:
         hoist_peak, hoisted_bytes, hoist_seconds = hoisted
         base = int(self.evaluator.line.crossing_bytes[walk.start])
         body = self.moments.highest(self.evaluator.granule)
-        peak = np.maximum(np.ceil(base + whole_bytes + hoisted_bytes + body), base + hoist_peak).astype(np.int64)
+        before = base + sum(far.values()) + hoist_peak
+        peak = np.maximum(np.ceil(base + whole_bytes + hoisted_bytes + body), before).astype(np.int64)
         seconds = seconds + hoist_seconds + moved / machine.memory_bandwidth + 2 * copies / machine.cache_bandwidth
         seconds = seconds + self.slices * machine.launch_seconds * (len(walk.reads) + 1)
+        seconds = self.evaluator.transfer(seconds, carried) if view.far else seconds
         fits = np.logical_and.reduce([self.evaluator.span(span, walk.size)[2] for span in self.halos.spans])
         return np.where(fits, peak, np.iinfo(np.int64).max), np.where(fits, seconds, np.inf)
 
@@ -179,10 +193,11 @@ class HaloTally:
         # The kernel reads a copy. (Between the borders the padding is none, and the copy is the slice itself.)
         return self.moments.before(last) if not self.view.may_be_view[last] else self.moments.during(last)
 
-    def _outputs(self) -> tuple[int, Floats, Floats]:
-        """Count the slices that wait to be written; bytes of whole results, of what is written, and of copies."""
+    def _outputs(self) -> tuple[int, Floats, Floats, Floats]:
+        """Count the slices that wait to be written; bytes of whole results, of what is written, copied, carried far."""
         walk, view = self.walk, self.view
         whole_bytes, taken = 0, set[int]()
+        carried = np.zeros_like(self.lengths)
         moved, copies = np.zeros_like(self.lengths), np.zeros_like(self.lengths)
         for p in self.positions:
             for value, slicing in walk.live_out(p, walk.stop):
@@ -193,8 +208,17 @@ class HaloTally:
                     moved += nbytes
                     continue
                 count, own, held = entries(self.table, value, slicing), self.halos.own[value], self.halos.held[value]
-                moved += nbytes * self.total(own) / count
                 written, end = self.moments.during(p), self._end(storage, p)
+                if walk.goes_far(value):  # waits to be stored, and the slice before may still be
+                    nbytes_held = nbytes * self.longest(held) / count
+                    if end < self.moments.last:
+                        self.moments.live(nbytes_held, end + 1, self.moments.last)
+                    self.moments.live(nbytes_held, 0, self.moments.last)
+                    if own != held and slicing.outer > 1:
+                        self.moments.live(2 * nbytes * self.longest(own) / count, 0, self.moments.last)
+                    carried += nbytes * self.total(own) / count
+                    continue
+                moved += nbytes * self.total(own) / count
                 reuse = walk.reusable(value, slicing, walk.stop, taken, self.halos)
                 if reuse is None:
                     whole_bytes += nbytes
@@ -206,4 +230,21 @@ class HaloTally:
                 if own != held and slicing.outer > 1:
                     self.moments.live(nbytes * self.longest(own) / count, written, written)
                     copies += nbytes * self.total(own) / count
-        return whole_bytes, moved, copies
+        return whole_bytes, moved, copies, carried
+
+
+def fetched_by_body(walk: Walk, p: int) -> dict[int, int]:
+    """Bytes by storage of what lies in far memory and an operator of the body reads whole."""
+    if not walk.view.far:
+        return {}
+    pairs = zip(walk.table.operands[p], walk.sliced[p].operands, strict=True)
+    found = {walk.view.tensor(v).storage for v, s in pairs if s is None and v[0] not in walk.sliced and walk.is_far(v)}
+    return {storage: walk.view.facts.storages[storage].nbytes for storage in found}
+
+
+def fetched_before(walk: Walk) -> dict[int, int]:
+    """The same of what is computed before the loop."""
+    if not walk.view.far:
+        return {}
+    found = {s for p in walk.hoisted for s in walk.view.fetched(p) if walk.view.born[s] < walk.start}
+    return {storage: walk.view.facts.storages[storage].nbytes for storage in found}

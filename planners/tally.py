@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from sicompiler.facts.storages import Origin
 from sicompiler.planners.evaluator import Evaluator, Floats
-from sicompiler.planners.halo_tally import HaloTally
+from sicompiler.planners.halo_tally import HaloTally, fetched_before, fetched_by_body
 from sicompiler.region import Walk
 
 MAX_OPERATORS = 96  # of one region; longer ones gain nothing, and an axis of the whole graph is the outer loop's
@@ -32,6 +32,7 @@ class Tally:
         self.work = np.zeros((len(self.lengths), span))  # workspace, per slice length
         self.ends: dict[int, int] = {}  # last reader so far of each storage the body makes
         self.outlive: dict[int, tuple[int, int]] = {}  # storages needed after the body: node, result
+        self.fetched: dict[int, int] = {}  # storages in far memory that the body needs whole: bytes
 
     def advance(self) -> None:
         """Take in what the walk has sliced since the last call."""
@@ -50,6 +51,7 @@ class Tally:
                     self.ends[storage] = p
                 index = next(i for i, t in enumerate(view.facts.tensors[p]) if t.storage == storage)
                 self.outlive[storage] = (p, index)
+            self.fetched.update(fetched_by_body(walk, p))
             for q, r in view.table.operands[p]:
                 storage = view.facts.tensors[q][r].storage
                 end = self.ends.get(storage)
@@ -73,16 +75,23 @@ class Tally:
         """Peak and time if the walk ended here, per slice length."""
         walk, view, evaluator = self.walk, self.view, self.evaluator
         if walk.windows:
-            return HaloTally(evaluator, walk).evaluate(self._hoisted(walk.stop))
+            return HaloTally(evaluator, walk).evaluate(self._hoisted(walk.stop), fetched_before(walk))
         storages, machine, stop = view.facts.storages, evaluator.machine, walk.stop
         span = stop - walk.start
         unit, count = self.unit[:span].copy(), self.count[:span].copy()
-        whole_bytes = written = read = copied = 0
+        far = self.fetched | fetched_before(walk) if view.far else {}
+        whole_bytes = moved = sum(far.values())
+        written = read = copied = 0
         taken: set[int] = set()
         for storage, value in self.outlive.items():
             nbytes = storages[storage].nbytes
             slicing = walk.sliced[value[0]].results[value[1]]
             reuse = None if slicing is None else walk.reusable(value, slicing, stop, taken)
+            if slicing is not None and walk.goes_far(value):  # waits to be stored, and the slice before may still be
+                self._add(unit, count, nbytes, self.ends[storage] + 1, stop - 1)
+                self._add(unit, count, nbytes, walk.start, stop - 1)
+                moved += nbytes
+                continue
             written += nbytes
             if reuse is None:
                 whole_bytes += nbytes
@@ -91,6 +100,10 @@ class Tally:
                 self._add(unit, count, nbytes, self.ends[storage] + 1, stop - 1)
         for key, positions in walk.reads.items():
             tensor = view.tensor((key[0], key[1]))
+            if walk.is_far((key[0], key[1])):  # this slice, and the next, which comes meanwhile
+                self._add(unit, count, 2 * tensor.nbytes, walk.start, stop - 1)
+                moved += tensor.nbytes
+                continue
             if storages[tensor.storage].origin is not Origin.WEIGHT:
                 read += tensor.nbytes
             if walk.copies(key):
@@ -101,11 +114,12 @@ class Tally:
         hoist_peak, hoisted_bytes, hoist_seconds = self._hoisted(stop)
         rounding = count * evaluator.granule if evaluator.granule > 1 else np.zeros(span)
         body = (unit[None, :] * self.lengths[:, None] + rounding[None, :] + self.work[:, :span]).max(axis=1)
-        peak = np.maximum(np.ceil(base + whole_bytes + hoisted_bytes + body), base + hoist_peak)
+        before = base + sum(far.values()) + hoist_peak
+        peak = np.maximum(np.ceil(base + whole_bytes + hoisted_bytes + body), before)
         seconds = self.seconds + hoist_seconds + (read + written) / machine.memory_bandwidth
         seconds = seconds + 2 * copied / machine.cache_bandwidth
         seconds = seconds + np.ceil(walk.size / self.lengths) * machine.launch_seconds * (len(walk.reads) + 1)
-        return peak.astype(np.int64), seconds
+        return peak.astype(np.int64), evaluator.transfer(seconds, moved) if moved else seconds
 
     def _hoisted(self, stop: int) -> tuple[int, int, float]:
         """Peak above the base while hoisted operators run, what of them stays for the loop, and their time."""
@@ -125,3 +139,20 @@ class Tally:
                 if view.lives.last[s] >= stop or walk.last_needed(s, stop) >= 0
             )
         return peak, kept, seconds
+
+
+def unsliced(evaluator: Evaluator) -> tuple[npt.NDArray[np.int64], Floats]:
+    """Live bytes and time of every operator that runs unsliced.
+
+    What it reads of far memory is on the device while it runs, and so is what it makes for far memory.
+    """
+    view, live, seconds = evaluator.view, evaluator.line.live_bytes, evaluator.whole
+    if not view.far:
+        return live, seconds
+    live, seconds = live.copy(), seconds.copy()
+    for p in range(view.facts.num_placeholders, len(live)):
+        moved = sum(view.facts.storages[s].nbytes for s in view.fetched(p) | (view.far & set(view.made[p])))
+        if moved:
+            live[p] += moved
+            seconds[p] = evaluator.transfer(seconds[p : p + 1], moved)[0]
+    return live, seconds

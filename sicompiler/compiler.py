@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 
-from sicompiler.axes.factor_map import Slicing
-from sicompiler.capture import Program, fingerprint, paused_gc
+from sicompiler.capture import Program, Source, fingerprint, paused_gc
 from sicompiler.cost import MACHINES, Machine
 from sicompiler.errors import OverBudget
 from sicompiler.facts.modules import common_module, describe
@@ -17,61 +17,17 @@ from sicompiler.passes.loop import outline_loops
 from sicompiler.passes.manager import Observer, run_stage
 from sicompiler.passes.outer import wrap_outer
 from sicompiler.plan import Plan, RegionPlan
-from sicompiler.planners.candidates import axis_labels, candidates
-from sicompiler.planners.dp import Choice, Problem, Solution, floor
-from sicompiler.planners.evaluator import Evaluator
-from sicompiler.planners.registry import planner_named
+from sicompiler.planners.dp import Choice, floor
+from sicompiler.planners.registry import Solver, planner_named
 from sicompiler.region import Region, Walk
-from sicompiler.study import Graph, OuterGraph, make_outer, named_axes, outer_loops, outer_region, study
+from sicompiler.search.search import Progress, Search, make_search, with_far
+from sicompiler.search.settle import Settled, settle
+from sicompiler.study import Graph, make_outer, outer_loops, outer_region, study
 from sicompiler.units import budget_hint, format_bytes
 
-Progress = Callable[[str, int, int], None]  # what is being done, how much of it is done, out of how much
+FarMemory = Literal["none", "auto"]  # keep everything on the device; or spill and stream what a budget asks for
 
-HOT_SHARE = 0.002  # an operator is hot when it makes this share of the unsliced peak
-
-
-@dataclass(frozen=True)
-class Search:
-    """One graph ready to be planned: all candidates of it."""
-
-    graph: Graph
-    outer: OuterGraph | None
-    labels: list[dict[Slicing, str]]
-    problem: Problem
-
-    @property
-    def repeats(self) -> int:
-        """How often the graph runs."""
-        return self.outer.loop.slices if self.outer else 1
-
-
-def make_search(
-    graph: Graph, outer: OuterGraph | None, regions: Sequence[Region], machine: Machine, progress: Progress | None
-) -> Search:
-    """Collect the candidates of a graph.
-
-    Args:
-        graph: what to search.
-        outer: the loop it is the body of, if any.
-        regions: loops around the whole graph; no smaller region is sought along their axes.
-        machine: cost model.
-        progress: told about long work.
-    """
-    evaluator = Evaluator(graph.view, graph.line, machine)
-    labels = axis_labels(graph.view, named_axes(graph))
-    what = "regions" if outer is None else f"regions, one {outer.loop.axis} at a time"
-
-    def told(done: int, total: int) -> None:
-        if progress is not None:
-            progress(what, done, total)
-
-    hot = int(graph.line.peak_bytes * HOT_SHARE)
-    skip = {
-        (p, slicing) for region in regions for p, transfer in region.sliced.items() for slicing in transfer.results[:1]
-    }
-    found = list(candidates(evaluator, labels, skip=skip, hot_bytes=hot, progress=told))
-    first = graph.facts.num_placeholders
-    return Search(graph, outer, labels, Problem(first, graph.line.live_bytes, evaluator.whole, found))
+TRIES = (1.0, 0.5, 0.0)  # how far from the floor to the budget activations may go, where weights want room too
 
 
 @dataclass(frozen=True)
@@ -83,40 +39,56 @@ class Planner:
         fingerprint: of the cleaned graph.
         graph: the legal graph.
         searches: the graph itself, and the graphs of possible outer loops.
-        weights_bytes: resident weights.
+        loops: the regions of these loops.
+        weights_bytes: weights, all of them resident.
         dtype: of the weights.
         timings: seconds spent so far, by stage.
         phase: what part of a pipeline the call is: "denoise", "decode", ...
+        progress: told about long work.
     """
 
     model: str
     fingerprint: str
     graph: Graph
     searches: tuple[Search, ...]
+    loops: tuple[Region, ...]
     weights_bytes: int
     dtype: str
     timings: dict[str, float]
     phase: str = "denoise"
+    progress: Progress | None = None
 
     @property
     def unsliced_bytes(self) -> int:
         """Peak of the unsliced schedule, weights included."""
         return self.graph.line.peak_bytes + self.weights_bytes
 
-    def floor(self) -> tuple[int, str]:
-        """The smallest budget of any plan, weights included, and the operator that sets it."""
-        best, search = min(
-            ((floor(s.problem), s) for s in self.searches), key=lambda row: row[0].peak_bytes + row[1].graph.extra_bytes
-        )
-        culprit = search.graph.facts.nodes[best.culprit]
-        return best.peak_bytes + search.graph.extra_bytes + self.weights_bytes, describe(culprit)
+    @functools.cached_property
+    def far_searches(self) -> tuple[Search, ...]:
+        """The same searches with everything in far memory that may lie there; made when first asked for."""
+        with paused_gc():
+            return tuple(with_far(s, () if s.outer else self.loops, self.progress) for s in self.searches)
 
-    def plan(self, budget_bytes: int, *, planner: str = "dp") -> Plan:
+    def floor(self, far_memory: FarMemory = "none") -> tuple[int, str]:
+        """The smallest budget of any plan, weights included, and the operator that sets it."""
+        searches = self.far_searches if far_memory == "auto" else self.searches
+        peak, culprit, search = min(
+            ((found.peak_bytes + self._beside(s), found.culprit, s) for s in searches for found in [floor(s.problem)]),
+            key=lambda row: row[0],
+        )
+        return peak, describe(search.graph.facts.nodes[culprit])
+
+    def _beside(self, search: Search) -> int:
+        """What is on the device beside the activations of a search: weights that stay, what an outer loop holds."""
+        return self.weights_bytes - search.streamed_bytes + search.graph.extra_bytes
+
+    def plan(self, budget_bytes: int, *, planner: str = "dp", far_memory: FarMemory = "none") -> Plan:
         """The fastest plan within a budget.
 
         Args:
             budget_bytes: weights, inputs, activations and workspace together.
             planner: which search to use, see `planners.registry`.
+            far_memory: "auto" allows to spill values and to stream weights, if no plan fits otherwise.
 
         Raises:
             BadInput: there is no planner of that name.
@@ -124,43 +96,87 @@ class Planner:
         """
         began = time.perf_counter()
         solve = planner_named(planner)
-        floor_bytes, culprit = self.floor()
-        found: list[tuple[float, Solution, Search]] = []
-        for search in self.searches:
-            solution = solve(search.problem, budget_bytes - self.weights_bytes - search.graph.extra_bytes)
-            if solution is not None:
-                found.append((solution.seconds * search.repeats, solution, search))
-        if not found:
+        found = self._nearby(budget_bytes, solve)
+        floor_bytes, culprit = self.floor("auto" if found is None else "none") if far_memory == "auto" else self.floor()
+        if found is None and far_memory == "auto":
+            found = self._faraway(budget_bytes, solve)
+        if found is None:
+            parts = (
+                "with far memory"
+                if far_memory == "auto"
+                else f"{format_bytes(self.weights_bytes)} of weights + "
+                f"{format_bytes(floor_bytes - self.weights_bytes)} of activations; far memory is not allowed"
+            )
             raise OverBudget(
                 f"{self.model} does not fit {format_bytes(budget_bytes)}: the floor is {format_bytes(floor_bytes)} "
-                f"({format_bytes(self.weights_bytes)} of weights + "
-                f"{format_bytes(floor_bytes - self.weights_bytes)} of activations), "
-                f"set by {culprit}. The nearest budget that works is {budget_hint(floor_bytes)}",
+                f"({parts}), set by {culprit}. The nearest budget that works is {budget_hint(floor_bytes)}",
                 budget_bytes=budget_bytes,
                 floor_bytes=floor_bytes,
                 culprit=culprit,
             )
-        seconds, solution, search = min(found, key=lambda row: row[0])
+        search, settled = found
+        solution, facts = settled.solution, search.graph.facts
         timings = {**self.timings, "plan": self.timings.get("plan", 0.0) + time.perf_counter() - began}
+        weights = self.weights_bytes - settled.streamed_bytes
         return Plan(
             model=self.model,
             fingerprint=self.fingerprint,
             torch_version=torch.__version__.split("+")[0],
-            device=self.graph.facts.device_type,
+            device=facts.device_type,
             dtype=self.dtype,
             budget_bytes=budget_bytes,
-            weights_bytes=self.weights_bytes,
+            weights_bytes=weights,
             unsliced_peak_bytes=self.unsliced_bytes,
-            predicted_peak_bytes=solution.peak_bytes + search.graph.extra_bytes + self.weights_bytes,
+            predicted_peak_bytes=solution.peak_bytes + search.graph.extra_bytes + weights,
             floor_bytes=floor_bytes,
             floor_operator=culprit,
             outer=search.outer.loop if search.outer else None,
             regions=tuple(_region_plan(search, choice) for choice in solution.choices),
-            seconds=seconds,
+            seconds=solution.seconds * search.repeats,
             timings=timings,
             held_bytes=search.graph.extra_bytes,
             phase=self.phase,
+            **_far_fields(search, settled),
         )
+
+    def _nearby(self, budget_bytes: int, solve: Solver) -> tuple[Search, Settled] | None:
+        """The fastest plan with everything on the device."""
+        found = [
+            (s, Settled(solution, frozenset(), 0, (), 0))
+            for s in self.searches
+            for solution in [solve(s.problem, budget_bytes - self._beside(s))]
+            if solution is not None
+        ]
+        return min(found, key=lambda row: row[1].solution.seconds * row[0].repeats, default=None)
+
+    def _faraway(self, budget_bytes: int, solve: Solver) -> tuple[Search, Settled] | None:
+        """The fastest plan found that spills and streams: activations given more room, or weights."""
+        found = []
+        for search in self.far_searches:
+            room = budget_bytes - self._beside(search)
+            lowest = floor(search.problem).peak_bytes
+            if lowest > room:
+                continue
+            for share in TRIES:
+                solution = solve(search.problem, lowest + int(share * (room - lowest)))
+                if solution is not None:
+                    found.append((search, settle(search, solution, room)))
+        return min(found, key=lambda row: row[1].solution.seconds * row[0].repeats, default=None)
+
+
+def _far_fields(search: Search, settled: Settled) -> dict[str, Any]:
+    """What a plan says of far memory."""
+    facts = search.graph.facts
+    maker = {storage: p for p, made in enumerate(search.graph.view.made) for storage in made}
+    bindings = search.graph.program.bindings
+    positions = sorted(maker[s] for s in settled.far)
+    return {
+        "spilled": tuple(p for p in positions if p >= facts.num_placeholders),
+        "streamed": tuple(bindings[p].name for p in positions if p < facts.num_placeholders),
+        "prefetched": settled.prefetched,
+        "streamed_bytes": settled.streamed_bytes,
+        "moved_bytes": settled.moved_bytes * search.repeats,
+    }
 
 
 def _region_plan(search: Search, choice: Choice) -> RegionPlan:
@@ -217,12 +233,13 @@ def make_planner(
     machine = machine or MACHINES[device_type]
     with paused_gc():
         loops = outer_loops(graph)
-        searches = [make_search(graph, None, [region for _, region in loops], machine, progress)]
+        around = tuple(region for _, region in loops)
+        searches = [make_search(graph, None, around, machine, progress)]
         for loop, region in loops:
             outer = make_outer(graph, loop, region)
             searches.append(make_search(outer.graph, outer, [], machine, progress))
     timings = {**(timings or {}), "analyse": analysed - began, "plan": time.perf_counter() - analysed}
-    return Planner(model, mark, graph, tuple(searches), weights_bytes, dtype, timings, phase)
+    return Planner(model, mark, graph, tuple(searches), around, weights_bytes, dtype, timings, phase, progress)
 
 
 def rewrite(program: Program, plan: Plan, *, observer: Observer | None = None) -> Program:
@@ -251,11 +268,18 @@ def rewrite(program: Program, plan: Plan, *, observer: Observer | None = None) -
 
 
 def _outline(graph: Graph, plan: Plan) -> Program:
-    regions = []
+    view, regions = graph.view.with_far(_far(graph, plan)), []
     for chosen in plan.regions:
-        walk = Walk(graph.view, chosen.start, chosen.seed)
+        walk = Walk(view, chosen.start, chosen.seed)
         while walk.stop < chosen.stop:
             reason = walk.extend()
             assert reason is None, f"region {chosen.first}..{chosen.last}: {reason}"
         regions.append((walk.region(), chosen.slice_length))
-    return outline_loops(graph.program, graph.view, regions)
+    return outline_loops(graph.program, view, regions, dict(plan.prefetched))
+
+
+def _far(graph: Graph, plan: Plan) -> frozenset[int]:
+    """Storages that a plan puts into far memory."""
+    weights = {b.name: p for p, b in enumerate(graph.program.bindings) if b.source is not Source.INPUT}
+    positions = (*plan.spilled, *(weights[name] for name in plan.streamed))
+    return frozenset(storage for p in positions for storage in graph.view.made[p])

@@ -33,6 +33,8 @@ class Machine:
         launch_seconds: fixed cost of one operator call.
         rows_at_half_speed: rows of a matrix product at which it reaches half its full rate.
         kernel_passes: how often a convolution moves its weights (oneDNN lays them out anew at every call).
+        far_bandwidth: bytes per second to and from far memory: a mapped file, or pinned memory beyond PCIe.
+        far_overlaps: whether the device computes while that goes on.
     """
 
     name: str
@@ -44,12 +46,14 @@ class Machine:
     launch_seconds: float
     rows_at_half_speed: float
     kernel_passes: float
+    far_bandwidth: float = 1e9
+    far_overlaps: bool = False
 
 
 # Round figures of common machines; only ratios matter to the planner.
 MACHINES = {
-    "cpu": Machine("cpu", {8: 0.6e11, 4: 1.2e11, 2: 1.0e11}, 1.5e10, 4e9, 1.6e10, 16e6, 15e-6, 64, 6),
-    "cuda": Machine("cuda", {8: 1e12, 4: 2e13, 2: 1.2e14}, 1e13, 8e11, 2.5e12, 30e6, 6e-6, 512, 1),
+    "cpu": Machine("cpu", {8: 0.6e11, 4: 1.2e11, 2: 1.0e11}, 1.5e10, 4e9, 1.6e10, 16e6, 15e-6, 64, 6, 1e9, False),
+    "cuda": Machine("cuda", {8: 1e12, 4: 2e13, 2: 1.2e14}, 1e13, 8e11, 2.5e12, 30e6, 6e-6, 512, 1, 2e10, True),
 }
 
 # Arithmetic of one element; what is not listed costs 2.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 from bisect import bisect_left
 
@@ -63,7 +64,13 @@ def _may_be_view(node: fx.Node) -> bool:
 
 
 class GraphView:
-    """What walks look up again and again about one graph, computed once."""
+    """What walks look up again and again about one graph, computed once.
+
+    Attributes:
+        far: storages that lie in far memory: values that outlive the region they are made in, and streamed weights.
+    """
+
+    far: frozenset[int] = frozenset()
 
     def __init__(self, facts: GraphFacts, lives: Lifetimes, table: AxisTable) -> None:
         self.facts, self.lives, self.table = facts, lives, table
@@ -92,6 +99,18 @@ class GraphView:
         for p in reversed(range(len(found))):
             found[p] = found[p] or (self.may_be_view[p] and any(found[reader] for reader in self.lives.readers[p]))
         return found
+
+    def with_far(self, far: frozenset[int]) -> GraphView:
+        """The same graph with other storages in far memory."""
+        other = copy.copy(self)
+        other.far = far
+        return other
+
+    def fetched(self, position: int) -> set[int]:
+        """Storages in far memory that an operator needs whole on the device, if it runs unsliced."""
+        if not self.far or not self.made[position]:
+            return set()
+        return self.far & {self.tensor(value).storage for value in self.table.operands[position]}
 
     def tensor(self, value: Operand) -> TensorFact:
         """The facts of one result of a node."""

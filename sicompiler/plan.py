@@ -10,7 +10,7 @@ from typing import Any
 from sicompiler.axes.factor_map import Slicing
 from sicompiler.errors import StalePlan
 
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Plan:
         device: "cpu" or "cuda".
         dtype: of the weights.
         budget_bytes: weights, inputs, activations and workspace together.
-        weights_bytes: resident parameters and buffers.
+        weights_bytes: resident parameters and buffers, streamed ones left out.
         unsliced_peak_bytes: predicted peak of the captured graph without slicing, weights included.
         predicted_peak_bytes: predicted peak of this plan, weights included.
         floor_bytes: the smallest budget that any plan reaches, weights included.
@@ -93,6 +93,12 @@ class Plan:
         timings: seconds spent on capture, analysis and planning; not part of the plan's identity.
         held_bytes: alive all the time beside weights and graph: what an outer loop holds whole.
         phase: what part of a pipeline the call is: "denoise", "decode", ...
+        spilled: positions of the operators whose results lie in far memory.
+        streamed: names of the weights that lie in far memory.
+        prefetched: for each step (position of its first operator) whose weights are fetched early, the step before
+            which that starts.
+        streamed_bytes: of the streamed weights.
+        moved_bytes: carried to and from far memory in one run.
     """
 
     model: str
@@ -112,7 +118,17 @@ class Plan:
     timings: Mapping[str, float] = field(default_factory=dict, compare=False)
     held_bytes: int = 0
     phase: str = "denoise"
+    spilled: tuple[int, ...] = ()
+    streamed: tuple[str, ...] = ()
+    prefetched: tuple[tuple[int, int], ...] = ()
+    streamed_bytes: int = 0
+    moved_bytes: int = 0
     version: int = PLAN_VERSION
+
+    @property
+    def uses_far_memory(self) -> bool:
+        """Whether anything is spilled or streamed."""
+        return bool(self.spilled or self.streamed)
 
     @property
     def fits(self) -> bool:
@@ -144,6 +160,8 @@ class Plan:
             regions = tuple(RegionPlan(**{**r, "seed": Slicing(**r["seed"])}) for r in data.pop("regions"))
             if outer is not None:
                 outer = OuterLoop(**{**outer, "seeds": tuple((p, Slicing(**s)) for p, s in outer["seeds"])})
+            data |= {name: tuple(data[name]) for name in ("spilled", "streamed")}
+            data["prefetched"] = tuple((step, before) for step, before in data["prefetched"])
             return Plan(outer=outer, regions=regions, **data)
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise StalePlan(f"this is not a plan: {type(error).__name__}: {error}") from error

@@ -263,9 +263,20 @@ class Walk:
                 break
         return -1
 
+    def is_far(self, value: Operand) -> bool:
+        """Whether a whole value comes to the region out of far memory."""
+        storage = self.view.tensor(value).storage
+        return storage in self.view.far and self.view.born[storage] < self.start
+
+    def goes_far(self, value: Operand) -> bool:
+        """Whether a value that the body makes is written into far memory."""
+        return self.view.tensor(value).storage in self.view.far
+
     def copies(self, key: tuple[int, int, Slicing]) -> bool:
         """Whether a narrowed value is copied slice by slice into a dense tensor."""
         tensor = self.view.tensor((key[0], key[1]))
+        if self.is_far((key[0], key[1])):
+            return True
         if any(self.view.clones_storage[p] for p in self.reads[key]):
             return True
         if key[2].outer == 1 and all(self.view.reads_strided[p] for p in self.reads[key]):
@@ -332,7 +343,7 @@ class Walk:
             halos: of the region. A halo still has to be read when the slice before has been written.
         """
         tensor = self.view.tensor(value)
-        if not tensor.is_dense or self._only_moves(value[0]):
+        if not tensor.is_dense or self.goes_far(value) or self._only_moves(value[0]):
             return None
         if halos is not None and not halos.own[value].is_own_part(slicing.size * slicing.inner):
             return None
@@ -342,6 +353,7 @@ class Walk:
             storage = self.view.facts.storages[source.storage]
             if (
                 source.storage not in taken
+                and source.storage not in self.view.far
                 and storage.nbytes == self.view.facts.storages[tensor.storage].nbytes
                 and source.dtype == tensor.dtype
                 and source.is_dense

@@ -19,11 +19,12 @@ LAYERS = {
     "cost": 5, "plan": 5, "region": 5,
     "passes": 6, "planners": 6, "reports": 6, "runtime": 6,
     "models": 7, "study": 7,
-    "compiler": 8,
-    "takeover": 9,
-    "adapters": 10,
-    "api": 11,
-    "cli": 12, "testing": 12,
+    "search": 8,
+    "compiler": 9,
+    "takeover": 10,
+    "adapters": 11,
+    "api": 12,
+    "cli": 13, "testing": 13,
 }  # fmt: skip
 
 MODULES = library_modules()

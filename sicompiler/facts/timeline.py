@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,20 +39,23 @@ class Timeline:
         return int(self.live_bytes.argmax())
 
 
-def timeline(facts: GraphFacts, lives: Lifetimes, workspace_bytes: npt.NDArray[np.int64]) -> Timeline:
+def timeline(
+    facts: GraphFacts, lives: Lifetimes, workspace_bytes: npt.NDArray[np.int64], far: Collection[int] = ()
+) -> Timeline:
     """Add up what is alive at each step.
 
     Args:
         facts: sizes of the storages.
         lives: their lifetimes.
         workspace_bytes: per position, a kernel's own allocations.
+        far: storages that lie in far memory.
     """
     count = len(facts.nodes)
     change = np.zeros(count + 1, dtype=np.int64)
     crossing = np.zeros(count + 2, dtype=np.int64)
     base = standing_bytes(facts.device_type)
     for storage in facts.storages:
-        if storage.origin is Origin.WEIGHT:
+        if storage.origin is Origin.WEIGHT or storage.index in far:
             continue
         first, last = lives.first[storage.index], lives.last[storage.index]
         if first < 0:

@@ -10,10 +10,13 @@ Importing this package registers them with torch, as `torch.ops.sicompiler.<name
 | `copy_slice(whole, dim, outer, inner, start, length)` | one slice of a whole value, as a dense tensor |
 | `take_over(source, planned, size, stride)` | memory of a value that dies in a loop, for what is written over it |
 | `write_slice_(whole, part, dim, outer, inner, start, length)` | one slice into a whole value |
+| `spill(near)`, `fetch(far, device)` | a whole value into far memory, and back |
+| `fetch_slice(whole, ..., device)`, `store_slice_(whole, part, ...)` | one slice out of far memory, and into it |
 | `pad_slice(x, dim, before, behind, value)` | the padding of a window, where a slice touches a true border |
 
 `reach`, `missing_before` and `missing_behind` are functions of integers: where a slice with its halo begins and ends.
-`sliced_loop` is a plain function: the target of a `call_function` node whose first argument is the body, a GraphModule.
+`sliced_loop` and `streamed_loop` are plain functions: targets of `call_function` nodes whose first argument is the
+body, a GraphModule. So are `far_tensor`, which makes a buffer in far memory, and `arrive` and `depart`.
 
 Where a slice can be a plain view (`outer == 1`) use `aten.narrow.default(whole, dim, start * inner, length * inner)`.
 Whole values are made before a loop by `aten.new_empty_strided.default(like, size, stride, dtype=...)`, on the device of
@@ -23,21 +26,32 @@ about 5 us. A rewritten graph whose statistics no loop parted should call `aten.
 
 from __future__ import annotations
 
+from sicompiler.ops.far import arrive, depart, fetch, fetch_slice, spill, store_slice_
 from sicompiler.ops.groupnorm import group_apply, group_stats, merge_stats_
 from sicompiler.ops.halo import missing_before, missing_behind, pad_slice, reach
-from sicompiler.ops.loop import sliced_loop
+from sicompiler.ops.loop import sliced_loop, streamed_loop
+from sicompiler.ops.mapped import far_tensor, is_far
 from sicompiler.ops.slices import copy_slice, dense_strides, write_slice_
 
 __all__ = [
+    "arrive",
     "copy_slice",
     "dense_strides",
+    "depart",
+    "far_tensor",
+    "fetch",
+    "fetch_slice",
     "group_apply",
     "group_stats",
+    "is_far",
     "merge_stats_",
     "missing_before",
     "missing_behind",
     "pad_slice",
     "reach",
     "sliced_loop",
+    "spill",
+    "store_slice_",
+    "streamed_loop",
     "write_slice_",
 ]

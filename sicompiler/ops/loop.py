@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch.fx
 
 from sicompiler.errors import BadInput
+from sicompiler.ops.far import arrive, depart
 
 
 def sliced_loop(body: Callable[..., object], size: int, slice_length: int, *operands: Any) -> None:
@@ -33,6 +34,55 @@ def sliced_loop(body: Callable[..., object], size: int, slice_length: int, *oper
         body(*operands, start, min(slice_length, size - start))
 
 
-# So that it prints as `sicompiler.ops.sliced_loop` in GraphModule.code, and is not removed as dead: it has no users.
-sliced_loop.__module__ = "sicompiler.ops"
-torch.fx.node.has_side_effect(sliced_loop)
+def streamed_loop(
+    body: Callable[..., tuple[torch.Tensor, ...]],
+    fetch: Callable[..., tuple[torch.Tensor, ...]],
+    store: Callable[..., None],
+    size: int,
+    slice_length: int,
+    device: torch.device,
+    sources: Sequence[torch.Tensor],
+    targets: Sequence[torch.Tensor],
+    operands: Sequence[Any],
+) -> None:
+    """The same where some values lie in far memory, and their slices are carried while other slices are computed.
+
+    Two slices of each such value are on the device: of what is read, the one computed with and the next, which arrives
+    meanwhile; of what is written, the one being made and the one before, which leaves.
+
+    Args:
+        body: called as `body(*fetched, *operands, start, length)`; returns the slices to be stored.
+        fetch: called as `fetch(*sources, start, length)`; returns their slices on the device.
+        store: called as `store(*slices, *targets, start, length)`.
+        size: length of the axis, in entries.
+        slice_length: entries of a slice, at least 1.
+        device: what computes.
+        sources: whole values in far memory that are read.
+        targets: whole values in far memory that are written.
+        operands: what the body reads and writes on the device, whole.
+
+    Raises:
+        BadInput: `slice_length` is less than 1 or `size` is negative.
+    """
+    if slice_length < 1 or size < 0:
+        raise BadInput(f"streamed_loop needs size >= 0 and slice_length >= 1, got {size} and {slice_length}")
+    starts = range(0, size, slice_length)
+    coming = fetch(*sources, 0, min(slice_length, size)) if starts else ()
+    leaving: tuple[torch.Tensor, ...] = ()
+    for start in starts:
+        arrive(device)
+        here, after = coming, start + slice_length
+        coming = fetch(*sources, after, min(slice_length, size - after)) if after < size else ()
+        made = body(*here, *operands, start, min(slice_length, size - start))
+        del here
+        depart(device)
+        leaving = made  # lets go of the slice before, which has left by now
+        store(*leaving, *targets, start, min(slice_length, size - start))
+        del made
+    depart(device)
+
+
+# So that they print as `sicompiler.ops.sliced_loop` in GraphModule.code, and are not removed as dead: no users.
+for _loop in (sliced_loop, streamed_loop):
+    _loop.__module__ = "sicompiler.ops"
+    torch.fx.node.has_side_effect(_loop)

@@ -1,0 +1,187 @@
+"""Moving values between a device and its far memory.
+
+Copies run on two lanes, one in each direction. On CUDA a lane is a stream beside the one that computes: copying into
+the device starts as soon as what computes has reached that place, and goes on while it computes what comes next. On
+the CPU a copy is done when the call returns. `arrive` and `depart` make what computes wait for a lane.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+
+import torch
+
+from sicompiler.ops.library import operator
+from sicompiler.ops.mapped import far_tensor
+from sicompiler.ops.slices import _factors, _slice_shape, _slice_view, dense_strides
+
+MAX_BLOCKS = 4096  # of one copy: each takes some microseconds to start
+
+
+class Lane:
+    """Copies in one direction."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    @contextlib.contextmanager
+    def carry(self) -> Iterator[None]:
+        """Start copies in this block once what is being computed now is done, beside what is computed next."""
+        if self.stream is None:
+            yield
+            return
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self.stream):
+            yield
+
+    def join(self) -> None:
+        """Compute on only when everything on this lane is done."""
+        if self.stream is not None:
+            torch.cuda.current_stream(self.device).wait_stream(self.stream)
+
+
+@functools.cache
+def _lanes(kind: str, index: int) -> tuple[Lane, Lane]:
+    device = torch.device(kind, index) if kind == "cuda" else torch.device(kind)
+    return Lane(device), Lane(device)
+
+
+def _lanes_of(device: torch.device) -> tuple[Lane, Lane]:
+    index = device.index
+    if index is None:
+        index = torch.cuda.current_device() if device.type == "cuda" else 0
+    return _lanes(device.type, index)
+
+
+def arrive(device: torch.device) -> None:
+    """Compute on only when everything that was fetched so far has arrived on the device."""
+    _lanes_of(device)[0].join()
+
+
+def depart(device: torch.device) -> None:
+    """Compute on only when everything that was stored so far has left the device."""
+    _lanes_of(device)[1].join()
+
+
+for _function in (arrive, depart, far_tensor):
+    _function.__module__ = "sicompiler.ops"  # so that they print as `sicompiler.ops.arrive` in GraphModule.code
+torch.fx.node.has_side_effect(arrive)
+torch.fx.node.has_side_effect(depart)
+
+
+def _blocks(target: torch.Tensor, source: torch.Tensor, limit: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Parts of a copy that lie in one piece on both sides; the whole copy where there would be more than `limit`."""
+    order = sorted(range(target.dim()), key=lambda d: -max(target.stride(d), source.stride(d)))
+    pairs = [(target.permute(order), source.permute(order))]
+    while not (pairs[0][0].is_contiguous() and pairs[0][1].is_contiguous()):
+        if not pairs[0][0].dim() or len(pairs) * pairs[0][0].shape[0] > limit:
+            return [(target, source)]
+        pairs = [(t[i], s[i]) for t, s in pairs for i in range(t.shape[0])]
+    return pairs
+
+
+def _copy(target: torch.Tensor, source: torch.Tensor) -> None:
+    if target.device == source.device:
+        target.copy_(source)
+        return
+    for part, origin in _blocks(target, source, MAX_BLOCKS):
+        part.copy_(origin, non_blocking=True)
+
+
+def _spill_fake(near: torch.Tensor) -> torch.Tensor:
+    return torch.empty_strided(near.shape, near.stride(), dtype=near.dtype, device=near.device)
+
+
+@operator("spill(Tensor near) -> Tensor", _spill_fake)
+def spill(near: torch.Tensor) -> torch.Tensor:
+    """Copy a whole tensor into far memory, in the order of what is computed.
+
+    Args:
+        near: any tensor on a device that does not overlap itself.
+
+    Returns:
+        The copy, with the same strides.
+
+    Raises:
+        FarMemoryError: there is no room.
+    """
+    far = far_tensor(near.shape, near.stride(), near.dtype, near.device)
+    _copy(far, near)
+    return far
+
+
+def _fetch_fake(far: torch.Tensor, device: torch.device) -> torch.Tensor:
+    return torch.empty_strided(far.shape, far.stride(), dtype=far.dtype, device=far.device)
+
+
+@operator("fetch(Tensor far, Device device) -> Tensor", _fetch_fake)
+def fetch(far: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a whole tensor from far memory to a device; `arrive` before it is read.
+
+    Args:
+        far: any tensor that does not overlap itself.
+        device: where to.
+
+    Returns:
+        The copy, with the same strides.
+    """
+    near = torch.empty_strided(far.shape, far.stride(), dtype=far.dtype, device=device)
+    with _lanes_of(device)[0].carry():
+        _copy(near, far)
+    return near
+
+
+def _fetch_slice_fake(
+    whole: torch.Tensor, dim: int, outer: int, inner: int, start: int, length: int, device: torch.device
+) -> torch.Tensor:
+    dim %= whole.dim()
+    shape = _slice_shape(whole, dim, outer, inner, length)
+    return whole.new_empty_strided(shape, dense_strides(shape, whole.stride()))
+
+
+@operator(
+    "fetch_slice(Tensor whole, int dim, SymInt outer, SymInt inner, SymInt start, SymInt length, Device device)"
+    " -> Tensor",
+    _fetch_slice_fake,
+)
+def fetch_slice(
+    whole: torch.Tensor, dim: int, outer: int, inner: int, start: int, length: int, device: torch.device
+) -> torch.Tensor:
+    """Copy one slice of a whole value in far memory to a device; `arrive` before it is read.
+
+    Args and result as of `copy_slice`, and the device to copy to.
+    """
+    dim %= whole.dim()
+    shape = _slice_shape(whole, dim, outer, inner, length)
+    part = torch.empty_strided(shape, dense_strides(shape, whole.stride()), dtype=whole.dtype, device=device)
+    target = part if outer == 1 else _factors(part, dim, outer, length, inner)
+    with _lanes_of(device)[0].carry():
+        _copy(target, _slice_view(whole, dim, outer, inner, start, length))
+    return part
+
+
+def _store_slice_fake(
+    whole: torch.Tensor, part: torch.Tensor, dim: int, outer: int, inner: int, start: int, length: int
+) -> None:
+    return None
+
+
+@operator(
+    "store_slice_(Tensor(a!) whole, Tensor part, int dim, SymInt outer, SymInt inner, SymInt start, SymInt length)"
+    " -> ()",
+    _store_slice_fake,
+)
+def store_slice_(
+    whole: torch.Tensor, part: torch.Tensor, dim: int, outer: int, inner: int, start: int, length: int
+) -> None:
+    """Write one slice into a whole value in far memory; `depart` before the part's memory is used again.
+
+    Args as of `write_slice_`; the shapes must agree, which the compiler saw to.
+    """
+    dim %= whole.dim()
+    source = part if outer == 1 else _factors(part, dim, outer, length, inner)
+    with _lanes_of(part.device)[1].carry():
+        _copy(_slice_view(whole, dim, outer, inner, start, length), source)

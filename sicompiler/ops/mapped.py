@@ -1,0 +1,69 @@
+"""Tensors in far memory: pinned host memory for a CUDA device, a memory-mapped file for the CPU."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+import weakref
+from collections.abc import Sequence
+
+import torch
+
+from sicompiler.errors import FarMemoryError
+
+FOLDER_VARIABLE = "SICOMPILER_FAR_MEMORY"  # names the folder of mapped files; the system's temporary one otherwise
+
+_mapped: weakref.WeakValueDictionary[int, mmap.mmap] = weakref.WeakValueDictionary()  # by address, while in use
+
+
+def far_tensor(size: Sequence[int], stride: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """An uninitialised tensor in the far memory of a device.
+
+    For the CPU it lies in a file of its own without a name, which the system removes with the tensor. All of its disk
+    space is taken here, so that a full disk is an error now and not a crash later.
+
+    Args:
+        size: shape.
+        stride: in elements; the tensor must not overlap itself.
+        dtype: of the elements.
+        device: whose far memory, "cpu" or "cuda".
+
+    Raises:
+        FarMemoryError: the folder is missing, the disk is full, or the host has no memory left to pin.
+    """
+    if device.type != "cpu":
+        try:
+            return torch.empty_strided(size, stride, dtype=dtype, pin_memory=True)
+        except RuntimeError as error:
+            raise FarMemoryError(f"can't pin host memory for a tensor of shape {tuple(size)}: {error}") from error
+    extent = 1 + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
+    if 0 in size:
+        return torch.empty_strided(size, stride, dtype=dtype)
+    flat = torch.frombuffer(_file(extent * dtype.itemsize), dtype=dtype)
+    return flat.as_strided(size, stride)
+
+
+def _file(nbytes: int) -> mmap.mmap:
+    folder = os.environ.get(FOLDER_VARIABLE) or tempfile.gettempdir()
+    try:
+        with tempfile.TemporaryFile(prefix="sicompiler-", dir=folder) as file:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, nbytes)
+            else:
+                file.truncate(nbytes)
+            found = mmap.mmap(file.fileno(), nbytes)
+    except OSError as error:
+        raise FarMemoryError(
+            f"can't map a file of {nbytes / 2**20:.0f} MiB in {folder}: {error.strerror}. Set {FOLDER_VARIABLE} to a "
+            "folder with room, raise the budget, or compile with far_memory='none'"
+        ) from error
+    _mapped[torch.frombuffer(found, dtype=torch.uint8).data_ptr()] = found
+    return found
+
+
+def is_far(tensor: torch.Tensor) -> bool:
+    """Whether a tensor lies in the far memory of the device it is used on."""
+    if tensor.device.type != "cpu" or isinstance(tensor, torch._subclasses.FakeTensor):
+        return False
+    return tensor.untyped_storage().data_ptr() in _mapped or bool(torch.cuda.is_available() and tensor.is_pinned())

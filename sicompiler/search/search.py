@@ -1,0 +1,170 @@
+"""One graph ready to be planned: every candidate region of it, with everything near or with all that may lie far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import fx
+
+import sicompiler.ops  # noqa: F401  (registers group_stats)
+from sicompiler.axes.factor_map import Slicing
+from sicompiler.capture import Source
+from sicompiler.cost import Machine
+from sicompiler.facts.storages import Origin
+from sicompiler.facts.timeline import timeline
+from sicompiler.planners.candidates import axis_labels, candidates
+from sicompiler.planners.dp import Problem
+from sicompiler.planners.evaluator import Evaluator
+from sicompiler.planners.tally import unsliced
+from sicompiler.region import Region
+from sicompiler.study import Graph, OuterGraph, named_axes
+
+Progress = Callable[[str, int, int], None]  # what is being done, how much of it is done, out of how much
+
+HOT_SHARE = 0.002  # an operator is hot when it makes this share of the unsliced peak
+SPILL_SHARE = 0.002  # of the unsliced peak: anything smaller gains nothing in far memory
+STREAM_SHARE = 1e-4  # of the weights: anything smaller stays resident
+
+
+@dataclass(frozen=True)
+class Search:
+    """One graph ready to be planned.
+
+    Attributes:
+        graph: what is searched; its view says what lies in far memory.
+        outer: the loop it is the body of, if any.
+        labels: names of slicings, per node.
+        evaluator: peaks and times of its regions.
+        problem: all candidates of it.
+        streamed_bytes: of the weights that lie in far memory.
+    """
+
+    graph: Graph
+    outer: OuterGraph | None
+    labels: list[dict[Slicing, str]]
+    evaluator: Evaluator
+    problem: Problem
+    streamed_bytes: int = 0
+
+    @property
+    def repeats(self) -> int:
+        """How often the graph runs."""
+        return self.outer.loop.slices if self.outer else 1
+
+    @property
+    def loop(self) -> object:
+        """The loop around it."""
+        return self.outer.loop if self.outer else None
+
+
+def make_search(
+    graph: Graph,
+    outer: OuterGraph | None,
+    regions: Sequence[Region],
+    machine: Machine,
+    progress: Progress | None,
+) -> Search:
+    """Collect the candidates of a graph.
+
+    Args:
+        graph: what to search.
+        outer: the loop it is the body of, if any.
+        regions: loops around the whole graph; no smaller region is sought along their axes.
+        machine: cost model.
+        progress: told about long work.
+    """
+    labels = axis_labels(graph.view, named_axes(graph))
+    evaluator = Evaluator(graph.view, graph.line, machine)
+    what = "regions" if outer is None else f"regions, one {outer.loop.axis} at a time"
+    skip = frozenset(
+        (p, slicing) for region in regions for p, transfer in region.sliced.items() for slicing in transfer.results[:1]
+    )
+    return Search(graph, outer, labels, evaluator, _problem(evaluator, graph, labels, skip, what, progress))
+
+
+def with_far(search: Search, regions: Sequence[Region], progress: Progress | None) -> Search:
+    """Search the same graph with everything in far memory that may lie there.
+
+    A candidate then counts what it needs on the device, whatever is done between candidates; which of all that really
+    goes far is settled once a path is chosen (`search.settle`).
+
+    Args:
+        search: with everything near.
+        regions: as for `make_search`.
+        progress: told about long work.
+    """
+    view = search.graph.view
+    weights = streamable(search.graph)
+    far = view.with_far(spillable(search.graph) | weights)
+    line = timeline(far.facts, far.lives, search.graph.line.workspace_bytes, far.far)
+    evaluator = search.evaluator.with_far(far, line)
+    what = "far memory" if search.outer is None else f"far memory, one {search.outer.loop.axis} at a time"
+    skip = frozenset((p, s) for region in regions for p, t in region.sliced.items() for s in t.results[:1])
+    problem = _problem(evaluator, search.graph, search.labels, skip, what, progress)
+    nbytes = sum(far.facts.storages[s].nbytes for s in weights)
+    graph = replace(search.graph, view=far, line=line)
+    return Search(graph, search.outer, search.labels, evaluator, problem, nbytes)
+
+
+def _problem(
+    evaluator: Evaluator,
+    near: Graph,
+    labels: list[dict[Slicing, str]],
+    skip: frozenset[tuple[int, Slicing | None]],
+    what: str,
+    progress: Progress | None,
+) -> Problem:
+    def told(done: int, total: int) -> None:
+        if progress is not None:
+            progress(what, done, total)
+
+    hot = int(near.line.peak_bytes * HOT_SHARE)
+    found = list(candidates(evaluator, labels, skip=skip, hot_bytes=hot, near=near.line, progress=told))
+    live, seconds = unsliced(evaluator)
+    return Problem(near.facts.num_placeholders, live, seconds, found)
+
+
+def spillable(graph: Graph) -> frozenset[int]:
+    """Values that may lie in far memory: big, dense, made by one operator, and nothing the caller holds."""
+    facts, view, found = graph.facts, graph.view, []
+    smallest = SPILL_SHARE * graph.line.peak_bytes
+    for p in range(facts.num_placeholders, len(facts.nodes)):
+        node = facts.nodes[p]
+        if not isinstance(node.meta.get("val"), torch.Tensor) or _merges(node):
+            continue
+        for storage in view.made[p]:
+            big = facts.storages[storage].nbytes >= smallest
+            if big and view.lives.last[storage] < len(facts.nodes) and facts.tensors[p][0].is_dense:
+                found.append(storage)
+    return frozenset(found) - _expanded(graph)
+
+
+def streamable(graph: Graph) -> frozenset[int]:
+    """Weights that may lie in far memory: big ones that one placeholder stands for."""
+    facts, found = graph.facts, dict[int, int]()
+    total = sum(s.nbytes for s in facts.storages if s.origin is Origin.WEIGHT)
+    for p, binding in enumerate(graph.program.bindings):
+        if binding.source in (Source.PARAMETER, Source.BUFFER):
+            tensor = facts.tensors[p][0]
+            storage = facts.storages[tensor.storage]
+            covers = tensor.is_dense and tensor.numel * tensor.dtype.itemsize <= storage.nbytes < 2 * tensor.nbytes + 512
+            if covers and storage.nbytes >= STREAM_SHARE * total:
+                found[tensor.storage] = found.get(tensor.storage, 0) + 1
+    outputs = {facts.tensors[facts.position[node]][0].storage for node in facts.outputs}
+    return frozenset(s for s, count in found.items() if count == 1) - _expanded(graph) - outputs
+
+
+def _merges(node: fx.Node) -> bool:
+    return node.target is torch.ops.sicompiler.group_stats.default
+
+
+def _expanded(graph: Graph) -> set[int]:
+    """Storages that some view repeats: a copy of a slice of it would make real what is repeated."""
+    return {
+        tensor.storage
+        for tensors in graph.facts.tensors
+        for tensor in tensors
+        if any(step == 0 and size > 1 for size, step in zip(tensor.shape, tensor.stride, strict=True))
+    }

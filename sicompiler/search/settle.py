@@ -1,0 +1,273 @@
+"""What really lies in far memory, once a path is chosen: as little as the budget allows.
+
+The search assumes that everything lies far which may. Here the path is kept, and value by value, then weight by
+weight, comes back to the device where every step it would be alive at has room for it: those first whose transfers
+cost most. In the end every loop takes its fastest slice length that fits, and the weights of a step are fetched while
+the steps before compute, where there is room for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from sicompiler.axes.factor_map import Slicing
+from sicompiler.facts.storages import Origin
+from sicompiler.facts.timeline import Timeline, timeline
+from sicompiler.graph_view import GraphView
+from sicompiler.planners.candidates import Candidate
+from sicompiler.planners.dp import Choice, Solution
+from sicompiler.planners.evaluator import Evaluator, Floats
+from sicompiler.planners.tally import Tally, unsliced
+from sicompiler.region import Walk
+from sicompiler.search.search import Search
+
+Sizes = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Settled:
+    """A path, and what of it lies in far memory.
+
+    Attributes:
+        solution: regions with their slice lengths; its peak counts resident weights out, fetched ones in.
+        far: storages that lie far: values and weights.
+        streamed_bytes: of the weights among them.
+        prefetched: for each step (position of its first operator) whose weights are fetched early, the step before
+            which that starts.
+        moved_bytes: carried to and from far memory in one run of the graph.
+    """
+
+    solution: Solution
+    far: frozenset[int]
+    streamed_bytes: int
+    prefetched: tuple[tuple[int, int], ...]
+    moved_bytes: int
+
+
+@dataclass
+class _Step:
+    """A loop, or an operator that runs unsliced.
+
+    Attributes:
+        start, stop: positions.
+        seed: of a loop.
+        touched: storages that may lie far and that it reads, or makes for later.
+        narrowed: those of them that it reads slice by slice.
+        peaks, seconds: per slice length.
+    """
+
+    start: int
+    stop: int
+    seed: Slicing | None
+    touched: frozenset[int]
+    narrowed: frozenset[int]
+    peaks: Sizes
+    seconds: Floats
+
+    @property
+    def lowest(self) -> int:
+        return int(self.peaks.min())
+
+
+def settle(search: Search, solution: Solution, budget_bytes: int) -> Settled:
+    """Bring back to the device what there is room for.
+
+    Args:
+        search: with everything in far memory that may lie there.
+        solution: a path of it whose peak is within the budget.
+        budget_bytes: of activations and streamable weights together.
+    """
+    return _Settling(search, solution, budget_bytes).run()
+
+
+class _Settling:
+    def __init__(self, search: Search, solution: Solution, budget_bytes: int) -> None:
+        self.search, self.budget = search, budget_bytes
+        self.view, self.facts, self.lives = search.graph.view, search.graph.facts, search.graph.view.lives
+        self.far: frozenset[int] = self.view.far
+        self.resident = 0  # bytes of streamable weights that stay
+        self.steps = self._steps(solution)
+        self.evaluator = search.evaluator
+        self.touching: dict[int, list[int]] = {}
+        for index, step in enumerate(self.steps):
+            for storage in step.touched:
+                self.touching.setdefault(storage, []).append(index)
+
+    def run(self) -> Settled:
+        self._values()
+        self._weights()
+        self._evaluate_all()
+        return self._settled()
+
+    def _steps(self, solution: Solution) -> list[_Step]:
+        found, p = [], self.facts.num_placeholders
+        live, seconds = unsliced(self.search.evaluator)
+        for choice in (*solution.choices, None):
+            stop = len(self.facts.nodes) if choice is None else choice.candidate.start
+            for q in range(p, stop):
+                if self.view.made[q]:
+                    touched = self._touched(q, q + 1)
+                    found.append(_Step(q, q + 1, None, touched, frozenset(), live[q : q + 1], seconds[q : q + 1]))
+            if choice is not None:
+                c = choice.candidate
+                touched, narrowed = self._touched(c.start, c.stop), self._narrowed(c)
+                found.append(_Step(c.start, c.stop, c.seed, touched, narrowed, c.peak_bytes, c.seconds))
+                p = c.stop
+        return found
+
+    def _touched(self, start: int, stop: int) -> frozenset[int]:
+        """Storages that may lie far and that a step makes for later, or reads."""
+        found = set()
+        for p in range(start, stop):
+            if self.view.made[p]:
+                read = {self.view.tensor(value).storage for value in self.view.table.operands[p]}
+                found |= {s for s in read if self.view.born[s] < start}
+                found |= {s for s in self.view.made[p] if self.lives.last[s] >= stop}
+        return frozenset(found & self.far)
+
+    def _narrowed(self, candidate: Candidate) -> frozenset[int]:
+        walk = Walk(self.view, candidate.start, candidate.seed)
+        while walk.stop < candidate.stop:
+            walk.extend()
+        return frozenset(self.view.tensor((q, r)).storage for q, r, _ in walk.reads)
+
+    def _values(self) -> None:
+        """Bring values back, those first that are carried most for the time they are alive."""
+        inside = self.far - self.touching.keys()  # alive within one region only: slices of them, far or near
+        self.far -= {s for s in inside if self.facts.storages[s].origin is Origin.VALUE}
+        values = [s for s in self.touching if self.facts.storages[s].origin is Origin.VALUE]
+        nbytes = {s: self.facts.storages[s].nbytes for s in values}
+        values.sort(key=lambda s: (self.lives.last[s] - self.view.born[s], -nbytes[s]))
+        self._refresh()
+        for s in values:
+            last = self.lives.last[s]
+            through = [
+                step for step in self.steps if self.view.born[s] < step.start <= last and s not in step.touched
+            ]
+            if any(step.lowest + nbytes[s] > self.budget for step in through):
+                continue
+            before = self.far, self.evaluator
+            self.far -= {s}
+            self._refresh()
+            changed = {index: self._evaluate(self.steps[index]) for index in self.touching[s]}
+            if any(int(peaks.min()) > self.budget for peaks, _ in changed.values()):
+                self.far, self.evaluator = before
+                continue
+            for step in through:
+                step.peaks = _raised(step.peaks, nbytes[s])
+            for index, (peaks, seconds) in changed.items():
+                self.steps[index].peaks, self.steps[index].seconds = peaks, seconds
+
+    def _refresh(self) -> None:
+        view = self.view.with_far(self.far)
+        self.evaluator = self.search.evaluator.with_far(view, self._line(view))
+
+    def _line(self, view: GraphView) -> Timeline:
+        return timeline(self.facts, self.lives, self.search.graph.line.workspace_bytes, view.far)
+
+    def _evaluate(self, step: _Step) -> tuple[Sizes, Floats]:
+        return evaluate(self.evaluator, step.start, step.stop, step.seed)
+
+    def _weights(self) -> None:
+        """Keep weights on the device, those first that the highest steps fetch: there they cost nothing."""
+        weights = [s for s in self.touching if self.facts.storages[s].origin is Origin.WEIGHT]
+        peak = {s: max(self.steps[index].lowest for index in self.touching[s]) for s in weights}
+        whole = {s for s in weights if all(s not in self.steps[i].narrowed for i in self.touching[s])}
+        for s in sorted(weights, key=lambda s: (-peak[s], -self.facts.storages[s].nbytes, s)):
+            nbytes = self.facts.storages[s].nbytes
+            lowest = np.array([step.lowest for step in self.steps])
+            if s in whole:  # it lies there while these steps run, either way
+                lowest[self.touching[s]] -= nbytes
+            if int(lowest.max(initial=0)) + self.resident + nbytes > self.budget:
+                continue
+            self.far -= {s}
+            self.resident += nbytes
+            if s in whole:
+                for index in self.touching[s]:
+                    self.steps[index].peaks = _raised(self.steps[index].peaks, -nbytes)
+
+    def _evaluate_all(self) -> None:
+        self._refresh()
+        for step in self.steps:
+            step.peaks, step.seconds = self._evaluate(step)
+
+    def _settled(self) -> Settled:
+        room = self.budget - self.resident
+        choices, peaks, seconds = [], [], []
+        for step in self.steps:
+            index = int(np.where(step.peaks <= room, step.seconds, np.inf).argmin())
+            peaks.append(int(step.peaks[index]))
+            seconds.append(float(step.seconds[index]))
+            if step.seed is not None:
+                lengths = self.evaluator.grid(step.seed.size)[0]
+                found = Candidate(step.start, step.stop, step.seed, lengths, step.peaks, step.seconds)
+                choices.append(Choice(found, index))
+        early = dict(self._prefetched(peaks, room))
+        top = int(np.argmax(peaks)) if peaks else 0
+        culprit = self.steps[top].start if self.steps else self.facts.num_placeholders - 1
+        highest = max([*peaks, int(self.evaluator.line.live_bytes[: self.facts.num_placeholders].max(initial=0))])
+        solution = Solution(tuple(choices), highest, sum(seconds) + self._waiting(early, seconds), culprit)
+        weights = sum(self._nbytes(s) for s in self.far if self.facts.storages[s].origin is Origin.WEIGHT)
+        starts = tuple((self.steps[i].start, self.steps[j].start) for i, j in early.items())
+        return Settled(solution, self.far, weights, starts, sum(self._moved(step) for step in self.steps))
+
+    def _nbytes(self, storage: int) -> int:
+        return self.facts.storages[storage].nbytes
+
+    def _group(self, step: _Step) -> list[int]:
+        """Weights that a step fetches whole."""
+        found = step.touched & self.far - step.narrowed
+        return [s for s in found if self.facts.storages[s].origin is Origin.WEIGHT]
+
+    def _prefetched(self, peaks: list[int], room: int) -> Iterator[tuple[int, int]]:
+        """For each step that fetches weights, the step before which that may start; raises `peaks` by what waits."""
+        before = 0
+        for i, step in enumerate(self.steps):
+            nbytes = sum(map(self._nbytes, self._group(step)))
+            if not nbytes:
+                continue
+            j = i
+            while j > before and peaks[j - 1] + nbytes <= room:
+                j -= 1
+            for index in range(j, i):
+                peaks[index] += nbytes
+            if j < i:
+                yield i, j
+            before = i
+
+    def _waiting(self, early: dict[int, int], seconds: list[float]) -> float:
+        """Seconds that the device waits for weights."""
+        waited, machine = 0.0, self.evaluator.machine
+        for i, step in enumerate(self.steps):
+            moving = sum(map(self._nbytes, self._group(step))) / machine.far_bandwidth
+            beside = sum(seconds[early.get(i, i) : i]) if machine.far_overlaps else 0.0
+            waited += max(0.0, moving - beside)
+        return waited
+
+    def _moved(self, step: _Step) -> int:
+        return sum(map(self._nbytes, step.touched & self.far))
+
+
+def _raised(peaks: Sizes, nbytes: int) -> Sizes:
+    """Peaks with so much more on the device; those beyond all bounds stay there."""
+    return np.where(peaks == np.iinfo(np.int64).max, peaks, peaks + nbytes)
+
+
+def evaluate(evaluator: Evaluator, start: int, stop: int, seed: Slicing | None) -> tuple[Sizes, Floats]:
+    """Peak and time of one step, per slice length; of an operator that runs unsliced, one of each."""
+    if seed is None:
+        view, p = evaluator.view, start
+        moved = sum(view.facts.storages[s].nbytes for s in view.fetched(p) | (view.far & set(view.made[p])))
+        seconds = evaluator.whole[p : p + 1]
+        return evaluator.line.live_bytes[p : p + 1] + moved, evaluator.transfer(seconds, moved) if moved else seconds
+    walk = Walk(evaluator.view, start, seed)
+    tally = Tally(evaluator, walk)
+    while walk.stop < stop:
+        reason = walk.extend()
+        assert reason is None, f"a region of the path ends early: {reason}"
+        tally.advance()
+    return tally.evaluate()
