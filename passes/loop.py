@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,41 +14,60 @@ from sicompiler.axes.table import Operand
 from sicompiler.capture import Program
 from sicompiler.facts.storages import fake_tensors
 from sicompiler.graph_view import GraphView
-from sicompiler.ops import sliced_loop
+from sicompiler.ops import arrive, far_tensor, sliced_loop, streamed_loop
 from sicompiler.passes.body import BodyEmitter, Length, narrowed_again
-from sicompiler.passes.edit import inherit, insert_call
+from sicompiler.passes.edit import evaluate, inherit, insert_call
 from sicompiler.passes.spans import SpanNodes
+from sicompiler.passes.stream import fetcher, storer
 from sicompiler.region import Output, Read, Region
 
 aten = torch.ops.aten
 ops = torch.ops.sicompiler
 
 
-def outline_loops(program: Program, view: GraphView, regions: Sequence[tuple[Region, int]]) -> Program:
-    """Replace regions by loops.
+def outline_loops(
+    program: Program,
+    view: GraphView,
+    regions: Sequence[tuple[Region, int]],
+    prefetched: Mapping[int, int] | None = None,
+) -> Program:
+    """Replace regions by loops, and carry what lies in far memory to where it is needed.
 
     Before: `a = silu(x); y = linear(a, w)`
     After:  `y = empty_strided(...); sliced_loop(loop_0, size, slice_length, x, w, y)`, where the body narrows `x`,
-    computes `a` and one slice of `y`, and writes it into `y`.
+    computes `a` and one slice of `y`, and writes it into `y`. Of what lies in far memory a loop gets slices; what is
+    needed whole is fetched before: `w_near = fetch(w)`.
     Exact because every operator of the body commutes with slicing (its factor map says so).
     Refuses nothing: regions come from walks over this very graph.
 
     Args:
         program: the graph; left as it is.
-        view: facts of it.
+        view: facts of it, and what lies in far memory.
         regions: disjoint regions in schedule order, each with its slice length.
+        prefetched: for each step (position of its first operator) whose weights are fetched early, the step before
+            which that starts.
     """
-    return _Outliner(program, view).run(regions)
+    return _Outliner(program, view, {region.start: region for region, _ in regions}, prefetched or {}).run(regions)
 
 
 class _Outliner:
-    def __init__(self, program: Program, view: GraphView) -> None:
+    def __init__(
+        self, program: Program, view: GraphView, starts: Mapping[int, Region], prefetched: Mapping[int, int]
+    ) -> None:
         self.program, self.view, self.mode = program, view, program.fake_mode
         self.graph = fx.Graph()
         self.root = torch.nn.Module()
         self.env: dict[Operand, fx.Node] = {}
         self.parts: dict[Operand, fx.Node] = {}  # what a loop wrote of an operator with several results
         self.position = view.facts.position
+        self.starts = starts
+        self.maker = {storage: p for p, made in enumerate(view.made) for storage in made}
+        self.gone = {s for s in view.far if view.born[s] < 0}  # storages that lie in far memory by now
+        self.near: dict[Operand, fx.Node] = {}  # what the running step has of them on the device
+        self.coming: dict[int, dict[int, fx.Node]] = {}  # by step: storages on their way to it
+        self.early: dict[int, list[int]] = {}  # by step: those whose weights are fetched before it
+        for step, before in prefetched.items():
+            self.early.setdefault(before, []).append(step)
 
     def run(self, regions: Sequence[tuple[Region, int]]) -> Program:
         facts = self.view.facts
@@ -65,9 +84,62 @@ class _Outliner:
         output.meta.update(old.meta)
         return self.program.with_graph(fx.GraphModule(self.root, self.graph))
 
-    def _copy(self, positions: Any) -> None:
+    def _copy(self, positions: Iterable[int]) -> None:
+        """Operators that run unsliced."""
         for p in positions:
+            self._begin(p)
             self._whole(p)
+            self._end((p,))
+
+    def _begin(self, step: int) -> None:
+        """Have on the device what a step needs whole of far memory, and send for what the steps to come need."""
+        here = self.coming.pop(step, {})
+        here |= {storage: self._fetch(storage) for storage in sorted(self._needs(step) - here.keys())}
+        if here:
+            device = fake_tensors(next(iter(here.values())))[0].device
+            self.graph.call_function(arrive, (device,)).meta["val"] = None
+        self.near = {(self.maker[storage], 0): node for storage, node in here.items()}
+        for later in self.early.get(step, ()):
+            weights = sorted(s for s in self._needs(later) if self.view.born[s] < 0)
+            self.coming[later] = {storage: self._fetch(storage) for storage in weights}
+
+    def _needs(self, step: int) -> set[int]:
+        """Storages in far memory that a step needs whole on the device."""
+        view, region = self.view, self.starts.get(step)
+        if region is None:
+            return view.fetched(step)
+        values = [v for p in region.hoisted if view.made[p] for v in view.table.operands[p]]
+        for p, transfer in region.sliced.items():
+            values += [v for v, s in zip(view.table.operands[p], transfer.operands, strict=True) if s is None]
+        found = {view.tensor(value).storage for value in values if value[0] not in region.sliced}
+        return {storage for storage in found & view.far if view.born[storage] < region.start}
+
+    def _fetch(self, storage: int) -> fx.Node:
+        far = self._whole(self.maker[storage])
+        args = (far, fake_tensors(far)[0].device)
+        return inherit(insert_call(self.graph, self.mode, ops.fetch.default, args), far)
+
+    def _end(self, positions: Iterable[int]) -> None:
+        """Move what operators have made whole into far memory; views of it are made anew where they are read."""
+        for p in positions:
+            for storage in self.view.far.intersection(self.view.made[p]):
+                node = self.env[(p, 0)]
+                for value in [v for v in self.env if storage in {t.storage for t in self.view.facts.tensors[v[0]]}]:
+                    del self.env[value]
+                self.env[(p, 0)] = inherit(insert_call(self.graph, self.mode, ops.spill.default, (node,)), node)
+                self.gone.add(storage)
+
+    def on_device(self, value: Operand) -> fx.Node:
+        """The node that holds a whole value where it can be computed with."""
+        if not self.view.facts.tensors[value[0]] or self.view.tensor(value).storage not in self.gone:
+            return self.lookup(value)
+        if value not in self.near:  # a view; what it is a view of has been fetched
+            node = self.graph.node_copy(
+                self.view.facts.nodes[value[0]], lambda n: self.on_device((self.position[n], 0))
+            )
+            node.meta["val"] = evaluate(node, self.mode)
+            self.near[value] = node
+        return self.near[value]
 
     def lookup(self, value: Operand) -> fx.Node:
         """The node that holds a whole tensor, perhaps one of several results of an operator."""
@@ -91,25 +163,43 @@ class _Outliner:
             if node.target is operator.getitem:
                 self.env[(p, 0)] = self.lookup(self.view.table.operands[p][0])
             else:
-                self.env[(p, 0)] = self.graph.node_copy(node, self._mapped)
+                computes = bool(self.view.made[p])  # else it is a view, which lies where its base does
+                self.env[(p, 0)] = self.graph.node_copy(node, self._mapped_near if computes else self._mapped)
         return self.env[(p, 0)]
 
     def _mapped(self, node: fx.Node) -> fx.Node:
         return self._whole(self.position[node])
 
+    def _mapped_near(self, node: fx.Node) -> fx.Node:
+        return self.on_device((self.position[node], 0))
+
     def _loop(self, name: str, region: Region, slice_length: int) -> None:
-        self._copy(region.hoisted)
+        self._begin(region.start)
+        for p in region.hoisted:
+            self._whole(p)
         buffers = {output: self._buffer(output) for output in region.outputs}
         body = _Body(self, region, slice_length, buffers)
         body.emit()
-        self.root.add_module(name, fx.GraphModule(body.root, body.graph))
-        loop = self.graph.get_attr(name)
-        operands = list(body.operands)
-        node = self.graph.call_function(sliced_loop, (loop, region.size, slice_length, *operands))
-        inherit(node, self.view.facts.nodes[region.start])
+        inherit(self._call_loop(name, region, slice_length, body), self.view.facts.nodes[region.start])
         for output, buffer in buffers.items():
             whole = isinstance(self.view.facts.nodes[output.value[0]].meta["val"], torch.Tensor)
             (self.env if whole else self.parts)[output.value] = buffer
+            if body.goes_far(output):
+                self.gone.add(self.view.tensor(output.value).storage)
+        self._end(region.hoisted)
+
+    def _call_loop(self, name: str, region: Region, slice_length: int, body: _Body) -> fx.Node:
+        loop, operands = self._submodule(name, fx.GraphModule(body.root, body.graph)), list(body.operands)
+        if not body.streams:
+            return self.graph.call_function(sliced_loop, (loop, region.size, slice_length, *operands))
+        fetch, store = body.fetch, storer(self.mode, body.stored, region.halos, slice_length)
+        carriers = (self._submodule(f"{name}_fetch", fetch.module), self._submodule(f"{name}_store", store.module))
+        sizes = (region.size, slice_length, body.device)
+        return self.graph.call_function(streamed_loop, (loop, *carriers, *sizes, fetch.wholes, store.wholes, operands))
+
+    def _submodule(self, name: str, module: fx.GraphModule) -> fx.Node:
+        self.root.add_module(name, module)
+        return self.graph.get_attr(name)
 
     def _buffer(self, output: Output) -> fx.Node:
         """Where a loop writes a value: fresh memory, zeroed statistics, or the memory of an input that dies in it."""
@@ -118,6 +208,12 @@ class _Outliner:
         like = {"dtype": tensor.dtype, "device": fake_tensors(origin)[output.value[1]].device}
         if output.slicing is None:
             return inherit(insert_call(self.graph, self.mode, aten.zeros.default, (list(tensor.shape),), like), origin)
+        if tensor.storage in self.view.far:
+            args = (list(tensor.shape), list(tensor.stride))
+            node = self.graph.call_function(far_tensor, (*args, *like.values()))
+            with self.mode:
+                node.meta["val"] = torch.empty_strided(*args, **like)
+            return inherit(node, origin)
         if output.reuses is None:
             args = (list(tensor.shape), list(tensor.stride))
             return inherit(insert_call(self.graph, self.mode, aten.empty_strided.default, args, like), origin)
@@ -138,10 +234,20 @@ class _Body:
         self.operands: dict[fx.Node, fx.Node] = {}
         self.reads: dict[tuple[Operand, Slicing], Read] = {(r.value, r.slicing): r for r in region.reads}
         self._narrowed: dict[tuple[Operand, Slicing], fx.Node] = {}
+        self.device = fake_tensors(self.view.facts.nodes[min(region.sliced)])[0].device
+        fetched = [r for r in region.reads if self.view.tensor(r.value).storage in outer.gone]
+        sources = [(read, outer.lookup(read.value)) for read in fetched]
+        self.fetch = fetcher(outer.mode, sources, region.halos, slice_length, self.device)
+        for read, value in zip(fetched, self.fetch.slices, strict=True):
+            node = self._narrowed[(read.value, read.slicing)] = self.graph.placeholder(f"{self.view.facts.nodes[read.value[0]].name}_slice")
+            node.meta["val"] = value
+        self.stored: list[tuple[Output, torch.Tensor, fx.Node]] = []
         values = [v for p in region.sliced for v, s in self._whole_operands(p) if s is None]
-        for value in [*(r.value for r in region.reads), *values]:
-            self._placeholder(outer.lookup(value))
-        self.buffers = {output: self._placeholder(node) for output, node in buffers.items()}
+        near = [read.value for read in region.reads if read not in fetched]
+        for node in [*map(outer.lookup, near), *map(outer.on_device, values)]:
+            self._placeholder(node)
+        self.wholes = buffers
+        self.buffers = {o: self._placeholder(node) for o, node in buffers.items() if not self.goes_far(o)}
         self.start = self._integer("start", 0)
         self.length = self._integer("length", slice_length)
         self.spans = SpanNodes(self.graph, self.start, self.length)
@@ -151,7 +257,7 @@ class _Body:
             self.graph,
             outer.mode,
             self.length,
-            lambda v: self.operands[outer.lookup(v)],
+            lambda v: self.operands[outer.on_device(v)],
             self._narrow,
             self.spans,
         )
@@ -173,9 +279,12 @@ class _Body:
         return node
 
     def emit(self) -> None:
-        last = []
+        last, returned = [], []
         for p in self.region.sliced:
             node = self.emitter.emit(p)
+            for output in self.wholes:
+                if output.value[0] == p and self.goes_far(output):
+                    returned.append(self._leave(output, node))
             for output, buffer in self.buffers.items():
                 if output.value[0] == p:
                     if output.reuses is None:
@@ -185,7 +294,31 @@ class _Body:
         for output, buffer, node in last:  # only now has the slice below been read for the last time
             self._write(output, buffer, node)
         self.spans.drop_unused()
-        self.graph.output(None)
+        self.graph.output(tuple(returned) if self.streams else None)
+
+    @property
+    def streams(self) -> bool:
+        """Whether slices come from far memory or go there."""
+        return bool(self.fetch.wholes or self.stored)
+
+    def goes_far(self, output: Output) -> bool:
+        """Whether a result is written into far memory."""
+        return output.slicing is not None and self.view.tensor(output.value).storage in self.view.far
+
+    def _leave(self, output: Output, node: fx.Node) -> fx.Node:
+        """The slice that is stored: the loop's own part of what was computed."""
+        assert output.slicing is not None
+        part = self._own(output, output.slicing, node)
+        self.stored.append((output, part.meta["val"], self.wholes[output]))
+        return part
+
+    def _own(self, output: Output, slicing: Slicing, node: fx.Node) -> fx.Node:
+        """What is written of a result; the halo is the part of other slices."""
+        halos = self.region.halos
+        if halos is None or halos.own[output.value] == halos.held[output.value]:
+            return node
+        own, held = halos.own[output.value], halos.held[output.value]
+        return narrowed_again(self.graph, self.outer.mode, self.spans, node, slicing, held, own, slicing.outer > 1)
 
     def _write(self, output: Output, buffer: fx.Node, node: fx.Node) -> None:
         if not isinstance(node.meta["val"], torch.Tensor):
@@ -198,9 +331,7 @@ class _Body:
         s, halos = output.slicing, self.region.halos
         args: tuple[Any, ...] = (s.dim, s.outer, s.inner, self.start, self.length)
         if halos is not None:
-            own, held = halos.own[output.value], halos.held[output.value]
-            if own != held:  # the halo is the part of other slices
-                node = narrowed_again(self.graph, self.outer.mode, self.spans, node, s, held, own, s.outer > 1)
+            own, node = halos.own[output.value], self._own(output, s, node)
             if not own.is_own_part(s.size * s.inner) or own.limit != s.size * s.inner:
                 args = (s.dim, s.outer, 1, self.spans.begin(own), self.spans.count(own))
         insert_call(self.graph, self.outer.mode, ops.write_slice_.default, (buffer, node, *args))

@@ -343,7 +343,7 @@ class Walk:
             halos: of the region. A halo still has to be read when the slice before has been written.
         """
         tensor = self.view.tensor(value)
-        if not tensor.is_dense or self.goes_far(value) or self._only_moves(value[0]):
+        if not tensor.is_dense or self.goes_far(value) or self._only_moves(value[0]) or self._stores_a_view():
             return None
         if halos is not None and not halos.own[value].is_own_part(slicing.size * slicing.inner):
             return None
@@ -364,6 +364,11 @@ class Walk:
             ):
                 return (q, r)
         return None
+
+    def _stores_a_view(self) -> bool:
+        """Whether a slice that is stored once the body is done may be a view of what the body writes over."""
+        far, view = self.view.far, self.view
+        return bool(far) and any(view.may_be_view[p] and not far.isdisjoint(view.made[p]) for p in self.sliced)
 
     def _only_moves(self, p: int) -> bool:
         """Whether a value is nothing but a rearranged slice of a whole value.
