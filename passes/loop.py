@@ -205,14 +205,15 @@ class _Outliner:
         """Where a loop writes a value: fresh memory, zeroed statistics, or the memory of an input that dies in it."""
         tensor = self.view.tensor(output.value)
         origin = self.view.facts.nodes[output.value[0]]
-        like = {"dtype": tensor.dtype, "device": fake_tensors(origin)[output.value[1]].device}
+        device = fake_tensors(origin)[output.value[1]].device
+        like = {"dtype": tensor.dtype, "device": device}
         if output.slicing is None:
             return inherit(insert_call(self.graph, self.mode, aten.zeros.default, (list(tensor.shape),), like), origin)
         if tensor.storage in self.view.far:
-            args = (list(tensor.shape), list(tensor.stride))
-            node = self.graph.call_function(far_tensor, (*args, *like.values()))
+            size, stride = list(tensor.shape), list(tensor.stride)
+            node = self.graph.call_function(far_tensor, (size, stride, tensor.dtype, device))
             with self.mode:
-                node.meta["val"] = torch.empty_strided(*args, **like)
+                node.meta["val"] = torch.empty_strided(size, stride, dtype=tensor.dtype, device=device)
             return inherit(node, origin)
         if output.reuses is None:
             args = (list(tensor.shape), list(tensor.stride))
@@ -239,7 +240,9 @@ class _Body:
         sources = [(read, outer.lookup(read.value)) for read in fetched]
         self.fetch = fetcher(outer.mode, sources, region.halos, slice_length, self.device)
         for read, value in zip(fetched, self.fetch.slices, strict=True):
-            node = self._narrowed[(read.value, read.slicing)] = self.graph.placeholder(f"{self.view.facts.nodes[read.value[0]].name}_slice")
+            node = self._narrowed[(read.value, read.slicing)] = self.graph.placeholder(
+                f"{self.view.facts.nodes[read.value[0]].name}_slice"
+            )
             node.meta["val"] = value
         self.stored: list[tuple[Output, torch.Tensor, fx.Node]] = []
         values = [v for p in region.sliced for v, s in self._whole_operands(p) if s is None]

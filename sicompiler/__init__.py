@@ -15,6 +15,7 @@ from sicompiler._version import __version__
 from sicompiler.errors import (
     BadInput,
     CaptureError,
+    FarMemoryError,
     NotCompiled,
     NotSliceable,
     OverBudget,
@@ -40,6 +41,7 @@ _LAZY = {
 __all__ = [
     "BadInput",
     "CaptureError",
+    "FarMemoryError",
     "NotCompiled",
     "NotSliceable",
     "OverBudget",

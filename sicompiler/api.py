@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, overload
+from typing import Any, Protocol, TypeVar, get_args, overload
 
 import torch
 
 from sicompiler.adapters.pipeline import PipelineState, is_pipeline, pipeline_state
 from sicompiler.adapters.supported import SupportedPipeline, supported_pipelines
 from sicompiler.adapters.verify import PipelineVerification
-from sicompiler.compiler import Progress
+from sicompiler.compiler import FarMemory
 from sicompiler.errors import BadInput, NotCompiled
 from sicompiler.plan import Plan
 from sicompiler.reports.phases import PipelineReport
 from sicompiler.reports.report import Report
 from sicompiler.runtime.verify import Verification
+from sicompiler.search.search import Progress
 from sicompiler.takeover import Inputs, State, device_type_of, dtype_name, installed_state, prepare
 from sicompiler.units import parse_bytes
 
@@ -55,6 +56,7 @@ def compile_for_budget(
     *,
     example_inputs: Inputs | None = None,
     plan: Plan | str | Path | None = None,
+    far_memory: FarMemory = "auto",
     progress: Progress | None = None,
 ) -> Model:
     """Make a model or a whole diffusers pipeline run inside a memory budget, with the same output. In place.
@@ -68,6 +70,10 @@ def compile_for_budget(
             otherwise at the first call. Every new input shape gets a plan of its own.
         plan: a plan made earlier for a module (a `Plan`, or the path of its JSON), used for the first shape that is
             planned.
+        far_memory: where nothing else fits, "auto" spills values to far memory and streams weights from there, with
+            the same output: pinned host memory for a CUDA device, a memory-mapped file for the CPU (in the folder that
+            the environment variable SICOMPILER_FAR_MEMORY names, else in the system's temporary one). "none" keeps
+            everything on the device.
         progress: called as `progress(what, done, total)` during long work.
 
     Returns:
@@ -76,16 +82,19 @@ def compile_for_budget(
     Raises:
         BadInput: the budget or the model makes no sense.
         CaptureError: the model can't be traced.
+        FarMemoryError: there is no room in far memory.
         OverBudget: no plan fits; names the floor and the operator that sets it.
         StalePlan: the given plan was made for another model, shape or version.
     """
+    if far_memory not in get_args(FarMemory):
+        raise BadInput(f"far_memory is one of {', '.join(get_args(FarMemory))}, got {far_memory!r}")
     if is_pipeline(model):
         if example_inputs is not None or plan is not None:
             raise BadInput(
                 "example_inputs and plan belong to one module; a pipeline is planned component by component, "
                 "each at its first call"
             )
-        PipelineState.take_over(model, parse_bytes(gb), progress)
+        PipelineState.take_over(model, parse_bytes(gb), progress, far_memory)
         return model
     if not isinstance(model, torch.nn.Module):
         raise BadInput(
@@ -99,7 +108,7 @@ def compile_for_budget(
     if previous is not None:
         previous.uninstall()
     try:
-        state = State(model, budget, plan, progress)
+        state = State(model, budget, plan, progress, far_memory=far_memory)
         if example_inputs is not None:
             args, kwargs = example_inputs
             state.compiled_for(tuple(args), dict(kwargs))

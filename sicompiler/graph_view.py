@@ -110,7 +110,7 @@ class GraphView:
         """Storages in far memory that an operator needs whole on the device, if it runs unsliced."""
         if not self.far or not self.made[position]:
             return set()
-        return self.far & {self.tensor(value).storage for value in self.table.operands[position]}
+        return {self.tensor(value).storage for value in self.table.operands[position]} & self.far
 
     def tensor(self, value: Operand) -> TensorFact:
         """The facts of one result of a node."""

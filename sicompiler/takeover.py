@@ -21,7 +21,7 @@ import torch
 import torch.utils._pytree as pytree
 
 from sicompiler.capture import Program, capture, flatten_inputs, named_tensors, weights_bytes
-from sicompiler.compiler import Planner, Progress, make_planner, rewrite
+from sicompiler.compiler import FarMemory, Planner, make_planner, rewrite
 from sicompiler.cost import MACHINES
 from sicompiler.entry import FORWARD, entry_label
 from sicompiler.errors import BadInput
@@ -29,7 +29,9 @@ from sicompiler.passes.manager import Observer
 from sicompiler.plan import Plan
 from sicompiler.reports.report import Report
 from sicompiler.runtime.compiled import Compiled, call_key, check_inference
+from sicompiler.runtime.placement import place, restore, streams
 from sicompiler.runtime.verify import Verification, compare
+from sicompiler.search.search import Progress
 from sicompiler.units import format_bytes, format_seconds
 
 log = logging.getLogger("sicompiler")
@@ -124,6 +126,7 @@ class State:
         plan: made earlier, used for the first shape that is planned.
         progress: told about long work.
         method: which of its methods is taken over.
+        far_memory: "auto" allows to spill values and to stream weights, where nothing else fits.
     """
 
     def __init__(
@@ -133,9 +136,12 @@ class State:
         plan: Plan | None = None,
         progress: Progress | None = None,
         method: str = FORWARD,
+        far_memory: FarMemory = "auto",
     ) -> None:
         self._model = weakref.ref(model)
+        self.far_memory: FarMemory = far_memory
         self.budget_bytes, self.given_plan, self.progress, self.method = budget_bytes, plan, progress, method
+        self.home = next(iter(named_tensors(model).values()), torch.empty(0)).device  # where its weights are
         self.own: Callable[..., Any] | None = None  # what the instance itself had in the place of our patch
         self.compiled: dict[Hashable, Compiled] = {}
         self.last: tuple[Compiled, Inputs] | None = None
@@ -164,7 +170,15 @@ class State:
         """Run the model by the plan for this input shape, planning first where there is none yet."""
         check_inference(args, kwargs)
         compiled = self.compiled_for(args, kwargs)
+        place(self.model, compiled.plan.streamed, self.device_of(args, kwargs))
         return compiled.run(self.model, flatten_inputs(args, kwargs)[0])
+
+    def device_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.device:
+        """Where a call runs: where its largest input is."""
+        tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        if tensors:
+            return max(tensors, key=lambda t: t.numel()).device
+        return next(self.model.parameters(), torch.empty(0)).device
 
     def compiled_for(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Compiled:
         """The rewritten model for a call; planned now if need be."""
@@ -189,10 +203,11 @@ class State:
         Raises:
             OverBudget: no plan fits.
         """
-        return planner.plan(self.budget_bytes)
+        return planner.plan(self.budget_bytes, far_memory=self.far_memory)
 
     def compile(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Compiled:
         """Capture, plan and rewrite for the shapes of a call; the live model is left alone."""
+        restore(self.model, self.device_of(args, kwargs))  # a trace reads where the weights are
         with self.untouched():
             if self.given_plan is not None:
                 program = capture(self.model, args, kwargs, method=self.method)
@@ -227,8 +242,17 @@ class State:
             example_inputs = _random(self.last[1], device)
         args, kwargs = example_inputs
         compiled = self.compiled_for(tuple(args), dict(kwargs))
+        device = self.device_of(args, kwargs)
+        restore(self.model, device)
         with self.untouched() as own:
-            return compare(self.model, compiled, args, kwargs, call=own)
+            return compare(
+                self.model,
+                compiled,
+                args,
+                kwargs,
+                call=own,
+                before=lambda: place(self.model, compiled.plan.streamed, device),
+            )
 
     def report(self) -> Report:
         """What was planned, oldest first."""
@@ -270,6 +294,8 @@ class State:
 
     def uninstall(self) -> None:
         """Let the live model run its own method, as before."""
+        if streams(self.model):
+            restore(self.model, self.home)
         attributes = self.model.__dict__
         for slot in (self.method, HOOKED):
             if attributes.get(slot) != self._entry:

@@ -5,6 +5,7 @@ There is no accelerator to move away from here, so weights are put aside by hand
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import pytest
@@ -32,20 +33,20 @@ class Aside(Residency):
     def movable(self, part: nn.Module, device: torch.device) -> bool:
         return bool(sum(weights_of(part, device).values()))
 
-    def move(self, part: nn.Module, device: torch.device) -> None:
-        if id(part) in self.data:
-            self.moves.append(f"+{type(part).__name__}")
-            for parameter, data in zip(part.parameters(), self.data.pop(id(part)), strict=True):
-                parameter.data = data
-        else:
-            self.moves.append(f"-{type(part).__name__}")
-            self.data[id(part)] = [parameter.data for parameter in part.parameters()]
-            for parameter in part.parameters():
-                parameter.data = torch.empty(0, dtype=parameter.dtype)
+    def send(self, part: nn.Module, device: torch.device) -> None:
+        self.moves.append(f"-{type(part).__name__}")
+        self.data[id(part)] = [parameter.data for parameter in part.parameters()]
+        for parameter in part.parameters():
+            parameter.data = torch.empty(0, dtype=parameter.dtype)
+
+    def fetch(self, part: nn.Module, device: torch.device, far: Collection[str]) -> None:
+        self.moves.append(f"+{type(part).__name__}")
+        for parameter, data in zip(part.parameters(), self.data.pop(id(part)), strict=True):
+            parameter.data = data
 
 
 def compiled(pipe: Any, budget_bytes: int) -> Aside:
-    sicompiler.compile_for_budget(pipe, f"{budget_bytes}B")
+    sicompiler.compile_for_budget(pipe, f"{budget_bytes}B", far_memory="none")
     state, aside = pipeline_state(pipe, "test"), Aside()
     state.residency = aside
     return aside

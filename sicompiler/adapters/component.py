@@ -13,12 +13,14 @@ import torch.utils._pytree as pytree
 from sicompiler.adapters.held import Reserved, storages, weights_of
 from sicompiler.adapters.roles import Role, check_component
 from sicompiler.capture import flatten_inputs
-from sicompiler.compiler import Planner, Progress
+from sicompiler.compiler import FarMemory, Planner
 from sicompiler.errors import CaptureError, OverBudget
 from sicompiler.plan import Plan
 from sicompiler.reports.phases import PhaseRow
 from sicompiler.runtime.compiled import Compiled, check_inference
 from sicompiler.runtime.measure import measure_peak
+from sicompiler.runtime.placement import place
+from sicompiler.search.search import Progress
 from sicompiler.takeover import HOOK, State
 from sicompiler.units import budget_hint, format_bytes
 
@@ -56,6 +58,7 @@ class ComponentState(State):
         pipeline: the state of the pipeline it belongs to.
         budget_bytes: of the whole pipeline.
         progress: told about long work.
+        far_memory: "auto" allows to spill values and to stream weights, once all idle components have been moved away.
     """
 
     def __init__(
@@ -65,8 +68,9 @@ class ComponentState(State):
         pipeline: PipelineState,
         budget_bytes: int,
         progress: Progress | None,
+        far_memory: FarMemory,
     ) -> None:
-        super().__init__(model, budget_bytes, None, progress, role.method)
+        super().__init__(model, budget_bytes, None, progress, role.method, far_memory)
         self.role, self.pipeline = role, pipeline
         self.records: list[Record] = []
         self.untouched_because = ""  # why it can't be captured, once that has been tried
@@ -93,33 +97,33 @@ class ComponentState(State):
                 log.warning("%s runs untouched, as it can't be captured: %s", self.role.label, self.untouched_because)
             else:
                 inputs = flatten_inputs(args, kwargs)[0]
+                place(self.model, compiled.plan.streamed, device)
                 return self._run(compiled, lambda: compiled.run(self.model, inputs), (args, kwargs), device)
         with self.untouched() as own, torch.no_grad():
             return self._run(None, lambda: own(*args, **kwargs), (args, kwargs), device)
-
-    def device_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.device:
-        """Where a call runs: where its largest input is."""
-        tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
-        if tensors:
-            return max(tensors, key=lambda t: t.numel()).device
-        return next(self.model.parameters(), torch.empty(0)).device
 
     def still_fits(self, compiled: Compiled, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         """Whether a plan made before still leaves room for what the pipeline holds by now."""
         return compiled.plan.predicted_peak_bytes + self.reserved.total_bytes <= self.budget_bytes
 
     def choose(self, planner: Planner, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Plan:
-        """The fastest plan within what the rest of the pipeline leaves; idle components go before an error comes.
+        """The fastest plan within what the rest of the pipeline leaves.
+
+        Idle components go first; only then values and weights of this one are kept in far memory.
 
         Raises:
             OverBudget: no plan fits, whatever is moved away.
         """
+        far_memory: FarMemory = "none"
         while True:
             try:
-                return planner.plan(self.budget_bytes - self.reserved.total_bytes)
+                return planner.plan(self.budget_bytes - self.reserved.total_bytes, far_memory=far_memory)
             except OverBudget as error:
-                if not self._make_room(args, kwargs):
+                if self._make_room(args, kwargs):
+                    continue
+                if far_memory == self.far_memory:
                     raise self._over_budget(error) from None
+                far_memory = self.far_memory
 
     def _make_room(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         device = self.device_of(args, kwargs)

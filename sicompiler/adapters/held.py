@@ -17,6 +17,8 @@ import torch
 import torch.utils._pytree as pytree
 
 from sicompiler.adapters.roles import modules_of, pipeline_class
+from sicompiler.ops import is_far
+from sicompiler.runtime.placement import streams
 
 UNSEEN_BYTES = 2**12  # numbers and small tables, of kernels and in closures, where nobody looks
 ATTRIBUTE = "_sicompiler"  # of a pipeline: what we keep for it, so that it lives as long as the pipeline
@@ -59,8 +61,9 @@ def storages(tensors: Iterable[torch.Tensor], device: torch.device) -> dict[int,
 
 
 def weights_of(part: torch.nn.Module, device: torch.device) -> dict[int, int]:
-    """Bytes by storage of a module's parameters and buffers on a device."""
-    return storages([*part.parameters(), *part.buffers()], device)
+    """Bytes by storage of a module's parameters and buffers on a device; what lies in far memory is not there."""
+    tensors = (*part.parameters(), *part.buffers())
+    return storages((t for t in tensors if not is_far(t)) if streams(part) else tensors, device)
 
 
 def reserved(pipe: Any, model: torch.nn.Module, inputs: Any, device: torch.device) -> Reserved:

@@ -17,9 +17,10 @@ from sicompiler.adapters.outputs import register_outputs
 from sicompiler.adapters.residency import Residency
 from sicompiler.adapters.roles import Phase, Role, check_pipeline, modules_of, pipeline_class, roles_of
 from sicompiler.adapters.verify import PipelineVerification, compare_components, compare_runs
-from sicompiler.compiler import Progress
+from sicompiler.compiler import FarMemory
 from sicompiler.errors import BadInput, NotCompiled
 from sicompiler.reports.phases import PipelineReport
+from sicompiler.search.search import Progress
 from sicompiler.takeover import Inputs, installed_state
 
 log = logging.getLogger("sicompiler")
@@ -54,19 +55,23 @@ class PipelineState:
         pipe: the pipeline; it is not kept alive.
         budget_bytes: everything on the device, in every phase.
         progress: told about long work.
+        far_memory: whether values and weights may lie in far memory.
     """
 
-    def __init__(self, pipe: Any, budget_bytes: int, progress: Progress | None) -> None:
+    def __init__(self, pipe: Any, budget_bytes: int, progress: Progress | None, far_memory: FarMemory = "auto") -> None:
         self._pipe = weakref.ref(pipe)
         self.name, self.budget_bytes, self.progress = type(pipe).__name__, budget_bytes, progress
         self.components: dict[Role, ComponentState] = {}
-        self.residency = Residency()
+        self.far_memory: FarMemory = far_memory
+        self.residency = Residency(far=far_memory == "auto")
         self.measure_calls = False  # measure the calls of components, each on its own
         self.measuring = False  # somebody measures a whole run
         self._resting = False  # the components run untouched for a while
 
     @staticmethod
-    def take_over(pipe: Any, budget_bytes: int, progress: Progress | None) -> PipelineState:
+    def take_over(
+        pipe: Any, budget_bytes: int, progress: Progress | None, far_memory: FarMemory = "auto"
+    ) -> PipelineState:
         """Let a pipeline run within a budget from now on; a budget it had before is replaced.
 
         Raises:
@@ -77,7 +82,7 @@ class PipelineState:
         previous = pipe.__dict__.get(ATTRIBUTE)
         if isinstance(previous, PipelineState):
             previous.release()
-        state = PipelineState(pipe, budget_bytes, progress)
+        state = PipelineState(pipe, budget_bytes, progress, far_memory)
         setattr(pipe, ATTRIBUTE, state)
         state._watch(pipe)
         for role in roles_of(pipe):
@@ -107,7 +112,7 @@ class PipelineState:
         previous = installed_state(model, role.method)
         if previous is not None:
             previous.uninstall()
-        state = ComponentState(model, role, self, self.budget_bytes, self.progress)
+        state = ComponentState(model, role, self, self.budget_bytes, self.progress, self.far_memory)
         state.install()
         self.components[role] = state
 
@@ -160,7 +165,7 @@ class PipelineState:
         while self.reserved(state, (), device).total_bytes + needed > self.budget_bytes:
             if not self.make_room(state, device):
                 break
-        self.residency.bring(model)
+        self.residency.bring(model, state.last[0].plan.streamed if state.last else ())
 
     def reserved(self, state: ComponentState, inputs: Any, device: torch.device) -> Reserved:
         """What the rest of the pipeline occupies while a component runs."""

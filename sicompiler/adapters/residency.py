@@ -1,17 +1,19 @@
-"""Which components stay on the device: idle ones go to the CPU when the budget asks, and come back when called.
+"""Which components stay on the device: idle ones go when the budget asks, and come back when called.
 
-Only on an accelerator: on a CPU there is no elsewhere, so all weights count there all the time. A component that
-accelerate has hooked is accelerate's to move.
+From an accelerator they go to the CPU. From a CPU they go to its far memory, a mapped file, if that is allowed. A
+component that accelerate has hooked is accelerate's to move.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 
 from sicompiler.adapters.held import weights_of
+from sicompiler.capture import named_tensors
+from sicompiler.runtime.placement import place
 from sicompiler.takeover import HOOK
 from sicompiler.units import format_bytes
 
@@ -19,17 +21,22 @@ log = logging.getLogger("sicompiler")
 
 
 class Residency:
-    """Moves idle components out of the way and back."""
+    """Moves idle components out of the way and back.
 
-    def __init__(self) -> None:
+    Args:
+        far: whether components of a CPU may go to far memory.
+    """
+
+    def __init__(self, *, far: bool = False) -> None:
+        self.far = far
         self.away: dict[int, torch.device] = {}  # by id of the component: where it came from
 
     def movable(self, part: torch.nn.Module, device: torch.device) -> bool:
         """Whether a component is on a device and may be moved away from it."""
-        return device.type != "cpu" and HOOK not in part.__dict__ and bool(weights_of(part, device))
+        return (self.far or device.type != "cpu") and HOOK not in part.__dict__ and bool(weights_of(part, device))
 
     def make_room(self, idle: Iterable[tuple[str, torch.nn.Module]], device: torch.device) -> str | None:
-        """Move one idle component to the CPU.
+        """Move one idle component away.
 
         Args:
             idle: by name, those to give up first at the front.
@@ -40,9 +47,9 @@ class Residency:
         """
         for name, part in idle:
             if self.movable(part, device):
-                log.info("moving %s (%s) to the CPU", name, format_bytes(sum(weights_of(part, device).values())))
+                log.info("moving %s (%s) away", name, format_bytes(sum(weights_of(part, device).values())))
                 self.away[id(part)] = device
-                self.move(part, torch.device("cpu"))
+                self.send(part, device)
                 return name
         return None
 
@@ -50,12 +57,27 @@ class Residency:
         """Whether a component that is about to run on a device was moved away from it."""
         return self.away.get(id(part)) == device
 
-    def bring(self, part: torch.nn.Module) -> None:
-        """Move a component back to where it was."""
+    def bring(self, part: torch.nn.Module, far: Collection[str] = ()) -> None:
+        """Move a component back to where it was.
+
+        Args:
+            part: the component.
+            far: names of the weights that its plan streams: these go to far memory.
+        """
         home = self.away.pop(id(part), None)
         if home is not None:
-            self.move(part, home)
+            self.fetch(part, home, far)
 
-    def move(self, part: torch.nn.Module, device: torch.device) -> None:
-        """Move all weights of a component."""
-        part.to(device)
+    def send(self, part: torch.nn.Module, device: torch.device) -> None:
+        """Move all weights of a component away from a device."""
+        if device.type == "cpu":
+            place(part, named_tensors(part).keys(), device)
+        else:
+            part.to("cpu")
+
+    def fetch(self, part: torch.nn.Module, device: torch.device, far: Collection[str]) -> None:
+        """Move all weights of a component to a device, but for those that are streamed."""
+        if device.type == "cpu" or far:
+            place(part, far, device)
+        else:
+            part.to(device)

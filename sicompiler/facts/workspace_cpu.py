@@ -129,10 +129,11 @@ def mean(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
 def upsample(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
     """X + Y in channels-last, if height plus width of the result is at most 128 (else only indices).
 
-    `_use_vectorized_kernel_cond_2d` in aten/src/ATen/native/cpu/UpSampleKernel.cpp.
+    `_use_vectorized_kernel_cond_2d` in aten/src/ATen/native/cpu/UpSampleKernel.cpp. The stride of a batch of one says
+    nothing about the layout, yet the kernel goes by it, and a sum may leave another there than its fake tensor tells.
     """
     x, y = operands[0], results[0]
-    if channels_last(x):
+    if channels_last(x) and x.shape[0] > 1:
         return 0
     return x.nbytes + y.nbytes if sum(y.shape[2:]) <= 128 else 2 * (8 + y.dtype.itemsize) * sum(y.shape[2:])
 

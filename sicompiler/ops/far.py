@@ -74,7 +74,7 @@ torch.fx.node.has_side_effect(depart)
 
 def _blocks(target: torch.Tensor, source: torch.Tensor, limit: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Parts of a copy that lie in one piece on both sides; the whole copy where there would be more than `limit`."""
-    order = sorted(range(target.dim()), key=lambda d: -max(target.stride(d), source.stride(d)))
+    order = sorted(range(target.dim()), key=lambda d: max(target.stride(d), source.stride(d)), reverse=True)
     pairs = [(target.permute(order), source.permute(order))]
     while not (pairs[0][0].is_contiguous() and pairs[0][1].is_contiguous()):
         if not pairs[0][0].dim() or len(pairs) * pairs[0][0].shape[0] > limit:

@@ -83,6 +83,7 @@ def compare(
     kwargs: Mapping[str, Any],
     *,
     call: Callable[..., Any] | None = None,
+    before: Callable[[], None] | None = None,
 ) -> Verification:
     """Run both models on the same inputs.
 
@@ -92,6 +93,7 @@ def compare(
         args: positional inputs.
         kwargs: keyword inputs.
         call: the method that was compiled; the model itself if not given.
+        before: called between the two runs: brings the weights to where the plan wants them.
     """
     plan = compiled.plan
     flat, _ = flatten_inputs(args, kwargs)
@@ -101,6 +103,9 @@ def compare(
     began = time.perf_counter()
     with measure_peak(plan.device) as untouched, torch.no_grad():
         theirs = (call or model)(*args, **kwargs)
+    untouched_seconds = time.perf_counter() - began
+    if before is not None:
+        before()
     between = time.perf_counter()
     with measure_peak(plan.device) as measured:
         ours = compiled.run(model, flat)
@@ -113,7 +118,7 @@ def compare(
         plan.budget_bytes,
         plan.predicted_peak_bytes,
         resident + measured.bytes,
-        resident + untouched.bytes,
+        resident + plan.streamed_bytes + untouched.bytes,
         ended - between,
-        between - began,
+        untouched_seconds,
     )

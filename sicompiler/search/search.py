@@ -149,7 +149,9 @@ def streamable(graph: Graph) -> frozenset[int]:
         if binding.source in (Source.PARAMETER, Source.BUFFER):
             tensor = facts.tensors[p][0]
             storage = facts.storages[tensor.storage]
-            covers = tensor.is_dense and tensor.numel * tensor.dtype.itemsize <= storage.nbytes < 2 * tensor.nbytes + 512
+            covers = (
+                tensor.is_dense and tensor.numel * tensor.dtype.itemsize <= storage.nbytes < 2 * tensor.nbytes + 512
+            )
             if covers and storage.nbytes >= STREAM_SHARE * total:
                 found[tensor.storage] = found.get(tensor.storage, 0) + 1
     outputs = {facts.tensors[facts.position[node]][0].storage for node in facts.outputs}

@@ -9,7 +9,7 @@ the steps before compute, where there is room for both.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -145,9 +145,7 @@ class _Settling:
         self._refresh()
         for s in values:
             last = self.lives.last[s]
-            through = [
-                step for step in self.steps if self.view.born[s] < step.start <= last and s not in step.touched
-            ]
+            through = [step for step in self.steps if self.view.born[s] < step.start <= last and s not in step.touched]
             if any(step.lowest + nbytes[s] > self.budget for step in through):
                 continue
             before = self.far, self.evaluator

@@ -1,0 +1,70 @@
+"""Where the weights of a live model lie: on the device, or in its far memory while a plan streams them.
+
+A weight stays the `Parameter` it is, in its module and under its name; only its memory changes. So what a user loads
+into it, or fuses into it, goes where it lies.
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Collection
+
+import torch
+
+from sicompiler.capture import named_tensors
+from sicompiler.ops import far_tensor, is_far
+
+_lock = threading.RLock()
+_streaming: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()  # models that have weights in far memory
+
+
+def place(model: torch.nn.Module, far: Collection[str], device: torch.device) -> None:
+    """Have some weights in far memory, and all others on a device.
+
+    Args:
+        model: whose weights.
+        far: names of those that are streamed; of no use for one that has two names.
+        device: what computes.
+
+    Raises:
+        FarMemoryError: there is no room in far memory. All weights are on the device then.
+    """
+    with _lock:
+        if not far and model not in _streaming:
+            return
+        tensors = named_tensors(model)
+        wanted = {id(tensors[name]) for name in far}
+        _streaming.add(model)
+        try:
+            for tensor in {id(t): t for t in tensors.values()}.values():
+                lies, goes = is_far(tensor), id(tensor) in wanted
+                if lies != goes or (not goes and tensor.device != device):
+                    _move(tensor, device, far=goes)
+        except BaseException:
+            if far:
+                place(model, (), device)
+            raise
+        if not far:
+            _streaming.discard(model)
+
+
+def restore(model: torch.nn.Module, device: torch.device) -> None:
+    """Have all weights on a device."""
+    place(model, (), device)
+
+
+def streams(model: torch.nn.Module) -> bool:
+    """Whether a model has weights in far memory."""
+    return model in _streaming
+
+
+def _move(tensor: torch.Tensor, device: torch.device, *, far: bool) -> None:
+    size, stride, dtype = tensor.shape, tensor.stride(), tensor.dtype
+    new = (
+        far_tensor(size, stride, dtype, device)
+        if far
+        else torch.empty_strided(size, stride, dtype=dtype, device=device)
+    )
+    new.copy_(tensor.detach())
+    tensor.data = new
