@@ -71,7 +71,7 @@ class Planner:
 
     def floor(self, far_memory: FarMemory = "none") -> tuple[int, str]:
         """The smallest budget of any plan, weights included, and the operator that sets it."""
-        searches = self.far_searches if far_memory == "auto" else self.searches
+        searches = (*self.searches, *self.far_searches) if far_memory == "auto" else self.searches
         peak, culprit, search = min(
             ((found.peak_bytes + self._beside(s), found.culprit, s) for s in searches for found in [floor(s.problem)]),
             key=lambda row: row[0],

@@ -103,8 +103,11 @@ class ComponentState(State):
             return self._run(None, lambda: own(*args, **kwargs), (args, kwargs), device)
 
     def still_fits(self, compiled: Compiled, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-        """Whether a plan made before still leaves room for what the pipeline holds by now."""
-        return compiled.plan.predicted_peak_bytes + self.reserved.total_bytes <= self.budget_bytes
+        """Whether a plan made before leaves room for what the pipeline holds by now, idle components moved away."""
+        while compiled.plan.predicted_peak_bytes + self.reserved.total_bytes > self.budget_bytes:
+            if not self._make_room(args, kwargs):
+                return False
+        return True
 
     def choose(self, planner: Planner, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Plan:
         """The fastest plan within what the rest of the pipeline leaves.

@@ -20,6 +20,7 @@ from sicompiler.adapters.verify import PipelineVerification, compare_components,
 from sicompiler.compiler import FarMemory
 from sicompiler.errors import BadInput, NotCompiled
 from sicompiler.reports.phases import PipelineReport
+from sicompiler.runtime.placement import streams
 from sicompiler.search.search import Progress
 from sicompiler.takeover import Inputs, installed_state
 
@@ -185,10 +186,19 @@ class PipelineState:
         idle = sorted(((n, p) for n, p in parts.items() if p is not state.model), key=price)
         return self.residency.make_room(idle, device) is not None
 
+    def clear(self, device: torch.device) -> None:
+        """Move every component away, if the budget asks to move any: a CPU's counter sees only what comes."""
+        parts = {} if self.pipe is None else modules_of(self.pipe)
+        if self.residency.away or any(streams(part) for part in parts.values()):
+            while self.residency.make_room(parts.items(), device) is not None:
+                pass
+
     @contextlib.contextmanager
     def untouched(self) -> Iterator[None]:
-        """A context in which the pipeline runs as it would without us."""
+        """A context in which the pipeline runs as it would without us, with all components where they were."""
         self._resting = True
+        for part in modules_of(self.pipe).values():
+            self.residency.bring(part)
         states = [s for s in self.components.values() if s.installed]
         for state in states:
             state.uninstall()

@@ -12,6 +12,8 @@ from sicompiler.cli.options import (
     Device,
     DeviceOption,
     Dtype,
+    FarMemory,
+    FarMemoryOption,
     Format,
     Frames,
     Gb,
@@ -61,6 +63,7 @@ def plan(
     batch: Batch = None,
     dtype: Dtype = None,
     device: DeviceOption = None,
+    far_memory: FarMemoryOption = FarMemory.AUTO,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Save the plan as JSON, for diff and compile_for_budget.")
     ] = None,
@@ -74,7 +77,11 @@ def plan(
     from sicompiler.cli.plan import run
 
     return run(
-        ModelOptions(model, batch, frames, height, width, dtype, device), gb, output, memory=memory, as_json=json
+        ModelOptions(model, batch, frames, height, width, dtype, device, far_memory),
+        gb,
+        output,
+        memory=memory,
+        as_json=json,
     )
 
 
@@ -165,6 +172,7 @@ def verify(
         str | None, typer.Option("--dtype", help="float32 (default), float16, bfloat16 or float64.", show_default=False)
     ] = None,
     device: Annotated[Device, typer.Option("--device", help="Run on this device.")] = Device.CPU,
+    far_memory: FarMemoryOption = FarMemory.AUTO,
     json: Json = False,
 ) -> int:
     """Build the model with random weights and run it both ways: largest difference, measured peaks.
@@ -174,7 +182,7 @@ def verify(
     """
     from sicompiler.cli.verify import run
 
-    return run(ModelOptions(model, batch, frames, height, width, dtype, device), gb, as_json=json)
+    return run(ModelOptions(model, batch, frames, height, width, dtype, device, far_memory), gb, as_json=json)
 
 
 @app.command(short_help="Run a small video model under budgets.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -14,6 +14,13 @@ class Device(StrEnum):
 
     CPU = "cpu"
     CUDA = "cuda"
+
+
+class FarMemory(StrEnum):
+    """Whether values may be spilled and weights streamed, where nothing else fits."""
+
+    NONE = "none"
+    AUTO = "auto"
 
 
 class Stage(StrEnum):
@@ -43,6 +50,7 @@ class ModelOptions:
         batch, frames, height, width: sizes in pixels and video frames.
         dtype: of weights and inputs.
         device: to plan for.
+        far_memory: whether values may be spilled and weights streamed.
     """
 
     model: str
@@ -52,6 +60,12 @@ class ModelOptions:
     width: int | None = None
     dtype: str | None = None
     device: Device | None = None
+    far_memory: FarMemory = FarMemory.AUTO
+
+    @property
+    def far(self) -> Literal["none", "auto"]:
+        """The same, as the planner takes it."""
+        return "auto" if self.far_memory is FarMemory.AUTO else "none"
 
 
 MODEL_HELP = (
@@ -75,4 +89,11 @@ Dtype = Annotated[
     str | None, typer.Option("--dtype", help="float16 (default), bfloat16, float32 or float64.", show_default=False)
 ]
 DeviceOption = Annotated[Device | None, typer.Option("--device", help=DEVICE_HELP, show_default=False)]
+FarMemoryOption = Annotated[
+    FarMemory,
+    typer.Option(
+        "--far-memory",
+        help="auto: where nothing else fits, spill values to host memory and stream weights from there.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]

@@ -12,7 +12,7 @@ from sicompiler.adapters.outputs import register_outputs
 from sicompiler.api import prepare
 from sicompiler.cli.options import ModelOptions
 from sicompiler.cli.output import Progress, note, quiet, show_json, show_text
-from sicompiler.compiler import Planner
+from sicompiler.compiler import FarMemory, Planner
 from sicompiler.errors import OverBudget
 from sicompiler.models.pipelines import PIPELINE_PRESETS, PartCall, build_pipeline, idle_weights
 from sicompiler.plan import Plan
@@ -49,7 +49,9 @@ def run(options: ModelOptions, gb: str | None, *, as_json: bool) -> int:
     held = HELD_SAMPLES * _sample_bytes(calls)
     if budget is None:
         budget = max(part.planner.unsliced_bytes + _others(part, weights) + held for part in parts)
-    rows = tuple(plan_part(part, parts, weights, held, budget, movable=device != "cpu") for part in parts)
+    movable = device != "cpu" or options.far == "auto"
+    far = options.far
+    rows = tuple(plan_part(part, parts, weights, held, budget, movable=movable, far_memory=far) for part in parts)
     report = PipelineReport(PIPELINE_PRESETS[options.model].pipeline, budget, rows)
     if as_json:
         show_json({"model": options.model, "device": device, "dtype": dtype, **report.to_dict()})
@@ -71,7 +73,14 @@ def run(options: ModelOptions, gb: str | None, *, as_json: bool) -> int:
 
 
 def plan_part(
-    part: Part, parts: Sequence[Part], weights: Mapping[str, int], held: int, budget: int, *, movable: bool
+    part: Part,
+    parts: Sequence[Part],
+    weights: Mapping[str, int],
+    held: int,
+    budget: int,
+    *,
+    movable: bool,
+    far_memory: FarMemory,
 ) -> PhaseRow:
     """Plan one phase as a running pipeline would: with everything resident, or with idle components moved away.
 
@@ -82,6 +91,7 @@ def plan_part(
         held: bytes the pipeline holds beside the inputs of a call.
         budget: of the pipeline.
         movable: whether there is somewhere to move components to.
+        far_memory: whether values may be spilled and weights streamed, once all idle components are moved away.
     """
     own = part.call.component
     order = [p.call.component for p in parts]
@@ -95,12 +105,13 @@ def plan_part(
     while plan is None:
         beside = sum(weights[name] for name in here) + held
         try:
-            plan = part.planner.plan(budget - beside)
+            plan = part.planner.plan(budget - beside, far_memory="none" if movable and here else far_memory)
         except OverBudget as error:
             if not movable or not here:
-                plan = part.planner.plan(error.floor_bytes)
+                plan = part.planner.plan(error.floor_bytes, far_memory=far_memory)
             else:
                 here.pop(0)
+    floor_bytes, culprit = part.planner.floor(far_memory)
     return PhaseRow(
         phase=part.call.phase,
         component=part.call.label,
@@ -110,8 +121,8 @@ def plan_part(
         activations_bytes=plan.predicted_peak_bytes - plan.weights_bytes,
         unsliced_peak_bytes=plan.unsliced_peak_bytes + everything + held,
         predicted_peak_bytes=plan.predicted_peak_bytes + beside,
-        floor_bytes=plan.floor_bytes + held + (0 if movable else everything),
-        floor_operator=plan.floor_operator,
+        floor_bytes=floor_bytes + held + (0 if movable else everything),
+        floor_operator=culprit,
         budget_bytes=budget,
     )
 

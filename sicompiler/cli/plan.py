@@ -11,13 +11,14 @@ from sicompiler.cli import pipelines
 from sicompiler.cli.options import ModelOptions
 from sicompiler.cli.output import Progress, json_rows, note, show, show_json
 from sicompiler.cli.work import find, prepare
-from sicompiler.compiler import Planner
+from sicompiler.compiler import FarMemory, Planner
 from sicompiler.errors import BadInput, OverBudget
 from sicompiler.models.pipelines import PIPELINE_PRESETS
 from sicompiler.reports.summary import FrontierRow, frontier_table, plan_tables, summary
 from sicompiler.units import format_bytes, parse_bytes
 
 FRONTIER = (0.0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)  # of the way from the floor to the unsliced peak
+FAR_FRONTIER = (0.0, 1 / 4, 1 / 2)  # of the way from the floor with far memory to that without
 
 
 def run(options: ModelOptions, gb: str | None, output: Path | None, *, memory: bool, as_json: bool) -> int:
@@ -34,13 +35,16 @@ def run(options: ModelOptions, gb: str | None, output: Path | None, *, memory: b
     _check_writable(output)
     with Progress() as progress:
         _, planner = prepare(find(options), progress)
-        rows = frontier(planner, progress) if budget is None else []
-    refused: OverBudget | None = None
-    try:
-        plan = planner.plan(planner.unsliced_bytes if budget is None else budget)
-    except OverBudget as error:
-        refused = error
-        plan = replace(planner.plan(error.floor_bytes), budget_bytes=error.budget_bytes)
+        far = options.far
+        rows = frontier(planner, progress, far) if budget is None else []
+        refused: OverBudget | None = None
+        try:
+            plan = planner.plan(planner.unsliced_bytes if budget is None else budget, far_memory=far)
+        except OverBudget as error:
+            refused = error
+            plan = replace(planner.plan(error.floor_bytes, far_memory=far), budget_bytes=error.budget_bytes)
+        floor_bytes, culprit = planner.floor(far)
+        plan = replace(plan, floor_bytes=floor_bytes, floor_operator=culprit)
     if output is not None and refused is None:
         output.write_text(plan.to_json() + "\n", encoding="utf-8")
     if as_json:
@@ -61,15 +65,17 @@ def run(options: ModelOptions, gb: str | None, output: Path | None, *, memory: b
     return 0
 
 
-def frontier(planner: Planner, progress: Progress) -> list[FrontierRow]:
+def frontier(planner: Planner, progress: Progress, far_memory: FarMemory = "none") -> list[FrontierRow]:
     """What a handful of budgets between the floor and the unsliced peak cost in time."""
-    floor_bytes = planner.floor()[0]
+    floor_bytes, near_bytes = planner.floor(far_memory)[0], planner.floor()[0]
     whole_seconds = float(planner.searches[0].problem.seconds[planner.searches[0].problem.first :].sum())
     rows = []
-    budgets = dict.fromkeys(floor_bytes + int(share * (planner.unsliced_bytes - floor_bytes)) for share in FRONTIER)
+    near = [near_bytes + int(share * (planner.unsliced_bytes - near_bytes)) for share in FRONTIER]
+    far = [floor_bytes + int(share * (near_bytes - floor_bytes)) for share in FAR_FRONTIER]
+    budgets = dict.fromkeys((*far, *near))
     for number, budget in enumerate(budgets):
         progress("frontier", number, len(budgets))
-        plan = planner.plan(budget)
+        plan = planner.plan(budget, far_memory=far_memory)
         ratio = plan.seconds / whole_seconds if whole_seconds else 1.0
         rows.append(FrontierRow(budget, plan.predicted_peak_bytes, ratio, len(plan.regions)))
     return rows

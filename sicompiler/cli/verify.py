@@ -17,6 +17,7 @@ from sicompiler.compiler import rewrite
 from sicompiler.entry import bound_method
 from sicompiler.errors import BadInput
 from sicompiler.runtime.compiled import Compiled
+from sicompiler.runtime.placement import place
 from sicompiler.runtime.verify import compare
 from sicompiler.units import format_bytes, parse_bytes
 
@@ -50,7 +51,7 @@ def run(options: ModelOptions, gb: str, *, as_json: bool) -> int:
         args, kwargs = torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.to(device), (call.args, call.kwargs))
         with quiet():
             program, planner = prepare(model, args, kwargs, progress=progress, method=call.method)
-            plan = planner.plan(budget_bytes)
+            plan = planner.plan(budget_bytes, far_memory=options.far)
             progress("running both", 0, 1)
             found = compare(
                 model,
@@ -58,6 +59,7 @@ def run(options: ModelOptions, gb: str, *, as_json: bool) -> int:
                 args,
                 kwargs,
                 call=bound_method(model, call.method),
+                before=lambda: place(model, plan.streamed, torch.device(device)),
             )
     tolerance = TOLERANCES.get(plan.dtype, 1e-4)
     equal = found.bitwise or found.max_rel_error <= tolerance

@@ -48,6 +48,12 @@ def summary(plan: Plan) -> dict[str, Any]:
         "predicted_seconds": plan.seconds,
         "floor_bytes": plan.floor_bytes,
         "floor_operator": plan.floor_operator,
+        "far_memory": {
+            "spilled_values": len(plan.spilled),
+            "streamed_weights": len(plan.streamed),
+            "streamed_bytes": plan.streamed_bytes,
+            "moved_bytes": plan.moved_bytes,
+        },
         "outer": None if outer is None else {"axis": outer.axis, "size": outer.size, "slices": outer.slices},
         "regions": [
             {
@@ -70,13 +76,21 @@ def summary(plan: Plan) -> dict[str, Any]:
 def totals(plan: Plan) -> list[tuple[str, str]]:
     """The totals of a plan, label and text."""
     rows = [
-        ("weights", format_bytes(plan.weights_bytes)),
+        ("weights", f"{format_bytes(plan.weights_bytes)} resident"),
         ("unsliced peak", format_bytes(plan.unsliced_peak_bytes)),
         ("predicted peak", format_bytes(plan.predicted_peak_bytes)),
         ("floor", f"{format_bytes(plan.floor_bytes)}, set by {plan.floor_operator}"),
         ("budget", format_bytes(plan.budget_bytes)),
         ("fits", "yes" if plan.fits else "NO: this is the plan at the floor"),
     ]
+    if plan.uses_far_memory:
+        rows.append(
+            (
+                "far memory",
+                f"{len(plan.spilled)} values spilled, {len(plan.streamed)} weights streamed "
+                f"({format_bytes(plan.streamed_bytes)}); {format_bytes(plan.moved_bytes)} carried in a run",
+            )
+        )
     if plan.outer is not None:
         rows.append(("outer loop", f"{plan.outer.axis} of {plan.outer.size} in {plan.outer.slices} passes"))
     if plan.timings:

@@ -95,16 +95,13 @@ def with_far(search: Search, regions: Sequence[Region], progress: Progress | Non
         regions: as for `make_search`.
         progress: told about long work.
     """
-    view = search.graph.view
     weights = streamable(search.graph)
-    far = view.with_far(spillable(search.graph) | weights)
-    line = timeline(far.facts, far.lives, search.graph.line.workspace_bytes, far.far)
-    evaluator = search.evaluator.with_far(far, line)
+    graph = graph_with_far(search.graph, spillable(search.graph) | weights)
+    evaluator = search.evaluator.with_far(graph.view, graph.line)
     what = "far memory" if search.outer is None else f"far memory, one {search.outer.loop.axis} at a time"
     skip = frozenset((p, s) for region in regions for p, t in region.sliced.items() for s in t.results[:1])
     problem = _problem(evaluator, search.graph, search.labels, skip, what, progress)
-    nbytes = sum(far.facts.storages[s].nbytes for s in weights)
-    graph = replace(search.graph, view=far, line=line)
+    nbytes = sum(graph.facts.storages[s].nbytes for s in weights)
     return Search(graph, search.outer, search.labels, evaluator, problem, nbytes)
 
 
@@ -124,6 +121,12 @@ def _problem(
     found = list(candidates(evaluator, labels, skip=skip, hot_bytes=hot, near=near.line, progress=told))
     live, seconds = unsliced(evaluator)
     return Problem(near.facts.num_placeholders, live, seconds, found)
+
+
+def graph_with_far(graph: Graph, far: frozenset[int]) -> Graph:
+    """The same graph with some storages in far memory."""
+    view = graph.view.with_far(far)
+    return replace(graph, view=view, line=timeline(view.facts, view.lives, graph.line.workspace_bytes, far))
 
 
 def spillable(graph: Graph) -> frozenset[int]:

@@ -11,7 +11,7 @@ from sicompiler.axes.factor_map import Slicing
 from sicompiler.cost import MACHINES
 from sicompiler.planners.candidates import axis_labels, seeds_of
 from sicompiler.planners.evaluator import Evaluator
-from sicompiler.planners.tally import Tally
+from sicompiler.planners.tally import Tally, unsliced
 from sicompiler.region import Region, Walk
 from sicompiler.study import Graph, named_axes
 from sicompiler.testing.models import Draw
@@ -94,12 +94,13 @@ def predicted_peak(graph: Graph, regions: Sequence[tuple[Region, int]]) -> int:
         regions: from `draw_regions` with the default `hoisted_bytes` of walks.
     """
     position = graph.facts.num_placeholders
-    peaks = [int(graph.line.live_bytes[:position].max(initial=0))]  # the inputs
+    live = unsliced(Evaluator(graph.view, graph.line, MACHINES[graph.facts.device_type]))[0]
+    peaks = [int(live[:position].max(initial=0))]  # the inputs
     for region, slice_length in regions:
-        peaks.append(int(graph.line.live_bytes[position : region.start].max(initial=0)))
+        peaks.append(int(live[position : region.start].max(initial=0)))
         peaks.append(_region_peak(graph, region, slice_length))
         position = region.stop
-    return max(*peaks, int(graph.line.live_bytes[position:].max(initial=0)))
+    return max(*peaks, int(live[position:].max(initial=0)))
 
 
 def _region_peak(graph: Graph, region: Region, slice_length: int) -> int:

@@ -1,0 +1,357 @@
+"""Far memory: values spilled and weights streamed give the same output, within what was predicted for the device.
+
+Here the device is the CPU, whose far memory is a mapped file: what lies there is not torch's, so no peak counts it.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import mmap
+import os
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import pytest
+import torch
+from hypothesis import strategies as st
+
+import sicompiler
+from sicompiler import testing
+from sicompiler.api import prepare
+from sicompiler.capture import Program, flatten_inputs, named_tensors, weights_bytes
+from sicompiler.compiler import Planner, rewrite
+from sicompiler.entry import bound_method
+from sicompiler.errors import FarMemoryError, OverBudget
+from sicompiler.ops import far_tensor, fetch, fetch_slice, is_far, sliced_loop, spill, store_slice_, streamed_loop
+from sicompiler.ops import mapped as mapped_files
+from sicompiler.plan import Plan
+from sicompiler.runtime.compiled import Compiled
+from sicompiler.runtime.measure import measure_peak
+from sicompiler.runtime.placement import streams
+from sicompiler.runtime.verify import errors
+from sicompiler.search.search import graph_with_far, spillable
+from sicompiler.takeover import installed_state
+from tests.test_random_graphs import SLACK_BYTES, check_same, check_text, choices, examples, measured, seeded
+from tests.zoo import method_of, tiny
+
+CPU = torch.device("cpu")
+TOLERANCES = {"wan2.1-1.3b": 2e-6, "cogvideox-2b": 2e-6, "ltx-vae": 2e-6, "wan-vae": 2e-6, "mochi": 2e-6}
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_mapped() -> Iterator[None]:
+    """Every mapped file goes with the last tensor in it, whatever happened."""
+    before = len(mapped_files._mapped)
+    yield
+    gc.collect()  # a compiled model and its state refer to each other
+    assert len(mapped_files._mapped) <= before
+
+
+# --- the operators ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stride", [(30, 5, 1), (1, 4, 24), (5, 20, 1)])
+def test_a_whole_value_comes_back_as_it_went(stride: tuple[int, ...]) -> None:
+    near = torch.empty_strided((4, 6, 5), stride).normal_()
+    far = spill(near)
+    assert is_far(far)
+    assert not is_far(near)
+    back = fetch(far, CPU)
+    assert not is_far(back)
+    assert back.stride() == near.stride()
+    assert torch.equal(back, near)
+
+
+@pytest.mark.parametrize(("dim", "outer", "inner"), [(0, 1, 1), (1, 1, 2), (1, 2, 1), (2, 1, 5)])
+def test_slices_are_those_of_a_loop_without_far_memory(dim: int, outer: int, inner: int) -> None:
+    near = torch.randn(4, 12, 10)
+    far = spill(near)
+    copy = torch.ops.sicompiler.copy_slice(near, dim, outer, inner, 1, 1)
+    assert torch.equal(fetch_slice(far, dim, outer, inner, 1, 1, CPU), copy)
+    store_slice_(far, 2 * copy, dim, outer, inner, 1, 1)
+    torch.ops.sicompiler.write_slice_(near, 2 * copy, dim, outer, inner, 1, 1)
+    assert torch.equal(far, near)
+
+
+@pytest.mark.parametrize("slice_length", [1, 2, 4, 7])
+def test_a_streamed_loop_computes_what_a_sliced_loop_does(slice_length: int) -> None:
+    x, near = torch.randn(7, 3), torch.empty(7, 3)
+    source, target = spill(x), far_tensor([7, 3], [3, 1], torch.float32, CPU)
+    alive: list[int] = []
+
+    def body(part: torch.Tensor, start: int, length: int) -> tuple[torch.Tensor]:
+        alive.append(part.shape[0])
+        return (part.sin(),)
+
+    def load(whole: torch.Tensor, start: int, length: int) -> tuple[torch.Tensor]:
+        return (fetch_slice(whole, 0, 1, 1, start, length, CPU),)
+
+    def save(part: torch.Tensor, whole: torch.Tensor, start: int, length: int) -> None:
+        store_slice_(whole, part, 0, 1, 1, start, length)
+
+    def plain(start: int, length: int) -> None:
+        near[start : start + length] = x[start : start + length].sin()
+
+    streamed_loop(body, load, save, 7, slice_length, CPU, [source], [target], [])
+    sliced_loop(plain, 7, slice_length)
+    assert torch.equal(target, near)
+    assert sum(alive) == 7
+
+
+def test_an_empty_value_needs_no_file() -> None:
+    assert far_tensor([0, 3], [3, 1], torch.float32, CPU).shape == (0, 3)
+
+
+def test_a_missing_folder_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SICOMPILER_FAR_MEMORY", str(tmp_path / "nowhere"))
+    with pytest.raises(FarMemoryError, match=r"in .*nowhere: No such file.*SICOMPILER_FAR_MEMORY"):
+        spill(torch.ones(3))
+
+
+def full_disk(monkeypatch: pytest.MonkeyPatch, after: int = 0) -> None:
+    """Let the disk be full once so many files are there."""
+    left = [after]
+
+    def allocate(file: int, offset: int, nbytes: int) -> None:
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", lambda file, offset, nbytes: allocate(file, offset, nbytes))
+    monkeypatch.setattr(mmap, "mmap", _grown)
+
+
+def _grown(file: int, nbytes: int) -> Any:
+    os.ftruncate(file, nbytes)
+    return _MMAP(file, nbytes)
+
+
+_MMAP = mmap.mmap
+
+
+def test_a_full_disk_is_an_error_before_anything_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    full_disk(monkeypatch)
+    with pytest.raises(FarMemoryError, match=r"can't map a file of 0 MiB in .*No space left"):
+        spill(torch.ones(3))
+
+
+# --- random graphs ---------------------------------------------------------------------------------------------------
+
+
+@examples(40)
+@hypothesis.given(data=st.data())
+def test_any_values_may_lie_far_in_any_regions(data: st.DataObject) -> None:
+    choose = choices(data)
+    module, args, kwargs = testing.draw_module(choose, seeded(choose, 1, 6))
+    graph = testing.legal_graph(module, args, kwargs)
+    far = frozenset(s for s in sorted(spillable(graph)) if choose((True, False)))
+    graph = graph_with_far(graph, far)
+    regions = testing.draw_regions(graph, choose, hoisted_bytes=(2**20,))
+    program = testing.rewritten(graph, regions)
+    check_same(program, module, args, kwargs)
+    check_text(program.graph_module)
+    found, predicted = measured(program, graph, module, args, kwargs), testing.predicted_peak(graph, regions)
+    assert found <= predicted + SLACK_BYTES, f"measured {found}, predicted {predicted}"
+
+
+@examples(25)
+@hypothesis.given(data=st.data())
+def test_plans_with_far_memory_keep_the_output_and_fit(data: st.DataObject) -> None:
+    choose = choices(data)
+    scale = choose((testing.SMALL, testing.LARGE))
+    module, args, kwargs = testing.draw_module(choose, seeded(choose, 1, 6), scale=scale)
+    program, planner = prepare(module, args, kwargs)
+    low, near = planner.floor("auto")[0], planner.floor()[0]
+    assert low <= near
+    for budget in dict.fromkeys((low, (low + near) // 2, near)):
+        plan = planner.plan(budget, far_memory="auto")
+        assert plan.fits
+        assert Plan.from_json(plan.to_json()) == plan
+        assert budget < near or not plan.uses_far_memory  # nothing is spilled that fits
+        done = rewrite(program, plan)
+        check_same(done, module, args, kwargs)
+        check_text(done.graph_module)
+        found = measured(done, planner.graph, module, args, kwargs) + plan.weights_bytes
+        assert found <= plan.predicted_peak_bytes + SLACK_BYTES
+
+
+# --- real models -----------------------------------------------------------------------------------------------------
+
+Call = tuple[torch.nn.Module, tuple[Any, ...], dict[str, Any]]
+
+
+@lru_cache(maxsize=1)
+def prepared(name: str) -> tuple[Call, Program, Planner, Any]:
+    module, args, kwargs = tiny(name)
+    program, planner = prepare(module, args, kwargs, method=method_of(name))
+    with torch.no_grad():
+        return (module, args, kwargs), program, planner, bound_method(module, method_of(name))(*args, **kwargs)
+
+
+QUICK = ("svd", "wan2.1-1.3b", "sd-vae")
+SLOW = ("animatediff", "modelscope", "cogvideox-2b", "mochi", "svd-vae", "ltx-vae", "wan-vae")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.6])
+@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)])
+def test_a_model_is_exact_below_its_floor(name: str, share: float) -> None:
+    (module, args, kwargs), program, planner, theirs = prepared(name)
+    low, near = planner.floor("auto")[0], planner.floor()[0]
+    assert low < 0.75 * near
+    plan = planner.plan(low + int(share * (near - low)), far_memory="auto")
+    assert plan.uses_far_memory
+    compiled = Compiled(rewrite(program, Plan.from_json(plan.to_json())), plan)
+    flat = flatten_inputs(args, kwargs)[0]
+    with measure_peak("cpu") as peak:
+        ours = compiled.run(module, flat)
+    assert errors(ours, theirs)[1] <= TOLERANCES.get(name, 1e-12)
+    found = peak.bytes + planner.graph.facts.input_bytes + plan.weights_bytes
+    assert found <= plan.predicted_peak_bytes + SLACK_BYTES <= plan.budget_bytes + SLACK_BYTES
+    assert plan.predicted_peak_bytes <= 1.05 * found
+
+
+def test_without_far_memory_the_floor_is_the_end() -> None:
+    _, _, planner, _ = prepared("svd")
+    with pytest.raises(OverBudget, match="far memory is not allowed"):
+        planner.plan(planner.floor()[0] - 1)
+    with pytest.raises(OverBudget, match="with far memory") as caught:
+        planner.plan(planner.floor("auto")[0] - 1, far_memory="auto")
+    assert caught.value.floor_bytes == planner.floor("auto")[0]
+
+
+def test_more_room_means_fewer_bytes_carried() -> None:
+    _, _, planner, _ = prepared("svd")
+    low, near = planner.floor("auto")[0], planner.floor()[0]
+    moved = [planner.plan(low + int(s * (near - low)), far_memory="auto").moved_bytes for s in (0.0, 0.3, 0.9)]
+    assert moved == sorted(moved, reverse=True)
+    assert planner.plan(near, far_memory="auto").moved_bytes == 0
+
+
+# --- a live model ----------------------------------------------------------------------------------------------------
+
+
+class Block(torch.nn.Module):
+    """Two layers, big enough to be streamed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second = (torch.nn.Linear(256, 256, dtype=torch.float64) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.second(torch.nn.functional.gelu(self.first(x)))
+        return result
+
+
+X = torch.randn(8, 256, dtype=torch.float64)
+
+
+@pytest.fixture
+def squeezed() -> Iterator[tuple[Block, torch.Tensor]]:
+    """A model compiled for less than its weights, and what it gives."""
+    model = Block().eval()
+    with torch.no_grad():
+        reference = model(X)
+    sicompiler.compile_for_budget(model, f"{int(0.7 * weights_bytes(model))}B")
+    yield model, reference
+    if installed_state(model) is not None:
+        sicompiler.release(model)
+
+
+def plan_of(model: Block) -> Plan:
+    found = sicompiler.report(model).plan
+    assert found is not None
+    return found
+
+
+def test_a_model_runs_in_less_memory_than_its_weights(squeezed: tuple[Block, torch.Tensor]) -> None:
+    model, reference = squeezed
+    parameters = dict(model.named_parameters())
+    assert torch.equal(model(X), reference)
+    plan = plan_of(model)
+    assert plan.predicted_peak_bytes <= plan.budget_bytes < weights_bytes(model)
+    assert {name for name, p in model.named_parameters() if is_far(p)} == set(plan.streamed)
+    assert dict(model.named_parameters()) == parameters  # the very same objects
+    found = sicompiler.verify(model, ((X,), {}))
+    assert found.bitwise
+    assert found.fits
+    assert found.untouched_peak_bytes > weights_bytes(model)
+    with measure_peak("cpu") as peak:
+        model(X)
+    assert peak.bytes + X.nbytes + plan.weights_bytes <= plan.budget_bytes
+
+
+def test_release_brings_the_weights_back(squeezed: tuple[Block, torch.Tensor]) -> None:
+    model, reference = squeezed
+    model(X)
+    assert streams(model)
+    sicompiler.release(model)
+    assert not any(map(is_far, named_tensors(model).values()))
+    assert not streams(model)
+    with torch.no_grad():
+        assert torch.equal(model(X), reference)
+
+
+def test_what_is_fused_into_a_streamed_weight_counts(squeezed: tuple[Block, torch.Tensor]) -> None:
+    model, reference = squeezed
+    model(X)
+    with torch.no_grad():
+        model.second.weight.mul_(2)
+        model.second.bias.mul_(2)
+    assert torch.equal(model(X), 2 * reference)
+
+
+def test_weights_loaded_anew_are_streamed_anew(squeezed: tuple[Block, torch.Tensor]) -> None:
+    model, reference = squeezed
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model(X)
+    model.load_state_dict(state, assign=True)
+    model.requires_grad_(False)
+    assert torch.equal(model(X), reference)
+    assert {name for name, p in model.named_parameters() if is_far(p)} == set(plan_of(model).streamed)
+
+
+def test_another_shape_is_planned_and_placed_on_its_own(squeezed: tuple[Block, torch.Tensor]) -> None:
+    model, reference = squeezed
+    assert torch.equal(model(X[:3]), reference[:3]) or torch.allclose(model(X[:3]), reference[:3], rtol=1e-12)
+    assert torch.equal(model(X), reference)
+    assert len(sicompiler.report(model).plans) == 2
+
+
+def test_a_full_disk_leaves_the_model_as_it_was(
+    squeezed: tuple[Block, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, reference = squeezed
+    with monkeypatch.context() as patch:
+        full_disk(patch, after=1)
+        with pytest.raises(FarMemoryError, match="No space left"):
+            model(X)
+        assert not any(map(is_far, named_tensors(model).values()))
+    assert torch.equal(model(X), reference)  # once there is room
+
+
+def test_an_exception_in_a_run_leaves_the_model_usable(
+    squeezed: tuple[Block, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, reference = squeezed
+    model(X)
+    state = installed_state(model)
+    assert state is not None
+    graph = next(iter(state.compiled.values())).program.graph_module
+    with monkeypatch.context() as patch:
+        patch.setattr(graph, "forward", lambda *args: (_ for _ in ()).throw(RuntimeError("in a slice")))
+        with pytest.raises(RuntimeError, match="in a slice"):
+            model(X)
+    assert torch.equal(model(X), reference)
+
+
+def test_far_memory_is_none_or_auto() -> None:
+    with pytest.raises(sicompiler.BadInput, match="none, auto"):
+        sicompiler.compile_for_budget(Block(), 1, far_memory="disk")  # type: ignore[arg-type]
+    model = sicompiler.compile_for_budget(Block().eval(), "1MiB", far_memory="none")
+    with pytest.raises(OverBudget, match="not allowed"):
+        model(X)
