@@ -91,8 +91,17 @@ class BodyEmitter:
         assert callable(target)
         node = self.graph.create_node("call_function", target, tuple(args), dict(kwargs), name=old.name)
         node.meta["val"] = evaluate(node, self.mode)
-        self.made[position] = inherit(node, old)
-        return node
+        self.made[position] = self._copied(position, inherit(node, old))
+        return self.made[position]
+
+    def _copied(self, position: int, node: fx.Node) -> fx.Node:
+        """What copies a whole value may be a view of a slice, in an order that its readers would copy, unseen."""
+        if not self.view.made[position] or not self.view.may_be_view[position]:
+            return node
+        whole, value = self.view.tensor((position, 0)), node.meta["val"]
+        if not whole.is_contiguous or not isinstance(value, torch.Tensor) or value.is_contiguous():
+            return node
+        return inherit(insert_call(self.graph, self.mode, torch.ops.aten.contiguous.default, (node,)), node)
 
     def _entries(self, position: int, result: Slicing) -> Length:
         """The size of the sliced dim of an operator's first result."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -138,3 +139,14 @@ def test_plans_keep_the_output_within_any_budget(data: st.DataObject) -> None:
         )
         if found - plan.weights_bytes > 2**20:
             assert found >= 0.7 * plan.predicted_peak_bytes, f"measured {found}, predicted {plan.predicted_peak_bytes}"
+
+
+@pytest.mark.parametrize("seed", [1489, 2005])
+def test_a_seed_where_a_slice_shows_in_another_order_than_the_whole(seed: int) -> None:
+    """A reshape that copies the whole may be a view of a slice; a batch of one is channels-last only by its strides."""
+    generator = random.Random(seed)
+    module, args, kwargs = testing.draw_module(generator.choice, seeded(generator.choice, 1, 1), scale=testing.LARGE)
+    program, planner = prepare(module, args, kwargs)
+    plan = planner.plan(planner.floor()[0])
+    found = measured(rewrite(program, plan), planner.graph, module, args, kwargs) + plan.weights_bytes
+    assert found <= plan.predicted_peak_bytes + SLACK_BYTES, f"measured {found}, predicted {plan.predicted_peak_bytes}"

@@ -11,12 +11,19 @@ Formula = Callable[[Sequence[TensorFact], Sequence[TensorFact]], int]
 
 
 def channels_last(tensor: TensorFact) -> bool:
-    """Whether a tensor that is not row-major has the channels innermost: [n, h, w, c] or [n, t, h, w, c] in memory."""
+    """Whether a tensor that is not row-major has the channels innermost: [n, h, w, c] or [n, t, h, w, c] in memory.
+
+    Strides of dims of one entry count, though they say nothing: kernels go by `is_channels_last_strides_2d` in
+    c10/core/MemoryFormat.h, and take a batch of one whose stride is too small for row-major.
+    """
     if tensor.is_contiguous or len(tensor.shape) not in (4, 5) or not tensor.is_dense:
         return False
-    order = (1, *range(len(tensor.shape) - 1, 1, -1), 0)
-    strides = [tensor.stride[d] for d in order if tensor.shape[d] > 1]
-    return strides == sorted(strides)
+    least = 0
+    for d in (1, *range(len(tensor.shape) - 1, 1, -1), 0):
+        if tensor.stride[d] < least:
+            return False
+        least = tensor.stride[d] * tensor.shape[d]
+    return True
 
 
 def strided_copy(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:

@@ -68,10 +68,6 @@ class _Step:
     peaks: Sizes
     seconds: Floats
 
-    @property
-    def lowest(self) -> int:
-        return int(self.peaks.min())
-
 
 def settle(search: Search, solution: Solution, budget_bytes: int) -> Settled:
     """Bring back to the device what there is room for.
@@ -92,6 +88,8 @@ class _Settling:
         self.resident = 0  # bytes of streamable weights that stay
         self.steps = self._steps(solution)
         self.evaluator = search.evaluator
+        self.starts = np.array([step.start for step in self.steps], dtype=np.int64)
+        self.lowest = np.array([int(step.peaks.min()) for step in self.steps], dtype=np.int64)
         self.touching: dict[int, list[int]] = {}
         for index, step in enumerate(self.steps):
             for storage in step.touched:
@@ -142,30 +140,37 @@ class _Settling:
         values = [s for s in self.touching if self.facts.storages[s].origin is Origin.VALUE]
         nbytes = {s: self.facts.storages[s].nbytes for s in values}
         values.sort(key=lambda s: (self.lives.last[s] - self.view.born[s], -nbytes[s]))
-        self._refresh()
+        self._refresh(self.far)
         for s in values:
-            last = self.lives.last[s]
-            through = [step for step in self.steps if self.view.born[s] < step.start <= last and s not in step.touched]
-            if any(step.lowest + nbytes[s] > self.budget for step in through):
+            first, last = self.view.born[s], self.lives.last[s]
+            alive = slice(*np.searchsorted(self.starts, [first, last], side="right"))
+            through = np.ones(len(self.steps), dtype=bool)
+            through[self.touching[s]] = False
+            if int(self.lowest[alive][through[alive]].max(initial=0)) + nbytes[s] > self.budget:
                 continue
-            before = self.far, self.evaluator
+            before = self.evaluator
+            self._refresh(self.far - {s}, near=s)
+            peaks = {index: int(self._evaluate(self.steps[index])[0].min()) for index in self.touching[s]}
+            if max(peaks.values()) > self.budget:
+                self.evaluator = before
+                continue
             self.far -= {s}
-            self._refresh()
-            changed = {index: self._evaluate(self.steps[index]) for index in self.touching[s]}
-            if any(int(peaks.min()) > self.budget for peaks, _ in changed.values()):
-                self.far, self.evaluator = before
-                continue
-            for step in through:
-                step.peaks = _raised(step.peaks, nbytes[s])
-            for index, (peaks, seconds) in changed.items():
-                self.steps[index].peaks, self.steps[index].seconds = peaks, seconds
+            self.lowest[alive] += np.where(through[alive], nbytes[s], 0)
+            for index, peak in peaks.items():
+                self.lowest[index] = peak
 
-    def _refresh(self) -> None:
-        view = self.view.with_far(self.far)
-        self.evaluator = self.search.evaluator.with_far(view, self._line(view))
-
-    def _line(self, view: GraphView) -> Timeline:
-        return timeline(self.facts, self.lives, self.search.graph.line.workspace_bytes, view.far)
+    def _refresh(self, far: frozenset[int], near: int | None = None) -> None:
+        """Evaluate with other storages in far memory; quicker where one value came back."""
+        view = self.view.with_far(far)
+        if near is None:
+            line = timeline(self.facts, self.lives, self.search.graph.line.workspace_bytes, far)
+        else:
+            first, last, nbytes = self.view.born[near], self.lives.last[near], self._nbytes(near)
+            live, crossing = self.evaluator.line.live_bytes.copy(), self.evaluator.line.crossing_bytes.copy()
+            live[first : last + 1] += nbytes
+            crossing[first + 1 : last + 1] += nbytes
+            line = Timeline(live, self.evaluator.line.workspace_bytes, crossing)
+        self.evaluator = self.search.evaluator.with_far(view, line)
 
     def _evaluate(self, step: _Step) -> tuple[Sizes, Floats]:
         return evaluate(self.evaluator, step.start, step.stop, step.seed)
@@ -173,23 +178,21 @@ class _Settling:
     def _weights(self) -> None:
         """Keep weights on the device, those first that the highest steps fetch: there they cost nothing."""
         weights = [s for s in self.touching if self.facts.storages[s].origin is Origin.WEIGHT]
-        peak = {s: max(self.steps[index].lowest for index in self.touching[s]) for s in weights}
+        peak = {s: int(self.lowest[self.touching[s]].max()) for s in weights}
         whole = {s for s in weights if all(s not in self.steps[i].narrowed for i in self.touching[s])}
         for s in sorted(weights, key=lambda s: (-peak[s], -self.facts.storages[s].nbytes, s)):
             nbytes = self.facts.storages[s].nbytes
-            lowest = np.array([step.lowest for step in self.steps])
+            lowest = self.lowest.copy()
             if s in whole:  # it lies there while these steps run, either way
                 lowest[self.touching[s]] -= nbytes
             if int(lowest.max(initial=0)) + self.resident + nbytes > self.budget:
                 continue
             self.far -= {s}
             self.resident += nbytes
-            if s in whole:
-                for index in self.touching[s]:
-                    self.steps[index].peaks = _raised(self.steps[index].peaks, -nbytes)
+            self.lowest = lowest
 
     def _evaluate_all(self) -> None:
-        self._refresh()
+        self._refresh(self.far)
         for step in self.steps:
             step.peaks, step.seconds = self._evaluate(step)
 
@@ -248,11 +251,6 @@ class _Settling:
 
     def _moved(self, step: _Step) -> int:
         return sum(map(self._nbytes, step.touched & self.far))
-
-
-def _raised(peaks: Sizes, nbytes: int) -> Sizes:
-    """Peaks with so much more on the device; those beyond all bounds stay there."""
-    return np.where(peaks == np.iinfo(np.int64).max, peaks, peaks + nbytes)
 
 
 def evaluate(evaluator: Evaluator, start: int, stop: int, seed: Slicing | None) -> tuple[Sizes, Floats]:
