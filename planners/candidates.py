@@ -135,8 +135,8 @@ def candidates(
     for done, begin in enumerate(starts):  # which grow while the loop runs
         if progress is not None:
             progress(done, len(starts))
-        seeds = [seed for seed in seeds_of(view, labels, begin) if (begin, seed) not in skip]
-        for seed in seeds:  # which grow while the loop runs
+        seeds = [(seed, begin) for seed in seeds_of(view, labels, begin) if (begin, seed) not in skip]
+        for seed, covered in seeds:  # which grow while the loop runs
             walk = Walk(view, begin, seed)
             lengths = evaluator.grid(seed.size)[0]
             tally = Tally(evaluator, walk)
@@ -148,16 +148,17 @@ def candidates(
                 seen_hot = seen_hot or hot[walk.stop - 1]
                 operators += bool(view.made[walk.stop - 1])
                 tally.advance()
-                if seen_hot and walk.stop in ends:
+                if seen_hot and walk.stop in ends and walk.stop > covered:
                     yield Candidate(begin, walk.stop, seed, lengths, *tally.evaluate())
             blocked = next((p for p in range(walk.stop, end) if view.made[p]), end)
             if blocked < end and walk.stop > begin:
                 index = bisect_left(starts, blocked)
                 if index == len(starts) or starts[index] != blocked:
                     starts.insert(index, blocked)
-            if seen_hot and walk.stop not in ends:  # the last chance, wherever the axis ends
+            if seen_hot and walk.stop not in ends and walk.stop > covered:  # the last chance, wherever the axis ends
                 yield Candidate(begin, walk.stop, seed, lengths, *tally.evaluate())
             if walk.coarser > 1 and seed.size % walk.coarser == 0 and seed.size > walk.coarser:
-                seeds.append(
-                    Slicing(seed.dim, seed.outer, seed.size // walk.coarser, seed.inner * walk.coarser)
-                )  # units that hold whole strides of the window at which the walk ended
+                # Units that go through the operator at which the walk ended; up to there the finer ones do as well.
+                coarser = Slicing(seed.dim, seed.outer, seed.size // walk.coarser, seed.inner * walk.coarser)
+                if (begin, coarser) not in skip and all(coarser != known for known, _ in seeds):
+                    seeds.append((coarser, walk.stop))
