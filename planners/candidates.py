@@ -16,6 +16,7 @@ from sicompiler.axes.table import Transfer
 from sicompiler.facts.timeline import Timeline
 from sicompiler.graph_view import GraphView
 from sicompiler.planners.evaluator import Evaluator, Floats
+from sicompiler.planners.repeats import Repeats
 from sicompiler.planners.tally import MAX_OPERATORS, MAX_SPAN, Tally
 from sicompiler.region import Walk
 
@@ -40,6 +41,12 @@ class Candidate:
     lengths: tuple[int, ...]
     peak_bytes: npt.NDArray[np.int64]
     seconds: Floats
+
+    def moved(self, by: int, base_bytes: int) -> Candidate:
+        """The same region so many positions later, with so many bytes more alive around it."""
+        beyond = self.peak_bytes == np.iinfo(np.int64).max  # what no budget allows
+        peaks = np.where(beyond, self.peak_bytes, self.peak_bytes + base_bytes)
+        return Candidate(self.start + by, self.stop + by, self.seed, self.lengths, peaks, self.seconds)
 
 
 def axis_labels(view: GraphView, axes: Mapping[str, tuple[int, Slicing]]) -> list[dict[Slicing, str]]:
@@ -129,37 +136,101 @@ def candidates(
         near: timeline with nothing in far memory, by which cuts are chosen; that of the evaluator if not given.
         progress: called with (done, total).
     """
-    view = evaluator.view
-    starts, stops = cut_positions(view, near or evaluator.line)
-    ends = set(stops)
-    end = len(view.facts.nodes)
-    hot = [any(view.facts.storages[s].nbytes >= hot_bytes for s in made) for made in view.made]
+    starts, stops = cut_positions(evaluator.view, near or evaluator.line)
+    search = _Search(evaluator, set(stops), hot_bytes)
     for done, begin in enumerate(starts):  # which grow while the loop runs
         if progress is not None:
             progress(done, len(starts))
-        seeds = [seed for seed in seeds_of(view, labels, begin) if (begin, seed) not in skip]
-        for seed in seeds:  # which grow while the loop runs
-            walk = Walk(view, begin, seed)
-            lengths = evaluator.grid(seed.size)[0]
-            tally = Tally(evaluator, walk)
-            seen_hot = False
-            operators = 0
-            while (
-                walk.stop < end and operators < MAX_OPERATORS and walk.stop - begin < MAX_SPAN and walk.extend() is None
-            ):
-                seen_hot = seen_hot or hot[walk.stop - 1]
-                operators += bool(view.made[walk.stop - 1])
-                tally.advance()
-                if seen_hot and walk.stop in ends:
-                    yield Candidate(begin, walk.stop, seed, lengths, *tally.evaluate())
-            blocked = next((p for p in range(walk.stop, end) if view.made[p]), end)
-            if blocked < end and walk.stop > begin:
-                index = bisect_left(starts, blocked)
-                if index == len(starts) or starts[index] != blocked:
-                    starts.insert(index, blocked)
-            if seen_hot and walk.stop not in ends:  # the last chance, wherever the axis ends
-                yield Candidate(begin, walk.stop, seed, lengths, *tally.evaluate())
-            if walk.coarser > 1 and seed.size % walk.coarser == 0 and seed.size > walk.coarser:
-                seeds.append(
-                    Slicing(seed.dim, seed.outer, seed.size // walk.coarser, seed.inner * walk.coarser)
-                )  # units that hold whole strides of the window at which the walk ended
+        seeds = [(seed, 0) for seed in seeds_of(evaluator.view, labels, begin) if (begin, seed) not in skip]
+        for seed, covered in seeds:  # which grow while the loop runs
+            grown = search.grow(begin, seed, covered)
+            yield from grown.candidates
+            index = bisect_left(starts, grown.blocked)
+            if begin < grown.blocked < search.end and (index == len(starts) or starts[index] != grown.blocked):
+                starts.insert(index, grown.blocked)
+            # Units that go through the operator at which the axis ended; up to there the finer ones do as well.
+            coarser = grown.coarser
+            if coarser is not None and (begin, coarser) not in skip and all(coarser != known for known, _ in seeds):
+                seeds.append((coarser, grown.stop - begin))
+
+
+@dataclass(frozen=True)
+class _Grown:
+    """What grew from one start and one slicing.
+
+    Attributes:
+        start: where it started.
+        stop: where its axis ended, or the walk became too long.
+        blocked: position of the operator that allocates next; `start` where nothing grew.
+        candidates: the regions on the way.
+        coarser: the same axis in units that would have gone on, if there are such.
+    """
+
+    start: int
+    stop: int
+    blocked: int
+    candidates: tuple[Candidate, ...]
+    coarser: Slicing | None
+
+    def moved(self, start: int, base_bytes: int) -> _Grown:
+        """The same of a start where the graph goes on in the same way, with so many bytes more alive around it."""
+        by = start - self.start
+        return _Grown(
+            start,
+            self.stop + by,
+            self.blocked + by,
+            tuple(c.moved(by, base_bytes) for c in self.candidates),
+            self.coarser,
+        )
+
+
+class _Search:
+    """Grows regions, and remembers them for blocks that repeat."""
+
+    def __init__(self, evaluator: Evaluator, ends: Set[int], hot_bytes: int) -> None:
+        self.evaluator, self.view, self.ends = evaluator, evaluator.view, ends
+        self.end = len(self.view.facts.nodes)
+        self._hot = [any(self.view.facts.storages[s].nbytes >= hot_bytes for s in made) for made in self.view.made]
+        self._repeats: Repeats[_Grown] = Repeats(self.view, ends)
+
+    def grow(self, start: int, seed: Slicing, covered: int) -> _Grown:
+        """All regions from a start along one slicing that are longer than `covered` positions."""
+        known = self._repeats.find(start, (seed, covered))
+        if known is not None:
+            crossing = self.evaluator.line.crossing_bytes
+            return known.moved(start, int(crossing[start] - crossing[known.start]))
+        found = self._grow(start, seed, covered)
+        if max(found.stop, found.blocked) < self.end:
+            self._repeats.keep(start, (seed, covered), max(found.stop, found.blocked) + 1 - start, found)
+        return found
+
+    def _grow(self, start: int, seed: Slicing, covered: int) -> _Grown:
+        view, walk = self.view, Walk(self.view, start, seed)
+        lengths = self.evaluator.grid(seed.size)[0]
+        tally = Tally(self.evaluator, walk)
+        found: list[Candidate] = []
+        seen_hot = False
+        operators = 0
+
+        def take() -> None:
+            if seen_hot and walk.stop > start + covered:
+                found.append(Candidate(start, walk.stop, seed, lengths, *tally.evaluate()))
+
+        while (
+            walk.stop < self.end
+            and operators < MAX_OPERATORS
+            and walk.stop - start < MAX_SPAN
+            and walk.extend() is None
+        ):
+            seen_hot = seen_hot or self._hot[walk.stop - 1]
+            operators += bool(view.made[walk.stop - 1])
+            tally.advance()
+            if walk.stop in self.ends:
+                take()
+        blocked = next((p for p in range(walk.stop, self.end) if view.made[p]), self.end)
+        if walk.stop not in self.ends:  # the last chance, wherever the axis ends
+            take()
+        coarser = None
+        if walk.coarser > 1 and seed.size % walk.coarser == 0 and seed.size > walk.coarser:
+            coarser = Slicing(seed.dim, seed.outer, seed.size // walk.coarser, seed.inner * walk.coarser)
+        return _Grown(start, walk.stop, blocked if walk.stop > start else start, tuple(found), coarser)

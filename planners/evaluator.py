@@ -30,6 +30,7 @@ class Evaluator:
         self.granule = ALLOCATION_GRANULE_BYTES.get(facts.device_type, 1)
         self.work: list[Work] = [work_of(facts, p, view.table.operands[p]) for p in range(len(facts.nodes))]
         self.whole: Floats = np.array([whole_seconds(w, machine) for w in self.work])
+        self._kinds = self._alike()
         self._seconds: dict[tuple[int, int], Floats] = {}
         self._workspace: dict[tuple[int, Transfer], Floats] = {}
         self._halo_workspace: dict[tuple[int, Transfer, bytes], Floats] = {}
@@ -46,6 +47,17 @@ class Evaluator:
         """Time of what computes for so long and moves so many bytes from or to far memory."""
         moving = nbytes / self.machine.far_bandwidth
         return np.asarray(np.maximum(seconds, moving) if self.machine.far_overlaps else seconds + moving)
+
+    def _alike(self) -> list[int]:
+        """For each operator, a number that those with the same work on tensors of the same layout share."""
+        facts, numbers = self.view.facts, dict[object, int]()
+        found = []
+        for p, node in enumerate(facts.nodes):
+            tensors = [*map(self.view.tensor, self.view.table.operands[p]), *facts.tensors[p]]
+            layouts = tuple((t.shape, t.stride, t.dtype) for t in tensors)
+            key = (node.target if p >= facts.num_placeholders else p, layouts, self.work[p], bool(self.view.made[p]))
+            found.append(numbers.setdefault(key, len(numbers)))
+        return found
 
     def grid(self, size: int) -> tuple[tuple[int, ...], Floats]:
         """Slice lengths of an axis, as ints and as an array."""
@@ -67,14 +79,14 @@ class Evaluator:
         """Time of one sliced operator per slice length; `excess` times the work, where slices overlap."""
         if excess is not None:
             return sliced_seconds(self.work[p], size, self.grid(size)[1], self.machine, excess)
-        key = (p, size)
+        key = (self._kinds[p], size)
         if key not in self._seconds:
             self._seconds[key] = sliced_seconds(self.work[p], size, self.grid(size)[1], self.machine)
         return self._seconds[key]
 
     def workspace(self, p: int, transfer: Transfer, size: int) -> Floats:
         """A kernel's workspace per slice length, asked for each: kernels change their algorithm with size."""
-        key = (p, transfer)
+        key = (self._kinds[p], transfer)
         if key not in self._workspace:
             target, lengths = self.view.facts.nodes[p].target, self.grid(size)[0]
             found = np.zeros(len(lengths))
@@ -98,7 +110,7 @@ class Evaluator:
         target = self.view.facts.nodes[p].target
         if not isinstance(target, OpOverload) or not self.view.made[p]:
             return np.zeros(counts.shape[1])
-        key = (p, transfer, counts.tobytes())
+        key = (self._kinds[p], transfer, counts.tobytes())
         if key not in self._halo_workspace:
             found = np.zeros(counts.shape[1])
             for column in range(len(found)):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from sicompiler.axes.factor_map import Slicing
-from sicompiler.axes.table import AxisTable
+from sicompiler.axes.factor_map import Kind, Slicing
+from sicompiler.axes.table import AxisTable, Transfer
 from sicompiler.capture import Program, Source
 from sicompiler.facts.kernels import node_workspaces
 from sicompiler.facts.lifetimes import lifetimes
@@ -26,7 +26,7 @@ from sicompiler.passes.outer import Inner, extract_inner
 from sicompiler.plan import OuterLoop
 from sicompiler.region import Region, Walk
 
-OUTER_HOISTED_BYTES = 2**16  # what the outer loop keeps for its whole length should be small
+OUTER_HOISTED_BYTES = 2**16  # what the outer loop keeps for its whole length should be small; the rest is made again
 OUTER_SIZE = 16  # a longer axis is left to smaller regions: the graph runs once per entry
 OUTER_HOISTED_SHARE = 0.1  # of the unsliced peak; a loop that keeps more whole does not slice what matters
 
@@ -98,7 +98,29 @@ def outer_region(graph: Graph, seeds: dict[int, Slicing]) -> Region | None:
             return None
         if owners.setdefault(made, node) is not node:
             return None  # results that share memory would come out in memory of their own
-    return region
+    return _made_again(graph, region)
+
+
+def _made_again(graph: Graph, region: Region) -> Region:
+    """Move what is big and the same for every slice into the loop, where it lives no longer than it is needed.
+
+    A table of positions, cast once before the loop, would stay for all of it. What the loop reads in slices of can't be
+    moved, nor what that is made of.
+    """
+    view, storages = graph.view, graph.facts.storages
+    narrowed = {view.tensor(read.value).storage for read in region.reads}
+    stays: set[int] = set()
+    for p in reversed(region.hoisted):
+        if p in stays or any(t.storage in narrowed for t in graph.facts.tensors[p]):
+            stays.update({p, *(q for q, _ in view.table.operands[p])})
+    again: dict[int, Transfer] = {}
+    for p in region.hoisted:
+        operands = view.table.operands[p]
+        big = any(storages[s].nbytes > OUTER_HOISTED_BYTES for s in view.made[p])
+        if p not in stays and (big or any(q in again for q, _ in operands)):
+            again[p] = Transfer((None,) * len(operands), (None,) * len(graph.facts.tensors[p]), Kind.FREE)
+    hoisted = tuple(p for p in region.hoisted if p not in again)
+    return replace(region, sliced=dict(sorted({**region.sliced, **again}.items())), hoisted=hoisted)
 
 
 def outer_loops(graph: Graph) -> list[tuple[OuterLoop, Region]]:
@@ -108,7 +130,7 @@ def outer_loops(graph: Graph) -> list[tuple[OuterLoop, Region]]:
         region = outer_region(graph, {p: slicing}) if slicing.size <= OUTER_SIZE else None
         if region is None:
             continue
-        hoisted = _hoisted_bytes(graph, region)
+        hoisted = _unsliced_bytes(graph, region)
         outputs = tuple(region.sliced[graph.facts.position[node]].results[0] for node in graph.facts.outputs)
         if hoisted <= OUTER_HOISTED_SHARE * graph.line.peak_bytes and (
             outputs not in found or hoisted < found[outputs][0]
@@ -117,8 +139,10 @@ def outer_loops(graph: Graph) -> list[tuple[OuterLoop, Region]]:
     return [(loop, region) for _, loop, region in found.values()]
 
 
-def _hoisted_bytes(graph: Graph, region: Region) -> int:
-    return sum(graph.facts.storages[s].nbytes for p in region.hoisted for s in graph.view.made[p])
+def _unsliced_bytes(graph: Graph, region: Region) -> int:
+    """What an outer loop makes whole, before it or again in each slice."""
+    whole = [p for p, transfer in region.sliced.items() if transfer.results and transfer.results[0] is None]
+    return sum(graph.facts.storages[s].nbytes for p in (*region.hoisted, *whole) for s in graph.view.made[p])
 
 
 def make_outer(graph: Graph, loop: OuterLoop, region: Region) -> OuterGraph:

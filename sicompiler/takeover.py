@@ -29,6 +29,7 @@ from sicompiler.passes.manager import Observer
 from sicompiler.plan import Plan
 from sicompiler.reports.report import Report
 from sicompiler.runtime.compiled import Compiled, call_key, check_inference
+from sicompiler.runtime.noticed import Noticed
 from sicompiler.runtime.placement import place, restore, streams
 from sicompiler.runtime.verify import Verification, compare
 from sicompiler.search.search import Progress
@@ -145,6 +146,7 @@ class State:
         self.own: Callable[..., Any] | None = None  # what the instance itself had in the place of our patch
         self.compiled: dict[Hashable, Compiled] = {}
         self.last: tuple[Compiled, Inputs] | None = None
+        self._noticed = Noticed()
         self._lock = threading.RLock()
         self._entry = self._bound_entry(model)
 
@@ -182,7 +184,7 @@ class State:
 
     def compiled_for(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Compiled:
         """The rewritten model for a call; planned now if need be."""
-        key = call_key(self.model, args, kwargs)
+        key = call_key(self._noticed, self.model, args, kwargs)
         with self._lock:
             found = self.compiled.get(key)
             if found is None or not self.still_fits(found, args, kwargs):

@@ -101,15 +101,22 @@ class AxisTable:
         return found
 
     def coarser(self, position: int, operand: int, slicing: Slicing) -> int:
-        """By how much the units of a slicing must grow to hold whole strides of a node's window; 1 if they do."""
+        """By how much the units of a slicing must grow to go through a node; 1 if that does not help.
+
+        A unit has to hold whole strides of a window, or whole entries of the outermost factor of the dim: the channels
+        of a head, where a view takes heads and channels apart.
+        """
         rule = self._maps[position]
-        if rule is None or operand >= len(rule.operands):
+        if rule is None or operand >= len(rule.operands) or slicing.outer > 1:
             return 1
         factors = rule.operands[operand][slicing.dim]
-        window = rule.windows.get(factors[0]) if len(factors) == 1 else None
-        if window is None or slicing.outer > 1:
+        if len(factors) == 1 and factors[0] in rule.windows:
+            entries = rule.windows[factors[0]].stride
+        elif len(factors) > 1 and rule.kind(factors[0]) is Kind.FREE:
+            entries = math.prod(rule.sizes[name] for name in factors[1:])
+        else:
             return 1
-        return window.stride // math.gcd(window.stride, slicing.inner)
+        return entries // math.gcd(entries, slicing.inner)
 
     def missing_rules(self) -> Counter[str]:
         """Operators without a rule, and how often each occurs."""

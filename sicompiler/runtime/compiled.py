@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import traceback
-import types
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +10,10 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 
-from sicompiler.capture import Program, check_no_autocast, flatten_inputs, named_tensors
+from sicompiler.capture import Program, check_no_autocast, flatten_inputs
 from sicompiler.errors import BadInput
 from sicompiler.plan import Plan
+from sicompiler.runtime.noticed import Noticed
 from sicompiler.units import format_bytes
 
 
@@ -72,54 +71,17 @@ def _leaf_key(leaf: Any) -> Hashable:
     return (type(leaf), leaf)
 
 
-def call_key(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Hashable:
-    """What a plan depends on: structure, shapes and Python values of a call, weights, and settings of the model."""
-    leaves, spec = flatten_inputs(args, kwargs)
-    weights = tuple((name, tuple(t.shape), t.dtype, t.device) for name, t in named_tensors(model).items())
-    return (str(spec), tuple(map(_leaf_key, leaves)), hash(weights), structure_key(model))
+def call_key(noticed: Noticed, model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Hashable:
+    """What a plan depends on: structure, shapes and Python values of a call, weights, and settings of the model.
 
-
-# Beside what torch keeps in a module: where accelerate and diffusers keep hooks, which move weights about.
-_INTERNAL = (frozenset(vars(torch.nn.Module())) - {"training"}) | {"_hf_hook", "_diffusers_hook"}
-_PLAIN = (bool, int, float, str, type(None))
-_FUNCTIONS = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, functools.partial)
-MAX_ENTRIES = 256  # of a container of settings; anything longer is data
-
-
-def structure_key(model: torch.nn.Module) -> int:
-    """A hash of what a trace depends on beside the weights: the modules, and the plain settings of each.
-
-    A LoRA that is loaded or scaled, another attention processor, FreeU, a switch turned on: all of them change modules
-    or their attributes, and a trace made before no longer computes what the model would.
+    Args:
+        noticed: keeps what is known of the model from call to call.
+        model: the live model.
+        args: positional inputs.
+        kwargs: keyword inputs.
     """
-    found = []
-    for path, module in model.named_modules():
-        settings = [
-            (name, _setting(value, path == "", 2)) for name, value in vars(module).items() if name not in _INTERNAL
-        ]
-        found.append((path, type(module).__qualname__, tuple(row for row in settings if row[1] is not _IGNORED)))
-    return hash(tuple(found))
-
-
-_IGNORED = object()
-
-
-def _setting(value: Any, root: bool, depth: int) -> Any:
-    """A hashable stand-in for a setting; tensors and modules have their own places in the key."""
-    if isinstance(value, _PLAIN):
-        return (type(value), value)
-    if isinstance(value, (torch.Tensor, torch.nn.Module)) or (root and isinstance(value, _FUNCTIONS)):
-        return _IGNORED  # functions of the model itself are where sicompiler and accelerate sit
-    name = (type(value).__qualname__, getattr(value, "__qualname__", ""))
-    if depth == 0 or isinstance(value, _FUNCTIONS):
-        return name
-    if isinstance(value, dict):
-        inside = [(str(k), _setting(v, root, depth - 1)) for k, v in value.items()] if len(value) <= MAX_ENTRIES else []
-    elif isinstance(value, (list, tuple)):
-        inside = [("", _setting(v, root, depth - 1)) for v in value] if len(value) <= MAX_ENTRIES else []
-    else:  # a configuration, an attention processor
-        inside = [(k, _setting(v, root, 0)) for k, v in getattr(value, "__dict__", {}).items()]
-    return (*name, *(row for row in inside if row[1] is not _IGNORED))
+    leaves, spec = flatten_inputs(args, kwargs)
+    return (str(spec), tuple(map(_leaf_key, leaves)), noticed.key(model))
 
 
 def check_inference(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:

@@ -17,7 +17,6 @@ import numpy.typing as npt
 from sicompiler.axes.factor_map import Slicing
 from sicompiler.facts.storages import Origin
 from sicompiler.facts.timeline import Timeline, timeline
-from sicompiler.graph_view import GraphView
 from sicompiler.planners.candidates import Candidate
 from sicompiler.planners.dp import Choice, Solution
 from sicompiler.planners.evaluator import Evaluator, Floats

@@ -1,0 +1,92 @@
+"""The outer loop: what is the same for every slice of it is computed before it, or made again where it is big."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from sicompiler import testing
+from sicompiler.api import prepare
+from sicompiler.axes.factor_map import Slicing
+from sicompiler.compiler import rewrite
+from sicompiler.runtime.measure import measure_peak
+from sicompiler.runtime.verify import errors
+from sicompiler.study import OUTER_HOISTED_BYTES, Graph, outer_region
+
+SAMPLES, TOKENS, CHANNELS = 8, 512, 64
+
+
+class Positions(nn.Module):
+    """Adds a table, kept in another dtype, to every sample of a batch.
+
+    Args:
+        tokens: length of the table.
+        per_sample: whether the table is repeated for every sample before it is read.
+    """
+
+    def __init__(self, tokens: int = TOKENS, per_sample: bool = False) -> None:
+        super().__init__()
+        self.per_sample = per_sample
+        self.table = nn.Parameter(torch.randn(tokens, CHANNELS, generator=torch.Generator().manual_seed(0)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        table = self.table.to(x.dtype)
+        if self.per_sample:
+            table = torch.stack([table * n for n in range(SAMPLES)])
+        result: torch.Tensor = torch.softmax((x + table).tanh(), dim=1).sin() + x
+        return result
+
+
+def case(tokens: int = TOKENS, per_sample: bool = False) -> tuple[Positions, torch.Tensor, Graph]:
+    model = Positions(tokens, per_sample).eval()
+    x = torch.randn(SAMPLES, model.table.shape[0], CHANNELS, dtype=torch.float64)
+    return model, x, testing.legal_graph(model, (x,), {})
+
+
+def hoisted(graph: Graph) -> list[str]:
+    """Names of what is computed before a loop over the samples of `x`."""
+    position = next(p for p in range(graph.facts.num_placeholders) if len(graph.facts.tensors[p][0].shape) == 3)
+    region = outer_region(graph, {position: Slicing(0, 1, SAMPLES, 1)})
+    assert region is not None
+    return [graph.facts.nodes[p].name for p in region.hoisted]
+
+
+def test_what_is_small_is_computed_once_before_the_loop() -> None:
+    model, _, graph = case(tokens=16)
+    assert model.table.nbytes < OUTER_HOISTED_BYTES
+    assert hoisted(graph) == ["to"]
+
+
+def test_what_is_big_is_made_again_in_each_slice() -> None:
+    """Cast before the loop, the table would stay for all of it."""
+    _, _, graph = case()
+    assert hoisted(graph) == []
+
+
+def test_what_the_loop_reads_in_slices_stays_before_it() -> None:
+    _, _, graph = case(per_sample=True)
+    assert "stack" in hoisted(graph)
+
+
+@pytest.mark.parametrize("options", [{}, {"tokens": 16}, {"per_sample": True}], ids=["big", "small", "per sample"])
+def test_the_loop_gives_the_same_within_its_prediction(options: dict[str, Any]) -> None:
+    model, x, _ = case(**options)
+    program, planner = prepare(model, (x,), {})
+    for budget in (planner.floor()[0], planner.unsliced_bytes):
+        plan = planner.plan(budget)
+        done = rewrite(program, plan)
+        with torch.no_grad():
+            assert errors(testing.run_program(done, model, (x,), {}), model(x))[1] <= 1e-12
+        with measure_peak("cpu") as peak:
+            testing.run_program(done, model, (x,), {})
+        assert peak.bytes + planner.graph.facts.input_bytes + plan.weights_bytes <= plan.predicted_peak_bytes + 2**12
+
+
+def test_at_the_floor_a_big_table_does_not_live_through_the_loop() -> None:
+    model, x, _ = case()
+    _, planner = prepare(model, (x,), {})
+    outer = next(search for search in planner.searches if search.outer is not None)
+    assert outer.graph.extra_bytes == x.nbytes, "what the loop holds is its result"
