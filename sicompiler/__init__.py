@@ -25,9 +25,11 @@ from sicompiler.errors import (
 if TYPE_CHECKING:
     from sicompiler.api import compile_for_budget, release, report, supported_pipelines, verify
     from sicompiler.plan import Plan
+    from sicompiler.runtime.faults import OutOfMemory
     from sicompiler.runtime.measure import measure_peak
 
 _LAZY = {
+    "OutOfMemory": "sicompiler.runtime.faults",
     "Plan": "sicompiler.plan",
     "compile_for_budget": "sicompiler.api",
     "measure_peak": "sicompiler.runtime.measure",
@@ -42,6 +44,7 @@ __all__ = [
     "CaptureError",
     "NotCompiled",
     "NotSliceable",
+    "OutOfMemory",
     "OverBudget",
     "Plan",
     "SicompilerError",

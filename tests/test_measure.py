@@ -33,6 +33,17 @@ def test_known_allocations() -> None:
     assert peak.method == "allocator events of torch.profiler"
 
 
+def test_the_release_of_older_tensors_is_followed_where_asked_for() -> None:
+    """As when a pipeline casts weights: the new ones must not count on top of the old."""
+    for older, grown in (((), 3), (("weight",), 2)):
+        layer = torch.nn.Linear(KIB, KIB, bias=False)
+        with measure_peak("cpu", older=[getattr(layer, name) for name in older]) as peak:
+            layer.to(torch.float64)  # 8 MiB, then the 4 MiB of float32 go
+            later = _block(4 * MIB)
+        assert peak.bytes == grown * 4 * MIB
+        assert later.numel()
+
+
 def test_nothing_allocated() -> None:
     with measure_peak("cpu") as peak:
         pass

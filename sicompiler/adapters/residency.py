@@ -52,9 +52,10 @@ class Residency:
 
     def bring(self, part: torch.nn.Module) -> None:
         """Move a component back to where it was."""
-        home = self.away.pop(id(part), None)
+        home = self.away.get(id(part))
         if home is not None:
             self.move(part, home)
+            del self.away[id(part)]  # not before: where a move fails half way, the next call goes on with it
 
     def move(self, part: torch.nn.Module, device: torch.device) -> None:
         """Move all weights of a component."""
