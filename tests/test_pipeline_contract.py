@@ -14,19 +14,9 @@ import torch
 from torch import nn
 
 import sicompiler
-from tests.mini_pipeline import MiniPipeline, MiniText, MiniUNet, mini, picture
+from tests.mini_pipeline import MiniPipeline, MiniText, MiniUNet, calls, close, mini, picture
 
 ROOMY = "2MiB"
-
-
-def calls(pipe: Any, component: str) -> int:
-    """How often a component ran by a plan."""
-    rows = sicompiler.report(pipe).phases
-    return sum(row.calls for row in rows if row.component == component and row.predicted_peak_bytes is not None)
-
-
-def close(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return bool((a - b).abs().max() <= 1e-12)
 
 
 def floor_of(pipe: Any, **call: Any) -> int:

@@ -37,7 +37,8 @@ class OutOfMemory(SicompilerError, torch.OutOfMemoryError):
             )
         super().__init__(
             f"out of memory on {plan.device} while {plan.model} ran by its plan. The plan predicted a peak of "
-            f"{format_bytes(plan.predicted_peak_bytes)} within a budget of {format_bytes(plan.budget_bytes)}; {counted}. "
+            f"{format_bytes(plan.predicted_peak_bytes)} within a budget of {format_bytes(plan.budget_bytes)}; "
+            f"{counted}. "
             "Is the device shared, or the budget above what is free on it? Everything the run had taken is given back: "
             "free memory or compile again with a smaller budget "
             f"(the floor is {format_bytes(plan.floor_bytes)}), and call again. torch says: {reason}"
