@@ -184,6 +184,19 @@ def test_a_component_that_is_added_is_taken_over() -> None:
     assert close(pipe(picture()), after)
 
 
+def test_a_component_that_is_dropped_is_forgotten() -> None:
+    """As unload_ip_adapter drops the image encoder; nobody else may hold it."""
+    pipe = mini(image_encoder=MiniText())
+    sicompiler.compile_for_budget(pipe, ROOMY)
+    pipe(picture())
+    pipe.image_encoder = None
+    found = sicompiler.verify(pipe, ((picture(),), {}))
+    assert found.fits, str(found)
+    assert found.max_rel_error <= 1e-12
+    assert "image_encoder" not in {row.component for row in found.phases}
+    sicompiler.release(pipe)
+
+
 class Adapted(nn.Module):
     """What a LoRA makes of a convolution."""
 

@@ -122,17 +122,23 @@ class PipelineState:
             return
         roles = set(roles_of(pipe))
         for role in [r for r in self.components if r not in roles]:
-            self.components.pop(role).uninstall()
+            self._drop(self.components.pop(role))
         for role in roles:
             state = self.components.get(role)
             model = getattr(pipe, role.component)
-            if state is None or state._model() is not model:
+            if state is None or not state.alive or state.model is not model:
                 log.warning("%s: %s is new, it is taken over", self.name, role.label)
-                if state is not None and state._model() is not None:
-                    state.uninstall()
+                if state is not None:
+                    self._drop(state)
                 self._install(pipe, role)
             elif not state.installed:
                 self._renew(state)
+
+    def _drop(self, state: ComponentState) -> None:
+        """Give a component back as it was, if there is still somebody who has it."""
+        if state.alive:
+            state.uninstall()
+            self.residency.bring(state.model)
 
     def _renew(self, state: ComponentState) -> None:
         """Patch a component again where its own method came back; never over somebody else's patch."""
@@ -184,7 +190,7 @@ class PipelineState:
     def untouched(self) -> Iterator[None]:
         """A context in which the pipeline runs as it would without us."""
         self._resting = True
-        states = [s for s in self.components.values() if s.installed]
+        states = [s for s in self.components.values() if s.alive and s.installed]
         for state in states:
             state.uninstall()
         try:
@@ -197,10 +203,7 @@ class PipelineState:
     def release(self) -> None:
         """Undo `take_over` exactly."""
         for state in self.components.values():
-            model = state._model()
-            if model is not None:
-                state.uninstall()
-                self.residency.bring(model)
+            self._drop(state)
         pipe = self.pipe
         if pipe is not None:
             for part in modules_of(pipe).values():
