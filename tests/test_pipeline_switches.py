@@ -10,11 +10,18 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, EulerAncestralDiscreteScheduler, UniPCMultistepScheduler
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    FirstBlockCacheConfig,
+    PyramidAttentionBroadcastConfig,
+    UniPCMultistepScheduler,
+)
 from diffusers.loaders import PeftAdapterMixin
 
 import sicompiler
 from tests.mini_pipeline import MiniPipeline, MiniUNet, calls, close, mini, picture
+from tests.pipeline_parts import denoiser
 
 ROOMY = "2MiB"
 Switch = Callable[[Any], Any]
@@ -157,4 +164,37 @@ def test_sequential_offload_is_refused_with_advice(before: bool) -> None:
         pipe(picture())
     pipe.enable_sequential_cpu_offload(device="cpu")
     with pytest.raises(sicompiler.BadInput, match=advice):
+        sicompiler.compile_for_budget(pipe, ROOMY) if before else pipe(picture())
+
+
+def _pyramid(model: Any) -> None:
+    skip = {"spatial_attention_block_skip_range": 2, "spatial_attention_timestep_skip_range": (100, 800)}
+    model.enable_cache(PyramidAttentionBroadcastConfig(**skip, current_timestep_callback=lambda: 500))
+
+
+def _first_block(model: Any) -> None:
+    model.enable_cache(FirstBlockCacheConfig(threshold=0.1))
+
+
+def _groups(model: Any) -> None:
+    model.enable_group_offload(torch.device("cpu"), offload_type="leaf_level")
+
+
+def _layerwise(model: Any) -> None:
+    model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float64)
+
+
+@pytest.mark.parametrize("before", [True, False], ids=["before compiling", "after compiling"])
+@pytest.mark.parametrize(
+    ("switch", "name"),
+    [(_pyramid, "pyramid"), (_first_block, "fbc"), (_groups, "group_offload"), (_layerwise, "layerwise_casting")],
+    ids=["pyramid attention", "first block cache", "group offload", "layerwise casting"],
+)
+def test_what_keeps_state_or_moves_weights_inside_a_call_is_refused(switch: Any, name: str, before: bool) -> None:
+    """The hooks of diffusers: a graph that was traced once would go past them."""
+    pipe = mini(unet=denoiser("wan2.1-1.3b", torch.float64))
+    if not before:
+        sicompiler.compile_for_budget(pipe, ROOMY)
+    switch(pipe.unet)
+    with pytest.raises(sicompiler.BadInput, match=rf"hooks are registered on .*unet.*{name}.*disable them before"):
         sicompiler.compile_for_budget(pipe, ROOMY) if before else pipe(picture())

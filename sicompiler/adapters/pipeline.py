@@ -15,7 +15,15 @@ from sicompiler.adapters.component import ComponentState
 from sicompiler.adapters.held import ATTRIBUTE, Reserved, reserved, weights_of
 from sicompiler.adapters.outputs import register_outputs
 from sicompiler.adapters.residency import Residency
-from sicompiler.adapters.roles import Phase, Role, check_pipeline, modules_of, pipeline_class, roles_of
+from sicompiler.adapters.roles import (
+    Phase,
+    Role,
+    check_component,
+    check_pipeline,
+    modules_of,
+    pipeline_class,
+    roles_of,
+)
 from sicompiler.adapters.verify import PipelineVerification, compare_components, compare_runs
 from sicompiler.compiler import Progress
 from sicompiler.errors import BadInput, NotCompiled
@@ -142,6 +150,7 @@ class PipelineState:
 
     def _renew(self, state: ComponentState) -> None:
         """Patch a component again where its own method came back; never over somebody else's patch."""
+        check_component(state.role.label, state.model)  # who put a hook there is told about hooks
         owner, found = installed_state(state.model, state.method), state.model.__dict__.get(state.slot)
         if owner is not None and owner is not state:
             what = "was compiled again, with another budget"
