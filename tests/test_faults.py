@@ -28,7 +28,7 @@ def tensors(found: Any) -> list[torch.Tensor]:
 class Fault(TorchDispatchMode):
     """Counts operators and remembers what they allocate; raises after one of them."""
 
-    def __init__(self, at: int, raises: Callable[[], Any]) -> None:
+    def __init__(self, at: int, raises: Callable[[Any], Any]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.at, self.raises, self.seen = at, raises, 0
         self.made: list[weakref.ref[torch.Tensor]] = []
@@ -39,7 +39,7 @@ class Fault(TorchDispatchMode):
         self.made += [weakref.ref(x) for x in tensors(result) if x.untyped_storage()._cdata not in before]
         self.seen += 1
         if self.seen == self.at:
-            self.raises()
+            self.raises(result)
         return result
 
 
@@ -62,21 +62,22 @@ def faulty(pipe: Any, component: str, fault: Fault) -> Iterator[None]:
         yield
 
 
-def fail() -> None:
+def fail(held: Any) -> None:
     raise ValueError("in the middle")
 
 
-def run_out() -> None:
+def run_out(held: Any) -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
 
 
-def run_out_on_the_cpu() -> None:
+def run_out_on_the_cpu(held: Any) -> None:
     torch.empty(2**60, dtype=torch.uint8)
 
 
-def fail_while_handling() -> None:
+def fail_while_handling(held: Any) -> None:
+    """The frame of the first failure is in the traceback of the exception that this one came from, and nowhere else."""
     try:
-        fail()
+        fail(held)
     except ValueError as error:
         raise KeyError("while handling") from error
 
