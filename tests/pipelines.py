@@ -181,7 +181,7 @@ PIPELINES: Mapping[str, tuple[Callable[[torch.dtype], Any], Call]] = MappingProx
             cogvideox_image,
             lambda dtype: {**wan_call(dtype), "num_frames": 9, "image": image(48, 32)},
         ),
-        "WanPipeline": (wan, wan_call),
+        "WanPipeline": (wan, lambda dtype: {**wan_call(dtype), "num_frames": 6}),  # it makes 5 of them, and says so
         "WanPipeline, two transformers": (wan_two, wan_call),
         "WanImageToVideoPipeline": (wan_image, wan_image_call),
         "LTXPipeline": (ltx, lambda dtype: {**wan_call(dtype), "width": 64, "num_frames": 9}),
