@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import sicompiler
 from sicompiler.adapters.pipeline import pipeline_state
 from sicompiler.runtime.compiled import Compiled
-from sicompiler.units import format_bytes
+from sicompiler.units import MIB, format_bytes
 from tests.mini_pipeline import close, mini, picture
 
 COMPONENTS = ("text_encoder", "vae.encode", "unet", "vae.decode")
@@ -134,13 +135,24 @@ def test_running_out_of_memory_is_told_with_the_plan_and_what_was_held(tight: An
         "out of memory on cpu while MiniUNet ran by its plan",
         f"predicted a peak of {format_bytes(plan.predicted_peak_bytes)}",
         f"within a budget of {format_bytes(plan.budget_bytes)}",
-        f"{format_bytes(error.held_bytes)} of it were held when it failed",
+        f"the run held {format_bytes(error.held_bytes)} when it failed",
         "Tried to allocate 20.00 MiB",
         "compile again with a smaller budget",
     ):
         assert words in str(error)
     assert [made() for made in fault.made if made() is not None] == []
     assert close(pipe(picture()), reference)
+
+
+def test_on_an_accelerator_its_allocator_tells_the_peak(tight: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = dataclasses.replace(sicompiler.report(tight[0]).components["unet"].plans[-1], device="cuda")
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 5 * MIB)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 7 * MIB)
+    error = sicompiler.OutOfMemory(plan, 3 * MIB, "CUDA out of memory.")
+    assert error.measured_peak_bytes == 7 * MIB
+    assert "the run held 3 MiB when it failed, all that torch has there 5 MiB (measured peak so far: 7 MiB)" in str(
+        error
+    )
 
 
 def test_the_cpu_running_out_of_memory_is_told_alike(tight: Any) -> None:

@@ -28,12 +28,12 @@ class OutOfMemory(SicompilerError, torch.OutOfMemoryError):
 
     def __init__(self, plan: Plan, held_bytes: int, reason: str) -> None:
         self.plan, self.held_bytes, self.measured_peak_bytes = plan, held_bytes, held_bytes
-        counted = f"{format_bytes(held_bytes)} of it were held when it failed"
+        counted = f"the run held {format_bytes(held_bytes)} when it failed"
         if plan.device == "cuda":
             self.measured_peak_bytes = torch.cuda.max_memory_allocated()
             counted += (
-                f", {format_bytes(torch.cuda.memory_allocated())} by all that torch runs there "
-                f"(measured peak so far {format_bytes(self.measured_peak_bytes)})"
+                f", all that torch has there {format_bytes(torch.cuda.memory_allocated())} "
+                f"(measured peak so far: {format_bytes(self.measured_peak_bytes)})"
             )
         super().__init__(
             f"out of memory on {plan.device} while {plan.model} ran by its plan. The plan predicted a peak of "
