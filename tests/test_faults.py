@@ -119,6 +119,29 @@ def test_wherever_a_run_fails_its_buffers_go_and_the_next_call_is_right(tight: A
     assert found.fits, str(found)
 
 
+def test_what_the_caller_was_handling_keeps_its_frames(tight: Any) -> None:
+    """Somebody may call again while an earlier error of theirs is still to be looked at."""
+
+    def earlier() -> None:
+        kept = "to be looked at"
+        raise LookupError(kept)
+
+    def again() -> None:
+        try:
+            earlier()
+        except LookupError as error:
+            before.append(error)
+            tight[0](picture())
+
+    before: list[LookupError] = []
+    with faulty(tight[0], "unet", Fault(400, fail)), pytest.raises(ValueError, match="in the middle"):
+        again()
+    trace = before[0].__traceback__
+    assert trace is not None
+    assert trace.tb_next is not None
+    assert trace.tb_next.tb_frame.f_locals == {"kept": "to be looked at"}
+
+
 def test_running_out_of_memory_is_told_with_the_plan_and_what_was_held(tight: Any) -> None:
     pipe, reference = tight
     plan = sicompiler.report(pipe).components["unet"].plans[-1]

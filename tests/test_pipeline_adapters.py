@@ -99,6 +99,7 @@ OTHERS: tuple[Switch, ...] = (
     ("queries, keys and values in one", lambda pipe: pipe.unet.fuse_qkv_projections(), {}),
     ("and apart", lambda pipe: pipe.unet.unfuse_qkv_projections(), {}),
     ("without guidance", lambda pipe: None, {"guidance_scale": 1.0}),
+    ("frames decoded one by one", lambda pipe: pipe.vae.enable_slicing(), {"output_type": "pt"}),
 )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 import types
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,10 +47,11 @@ class Compiled:
         # at::matmul copies a strided operand beside a factor that requires a gradient, even where none is recorded.
         values = [v.detach() if isinstance(v, torch.Tensor) else v for v in self.program.arguments(model, inputs)]
         check_no_autocast(values)
+        handled = sys.exception()
         try:
             return self._results(values)
         except BaseException as error:
-            found = settle(error, values, self.plan)
+            found = settle(error, handled, values, self.plan)
             if found is error:
                 raise
             raise found from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
@@ -45,23 +45,25 @@ class OutOfMemory(SicompilerError, torch.OutOfMemoryError):
         )
 
 
-def settle(error: BaseException, values: list[Any], plan: Plan) -> BaseException:
+def settle(error: BaseException, handled: BaseException | None, values: list[Any], plan: Plan) -> BaseException:
     """Give back what a failed run holds, however long its exception is kept.
 
     Args:
         error: caught in the function that started the run.
+        handled: what the caller was handling when it started the run: its frames are none of ours.
         values: what the run was given; emptied.
         plan: what was carried out.
 
     Returns:
         What to raise: the error itself, or `OutOfMemory` in its place.
     """
+    chain = list(_chain(error, handled))
     ran_out = isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and CPU_OUT_OF_MEMORY in str(error)
     )
-    held = _held_bytes(error, values, plan.device) if ran_out and not isinstance(error, OutOfMemory) else None
+    held = _held_bytes(chain, values, plan.device) if ran_out and not isinstance(error, OutOfMemory) else None
     values.clear()
-    for each in _chain(error):
+    for each in chain:
         traceback.clear_frames(each.__traceback__)
     return error if held is None else OutOfMemory(plan, held, str(error).splitlines()[0])
 
@@ -75,19 +77,19 @@ def locals_of(frame: FrameType) -> Mapping[str, Any]:
     return names
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception and those it came from, whose frames hold buffers too."""
+def _chain(error: BaseException | None, handled: BaseException | None) -> Iterator[BaseException]:
+    """An exception and those it came from, whose frames hold buffers too, up to what was there before the run."""
     seen: set[int] = set()
-    while error is not None and id(error) not in seen:
+    while error is not None and error is not handled and id(error) not in seen:
         seen.add(id(error))
         yield error
         error = error.__cause__ or error.__context__
 
 
-def _held_bytes(error: BaseException, values: list[Any], device: str) -> int:
+def _held_bytes(chain: Sequence[BaseException], values: list[Any], device: str) -> int:
     """Storages in the local variables of the functions that failed."""
     found = list(values)
-    for each in _chain(error):
+    for each in chain:
         for frame, _ in traceback.walk_tb(each.__traceback__):
             for value in locals_of(frame).values():
                 found += value if isinstance(value, (list, tuple)) else (value,)
