@@ -26,9 +26,11 @@ from sicompiler.errors import (
 if TYPE_CHECKING:
     from sicompiler.api import compile_for_budget, release, report, supported_pipelines, verify
     from sicompiler.plan import Plan
+    from sicompiler.runtime.faults import OutOfMemory
     from sicompiler.runtime.measure import measure_peak
 
 _LAZY = {
+    "OutOfMemory": "sicompiler.runtime.faults",
     "Plan": "sicompiler.plan",
     "compile_for_budget": "sicompiler.api",
     "measure_peak": "sicompiler.runtime.measure",
@@ -44,6 +46,7 @@ __all__ = [
     "FarMemoryError",
     "NotCompiled",
     "NotSliceable",
+    "OutOfMemory",
     "OverBudget",
     "Plan",
     "SicompilerError",

@@ -12,6 +12,8 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import nn
 
+import sicompiler
+
 WIDTH = 8
 
 
@@ -97,6 +99,10 @@ class MiniPipeline(DiffusionPipeline):  # type: ignore[misc]
             text_encoder=text_encoder, unet=unet, vae=vae, scheduler=scheduler, image_encoder=image_encoder
         )
 
+    @property
+    def interrupt(self) -> bool:
+        return self._interrupt
+
     def check_inputs(self, image: torch.Tensor) -> None:
         if image.ndim != 4:
             raise ValueError("image must have 4 dims")
@@ -111,6 +117,7 @@ class MiniPipeline(DiffusionPipeline):  # type: ignore[misc]
         callback_on_step_end: Callback | None = None,
     ) -> torch.Tensor:
         self.check_inputs(image)
+        self._interrupt = False
         ids = torch.arange(6, device=self._execution_device).reshape(2, 3)
         prompt = self.text_encoder(ids)
         if self.image_encoder is not None:
@@ -120,6 +127,8 @@ class MiniPipeline(DiffusionPipeline):  # type: ignore[misc]
         self.scheduler.set_timesteps(steps)
         kept = []  # what a pipeline holds beside the inputs of its components
         for step, t in enumerate(self.progress_bar(self.scheduler.timesteps)):
+            if self.interrupt:
+                continue
             both = torch.cat([latents] * 2).to(self.unet.dtype)
             found = self.unet(both, t, encoder_hidden_states=prompt, return_dict=return_dict)
             noise = found.sample if return_dict else found[0]
@@ -150,3 +159,14 @@ def mini(dtype: torch.dtype = torch.float64, **changes: Any) -> Any:
 def picture(size: int = 24, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     """An image to start from."""
     return torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(1), dtype=dtype)
+
+
+def calls(pipe: Any, component: str) -> int:
+    """How often a component ran by a plan."""
+    rows = sicompiler.report(pipe).phases
+    return sum(row.calls for row in rows if row.component == component and row.predicted_peak_bytes is not None)
+
+
+def close(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal but for roundings of float64."""
+    return bool((a - b).abs().max() <= 1e-12)

@@ -33,6 +33,18 @@ def test_known_allocations() -> None:
     assert peak.method == "allocator events of torch.profiler"
 
 
+def test_the_release_of_older_tensors_is_followed_where_asked_for() -> None:
+    """As when a pipeline casts weights: the new ones must not count on top of the old."""
+    for older, peak_bytes in (((), 12 * MIB), (("weight",), 10 * MIB)):
+        layer = torch.nn.Linear(KIB, KIB, bias=False)
+        with measure_peak("cpu", older=[getattr(layer, name) for name in older]) as peak:
+            _block(10 * MIB)  # beside the old weight, which does not count down before it goes
+            layer.to(torch.float64)  # 8 MiB, then the 4 MiB of float32 go
+            later = _block(4 * MIB)
+        assert peak.bytes == peak_bytes
+        assert later.numel()
+
+
 def test_nothing_allocated() -> None:
     with measure_peak("cpu") as peak:
         pass

@@ -14,19 +14,9 @@ import torch
 from torch import nn
 
 import sicompiler
-from tests.mini_pipeline import MiniPipeline, MiniText, MiniUNet, mini, picture
+from tests.mini_pipeline import MiniPipeline, MiniText, MiniUNet, calls, close, mini, picture
 
 ROOMY = "2MiB"
-
-
-def calls(pipe: Any, component: str) -> int:
-    """How often a component ran by a plan."""
-    rows = sicompiler.report(pipe).phases
-    return sum(row.calls for row in rows if row.component == component and row.predicted_peak_bytes is not None)
-
-
-def close(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return bool((a - b).abs().max() <= 1e-12)
 
 
 def floor_of(pipe: Any, **call: Any) -> int:
@@ -192,6 +182,19 @@ def test_a_component_that_is_added_is_taken_over() -> None:
     assert calls(pipe, "image_encoder") == 1
     sicompiler.release(pipe)
     assert close(pipe(picture()), after)
+
+
+def test_a_component_that_is_dropped_is_forgotten() -> None:
+    """As unload_ip_adapter drops the image encoder; nobody else may hold it."""
+    pipe = mini(image_encoder=MiniText())
+    sicompiler.compile_for_budget(pipe, ROOMY)
+    pipe(picture())
+    pipe.image_encoder = None
+    found = sicompiler.verify(pipe, ((picture(),), {}))
+    assert found.fits, str(found)
+    assert found.max_rel_error <= 1e-12
+    assert "image_encoder" not in {row.component for row in found.phases}
+    sicompiler.release(pipe)
 
 
 class Adapted(nn.Module):

@@ -13,13 +13,9 @@ import pytest
 import torch
 
 import sicompiler
-from tests.mini_pipeline import MiniPipeline, MiniText, MiniUNet, MiniVae, mini, picture
+from tests.mini_pipeline import MiniPipeline, MiniText, MiniUNet, MiniVae, close, mini, picture
 
 ROOMY = "2MiB"
-
-
-def close(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return bool((a - b).abs().max() <= 1e-12)
 
 
 def test_an_encoder_that_cannot_be_captured_runs_untouched_and_is_reported(caplog: pytest.LogCaptureFixture) -> None:

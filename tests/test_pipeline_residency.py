@@ -118,3 +118,22 @@ def test_below_every_move_is_over_budget_and_names_what_is_left(floor_bytes: int
     with pytest.raises(sicompiler.OverBudget, match="denoise: unet needs") as caught:
         pipe(picture())
     assert "of other weights" not in str(caught.value)
+
+
+def test_a_move_that_fails_is_made_by_the_next_call(floor_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when the device is full of somebody else's tensors just then."""
+    pipe = mini()
+    reference = pipe(picture())
+    aside = compiled(pipe, floor_bytes - 2000)
+    pipe(picture())
+
+    def full(self: Aside, part: nn.Module, device: torch.device, far: Collection[str]) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(Aside, "fetch", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        pipe(picture())
+    monkeypatch.undo()
+    assert bool((pipe(picture()) - reference).abs().max() <= 1e-12)
+    sicompiler.release(pipe)
+    assert aside.data == {}

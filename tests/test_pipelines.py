@@ -6,10 +6,13 @@ steps in float32 whatever their dtype. So frames in [0, 1] may differ by a few r
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
 import sicompiler
+from tests.pipeline_parts import quiet
 from tests.pipelines import PIPELINES, run
 
 TOLERANCE = 4e-6
@@ -27,7 +30,7 @@ def test_a_pipeline_gives_the_same_frames_within_three_budgets(name: str) -> Non
     assert float((torch.as_tensor(run(pipe, call)) - frames).abs().max()) <= TOLERANCE
     report = sicompiler.report(pipe)
     low, high = report.floor_bytes, report.predicted_peak_bytes
-    row = next(row for row in sicompiler.supported_pipelines() if row.name == name)
+    row = next(row for row in sicompiler.supported_pipelines() if row.label == name)
     planned = {r.component for r in report.phases if not r.note}
     assert planned >= set(row.tested)
     assert planned | {r.component for r in report.phases if r.note} == {*row.tested, *row.untouched}
@@ -45,14 +48,20 @@ def test_a_pipeline_gives_the_same_frames_within_three_budgets(name: str) -> Non
 
 def test_every_supported_pipeline_is_tested_here() -> None:
     rows = sicompiler.supported_pipelines()
-    assert {row.name for row in rows} == set(PIPELINES)
+    assert {row.label for row in rows} == set(PIPELINES)
+    assert len({row.label for row in rows}) == len(rows)
     assert all(row.tested for row in rows)
 
 
-def test_svd_upcasts_its_vae_for_encoding_and_inspects_its_forward() -> None:
+@pytest.mark.slow
+def test_svd_loaded_in_half_precision_upcasts_its_vae_and_inspects_its_forward(tmp_path: Path) -> None:
     """float16 weights are encoded in float32 (`force_upcast`), decoded in float16, with `num_frames` by inspection."""
+    from diffusers import StableVideoDiffusionPipeline
+
     make, inputs = PIPELINES["StableVideoDiffusionPipeline"]
-    pipe, call = make(torch.float16), inputs(torch.float16)
+    make(torch.float32).save_pretrained(tmp_path / "saved")
+    pipe = quiet(StableVideoDiffusionPipeline.from_pretrained(tmp_path / "saved", torch_dtype=torch.float16))
+    call = inputs(torch.float16)
     frames = torch.as_tensor(run(pipe, call))
     sicompiler.compile_for_budget(pipe, 1)
     ours = torch.as_tensor(run(pipe, call))
@@ -61,3 +70,12 @@ def test_svd_upcasts_its_vae_for_encoding_and_inspects_its_forward() -> None:
     assert plans["vae.encode"].dtype == "float32"
     assert plans["vae.decode"].dtype == "float16"
     assert plans["vae.encode"].weights_bytes == 2 * plans["vae.decode"].weights_bytes
+    assert pipe.vae.dtype == torch.float16
+    low = sicompiler.report(pipe).floor_bytes
+    sicompiler.compile_for_budget(pipe, f"{low}B")
+    found = sicompiler.verify(pipe, ((), {**call, "generator": torch.Generator().manual_seed(0)}))
+    assert found.fits, str(found)
+    assert found.max_abs_error <= 2e-2
+    pipe.save_pretrained(tmp_path / "again")
+    again = StableVideoDiffusionPipeline.from_pretrained(tmp_path / "again", torch_dtype=torch.float16)
+    assert torch.equal(torch.as_tensor(run(quiet(again), call)), frames)

@@ -76,6 +76,11 @@ class ComponentState(State):
         self.untouched_because = ""  # why it can't be captured, once that has been tried
         self.reserved = Reserved()  # by the rest of the pipeline, in the newest call
 
+    @property
+    def alive(self) -> bool:
+        """Whether the component still exists: a pipeline may have dropped it, as it does when it unloads an adapter."""
+        return self._model() is not None
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the component by its plan, within what is left of the budget now."""
         check_inference(args, kwargs)

@@ -18,6 +18,7 @@ import torch.utils._pytree as pytree
 
 from sicompiler.adapters.roles import modules_of, pipeline_class
 from sicompiler.ops import is_far
+from sicompiler.runtime.faults import locals_of
 from sicompiler.runtime.placement import streams
 
 UNSEEN_BYTES = 2**12  # numbers and small tables, of kernels and in closures, where nobody looks
@@ -110,20 +111,12 @@ def _calling() -> tuple[Any, list[list[Any]]]:
     while frame is not None and base is not None:
         ours = frame.f_globals.get("__name__", "").startswith(_OURS)  # these hold plans and the inputs of the call
         if frame.f_code.co_flags & inspect.CO_OPTIMIZED and not ours:  # a function; locals of a module are its globals
-            names = _locals(frame)
+            names = locals_of(frame)
             frames.append(list(names.values()))
             if isinstance(names.get("self"), base):
                 found, upto = names["self"], len(frames)
         frame = frame.f_back
     return found, frames[:upto]
-
-
-def _locals(frame: FrameType) -> Mapping[str, Any]:
-    names = dict(frame.f_locals)
-    if sys.version_info < (3, 13):
-        # f_locals is a snapshot that the frame keeps: left alone it would keep alive what the function lets go of.
-        frame.f_locals.clear()
-    return names
 
 
 def _tensors(values: Iterable[Any], depth: int = _DEPTH) -> Iterator[torch.Tensor]:

@@ -15,7 +15,15 @@ from sicompiler.adapters.component import ComponentState
 from sicompiler.adapters.held import ATTRIBUTE, Reserved, reserved, weights_of
 from sicompiler.adapters.outputs import register_outputs
 from sicompiler.adapters.residency import Residency
-from sicompiler.adapters.roles import Phase, Role, check_pipeline, modules_of, pipeline_class, roles_of
+from sicompiler.adapters.roles import (
+    Phase,
+    Role,
+    check_component,
+    check_pipeline,
+    modules_of,
+    pipeline_class,
+    roles_of,
+)
 from sicompiler.adapters.verify import PipelineVerification, compare_components, compare_runs
 from sicompiler.compiler import FarMemory
 from sicompiler.errors import BadInput, NotCompiled
@@ -128,20 +136,27 @@ class PipelineState:
             return
         roles = set(roles_of(pipe))
         for role in [r for r in self.components if r not in roles]:
-            self.components.pop(role).uninstall()
+            self._drop(self.components.pop(role))
         for role in roles:
             state = self.components.get(role)
             model = getattr(pipe, role.component)
-            if state is None or state._model() is not model:
+            if state is None or not state.alive or state.model is not model:
                 log.warning("%s: %s is new, it is taken over", self.name, role.label)
-                if state is not None and state._model() is not None:
-                    state.uninstall()
+                if state is not None:
+                    self._drop(state)
                 self._install(pipe, role)
             elif not state.installed:
                 self._renew(state)
 
+    def _drop(self, state: ComponentState) -> None:
+        """Give a component back as it was, if there is still somebody who has it."""
+        if state.alive:
+            state.uninstall()
+            self.residency.bring(state.model)
+
     def _renew(self, state: ComponentState) -> None:
         """Patch a component again where its own method came back; never over somebody else's patch."""
+        check_component(state.role.label, state.model)  # who put a hook there is told about hooks
         owner, found = installed_state(state.model, state.method), state.model.__dict__.get(state.slot)
         if owner is not None and owner is not state:
             what = "was compiled again, with another budget"
@@ -199,7 +214,7 @@ class PipelineState:
         self._resting = True
         for part in modules_of(self.pipe).values():
             self.residency.bring(part)
-        states = [s for s in self.components.values() if s.installed]
+        states = [s for s in self.components.values() if s.alive and s.installed]
         for state in states:
             state.uninstall()
         try:
@@ -212,10 +227,7 @@ class PipelineState:
     def release(self) -> None:
         """Undo `take_over` exactly."""
         for state in self.components.values():
-            model = state._model()
-            if model is not None:
-                state.uninstall()
-                self.residency.bring(model)
+            self._drop(state)
         pipe = self.pipe
         if pipe is not None:
             for part in modules_of(pipe).values():

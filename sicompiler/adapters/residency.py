@@ -64,9 +64,10 @@ class Residency:
             part: the component.
             far: names of the weights that its plan streams: these go to far memory.
         """
-        home = self.away.pop(id(part), None)
+        home = self.away.get(id(part))
         if home is not None:
             self.fetch(part, home, far)
+            del self.away[id(part)]  # not before: where a move fails half way, the next call goes on with it
 
     def send(self, part: torch.nn.Module, device: torch.device) -> None:
         """Move all weights of a component away from a device."""

@@ -14,21 +14,48 @@ class SupportedPipeline:
         tested: the methods that were compiled in that test.
         untouched: encoders that may run as they are: a cache among their outputs is captured only where something else
             in the process has told torch about its class.
+        variant: what sets it apart from another row of the same class.
+        note: what the test had to do for the stock pipeline to run at all.
     """
 
     name: str
     tested: tuple[str, ...]
     untouched: tuple[str, ...] = ()
+    variant: str = ""
+    note: str = ""
+
+    @property
+    def label(self) -> str:
+        """Unlike that of any other row: the class, and the variant where there is one."""
+        return ", ".join(filter(None, (self.name, self.variant)))
 
 
+_ANIMATEDIFF = ("text_encoder", "unet", "vae.decode")
+_TRANSFORMER = ("text_encoder", "transformer", "vae.decode")
 _ROWS = (
-    SupportedPipeline("AnimateDiffPipeline", ("text_encoder", "unet", "vae.decode")),
-    SupportedPipeline("CogVideoXPipeline", ("text_encoder", "transformer", "vae.decode")),
+    SupportedPipeline("AnimateDiffControlNetPipeline", (*_ANIMATEDIFF, "controlnet")),
+    SupportedPipeline("AnimateDiffPipeline", _ANIMATEDIFF),
+    SupportedPipeline("AnimateDiffVideoToVideoPipeline", (*_ANIMATEDIFF, "vae.encode")),
+    SupportedPipeline("CogVideoXImageToVideoPipeline", (*_TRANSFORMER, "vae.encode")),
+    SupportedPipeline("CogVideoXPipeline", _TRANSFORMER),
     SupportedPipeline("HunyuanVideoPipeline", ("text_encoder_2", "transformer", "vae.decode"), ("text_encoder",)),
-    SupportedPipeline("LTXPipeline", ("text_encoder", "transformer", "vae.decode")),
+    SupportedPipeline(
+        "I2VGenXLPipeline",
+        ("text_encoder", "image_encoder", "vae.encode", "unet", "vae.decode"),
+        note="with transformers 5 the stock pipeline fails on any text encoder: it reads CLIPTextModel.text_model, "
+        "which is gone; tested with a text encoder that has the attribute",
+    ),
+    SupportedPipeline("LTXPipeline", _TRANSFORMER),
+    SupportedPipeline("MochiPipeline", _TRANSFORMER),
     SupportedPipeline("StableVideoDiffusionPipeline", ("image_encoder", "vae.encode", "unet", "vae.decode")),
-    SupportedPipeline("TextToVideoSDPipeline", ("text_encoder", "unet", "vae.decode")),
-    SupportedPipeline("WanPipeline", ("text_encoder", "transformer", "vae.decode")),
+    SupportedPipeline("TextToVideoSDPipeline", _ANIMATEDIFF),
+    SupportedPipeline(
+        "WanImageToVideoPipeline",
+        ("image_encoder", "vae.encode", "transformer", "vae.decode"),
+        note="the prompt given as embeddings, as the stock pipeline fails on words where ftfy is not installed",
+    ),
+    SupportedPipeline("WanPipeline", _TRANSFORMER),
+    SupportedPipeline("WanPipeline", (*_TRANSFORMER, "transformer_2"), variant="two transformers"),
 )
 
 

@@ -173,7 +173,7 @@ def group_stats(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -
     channels = math.prod(x.shape[:2])
     rest = x.numel // max(channels, 1)
     if x.numel <= groupnorm.PIECE:
-        return x.numel * size
+        return x.numel * size + 32 * (results[0].numel // 3)  # mean, sum of squares and count of each group
     few = 128 * channels * (1 + rest // groupnorm.FUSED_ROW)
     if x.dtype in HALF and x.is_contiguous:
         return few

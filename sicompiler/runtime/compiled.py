@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import traceback
+import sys
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +13,8 @@ import torch.utils._pytree as pytree
 from sicompiler.capture import Program, check_no_autocast, flatten_inputs
 from sicompiler.errors import BadInput
 from sicompiler.plan import Plan
+from sicompiler.runtime.faults import settle
 from sicompiler.runtime.noticed import Noticed
-from sicompiler.units import format_bytes
 
 
 @dataclass(frozen=True)
@@ -41,23 +41,24 @@ class Compiled:
 
         Raises:
             BadInput: called under `torch.autocast`.
+            OutOfMemory: the device had less left than the plan needs.
         """
         # at::matmul copies a strided operand beside a factor that requires a gradient, even where none is recorded.
         values = [v.detach() if isinstance(v, torch.Tensor) else v for v in self.program.arguments(model, inputs)]
         check_no_autocast(values)
+        handled = sys.exception()
         try:
-            with torch.no_grad():
-                flat = self.program.graph_module(*values)
+            return self._results(values)
         except BaseException as error:
-            values.clear()
-            if error.__traceback__ is not None:
-                traceback.clear_frames(error.__traceback__)  # they would keep the buffers of the run alive
-            if isinstance(error, torch.OutOfMemoryError):
-                error.add_note(
-                    f"sicompiler: the plan predicted a peak of {format_bytes(self.plan.predicted_peak_bytes)} within "
-                    f"{format_bytes(self.plan.budget_bytes)}; is the device shared, or the budget above what is free?"
-                )
-            raise
+            found = settle(error, handled, values, self.plan)
+            if found is error:
+                raise
+            raise found from error
+
+    def _results(self, values: Sequence[Any]) -> Any:
+        """What the graph gives, as the model would return it: in a function of its own, whose frame can be cleared."""
+        with torch.no_grad():
+            flat = self.program.graph_module.forward(*values)  # past fx's wrapper, which prints errors
         return pytree.tree_unflatten(list(flat), self.program.out_spec)
 
 

@@ -12,9 +12,13 @@ counts by itself.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import os
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -63,7 +67,7 @@ class Peak:
 
 
 @contextmanager
-def measure_peak(device: torch.device | str | None = None) -> Iterator[Peak]:
+def measure_peak(device: torch.device | str | None = None, *, older: Iterable[torch.Tensor] = ()) -> Iterator[Peak]:
     """Measure the peak of allocated memory in a `with` block.
 
     On CUDA, `bytes` is the rise above the level at entry; releasing what is older lowers the level. On the CPU, what
@@ -74,6 +78,7 @@ def measure_peak(device: torch.device | str | None = None) -> Iterator[Peak]:
 
     Args:
         device: what to measure; None takes the current CUDA device if there is one, else the CPU.
+        older: tensors from before entry whose release is followed on the CPU too: weights that the block casts.
 
     Yields:
         A `Peak`, filled when the block is left.
@@ -88,21 +93,42 @@ def measure_peak(device: torch.device | str | None = None) -> Iterator[Peak]:
     if not _measuring.acquire(blocking=False):
         raise SicompilerError("measure_peak can't run inside another measure_peak: measure one block at a time")
     try:
-        with _measure_cpu(chosen) if chosen.type == "cpu" else _measure_cuda(chosen) as peak:
+        with _measure_cpu(chosen, older) if chosen.type == "cpu" else _measure_cuda(chosen) as peak:
             yield peak
     finally:
         _measuring.release()
 
 
 @contextmanager
-def _measure_cpu(device: torch.device) -> Iterator[Peak]:
+def _measure_cpu(device: torch.device, older: Iterable[torch.Tensor]) -> Iterator[Peak]:
     peak = Peak(device, "allocator events of torch.profiler")
+    released: list[tuple[int, int]] = []
+    watched = _watch(older, released)
     recorder = _Recorder({ProfilerActivity.CPU})
     try:
         yield peak
     finally:
-        peak._points = levels(recorder.stop("cpu"), only_new=True)
+        points = levels(recorder.stop("cpu"), only_new=True)
+        del watched
+        peak._points = _lowered(points, [(when - recorder.started_ns, nbytes) for when, nbytes in released])
         peak.bytes = max(level for _, level in peak._points)
+
+
+def _watch(tensors: Iterable[torch.Tensor], released: list[tuple[int, int]]) -> list[weakref.ref[Any]]:
+    """Note when a storage dies, and its bytes, for as long as what is returned lives."""
+
+    def note(nbytes: int) -> Callable[[object], None]:
+        return lambda _: released.append((time.time_ns(), nbytes))
+
+    storages = {t.untyped_storage()._cdata: t.untyped_storage() for t in tensors if t.device.type == "cpu"}
+    return [weakref.ref(storage, note(storage.nbytes())) for storage in storages.values()]
+
+
+def _lowered(points: Sequence[tuple[int, int]], released: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Levels less what had been released by then; a level may be below that at entry, where all begins."""
+    times = [when for when, _ in released]
+    total = list(itertools.accumulate((nbytes for _, nbytes in released), initial=0))
+    return [(when, level - total[bisect.bisect(times, when)]) for when, level in points]
 
 
 @contextmanager
@@ -135,7 +161,7 @@ class _Recorder:
     def stop(self, device_type: str) -> list[tuple[int, int, int]]:
         """Nanoseconds since the start, address and bytes of each event, releases negative, in order of time."""
         result = autograd._disable_profiler()
-        start = result.trace_start_ns()
+        self.started_ns = start = result.trace_start_ns()
         found = []
         for event in _walk(result.experimental_event_tree()):
             tag, fields = event.typed
