@@ -16,10 +16,11 @@ from sicompiler.axes.table import Transfer
 from sicompiler.facts.timeline import Timeline
 from sicompiler.graph_view import GraphView
 from sicompiler.planners.evaluator import Evaluator, Floats
-from sicompiler.planners.tally import MAX_OPERATORS, MAX_SPAN, Tally
+from sicompiler.planners.tally import MAX_OPERATORS, MAX_SPAN, MAX_WINDOWS, Tally
 from sicompiler.region import Walk
 
 SMALL_GRAPH = 200  # operators that allocate; up to here every position may be a cut
+NEAR = 6  # operators that allocate, on either side of a deep cut
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,25 @@ def cut_positions(view: GraphView, line: Timeline) -> tuple[list[int], list[int]
     return starts, ends
 
 
+def deep_cuts(view: GraphView, line: Timeline) -> set[int]:
+    """Where regions with halos may start and end: they are counted anew at each end, so only the deepest minima count.
+
+    A cut is deep where fewer bytes cross than at any of the `NEAR` operators before it, and no more than behind it.
+    """
+    nodes = len(view.facts.nodes)
+    makers = [p for p in range(view.facts.num_placeholders, nodes) if view.made[p]]
+    tensors = line.crossing_bytes - _statistics_bytes(view, len(line.crossing_bytes))
+    crossing = [int(tensors[p]) for p in (*makers, nodes)]
+    found: set[int] = set()
+    for index, nbytes in enumerate(crossing):
+        before, behind = crossing[max(0, index - NEAR) : index], crossing[index + 1 : index + 1 + NEAR]
+        if len(makers) <= SMALL_GRAPH or (all(nbytes < n for n in before) and all(nbytes <= n for n in behind)):
+            found.add(makers[index] if index < len(makers) else nodes)
+            if index:
+                found.add(makers[index - 1] + 1)
+    return found
+
+
 def _statistics_bytes(view: GraphView, count: int) -> npt.NDArray[np.int64]:
     """Bytes of group statistics that cross each position."""
     found = np.zeros(count, dtype=np.int64)
@@ -129,35 +149,57 @@ def candidates(
     """
     view = evaluator.view
     starts, stops = cut_positions(view, evaluator.line)
-    ends = set(stops)
+    ends, deep = set(stops), deep_cuts(view, evaluator.line)
     end = len(view.facts.nodes)
     hot = [any(view.facts.storages[s].nbytes >= hot_bytes for s in made) for made in view.made]
+    crossed: set[tuple[int, Slicing | None]] = set()  # where a region without a limit has passed
     for done, begin in enumerate(starts):  # which grow while the loop runs
         if progress is not None:
             progress(done, len(starts))
         seeds = [seed for seed in seeds_of(view, labels, begin) if (begin, seed) not in skip]
         for seed in seeds:  # which grow while the loop runs
-            walk = Walk(view, begin, seed)
+            walk = Walk(view, begin, seed, windows=MAX_WINDOWS if begin in deep else 0)
             lengths = evaluator.grid(seed.size)[0]
             tally = Tally(evaluator, walk)
             seen_hot = False
             operators = 0
-            while (
-                walk.stop < end and operators < MAX_OPERATORS and walk.stop - begin < MAX_SPAN and walk.extend() is None
-            ):
+            reason = None
+            while walk.stop < end and operators < MAX_OPERATORS and walk.stop - begin < MAX_SPAN:
+                reason = walk.extend()
+                if reason is not None:
+                    break
                 seen_hot = seen_hot or hot[walk.stop - 1]
                 operators += bool(view.made[walk.stop - 1])
                 tally.advance()
-                if seen_hot and walk.stop in ends:
+                if seen_hot and walk.stop in (deep if walk.windows else ends):
                     yield Candidate(begin, walk.stop, seed, lengths, *tally.evaluate())
             blocked = next((p for p in range(walk.stop, end) if view.made[p]), end)
-            if blocked < end and walk.stop > begin:
+            is_window = reason is not None and walk.windows == walk.max_windows
+            if blocked < end and walk.stop > begin and not is_window:
                 index = bisect_left(starts, blocked)
                 if index == len(starts) or starts[index] != blocked:
                     starts.insert(index, blocked)
-            if seen_hot and walk.stop not in ends:  # the last chance, wherever the axis ends
+                if reason is not None:
+                    deep.add(blocked)
+            if seen_hot and walk.stop not in (deep if walk.windows else ends):  # the last chance, wherever the axis ends
                 yield Candidate(begin, walk.stop, seed, lengths, *tally.evaluate())
+            if walk.windows and seen_hot and (begin, seed) not in crossed and _goes_on(walk, end):
+                crossed.update((p, transfer.results[0]) for p, transfer in walk.sliced.items())
+                if evaluator.line.crossing_bytes[begin] + tally.hoisted(walk.stop)[0] < evaluator.line.peak_bytes:
+                    yield Candidate(begin, walk.stop, seed, lengths, *tally.evaluate())
             if walk.coarser > 1 and seed.size % walk.coarser == 0 and seed.size > walk.coarser:
-                seeds.append(
-                    Slicing(seed.dim, seed.outer, seed.size // walk.coarser, seed.inner * walk.coarser)
-                )  # units that hold whole strides of the window at which the walk ended
+                # Units that hold whole strides of a window, or whole blocks of an upsampled axis.
+                grown = Slicing(seed.dim, seed.outer, seed.size // walk.coarser, seed.inner * walk.coarser)
+                if grown not in seeds:
+                    seeds.append(grown)
+
+
+def _goes_on(walk: Walk, end: int) -> bool:
+    """Let a walk that a limit ended run on to where its axis ends; whether it gets any further.
+
+    The caches of a causal decoder live as long as its frames take, unless one loop runs through all of them.
+    """
+    reached, walk.max_windows = walk.stop, None
+    while walk.stop < end and walk.extend() is None:
+        pass
+    return walk.stop > reached

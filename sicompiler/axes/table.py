@@ -100,16 +100,29 @@ class AxisTable:
             self._transfers[key] = found
         return found
 
-    def coarser(self, position: int, operand: int, slicing: Slicing) -> int:
-        """By how much the units of a slicing must grow to hold whole strides of a node's window; 1 if they do."""
+    def coarser(self, position: int, is_result: bool, index: int, slicing: Slicing) -> int:
+        """By how much the units of a slicing must grow to run through a node; 1 if that is not what is wrong.
+
+        They have to hold whole strides of a window, or all of the minor factors of a dim: eight rows after an upsampling
+        by eight.
+        """
         rule = self._maps[position]
-        if rule is None or operand >= len(rule.operands):
+        tensors = () if rule is None else rule.results if is_result else rule.operands
+        if rule is None or index >= len(tensors):
             return 1
-        factors = rule.operands[operand][slicing.dim]
+        factors = tensors[index][slicing.dim]
         window = rule.windows.get(factors[0]) if len(factors) == 1 else None
-        if window is None or slicing.outer > 1:
-            return 1
-        return window.stride // math.gcd(window.stride, slicing.inner)
+        if window is not None:
+            return 1 if slicing.outer > 1 else window.stride // math.gcd(window.stride, slicing.inner)
+        minor = 1
+        for name in reversed(factors[1:]):
+            minor *= rule.sizes[name]
+            factor = minor // math.gcd(minor, slicing.inner)
+            if factor > 1 and slicing.size % factor == 0:
+                grown = Slicing(slicing.dim, slicing.outer, slicing.size // factor, slicing.inner * factor)
+                if isinstance(self._transfer(position, is_result, index, grown), Transfer):
+                    return factor
+        return 1
 
     def missing_rules(self) -> Counter[str]:
         """Operators without a rule, and how often each occurs."""
