@@ -21,6 +21,7 @@ from sicompiler.region import Walk
 
 SMALL_GRAPH = 200  # operators that allocate; up to here every position may be a cut
 NEAR = 6  # operators that allocate, on either side of a deep cut
+LONG_SHARE = 0.1  # of the unsliced peak; while a region without a limit runs, what is alive before it stays
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,8 @@ def cut_positions(view: GraphView, line: Timeline) -> tuple[list[int], list[int]
 def deep_cuts(view: GraphView, line: Timeline) -> set[int]:
     """Where regions with halos may start and end: they are counted anew at each end, so only the deepest minima count.
 
-    A cut is deep where fewer bytes cross than at any of the `NEAR` operators before it, and no more than behind it.
+    A cut is deep where fewer bytes cross than at any of the `NEAR` operators before it, and no more than behind it; or
+    where a quarter of the highest crossing or more has gone before it and comes again behind it.
     """
     nodes = len(view.facts.nodes)
     makers = [p for p in range(view.facts.num_placeholders, nodes) if view.made[p]]
@@ -113,7 +115,10 @@ def deep_cuts(view: GraphView, line: Timeline) -> set[int]:
     found: set[int] = set()
     for index, nbytes in enumerate(crossing):
         before, behind = crossing[max(0, index - NEAR) : index], crossing[index + 1 : index + 1 + NEAR]
-        if len(makers) <= SMALL_GRAPH or (all(nbytes < n for n in before) and all(nbytes <= n for n in behind)):
+        lowest = all(nbytes < n for n in before) and all(nbytes <= n for n in behind)
+        local = nbytes < min(before[-1:], default=nbytes + 1) and nbytes <= min(behind[:1], default=nbytes)
+        valley = local and min(max(before, default=0), max(behind, default=0)) - nbytes >= max(crossing) / 4
+        if len(makers) <= SMALL_GRAPH or lowest or valley:
             found.add(makers[index] if index < len(makers) else nodes)
             if index:
                 found.add(makers[index - 1] + 1)
@@ -183,9 +188,11 @@ def candidates(
                     deep.add(blocked)
             if seen_hot and walk.stop not in (deep if walk.windows else ends):  # the last chance, wherever the axis ends
                 yield Candidate(begin, walk.stop, seed, lengths, *tally.evaluate())
-            if walk.windows and seen_hot and (begin, seed) not in crossed and _goes_on(walk, end):
+            base = evaluator.line.crossing_bytes[begin]
+            worth = seen_hot and walk.windows and base <= LONG_SHARE * evaluator.line.peak_bytes
+            if worth and (begin, seed) not in crossed and _goes_on(walk, end):
                 crossed.update((p, transfer.results[0]) for p, transfer in walk.sliced.items())
-                if evaluator.line.crossing_bytes[begin] + tally.hoisted(walk.stop)[0] < evaluator.line.peak_bytes:
+                if base + tally.hoisted(walk.stop)[0] < evaluator.line.peak_bytes:
                     yield Candidate(begin, walk.stop, seed, lengths, *tally.evaluate())
             if walk.coarser > 1 and seed.size % walk.coarser == 0 and seed.size > walk.coarser:
                 # Units that hold whole strides of a window, or whole blocks of an upsampled axis.

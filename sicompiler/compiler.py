@@ -13,9 +13,11 @@ from sicompiler.capture import Program, fingerprint, paused_gc
 from sicompiler.cost import MACHINES, Machine
 from sicompiler.errors import OverBudget
 from sicompiler.facts.modules import common_module, describe
+from sicompiler.passes.edit import copy_program
 from sicompiler.passes.loop import outline_loops
 from sicompiler.passes.manager import Observer, run_stage
 from sicompiler.passes.outer import wrap_outer
+from sicompiler.passes.recompute import compute_again
 from sicompiler.plan import Plan, RegionPlan
 from sicompiler.planners.candidates import axis_labels, candidates
 from sicompiler.planners.dp import Choice, Problem, Solution, floor
@@ -27,6 +29,7 @@ from sicompiler.units import budget_hint, format_bytes
 
 Progress = Callable[[str, int, int], None]  # what is being done, how much of it is done, out of how much
 
+RECOMPUTED_SHARE = 0.15  # of the unsliced peak; a smaller value is not worth making again
 HOT_SHARE = 0.002  # an operator is hot when it makes this share of the unsliced peak
 
 
@@ -38,6 +41,7 @@ class Search:
     outer: OuterGraph | None
     labels: list[dict[Slicing, str]]
     problem: Problem
+    recomputed: bool = False
 
     @property
     def repeats(self) -> int:
@@ -46,7 +50,13 @@ class Search:
 
 
 def make_search(
-    graph: Graph, outer: OuterGraph | None, regions: Sequence[Region], machine: Machine, progress: Progress | None
+    graph: Graph,
+    outer: OuterGraph | None,
+    regions: Sequence[Region],
+    machine: Machine,
+    progress: Progress | None,
+    *,
+    recomputed: bool = False,
 ) -> Search:
     """Collect the candidates of a graph.
 
@@ -56,6 +66,7 @@ def make_search(
         regions: loops around the whole graph; no smaller region is sought along their axes.
         machine: cost model.
         progress: told about long work.
+        recomputed: whether it is the graph in which large values are made again.
     """
     evaluator = Evaluator(graph.view, graph.line, machine)
     labels = axis_labels(graph.view, named_axes(graph))
@@ -71,7 +82,16 @@ def make_search(
     }
     found = list(candidates(evaluator, labels, skip=skip, hot_bytes=hot, progress=told))
     first = graph.facts.num_placeholders
-    return Search(graph, outer, labels, Problem(first, graph.line.live_bytes, evaluator.whole, found))
+    return Search(graph, outer, labels, Problem(first, graph.line.live_bytes, evaluator.whole, found), recomputed)
+
+
+def recomputed_graph(graph: Graph) -> Graph | None:
+    """The graph in which large values are made again after their statistics; None if there are none."""
+    program = copy_program(graph.program)
+    if not compute_again(program, int(graph.line.peak_bytes * RECOMPUTED_SHARE)):
+        return None
+    program.graph_module.recompile()
+    return study(program, graph.facts.device_type)
 
 
 @dataclass(frozen=True)
@@ -160,6 +180,7 @@ class Planner:
             timings=timings,
             held_bytes=search.graph.extra_bytes,
             phase=self.phase,
+            recomputed=search.recomputed,
         )
 
 
@@ -221,6 +242,9 @@ def make_planner(
         for loop, region in loops:
             outer = make_outer(graph, loop, region)
             searches.append(make_search(outer.graph, outer, [], machine, progress))
+        again = recomputed_graph(graph)
+        if again is not None:
+            searches.append(make_search(again, None, [], machine, progress, recomputed=True))
     timings = {**(timings or {}), "analyse": analysed - began, "plan": time.perf_counter() - analysed}
     return Planner(model, mark, graph, tuple(searches), weights_bytes, dtype, timings, phase)
 
@@ -240,7 +264,11 @@ def rewrite(program: Program, plan: Plan, *, observer: Observer | None = None) -
     version = torch.__version__.split("+")[0]
     plan.check(fingerprint=fingerprint(clean.graph_module.graph), torch_version=version, device=plan.device)
     graph = study(run_stage("legal", clean, observer=observer), plan.device)
-    if plan.outer is None:
+    if plan.recomputed:
+        again = recomputed_graph(graph)
+        assert again is not None, "the fingerprint matches, so there are values to make again"
+        rewritten = _outline(again, plan)
+    elif plan.outer is None:
         rewritten = _outline(graph, plan)
     else:
         region = outer_region(graph, dict(plan.outer.seeds))

@@ -93,6 +93,7 @@ class Plan:
         timings: seconds spent on capture, analysis and planning; not part of the plan's identity.
         held_bytes: alive all the time beside weights and graph: what an outer loop holds whole.
         phase: what part of a pipeline the call is: "denoise", "decode", ...
+        recomputed: whether large values are made again rather than kept (`passes.recompute`).
     """
 
     model: str
@@ -112,6 +113,7 @@ class Plan:
     timings: Mapping[str, float] = field(default_factory=dict, compare=False)
     held_bytes: int = 0
     phase: str = "denoise"
+    recomputed: bool = False
     version: int = PLAN_VERSION
 
     @property

@@ -143,7 +143,10 @@ class Walk:
     def _wanted(self, p: int) -> Transfer | str | None:
         """The transfer that the sliced operands of an operator ask for; None if none is sliced."""
         if p == self._seed_position:
-            return self.table.from_result(p, 0, self.seed)
+            first = self.table.from_result(p, 0, self.seed)
+            if isinstance(first, str):
+                self._ask_for_coarser(self.table.coarser(p, True, 0, self.seed))
+            return first
         found: Transfer | None = None
         for index, (q, r) in enumerate(self.table.operands[p]):
             source = self.sliced.get(q)
@@ -205,6 +208,7 @@ class Walk:
             del self.hoisted[position]
             self.sliced[position] = plan[position]
             self.added.append(position)
+            self.windows += plan[position].window is not None
         for position, transfer in plan.items():
             for (source, index), slicing in zip(self.table.operands[position], transfer.operands, strict=True):
                 if slicing is not None and source not in self.sliced:
@@ -230,7 +234,8 @@ class Walk:
         known = plan.get(q)
         if known is not None:
             return known == transfer
-        if transfer.kind is not Kind.FREE or any(reader in self.sliced for reader in self.view.lives.readers[q]):
+        may = transfer.kind is Kind.FREE or (transfer.kind is Kind.WINDOW and self.max_windows != 0)
+        if not may or any(reader in self.sliced for reader in self.view.lives.readers[q]):
             return False  # the body reads it whole, or narrows it
         plan[q] = transfer
         for (source, index), slicing in zip(self.table.operands[q], transfer.operands, strict=True):
