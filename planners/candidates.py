@@ -186,7 +186,8 @@ def candidates(
                     starts.insert(index, blocked)
                 if reason is not None:
                     deep.add(blocked)
-            if seen_hot and walk.stop not in (deep if walk.windows else ends):  # the last chance, wherever the axis ends
+            last_chance = walk.stop not in (deep if walk.windows else ends)  # wherever the axis ends
+            if seen_hot and last_chance:
                 yield Candidate(begin, walk.stop, seed, lengths, *tally.evaluate())
             base = evaluator.line.crossing_bytes[begin]
             worth = seen_hot and walk.windows and base <= LONG_SHARE * evaluator.line.peak_bytes

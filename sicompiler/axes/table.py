@@ -103,8 +103,8 @@ class AxisTable:
     def coarser(self, position: int, is_result: bool, index: int, slicing: Slicing) -> int:
         """By how much the units of a slicing must grow to run through a node; 1 if that is not what is wrong.
 
-        They have to hold whole strides of a window, or all of the minor factors of a dim: eight rows after an upsampling
-        by eight.
+        They have to hold whole strides of a window, or all of the minor factors of a dim: eight rows where rows were
+        upsampled by eight.
         """
         rule = self._maps[position]
         tensors = () if rule is None else rule.results if is_result else rule.operands
