@@ -83,6 +83,20 @@ def drop_noops(program: Program) -> None:
     _drop(program, lambda node: node.target is not operator.getitem and _same_tensor(node, node.args[0]))
 
 
+def name_dtypes(program: Program) -> None:
+    """Write down the dtype that an operator takes from another tensor.
+
+    Before: `y = type_as(x, other)`, after: `y = to(x, torch.float16)`.
+    Exact because it is the same conversion; and `other`, which lends its dtype only, need not be there, nor be sliced
+    like `x`. Refuses conversions to another device.
+    """
+    for target in (aten.type_as.default, aten.to.other):
+        for node in program.graph_module.graph.find_nodes(op="call_function", target=target):
+            source, value = node.args[0], node.meta["val"]
+            if isinstance(source, fx.Node) and source.meta["val"].device == value.device and len(node.args) == 2:
+                node.target, node.args = aten.to.dtype, (source, value.dtype)
+
+
 def forward_copies(program: Program) -> None:
     """Let the readers of a functional `copy` read what was copied.
 

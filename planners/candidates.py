@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import Enum
 
 import numpy as np
 import numpy.typing as npt
@@ -17,10 +18,12 @@ from sicompiler.facts.timeline import Timeline
 from sicompiler.graph_view import GraphView
 from sicompiler.planners.evaluator import Evaluator, Floats
 from sicompiler.planners.repeats import Repeats
-from sicompiler.planners.tally import MAX_OPERATORS, MAX_SPAN, Tally
+from sicompiler.planners.tally import MAX_OPERATORS, MAX_SPAN, MAX_WINDOWS, Tally
 from sicompiler.region import Walk
 
 SMALL_GRAPH = 200  # operators that allocate; up to here every position may be a cut
+NEAR = 6  # operators that allocate, on either side of a deep cut
+LONG_SHARE = 0.1  # of the unsliced peak; while a region without a limit runs, what is alive before it stays
 
 
 @dataclass(frozen=True)
@@ -107,6 +110,29 @@ def cut_positions(view: GraphView, line: Timeline) -> tuple[list[int], list[int]
     return starts, ends
 
 
+def deep_cuts(view: GraphView, line: Timeline) -> set[int]:
+    """Where regions with halos may start and end: they are counted anew at each end, so only the deepest minima count.
+
+    A cut is deep where fewer bytes cross than at any of the `NEAR` operators before it, and no more than behind it; or
+    where a quarter of the highest crossing or more has gone before it and comes again behind it.
+    """
+    nodes = len(view.facts.nodes)
+    makers = [p for p in range(view.facts.num_placeholders, nodes) if view.made[p]]
+    tensors = line.crossing_bytes - _statistics_bytes(view, len(line.crossing_bytes))
+    crossing = [int(tensors[p]) for p in (*makers, nodes)]
+    found: set[int] = set()
+    for index, nbytes in enumerate(crossing):
+        before, behind = crossing[max(0, index - NEAR) : index], crossing[index + 1 : index + 1 + NEAR]
+        lowest = all(nbytes < n for n in before) and all(nbytes <= n for n in behind)
+        local = nbytes < min(before[-1:], default=nbytes + 1) and nbytes <= min(behind[:1], default=nbytes)
+        valley = local and min(max(before, default=0), max(behind, default=0)) - nbytes >= max(crossing) / 4
+        if len(makers) <= SMALL_GRAPH or lowest or valley:
+            found.add(makers[index] if index < len(makers) else nodes)
+            if index:
+                found.add(makers[index - 1] + 1)
+    return found
+
+
 def _statistics_bytes(view: GraphView, count: int) -> npt.NDArray[np.int64]:
     """Bytes of group statistics that cross each position."""
     found = np.zeros(count, dtype=np.int64)
@@ -136,8 +162,9 @@ def candidates(
         near: timeline with nothing in far memory, by which cuts are chosen; that of the evaluator if not given.
         progress: called with (done, total).
     """
-    starts, stops = cut_positions(evaluator.view, near or evaluator.line)
-    search = _Search(evaluator, set(stops), hot_bytes)
+    line = near or evaluator.line
+    starts, stops = cut_positions(evaluator.view, line)
+    search = _Search(evaluator, set(stops), deep_cuts(evaluator.view, line), hot_bytes)
     for done, begin in enumerate(starts):  # which grow while the loop runs
         if progress is not None:
             progress(done, len(starts))
@@ -145,13 +172,26 @@ def candidates(
         for seed, covered in seeds:  # which grow while the loop runs
             grown = search.grow(begin, seed, covered)
             yield from grown.candidates
-            index = bisect_left(starts, grown.blocked)
-            if begin < grown.blocked < search.end and (index == len(starts) or starts[index] != grown.blocked):
-                starts.insert(index, grown.blocked)
+            if begin < grown.blocked < search.end and grown.ended is not Ended.WINDOWS:
+                index = bisect_left(starts, grown.blocked)
+                if index == len(starts) or starts[index] != grown.blocked:
+                    starts.insert(index, grown.blocked)
+                if grown.ended is Ended.AXIS:
+                    search.deep.add(grown.blocked)
+            if grown.windows and grown.ended is not Ended.AXIS:
+                yield from search.go_on(grown, seed)
             # Units that go through the operator at which the axis ended; up to there the finer ones do as well.
             coarser = grown.coarser
             if coarser is not None and (begin, coarser) not in skip and all(coarser != known for known, _ in seeds):
                 seeds.append((coarser, grown.stop - begin))
+
+
+class Ended(Enum):
+    """Why a region grew no further."""
+
+    AXIS = "the next operator does not commute with slicing along it"
+    LENGTH = "a limit of operators"
+    WINDOWS = "a limit of windows"
 
 
 @dataclass(frozen=True)
@@ -164,6 +204,8 @@ class _Grown:
         blocked: position of the operator that allocates next; `start` where nothing grew.
         candidates: the regions on the way.
         coarser: the same axis in units that would have gone on, if there are such.
+        ended: why it grew no further.
+        windows: whether it contains a hot operator and runs through a window.
     """
 
     start: int
@@ -171,66 +213,92 @@ class _Grown:
     blocked: int
     candidates: tuple[Candidate, ...]
     coarser: Slicing | None
+    ended: Ended
+    windows: bool
 
     def moved(self, start: int, base_bytes: int) -> _Grown:
         """The same of a start where the graph goes on in the same way, with so many bytes more alive around it."""
         by = start - self.start
-        return _Grown(
-            start,
-            self.stop + by,
-            self.blocked + by,
-            tuple(c.moved(by, base_bytes) for c in self.candidates),
-            self.coarser,
+        return replace(
+            self,
+            start=start,
+            stop=self.stop + by,
+            blocked=self.blocked + by,
+            candidates=tuple(c.moved(by, base_bytes) for c in self.candidates),
         )
 
 
 class _Search:
     """Grows regions, and remembers them for blocks that repeat."""
 
-    def __init__(self, evaluator: Evaluator, ends: Set[int], hot_bytes: int) -> None:
-        self.evaluator, self.view, self.ends = evaluator, evaluator.view, ends
+    def __init__(self, evaluator: Evaluator, ends: Set[int], deep: set[int], hot_bytes: int) -> None:
+        self.evaluator, self.view, self.ends, self.deep = evaluator, evaluator.view, ends, deep
         self.end = len(self.view.facts.nodes)
         self._hot = [any(self.view.facts.storages[s].nbytes >= hot_bytes for s in made) for made in self.view.made]
-        self._repeats: Repeats[_Grown] = Repeats(self.view, ends)
+        self._repeats: Repeats[_Grown] = Repeats(self.view, ends, set(deep))
+        self._crossed: set[tuple[int, Slicing | None]] = set()  # where a region without a limit has passed
 
     def grow(self, start: int, seed: Slicing, covered: int) -> _Grown:
         """All regions from a start along one slicing that are longer than `covered` positions."""
-        known = self._repeats.find(start, (seed, covered))
+        key = (seed, covered, start in self.deep)
+        known = self._repeats.find(start, key)
         if known is not None:
             crossing = self.evaluator.line.crossing_bytes
             return known.moved(start, int(crossing[start] - crossing[known.start]))
         found = self._grow(start, seed, covered)
         if max(found.stop, found.blocked) < self.end:
-            self._repeats.keep(start, (seed, covered), max(found.stop, found.blocked) + 1 - start, found)
+            self._repeats.keep(start, key, max(found.stop, found.blocked) + 1 - start, found)
         return found
 
     def _grow(self, start: int, seed: Slicing, covered: int) -> _Grown:
-        view, walk = self.view, Walk(self.view, start, seed)
+        view = self.view
+        walk = Walk(view, start, seed, windows=MAX_WINDOWS if start in self.deep else 0)
         lengths = self.evaluator.grid(seed.size)[0]
         tally = Tally(self.evaluator, walk)
         found: list[Candidate] = []
         seen_hot = False
         operators = 0
+        ended = Ended.LENGTH
+
+        def is_cut() -> bool:
+            return walk.stop in (self.deep if walk.windows else self.ends)
 
         def take() -> None:
             if seen_hot and walk.stop > start + covered:
                 found.append(Candidate(start, walk.stop, seed, lengths, *tally.evaluate()))
 
-        while (
-            walk.stop < self.end
-            and operators < MAX_OPERATORS
-            and walk.stop - start < MAX_SPAN
-            and walk.extend() is None
-        ):
+        while walk.stop < self.end and operators < MAX_OPERATORS and walk.stop - start < MAX_SPAN:
+            if walk.extend() is not None:
+                ended = Ended.WINDOWS if walk.windows and walk.windows == walk.max_windows else Ended.AXIS
+                break
             seen_hot = seen_hot or self._hot[walk.stop - 1]
             operators += bool(view.made[walk.stop - 1])
             tally.advance()
-            if walk.stop in self.ends:
+            if is_cut():
                 take()
         blocked = next((p for p in range(walk.stop, self.end) if view.made[p]), self.end)
-        if walk.stop not in self.ends:  # the last chance, wherever the axis ends
+        if not is_cut():  # the last chance, wherever the axis ends
             take()
         coarser = None
         if walk.coarser > 1 and seed.size % walk.coarser == 0 and seed.size > walk.coarser:
+            # Whole strides of a window, whole blocks of an upsampled axis, whole heads.
             coarser = Slicing(seed.dim, seed.outer, seed.size // walk.coarser, seed.inner * walk.coarser)
-        return _Grown(start, walk.stop, blocked if walk.stop > start else start, tuple(found), coarser)
+        blocked = blocked if walk.stop > start else start
+        return _Grown(start, walk.stop, blocked, tuple(found), coarser, ended, seen_hot and bool(walk.windows))
+
+    def go_on(self, grown: _Grown, seed: Slicing) -> Iterator[Candidate]:
+        """The region that a limit ended, run on to where its axis ends, if little else is alive meanwhile.
+
+        The caches of a causal decoder live as long as its frames take, unless one loop runs through all of them.
+        """
+        start, line = grown.start, self.evaluator.line
+        base = int(line.crossing_bytes[start])
+        if base > LONG_SHARE * line.peak_bytes or (start, seed) in self._crossed:
+            return
+        walk = Walk(self.view, start, seed)
+        tally = Tally(self.evaluator, walk)
+        while walk.stop < self.end and walk.extend() is None:
+            tally.advance()
+        self._crossed.update((p, transfer.results[0]) for p, transfer in walk.sliced.items())
+        if walk.stop > grown.stop and base + tally.hoisted(walk.stop)[0] < line.peak_bytes:
+            yield Candidate(start, walk.stop, seed, self.evaluator.grid(seed.size)[0], *tally.evaluate())

@@ -26,17 +26,17 @@ class Repeats(Generic[T]):
 
     Args:
         view: the graph.
-        ends: positions at which a region may end; they count as part of what follows.
+        ends, deep: positions at which a region may end, without and with halos; they count as part of what follows.
     """
 
-    def __init__(self, view: GraphView, ends: Set[int]) -> None:
+    def __init__(self, view: GraphView, ends: Set[int], deep: Set[int] = frozenset()) -> None:
         self.view = view
         self._numbers: dict[Hashable, int] = {}  # equal tokens have the same number
         self._known_runs: dict[tuple[int, ...], int] = {}  # and so have equal runs of them
         self._found: dict[tuple[Hashable, int], T] = {}
         self._counts: dict[Hashable, list[int]] = {}  # after how many operators something is known
         self._places = [self._touched(p) for p in range(len(view.facts.nodes))]
-        self._tokens = [self._token(p, p in ends) for p in range(len(view.facts.nodes))]
+        self._tokens = [self._token(p, (p in ends, p in deep)) for p in range(len(view.facts.nodes))]
         self._inside = [self._number((t, *(p - q for q in self._places[p]))) for p, t in enumerate(self._tokens)]
         self._start = -1
         self._runs: list[int] = []  # of the start last asked for: the number of its first token, first two, ...
@@ -122,7 +122,7 @@ class Repeats(Generic[T]):
                 found += [-2 - 2 * q, -3 - 2 * storage]
         return found
 
-    def _token(self, p: int, is_end: bool) -> int:
+    def _token(self, p: int, is_end: tuple[bool, bool]) -> int:
         """Everything else that a walk, its peak and its time ask about an operator."""
         view, facts = self.view, self.view.facts
         node = facts.nodes[p]

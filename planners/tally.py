@@ -12,6 +12,7 @@ from sicompiler.region import Walk
 
 MAX_OPERATORS = 96  # of one region; longer ones gain nothing, and an axis of the whole graph is the outer loop's
 MAX_SPAN = 8 * MAX_OPERATORS  # the same, views counted
+MAX_WINDOWS = 12  # of one region: every window makes the halos of all that comes before it longer
 
 
 class Tally:
@@ -75,7 +76,7 @@ class Tally:
         """Peak and time if the walk ended here, per slice length."""
         walk, view, evaluator = self.walk, self.view, self.evaluator
         if walk.windows:
-            return HaloTally(evaluator, walk).evaluate(self._hoisted(walk.stop), fetched_before(walk))
+            return HaloTally(evaluator, walk).evaluate(self.hoisted(walk.stop), fetched_before(walk))
         storages, machine, stop = view.facts.storages, evaluator.machine, walk.stop
         span = stop - walk.start
         unit, count = self.unit[:span].copy(), self.count[:span].copy()
@@ -111,7 +112,7 @@ class Tally:
                 self._add(unit, count, tensor.nbytes, min(positions), last)
                 copied += tensor.nbytes
         base = int(evaluator.line.crossing_bytes[walk.start])
-        hoist_peak, hoisted_bytes, hoist_seconds = self._hoisted(stop)
+        hoist_peak, hoisted_bytes, hoist_seconds = self.hoisted(stop)
         rounding = count * evaluator.granule if evaluator.granule > 1 else np.zeros(span)
         body = (unit[None, :] * self.lengths[:, None] + rounding[None, :] + self.work[:, :span]).max(axis=1)
         before = base + sum(far.values()) + hoist_peak
@@ -121,23 +122,24 @@ class Tally:
         seconds = seconds + np.ceil(walk.size / self.lengths) * machine.launch_seconds * (len(walk.reads) + 1)
         return peak.astype(np.int64), evaluator.transfer(seconds, moved) if moved else seconds
 
-    def _hoisted(self, stop: int) -> tuple[int, int, float]:
+    def hoisted(self, stop: int) -> tuple[int, int, float]:
         """Peak above the base while hoisted operators run, what of them stays for the loop, and their time."""
         view, walk = self.view, self.walk
         current = peak = kept = 0
         seconds = 0.0
-        for p in walk.hoisted:
+        dying: dict[int, int] = {}  # bytes that go after an operator, by its position
+        for p in sorted(walk.hoisted):
             made = view.made[p]
-            if not made:
-                continue
-            seconds += float(self.evaluator.whole[p])
-            current += sum(view.facts.storages[s].nbytes for s in made)
-            peak = max(peak, current + int(self.evaluator.line.workspace_bytes[p]))
-            kept += sum(
-                view.facts.storages[s].nbytes
-                for s in made
-                if view.lives.last[s] >= stop or walk.last_needed(s, stop) >= 0
-            )
+            if made:
+                seconds += float(self.evaluator.whole[p])
+                current += sum(view.facts.storages[s].nbytes for s in made)
+                peak = max(peak, current + int(self.evaluator.line.workspace_bytes[p]))
+            for s in made:
+                if view.lives.last[s] >= stop or walk.last_needed(s, stop) >= 0:
+                    kept += view.facts.storages[s].nbytes
+                else:
+                    dying[view.lives.last[s]] = dying.get(view.lives.last[s], 0) + view.facts.storages[s].nbytes
+            current -= dying.pop(p, 0)
         return peak, kept, seconds
 
 

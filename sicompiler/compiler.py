@@ -20,7 +20,7 @@ from sicompiler.plan import Plan, RegionPlan
 from sicompiler.planners.dp import Choice, floor
 from sicompiler.planners.registry import Solver, planner_named
 from sicompiler.region import Region, Walk
-from sicompiler.search.search import Progress, Search, make_search, with_far
+from sicompiler.search.search import Progress, Search, make_search, recomputed_graph, with_far
 from sicompiler.search.settle import Settled, settle
 from sicompiler.study import Graph, make_outer, outer_loops, outer_region, study
 from sicompiler.units import budget_hint, format_bytes
@@ -67,7 +67,9 @@ class Planner:
     def far_searches(self) -> tuple[Search, ...]:
         """The same searches with everything in far memory that may lie there; made when first asked for."""
         with paused_gc():
-            return tuple(with_far(s, () if s.outer else self.loops, self.progress) for s in self.searches)
+            return tuple(
+                with_far(s, () if s.outer or s.recomputed else self.loops, self.progress) for s in self.searches
+            )
 
     def floor(self, far_memory: FarMemory = "none") -> tuple[int, str]:
         """The smallest budget of any plan, weights included, and the operator that sets it."""
@@ -136,6 +138,7 @@ class Planner:
             timings=timings,
             held_bytes=search.graph.extra_bytes,
             phase=self.phase,
+            recomputed=search.recomputed,
             **_far_fields(search, settled),
         )
 
@@ -238,6 +241,9 @@ def make_planner(
         for loop, region in loops:
             outer = make_outer(graph, loop, region)
             searches.append(make_search(outer.graph, outer, [], machine, progress))
+        again = recomputed_graph(graph)
+        if again is not None:
+            searches.append(make_search(again, None, [], machine, progress, recomputed=True))
     timings = {**(timings or {}), "analyse": analysed - began, "plan": time.perf_counter() - analysed}
     return Planner(model, mark, graph, tuple(searches), around, weights_bytes, dtype, timings, phase, progress)
 
@@ -257,7 +263,11 @@ def rewrite(program: Program, plan: Plan, *, observer: Observer | None = None) -
     version = torch.__version__.split("+")[0]
     plan.check(fingerprint=fingerprint(clean.graph_module.graph), torch_version=version, device=plan.device)
     graph = study(run_stage("legal", clean, observer=observer), plan.device)
-    if plan.outer is None:
+    if plan.recomputed:
+        again = recomputed_graph(graph)
+        assert again is not None, "the fingerprint matches, so there are values to make again"
+        rewritten = _outline(again, plan)
+    elif plan.outer is None:
         rewritten = _outline(graph, plan)
     else:
         region = outer_region(graph, dict(plan.outer.seeds))

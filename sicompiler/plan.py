@@ -99,6 +99,7 @@ class Plan:
             which that starts.
         streamed_bytes: of the streamed weights.
         moved_bytes: carried to and from far memory in one run.
+        recomputed: whether large values are made again rather than kept (`passes.recompute`).
     """
 
     model: str
@@ -123,6 +124,7 @@ class Plan:
     prefetched: tuple[tuple[int, int], ...] = ()
     streamed_bytes: int = 0
     moved_bytes: int = 0
+    recomputed: bool = False
     version: int = PLAN_VERSION
 
     @property

@@ -7,6 +7,7 @@ made of is sliced. A whole value (from inside or outside) is narrowed where a sl
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,6 @@ from sicompiler.graph_view import GraphView, narrows_well
 from sicompiler.halo import Halos, demand
 
 HOISTED_BYTES = 2**20  # a value this small is computed whole before the loop rather than slice by slice
-MAX_WINDOWS = 12  # of one region: every window makes the halos of all that comes before it longer
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Walk:
         seed: slicing of its first result, or None when `inputs` are given.
         inputs: slicings of whole values from outside that start the walk (the outer loop).
         hoisted_bytes: values up to this size are computed whole when nothing in them is sliced.
-        windows: how many windows the region may run through.
+        windows: how many windows the region may run through; None for any number.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Walk:
         *,
         inputs: Mapping[int, Slicing] | None = None,
         hoisted_bytes: int = HOISTED_BYTES,
-        windows: int = MAX_WINDOWS,
+        windows: int | None = None,
     ) -> None:
         self.view, self.table, self.start = view, view.table, start
         self.inputs = dict(inputs or {})
@@ -112,9 +112,9 @@ class Walk:
         self.added: list[int] = []  # operators sliced since the last time someone emptied this list
         self.reads: dict[tuple[int, int, Slicing], list[int]] = {}
         self.windows = 0  # how many windows the region runs through
-        self.coarser = 1  # by how much the units have to grow to take in the operator that ended the walk
+        self.coarser = 1  # by how much the units have to grow to take in what did not fit them
         self._hoisted_bytes = hoisted_bytes
-        self._max_windows = windows
+        self.max_windows = windows
 
     def extend(self) -> str | None:
         """Take the next operator into the region.
@@ -129,7 +129,7 @@ class Walk:
         if transfer is None:
             self.hoisted[p] = None
         else:
-            if transfer.window is not None and self.windows == self._max_windows:
+            if transfer.window is not None and self.windows == self.max_windows:
                 return f"{self.windows} windows with a halo are the most of a region here"
             reason = self._meet(p, transfer)
             if reason is not None:
@@ -143,7 +143,10 @@ class Walk:
     def _wanted(self, p: int) -> Transfer | str | None:
         """The transfer that the sliced operands of an operator ask for; None if none is sliced."""
         if p == self._seed_position:
-            return self.table.from_result(p, 0, self.seed)
+            first = self.table.from_result(p, 0, self.seed)
+            if isinstance(first, str):
+                self._ask_for_coarser(self.table.coarser(p, True, 0, self.seed))
+            return first
         found: Transfer | None = None
         for index, (q, r) in enumerate(self.table.operands[p]):
             source = self.sliced.get(q)
@@ -157,7 +160,7 @@ class Walk:
                 continue
             transfer = self.table.from_operand(p, index, slicing)
             if isinstance(transfer, str):
-                self.coarser = self.table.coarser(p, index, slicing)
+                self._ask_for_coarser(self.table.coarser(p, False, index, slicing))
                 return transfer
             if found is not None and transfer != found:
                 return "its operands are sliced in different ways"
@@ -205,6 +208,7 @@ class Walk:
             del self.hoisted[position]
             self.sliced[position] = plan[position]
             self.added.append(position)
+            self.windows += plan[position].window is not None
         for position, transfer in plan.items():
             for (source, index), slicing in zip(self.table.operands[position], transfer.operands, strict=True):
                 if slicing is not None and source not in self.sliced:
@@ -219,14 +223,19 @@ class Walk:
         """Plan to slice a hoisted operator: its big operands, and whatever else has read its result, must follow."""
         transfer = self.table.from_result(q, r, wanted)
         if isinstance(transfer, str):
+            self._ask_for_coarser(self.table.coarser(q, True, r, wanted))
             return False
         return self._adopt(q, transfer, plan)
+
+    def _ask_for_coarser(self, factor: int) -> None:
+        self.coarser = math.lcm(self.coarser, factor)
 
     def _adopt(self, q: int, transfer: Transfer, plan: dict[int, Transfer]) -> bool:
         known = plan.get(q)
         if known is not None:
             return known == transfer
-        if transfer.kind is not Kind.FREE or any(reader in self.sliced for reader in self.view.lives.readers[q]):
+        may = transfer.kind is Kind.FREE or (transfer.kind is Kind.WINDOW and self.max_windows != 0)
+        if not may or any(reader in self.sliced for reader in self.view.lives.readers[q]):
             return False  # the body reads it whole, or narrows it
         plan[q] = transfer
         for (source, index), slicing in zip(self.table.operands[q], transfer.operands, strict=True):

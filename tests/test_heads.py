@@ -101,7 +101,7 @@ def test_coarser_units(source: list[int], target: list[int], slicing: Slicing, c
 
     graph = testing.legal_graph(View(), (torch.zeros(source),), {})
     position = graph.facts.num_placeholders
-    assert graph.view.table.coarser(position, 0, slicing) == coarser
+    assert graph.view.table.coarser(position, False, 0, slicing) == coarser
     if coarser > 1:
         grown = Slicing(slicing.dim, slicing.outer, slicing.size // coarser, slicing.inner * coarser)
         assert isinstance(graph.view.table.from_operand(position, 0, grown), Transfer)

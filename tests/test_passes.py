@@ -17,7 +17,7 @@ from sicompiler.errors import PassError
 from sicompiler.facts.lifetimes import lifetimes
 from sicompiler.facts.storages import graph_facts
 from sicompiler.facts.timeline import timeline
-from sicompiler.passes.clean import drop_dead_code, drop_noops
+from sicompiler.passes.clean import drop_dead_code, drop_noops, name_dtypes
 from sicompiler.passes.edit import Replacements, copy_program, insert_call
 from sicompiler.passes.legalise_groupnorm import split_groupnorm
 from sicompiler.passes.manager import PIPELINE, run_stage, verify_graph
@@ -110,6 +110,20 @@ def test_views_of_what_is_dropped_become_views_of_its_operand() -> None:
     facts = graph_facts(program)
     views = [t.storage for p in range(facts.num_placeholders, len(facts.nodes) - 1) for t in facts.tensors[p]]
     assert set(views) == {facts.tensors[0][0].storage}
+
+
+def test_a_dtype_is_written_down() -> None:
+    """Else the tensor that lends it has to be there, and sliced like the other one."""
+
+    def function(x: torch.Tensor, lender: torch.Tensor) -> torch.Tensor:
+        return F.interpolate(x.float(), scale_factor=2.0).type_as(lender)
+
+    program = captured(function, (1, 2, 4), (3, 5))
+    name_dtypes(program)
+    check(program, function, (1, 2, 4), (3, 5))
+    (converted,) = program.graph_module.graph.find_nodes(op="call_function", target=aten.to.dtype)[-1:]
+    assert converted.args[1:] == (torch.float64,)
+    assert not program.placeholders[1].users
 
 
 def test_dead_code_goes() -> None:

@@ -13,7 +13,9 @@ from torch import nn
 from sicompiler import testing
 from sicompiler.api import prepare
 from sicompiler.axes.factor_map import Slicing
-from sicompiler.compiler import rewrite
+from sicompiler.compiler import make_search, rewrite
+from sicompiler.cost import MACHINES
+from sicompiler.planners.tally import MAX_WINDOWS
 from sicompiler.region import Region, Walk
 from sicompiler.runtime.measure import measure_peak
 from sicompiler.runtime.verify import errors
@@ -166,3 +168,48 @@ def test_a_level_of_a_decoder_is_cut_along_height_at_the_floor() -> None:
         testing.run_program(done, module, (x,), {})
     found = peak.bytes + planner.graph.facts.input_bytes + plan.weights_bytes
     assert 0.9 * plan.predicted_peak_bytes <= found <= plan.predicted_peak_bytes + 2**12
+
+
+class Chain(nn.Module):
+    """More windows in a row than a region may have, as in a decoder whose frames are unrolled."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Conv2d(3, 3, 3, padding=1) for _ in range(MAX_WINDOWS + 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in self.layers:
+            x = torch.tanh(layer(x))
+        return x
+
+
+def test_a_region_may_run_on_to_the_end_of_its_axis() -> None:
+    torch.manual_seed(0)
+    module, x = Chain().double().eval(), torch.randn(1, 3, 40, 6, dtype=torch.float64)
+    graph = testing.legal_graph(module, (x,), {})
+    search = make_search(graph, None, [], MACHINES["cpu"], None)
+    first, stop = graph.facts.num_placeholders, len(graph.facts.nodes)
+    found = [c for c in search.problem.candidates if (c.start, c.stop) == (first, stop)]
+    assert {c.seed.dim for c in found} == {2, 3}, "along height and along width"
+    assert len(found) == 2, "counted once each, where the axis ends"
+    for candidate in found:
+        walk = Walk(graph.view, candidate.start, candidate.seed)
+        while walk.stop < stop:
+            assert walk.extend() is None
+        assert walk.windows > MAX_WINDOWS
+        ours = testing.run_program(testing.rewritten(graph, [(walk.region(), candidate.lengths[-2])]), module, (x,), {})
+        with torch.no_grad():
+            assert errors(ours, module(x))[1] <= 1e-12
+
+
+def test_units_hold_all_rows_that_one_was_upsampled_to() -> None:
+    """As where an upsampled condition scales a norm: four rows of the result go with each row of the condition."""
+    case = Case(lambda x, z: F.silu(x) * F.interpolate(z, scale_factor=4.0), (1, 4, 16, 8), (1, 4, 4, 2))
+    walk, reason = case.walk("upsample", 2)
+    assert reason is not None
+    assert walk.coarser == 4
+    walk = Walk(case.graph.view, case.at("upsample"), Slicing(2, 1, 4, 4))
+    while walk.stop < len(case.graph.facts.nodes):
+        assert walk.extend() is None
+    for length in (1, 3):
+        case.check((walk.region(), length))

@@ -100,23 +100,29 @@ class AxisTable:
             self._transfers[key] = found
         return found
 
-    def coarser(self, position: int, operand: int, slicing: Slicing) -> int:
-        """By how much the units of a slicing must grow to go through a node; 1 if that does not help.
+    def coarser(self, position: int, is_result: bool, index: int, slicing: Slicing) -> int:
+        """By how much the units of a slicing must grow to run through a node; 1 if that is not what is wrong.
 
-        A unit has to hold whole strides of a window, or whole entries of the outermost factor of the dim: the channels
-        of a head, where a view takes heads and channels apart.
+        They have to hold whole strides of a window, or all of the minor factors of a dim: eight rows where rows were
+        upsampled by eight.
         """
         rule = self._maps[position]
-        if rule is None or operand >= len(rule.operands) or slicing.outer > 1:
+        tensors = () if rule is None else rule.results if is_result else rule.operands
+        if rule is None or index >= len(tensors):
             return 1
-        factors = rule.operands[operand][slicing.dim]
-        if len(factors) == 1 and factors[0] in rule.windows:
-            entries = rule.windows[factors[0]].stride
-        elif len(factors) > 1 and rule.kind(factors[0]) is Kind.FREE:
-            entries = math.prod(rule.sizes[name] for name in factors[1:])
-        else:
-            return 1
-        return entries // math.gcd(entries, slicing.inner)
+        factors = tensors[index][slicing.dim]
+        window = rule.windows.get(factors[0]) if len(factors) == 1 else None
+        if window is not None:
+            return 1 if slicing.outer > 1 else window.stride // math.gcd(window.stride, slicing.inner)
+        minor = 1
+        for name in reversed(factors[1:]):
+            minor *= rule.sizes[name]
+            factor = minor // math.gcd(minor, slicing.inner)
+            if factor > 1 and slicing.size % factor == 0:
+                grown = Slicing(slicing.dim, slicing.outer, slicing.size // factor, slicing.inner * factor)
+                if isinstance(self._transfer(position, is_result, index, grown), Transfer):
+                    return factor
+        return 1
 
     def missing_rules(self) -> Counter[str]:
         """Operators without a rule, and how often each occurs."""

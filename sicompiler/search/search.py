@@ -14,15 +14,18 @@ from sicompiler.capture import Source
 from sicompiler.cost import Machine
 from sicompiler.facts.storages import Origin
 from sicompiler.facts.timeline import timeline
+from sicompiler.passes.edit import copy_program
+from sicompiler.passes.recompute import compute_again
 from sicompiler.planners.candidates import axis_labels, candidates
 from sicompiler.planners.dp import Problem
 from sicompiler.planners.evaluator import Evaluator
 from sicompiler.planners.tally import unsliced
 from sicompiler.region import Region
-from sicompiler.study import Graph, OuterGraph, named_axes
+from sicompiler.study import Graph, OuterGraph, named_axes, study
 
 Progress = Callable[[str, int, int], None]  # what is being done, how much of it is done, out of how much
 
+RECOMPUTED_SHARE = 0.15  # of the unsliced peak; a smaller value is not worth making again
 HOT_SHARE = 0.002  # an operator is hot when it makes this share of the unsliced peak
 SPILL_SHARE = 0.002  # of the unsliced peak: anything smaller gains nothing in far memory
 STREAM_SHARE = 1e-4  # of the weights: anything smaller stays resident
@@ -39,6 +42,7 @@ class Search:
         evaluator: peaks and times of its regions.
         problem: all candidates of it.
         streamed_bytes: of the weights that lie in far memory.
+        recomputed: whether it is the graph in which large values are made again.
     """
 
     graph: Graph
@@ -47,16 +51,12 @@ class Search:
     evaluator: Evaluator
     problem: Problem
     streamed_bytes: int = 0
+    recomputed: bool = False
 
     @property
     def repeats(self) -> int:
         """How often the graph runs."""
         return self.outer.loop.slices if self.outer else 1
-
-    @property
-    def loop(self) -> object:
-        """The loop around it."""
-        return self.outer.loop if self.outer else None
 
 
 def make_search(
@@ -65,6 +65,8 @@ def make_search(
     regions: Sequence[Region],
     machine: Machine,
     progress: Progress | None,
+    *,
+    recomputed: bool = False,
 ) -> Search:
     """Collect the candidates of a graph.
 
@@ -74,6 +76,7 @@ def make_search(
         regions: loops around the whole graph; no smaller region is sought along their axes.
         machine: cost model.
         progress: told about long work.
+        recomputed: whether it is the graph in which large values are made again.
     """
     labels = axis_labels(graph.view, named_axes(graph))
     evaluator = Evaluator(graph.view, graph.line, machine)
@@ -81,7 +84,17 @@ def make_search(
     skip = frozenset(
         (p, slicing) for region in regions for p, transfer in region.sliced.items() for slicing in transfer.results[:1]
     )
-    return Search(graph, outer, labels, evaluator, _problem(evaluator, graph, labels, skip, what, progress))
+    problem = _problem(evaluator, graph, labels, skip, what, progress)
+    return Search(graph, outer, labels, evaluator, problem, recomputed=recomputed)
+
+
+def recomputed_graph(graph: Graph) -> Graph | None:
+    """The graph in which large values are made again after their statistics; None if there are none."""
+    program = copy_program(graph.program)
+    if not compute_again(program, int(graph.line.peak_bytes * RECOMPUTED_SHARE)):
+        return None
+    program.graph_module.recompile()
+    return study(program, graph.facts.device_type)
 
 
 def with_far(search: Search, regions: Sequence[Region], progress: Progress | None) -> Search:
@@ -102,7 +115,7 @@ def with_far(search: Search, regions: Sequence[Region], progress: Progress | Non
     skip = frozenset((p, s) for region in regions for p, t in region.sliced.items() for s in t.results[:1])
     problem = _problem(evaluator, search.graph, search.labels, skip, what, progress)
     nbytes = sum(graph.facts.storages[s].nbytes for s in weights)
-    return Search(graph, search.outer, search.labels, evaluator, problem, nbytes)
+    return Search(graph, search.outer, search.labels, evaluator, problem, nbytes, search.recomputed)
 
 
 def _problem(

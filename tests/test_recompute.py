@@ -1,0 +1,65 @@
+"""Recompute: what waits for its own statistics is made again, and only where a budget asks for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sicompiler import testing
+from sicompiler.api import prepare
+from sicompiler.compiler import recomputed_graph, rewrite
+from sicompiler.plan import Plan
+from sicompiler.planners.dp import floor
+from sicompiler.runtime.measure import measure_peak
+from sicompiler.runtime.verify import errors
+
+SLACK_BYTES = 2**12  # numbers and tables of a kernel, which no prediction counts
+
+
+class Level(nn.Module):
+    """The last level of a decoder: upsampled channels that a norm and a shortcut read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Narrow kernels: on the CPU the unfolded input of a wide one would be all of the peak.
+        self.up, self.norm = nn.Conv2d(12, 12, (3, 1), padding=(1, 0)), nn.GroupNorm(3, 12)
+        self.first, self.second = nn.Conv2d(12, 8, 1), nn.Conv2d(8, 8, 1)
+        self.between, self.shortcut = nn.GroupNorm(2, 8), nn.Conv2d(12, 8, 1)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        wide = self.up(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        narrow = self.first(F.silu(self.norm(wide)))
+        return self.second(F.silu(self.between(narrow))) + self.shortcut(wide)
+
+
+def test_a_value_is_made_again_for_its_readers_behind_its_statistics() -> None:
+    torch.manual_seed(0)
+    graph = testing.legal_graph(Level().double().eval(), (torch.randn(1, 12, 64, 48, dtype=torch.float64),), {})
+    again = recomputed_graph(graph)
+    assert again is not None
+    names = [str(node.target) for node in again.facts.nodes]
+    assert names.count("aten.upsample_nearest2d.vec") == 2, "for its statistics, and for the norm and the shortcut"
+    assert recomputed_graph(testing.legal_graph(nn.GroupNorm(2, 4), (torch.randn(1, 4, 8, 8),), {})) is None
+
+
+def test_at_the_floor_the_wide_value_is_made_again() -> None:
+    torch.manual_seed(0)
+    module, x = Level().double().eval(), torch.randn(1, 12, 64, 48, dtype=torch.float64)
+    program, planner = prepare(module, (x,), {})
+    assert not planner.plan(planner.unsliced_bytes).recomputed, "it costs time, which a large budget saves"
+    plan = planner.plan(planner.floor()[0])
+    assert plan.recomputed
+    assert Plan.from_json(plan.to_json()) == plan
+    assert plan.predicted_peak_bytes - plan.weights_bytes < 0.9 * floor(planner.searches[0].problem).peak_bytes
+    done = rewrite(program, plan)
+    with torch.no_grad():
+        theirs = module(x)
+    with measure_peak("cpu") as peak:
+        ours = testing.run_program(done, module, (x,), {})
+    assert errors(ours, theirs)[1] <= 1e-12
+    found = peak.bytes + planner.graph.facts.input_bytes + plan.weights_bytes
+    assert found <= plan.predicted_peak_bytes + SLACK_BYTES
+    assert plan.fits
