@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from sicompiler.models.geometry import GivenSizes
 
 
 class Device(StrEnum):
@@ -52,6 +55,11 @@ class ModelOptions:
     width: int | None = None
     dtype: str | None = None
     device: Device | None = None
+
+    @property
+    def sizes(self) -> GivenSizes:
+        """What the user says about sizes."""
+        return {"batch": self.batch, "frames": self.frames, "height": self.height, "width": self.width}
 
 
 MODEL_HELP = (

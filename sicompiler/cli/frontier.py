@@ -1,0 +1,98 @@
+"""What smaller budgets cost in time: of one model, and of a pipeline, phase by phase."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sicompiler.compiler import Planner, Progress
+from sicompiler.reports.summary import FrontierRow, frontier_table
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from sicompiler.cli.pipelines import Part, Pipeline, PlannedPart
+
+SHARES = (0.0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)  # of the way from the floor to the unsliced peak
+DENOISE, STEPS = "denoise", 25  # the whole pipeline counts so many calls of its denoiser, and one of the others
+
+
+@dataclass(frozen=True)
+class Frontiers:
+    """Budgets against time.
+
+    Attributes:
+        phases: of each phase alone, in order; the budget is that of the pipeline.
+        whole: of all of them.
+    """
+
+    phases: tuple[tuple[FrontierRow, ...], ...]
+    whole: tuple[FrontierRow, ...]
+
+    def tables(self, labels: Sequence[str]) -> list[RenderableType]:
+        """For people: the whole pipeline first."""
+        whole = frontier_table(self.whole, f"budget against time, the whole pipeline ({STEPS} denoising steps)")
+        phases = zip(labels, self.phases, strict=True)
+        return [whole, *(frontier_table(rows, f"budget against time, {label}") for label, rows in phases)]
+
+
+def unsliced_seconds(planner: Planner) -> float:
+    """Predicted time of the unsliced graph."""
+    problem = planner.searches[0].problem
+    return float(problem.seconds[problem.first :].sum())
+
+
+def budgets_between(floor_bytes: int, unsliced_bytes: int) -> list[int]:
+    """A handful of budgets from the floor to the unsliced peak."""
+    return list(dict.fromkeys(floor_bytes + int(share * max(unsliced_bytes - floor_bytes, 0)) for share in SHARES))
+
+
+def frontier(planner: Planner, progress: Progress) -> list[FrontierRow]:
+    """What a handful of budgets between the floor and the unsliced peak cost in time."""
+    whole_seconds = unsliced_seconds(planner)
+    rows = []
+    budgets = budgets_between(planner.floor()[0], planner.unsliced_bytes)
+    for number, budget in enumerate(budgets):
+        progress("frontier", number, len(budgets))
+        plan = planner.plan(budget)
+        rows.append(
+            FrontierRow(budget, plan.predicted_peak_bytes, _ratio(plan.seconds, whole_seconds), len(plan.regions))
+        )
+    return rows
+
+
+def pipeline_frontiers(pipeline: Pipeline, progress: Progress) -> Frontiers:
+    """The same for every phase of a pipeline and for all of them together."""
+    parts = pipeline.parts
+    lowest = [pipeline.plan(part, 1).row.floor_bytes or 0 for part in parts]
+    tops = [pipeline.unsliced_bytes(part) for part in parts]
+    phases = []
+    for number, part in enumerate(parts):
+        progress("frontier", number, len(parts) + 1)
+        phases.append(_rows(pipeline, [part], budgets_between(lowest[number], tops[number])))
+    whole = _rows(pipeline, parts, budgets_between(max(lowest), max(tops)))
+    return Frontiers(tuple(phases), whole)
+
+
+def time_ratio(parts: Sequence[Part], planned: Sequence[PlannedPart]) -> float:
+    """Predicted time of a pipeline over that without slicing."""
+    calls = [STEPS if part.call.phase == DENOISE else 1 for part in parts]
+    return _ratio(
+        sum(count * found.plan.seconds for count, found in zip(calls, planned, strict=True)),
+        sum(count * unsliced_seconds(part.planner) for count, part in zip(calls, parts, strict=True)),
+    )
+
+
+def _rows(pipeline: Pipeline, parts: Sequence[Part], budgets: Sequence[int]) -> tuple[FrontierRow, ...]:
+    rows = []
+    for budget in budgets:
+        planned = [pipeline.plan(part, budget) for part in parts]
+        peak = max(found.row.predicted_peak_bytes or 0 for found in planned)
+        regions = sum(len(found.plan.regions) for found in planned)
+        rows.append(FrontierRow(budget, peak, time_ratio(parts, planned), regions))
+    return tuple(rows)
+
+
+def _ratio(seconds: float, whole_seconds: float) -> float:
+    return seconds / whole_seconds if whole_seconds else 1.0
