@@ -21,7 +21,7 @@ LAYERS = {
     "models": 7, "study": 7,
     "compiler": 8,
     "takeover": 9,
-    "adapters": 10,
+    "adapters": 10, "forms": 10,
     "api": 11,
     "cli": 12, "testing": 12,
 }  # fmt: skip

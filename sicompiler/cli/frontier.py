@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from sicompiler.cli.pipelines import Part, Pipeline, PlannedPart
 
 SHARES = (0.0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)  # of the way from the floor to the unsliced peak
-DENOISE, STEPS = "denoise", 25  # the whole pipeline counts so many calls of its denoiser, and one of the others
+ENCODE, DENOISE = "encode", "denoise"
+STEPS = 25  # the whole pipeline counts so many calls of its denoiser, and one of the others
 
 
 @dataclass(frozen=True)

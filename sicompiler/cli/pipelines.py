@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sicompiler.adapters.outputs import register_outputs
-from sicompiler.cli.frontier import DENOISE, Frontiers, pipeline_frontiers
+from sicompiler.capture import weights_bytes
+from sicompiler.cli.frontier import DENOISE, ENCODE, Frontiers, pipeline_frontiers
 from sicompiler.cli.options import ModelOptions
 from sicompiler.cli.output import Progress, json_rows, note, quiet, show, show_json, show_text
 from sicompiler.cli.work import Target, prepare
 from sicompiler.compiler import Planner
-from sicompiler.errors import OverBudget
+from sicompiler.errors import CaptureError, OverBudget
 from sicompiler.facts.storages import GraphFacts, Origin
 from sicompiler.models.pipelines import PIPELINE_PRESETS, PartName, build_pipeline, idle_weights
 from sicompiler.plan import Plan
@@ -85,26 +86,36 @@ def run(options: ModelOptions, gb: str | None, *, as_json: bool) -> int:
     with Progress() as progress, quiet():
         calls = build_pipeline(options.model, dtype=dtype, **options.sizes)
         idle = idle_weights(options.model, dtype)
-        parts = [Part(call, prepare(Target(call.call, device), progress, label=call.label)[1]) for call in calls]
+        parts: list[Part] = []
+        untouched: dict[str, str] = {}
+        for call in calls:
+            try:
+                parts.append(Part(call, prepare(Target(call.call, device), progress, label=call.label)[1]))
+            except CaptureError as error:
+                if call.phase != ENCODE:
+                    raise
+                untouched[call.component] = str(error).splitlines()[0]
+                idle[call.component] = weights_bytes(call.call.module)
         pipeline = Pipeline.of(parts, idle, device)
         if budget is None:
             budget = max(pipeline.unsliced_bytes(part) for part in parts)
             frontiers = pipeline_frontiers(pipeline, progress)
-    rows = tuple(pipeline.plan(part, budget).row for part in parts)
+    planned = [pipeline.plan(part, budget).row for part in parts]
+    rows = (*(_untouched(name, why, pipeline, budget) for name, why in untouched.items()), *planned)
     report = PipelineReport(PIPELINE_PRESETS[options.model].pipeline, budget, rows)
     if as_json:
         found = {"model": options.model, "device": device, "dtype": dtype, **report.to_dict()}
         if frontiers is not None:
             found["frontier"] = json_rows(frontiers.whole)
+            costs = [()] * len(untouched) + list(frontiers.phases)
             found["phases"] = [
-                row | {"frontier": json_rows(phase)}
-                for row, phase in zip(found["phases"], frontiers.phases, strict=True)
+                row | {"frontier": json_rows(cost)} for row, cost in zip(found["phases"], costs, strict=True)
             ]
         show_json(found)
     else:
         show_text(str(report))
         if frontiers is not None:
-            show(*frontiers.tables([row.component for row in rows]))
+            show(*frontiers.tables([row.component for row in planned]))
         note("held is an estimate; what a pipeline computes between its components is not planned")
     if not report.fits:
         worst = max(rows, key=lambda row: row.floor_bytes or 0)
@@ -118,6 +129,12 @@ def run(options: ModelOptions, gb: str | None, *, as_json: bool) -> int:
             culprit=worst.floor_operator,
         )
     return 0
+
+
+def _untouched(component: str, why: str, pipeline: Pipeline, budget: int) -> PhaseRow:
+    """The row of an encoder that can't be captured: only its weights are known."""
+    held, own = pipeline.held, pipeline.weights[component]
+    return PhaseRow(ENCODE, component, (component,), own, held, None, None, None, None, "", budget, note=why)
 
 
 def choose(part: Part, budget_bytes: int) -> Plan:

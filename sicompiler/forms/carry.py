@@ -1,8 +1,8 @@
-"""Regions known to be good at one size, looked at again at another: real plans in a fraction of the time of a search.
+"""Regions known to be good at one size, looked at again at another: plans in a fraction of the time of a search.
 
-A search weighs tens of thousands of regions. The ones that its plans take are a few hundred, and mostly the same at every
-size. Each is walked again at the other size by the rules of the planner, so a plan made of them is one the planner could
-have made there, with the peak it would predict; only a faster or smaller one may have been missed.
+A search weighs tens of thousands of regions. The ones that its plans take are a few hundred, and mostly the same at
+every size. Each is walked again at the other size by the rules of the planner, so a plan made of them is one that the
+planner could have made there, with the peak it would predict; only a faster or smaller one may have been missed.
 """
 
 from __future__ import annotations
@@ -21,16 +21,7 @@ from sicompiler.planners.tally import MAX_OPERATORS, MAX_SPAN, Tally
 from sicompiler.region import Walk
 from sicompiler.study import Graph, OuterGraph
 
-RUNGS = (
-    0.0,
-    1 / 64,
-    1 / 32,
-    1 / 16,
-    1 / 8,
-    1 / 4,
-    1 / 2,
-    3 / 4,
-)  # budgets: shares of the way from the floor to unsliced
+RUNGS = (0.0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4)  # budgets, from the floor to the unsliced peak
 
 
 @dataclass(frozen=True)

@@ -64,17 +64,20 @@ def constant(value: int) -> Form:
 
 
 def tells_apart(points: Sequence[Point], free: set[int]) -> bool:
-    """Whether no monomial is an affine function of another at these points, so that one-term forms are unique.
+    """Whether forms of one and two terms are unique at four points: no three monomials and 1 are dependent there.
 
     Args:
-        points: some sizes.
+        points: four sizes.
         free: which of frames, height and width the monomials are made of.
     """
-    rows = [m for m in MONOMIALS if m and set(m) <= free]
-    for one, other in itertools.combinations(rows, 2):
-        if _affine([product(one, p) for p in points], [product(other, p) for p in points]) is not None:
-            return False
-    return True
+    rows = [[product(m, p) - product(m, points[0]) for p in points[1:]] for m in MONOMIALS if m and set(m) <= free]
+    if len(rows) < 3:
+        return all(any(row) for row in rows)
+    return all(_determinant(*three) for three in itertools.combinations(rows, 3))
+
+
+def _determinant(a: Sequence[int], b: Sequence[int], c: Sequence[int]) -> int:
+    return a[0] * (b[1] * c[2] - b[2] * c[1]) - a[1] * (b[0] * c[2] - b[2] * c[0]) + a[2] * (b[0] * c[1] - b[1] * c[0])
 
 
 def varying(points: Sequence[Point]) -> set[int]:
@@ -85,10 +88,10 @@ def varying(points: Sequence[Point]) -> set[int]:
 def fit(points: Sequence[Point], values: Sequence[int]) -> Form | None:
     """The form that takes these values at these points, if just one of fewest terms does.
 
-    One term and a constant are two numbers, so of four points two are a check; two terms leave one.
+    One term and a constant are two numbers, so two of four points are a check; two terms leave one.
 
     Args:
-        points: sizes of the captures; one-term forms must differ there (`tells_apart`).
+        points: sizes of the captures; forms must differ there (`tells_apart`).
         values: of one number, at each of them.
     """
     if len(set(values)) == 1:

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import itertools
+import random
 from collections.abc import Sequence
 
 from sicompiler.forms.form import Point, tells_apart, varying
 
+MOST_TRIES = 1000
+
 
 def choose_points(wanted: Sequence[Point], steps: Point) -> tuple[Point, ...] | None:
-    """Four sizes to capture: the largest wanted one first, then the smallest, so that what changes between is noticed.
+    """Sizes to capture: the largest wanted one first, then the smallest, so that what changes between is noticed.
 
     Args:
         wanted: the sizes asked for.
         steps: by how much frames, height and width change at least; 0 for one that has to stay.
 
     Returns:
-        The four; None where sizes that differ enough can't be found.
+        The four, and a fifth where the smallest can't be among them; None where such sizes are not found.
     """
     high = (max(p[0] for p in wanted), max(p[1] for p in wanted), max(p[2] for p in wanted))
     low = (min(p[0] for p in wanted), min(p[1] for p in wanted), min(p[2] for p in wanted))
@@ -24,10 +27,12 @@ def choose_points(wanted: Sequence[Point], steps: Point) -> tuple[Point, ...] | 
     axes = [_values(a, b, step) for a, b, step in zip(low, high, steps, strict=True)]
     # Never above the largest: a model has a most frames, and a graph may change with size.
     pool = [p for p in itertools.product(*axes) if p not in (low, high)]
-    for rest in itertools.combinations(pool, 2 if low != high else 3):
-        points = (high, *((low,) if low != high else ()), *rest)
-        if varying(points) == free and tells_apart(points, free):
-            return points
+    random.Random(0).shuffle(pool)  # neighbours in order are alike
+    for base in ([(high, low)] if low != high else []) + [(high,)]:
+        for rest in itertools.islice(itertools.combinations(pool, 4 - len(base)), MOST_TRIES):
+            points = (*base, *rest)
+            if varying(points) == free and tells_apart(points, free):
+                return points if low in points else (*points, low)
     return None
 
 

@@ -12,12 +12,16 @@ import torch
 from sicompiler.capture import capture, weights_bytes
 from sicompiler.compiler import Planner, Progress, make_planner
 from sicompiler.cost import MACHINES
+from sicompiler.errors import CaptureError
 from sicompiler.forms.carry import Known, carried, known_regions
 from sicompiler.forms.form import Form, Point, fit
+from sicompiler.forms.points import choose_points
 from sicompiler.forms.template import DifferentGraph, Reading, SizedGraph, Template, check_same, read
 from sicompiler.passes.manager import run_stage
 from sicompiler.study import OUTER_HOISTED_SHARE, OUTER_SIZE, OuterGraph, make_outer, outer_loops, study
 from sicompiler.takeover import dtype_name
+
+WORTH_IT = 4  # sizes; closed forms take one plan and three captures
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,10 @@ class SizedModel:
             )
         return self._planned[point]
 
+    def weights_bytes(self, point: Point) -> int:
+        """Bytes of the weights at a size, without a capture."""
+        return weights_bytes(self._make(point).module)
+
     def learn(self, points: Sequence[Point]) -> Learned:
         """Plan at the first of some points, capture at the others, and find the form of every number.
 
@@ -172,6 +180,43 @@ class SizedModel:
             if found is not None:
                 return learned, found
         return None
+
+    @property
+    def learned(self) -> tuple[Learned, ...]:
+        """What is known by closed forms, one for each kind of sizes."""
+        return tuple(self._learned)
+
+    def cover(self, wanted: Sequence[Point], steps: Point) -> list[str]:
+        """Make closed forms for some sizes, where that is less work than planning each.
+
+        Args:
+            wanted: the sizes.
+            steps: by what frames, height and width may change within the same operators; 0 where they stay.
+
+        Returns:
+            Why some sizes have none.
+        """
+        groups: dict[tuple[int, ...], list[Point]] = {}
+        for point in wanted:
+            rest = tuple(n % step if step else n for n, step in zip(point, steps, strict=True))
+            groups.setdefault(rest, []).append(point)
+        return [why for group in groups.values() for why in self._cover(group, steps)]
+
+    def _cover(self, group: Sequence[Point], steps: Point) -> list[str]:
+        points = choose_points(group, steps) if len(group) >= WORTH_IT else None
+        if points is None:
+            return []
+        self.planned(points[0])
+        try:
+            self.learn(points)
+        except (DifferentGraph, CaptureError) as why:
+            reason = [str(why).splitlines()[0]]
+            frames = sorted({point[0] for point in group})
+            if steps[0] and len(frames) > 1:
+                apart = [self._cover([p for p in group if p[0] == f], (0, *steps[1:])) for f in frames]
+                return list(dict.fromkeys([*reason, *(again for found in apart for again in found)]))
+            return reason
+        return []
 
     def is_planned(self, point: Point) -> bool:
         """Whether a size was captured and searched in full."""

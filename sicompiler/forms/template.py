@@ -1,7 +1,8 @@
 """A graph at every size: its structure, and each of its numbers as a form in frames, height and width.
 
-Captures of a model at several sizes are the same operators with other numbers: dims, strides, bytes, arguments of views.
-Where the structures are equal and every number has a form, the graph of any other size is written down without a capture.
+Captures of a model at several sizes are the same operators with other numbers: dims, strides, bytes, arguments of
+views. Where the structures are equal and every number has a form, the graph of any other size is written down without
+a capture.
 """
 
 from __future__ import annotations

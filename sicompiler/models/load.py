@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from sicompiler.errors import BadInput, SicompilerError
-from sicompiler.models.build import ModelCall, build_model, build_preset
-from sicompiler.models.geometry import GivenSizes
+from sicompiler.models.build import ModelCall, build_model, build_preset, preset_named, sizes_of
+from sicompiler.models.geometry import GivenSizes, Sizes
 from sicompiler.models.inputs import FAMILIES
 from sicompiler.models.presets import PRESETS
 
@@ -55,6 +55,25 @@ def resolve(
         if os.sep in spec or spec.startswith((".", "~")):
             raise BadInput(f"there is no folder {spec}; a model of the Hugging Face hub must be downloaded first")
     return build_preset(spec, **sizes, dtype=dtype or "float16", fake=fake, seed=seed)
+
+
+def family_of(spec: str) -> tuple[str, dict[str, Any], Sizes] | None:
+    """The class of diffusers behind a preset or a folder, its configuration and its default sizes; None for a function.
+
+    Args:
+        spec: as for `resolve`.
+
+    Raises:
+        BadInput: there is no such preset or folder.
+    """
+    if spec not in PRESETS:
+        if Path(spec).expanduser().is_dir():
+            class_name, config = read_folder(Path(spec).expanduser())
+            return class_name, config, FAMILIES[class_name].default_sizes(config)
+        if _FUNCTION.fullmatch(spec):
+            return None
+    preset = preset_named(spec)
+    return preset.class_name, dict(preset.config), sizes_of(spec, {})
 
 
 def read_folder(folder: Path) -> tuple[str, dict[str, Any]]:

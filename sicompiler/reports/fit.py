@@ -1,4 +1,4 @@
-"""What fits a budget, told to people and to machines: a table of frames against resolution, and the peak as a formula."""
+"""What fits a budget, told to people and to machines: a table of frames against resolution, the peak as a formula."""
 
 from __future__ import annotations
 
@@ -120,9 +120,9 @@ class FitReport:
 
 
 LEGEND = (
-    " Predicted peak, and the time over that without slicing where slices are needed. x: nothing known fits; the lowest\n"
-    " peak that was found, after <= where not every plan was searched. *: planned in full; the others are exact for a\n"
-    " plan of regions that are good at a size that was planned in full, so the best plan may be faster, or fit in less."
+    " Predicted peak; where slices are needed, also the time over that without. x: no plan is known to fit, with the\n"
+    " lowest peak found, after <= where not every plan was searched. *: planned in full. Others that need slices are\n"
+    " exact for a plan whose regions are good at a size that was planned in full: a better plan may exist."
 )
 
 
