@@ -144,13 +144,13 @@ def test_a_preset_takes_every_size_of_its_own_table(name: str) -> None:
 
 def test_the_text_of_a_cell_says_how_sure_it_is() -> None:
     cell = Cell(14, 576, 1024, True, 2**30, 2**30, 1.0, Known.FORM)
-    assert cell_text(cell) == "1 GiB"
+    assert cell_text(cell) == "1.00 GiB"
     rows = {
-        "1 GiB*": Cell(14, 576, 1024, True, 2**30, 2**30, 1.0, Known.PLANNED),
-        "1 GiB, 1.20x": Cell(14, 576, 1024, True, 2**31, 2**30, 1.2, Known.REGIONS),
-        "1 GiB, 1.20x*": Cell(14, 576, 1024, True, 2**31, 2**30, 1.2, Known.PLANNED),
-        "x <= 1 GiB": Cell(14, 576, 1024, False, 2**31, 2**30, 1.2, Known.REGIONS),
-        "x 1 GiB*": Cell(14, 576, 1024, False, 2**31, 2**30, 1.2, Known.PLANNED),
+        "1.00 GiB*": Cell(14, 576, 1024, True, 2**30, 2**30, 1.0, Known.PLANNED),
+        "1.00 GiB, 1.20x": Cell(14, 576, 1024, True, 2**31, 2**30, 1.2, Known.REGIONS),
+        "1.00 GiB, 1.20x*": Cell(14, 576, 1024, True, 2**31, 2**30, 1.2, Known.PLANNED),
+        "x <= 1.00 GiB": Cell(14, 576, 1024, False, 2**31, 2**30, 1.2, Known.REGIONS),
+        "x 1.00 GiB*": Cell(14, 576, 1024, False, 2**31, 2**30, 1.2, Known.PLANNED),
     }
     assert {text: cell_text(found) for text, found in rows.items()} == {text: text for text in rows}
     assert cell_text(None) == ""

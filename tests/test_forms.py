@@ -124,7 +124,7 @@ def test_a_graph_of_another_size_is_that_of_a_capture_there(name: str) -> None:
 @models
 def test_the_peak_as_a_formula_is_right_to_the_byte(name: str) -> None:
     model, learned = learned_model(name)
-    between = list(lattice((3, 8, 16), (9, 40, 72), (2, 8, 8), count=3))
+    between = list(lattice(((3, 8, 16), (9, 40, 72)), (2, 8, 8), count=3))
     found = closed_peak(learned, between, (1, 8, 8))
     assert set(between) <= set(found.checked)
     for point in ((5, 24, 48), (9, 16, 72)):

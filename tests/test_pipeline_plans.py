@@ -98,7 +98,7 @@ def test_without_a_budget_every_phase_and_the_whole_have_a_frontier(capsys: pyte
 
 
 def test_which_sizes_of_a_pipeline_fit_is_what_its_plans_say(capsys: pytest.CaptureFixture[str]) -> None:
-    frames, sizes, budget = (4, 8, 14), ("256x448", "320x576", "576x1024"), "20MiB"
+    frames, sizes, budget = (4, 8, 14), ("256x448", "320x576", "576x1024"), "44MiB"
     arguments = ("--frames", ",".join(map(str, frames)), "--size", ",".join(sizes), "--json")
     status, out = run(capsys, "fit", NAME, "--gb", budget, *arguments)
     assert status == 0

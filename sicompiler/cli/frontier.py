@@ -33,9 +33,13 @@ class Frontiers:
 
     def tables(self, labels: Sequence[str]) -> list[RenderableType]:
         """For people: the whole pipeline first."""
-        whole = frontier_table(self.whole, f"budget against time, the whole pipeline ({STEPS} denoising steps)")
-        phases = zip(labels, self.phases, strict=True)
-        return [whole, *(frontier_table(rows, f"budget against time, {label}") for label, rows in phases)]
+        from rich.text import Text
+
+        titles = [f"the whole pipeline ({STEPS} denoising steps)", *labels]
+        found: list[RenderableType] = []
+        for title, rows in zip(titles, (self.whole, *self.phases), strict=True):
+            found += [Text(f"budget against time, {title}", "bold"), frontier_table(rows, "")]
+        return found
 
 
 def unsliced_seconds(planner: Planner) -> float:

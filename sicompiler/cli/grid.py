@@ -144,9 +144,8 @@ class Grid:
     def _form(self, sized: Sized, points: Sequence[Point], steps: Point) -> None:
         label = sized.name.label if self.subject.pipeline else ""
         for learned in sized.model.learned:
-            low, high = (tuple(f(p[axis] for p in points) for axis in range(3)) for f in (min, max))
             try:
-                self.forms.append(peak_form(label, learned, [*points, *lattice(low, high, steps)], steps))
+                self.forms.append(peak_form(label, learned, [*points, *lattice(points, steps)], steps))
             except DifferentGraph as why:
                 self.notes.append(f"{sized.model.name}, no formula of the peak: {why}")
 

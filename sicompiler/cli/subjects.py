@@ -86,7 +86,8 @@ class Scale:
     def grid(self, frames: Sequence[int], sizes: Sequence[tuple[int, int]]) -> list[Video]:
         """Every frames by every size; around the defaults of the model where the user gives none."""
         if self.family is None:
-            return [(f, h, w) for h, w in sizes or [(None, None)] for f in frames or [None]]
+            without: list[tuple[int | None, int | None]] = [(None, None)]
+            return [(f, h, w) for h, w in sizes or without for f in frames or [None]]
         return [(f, h, w) for h, w in sizes or self._sizes() for f in frames or self._frames()]
 
     def units(self) -> str:

@@ -80,6 +80,12 @@ def _determinant(a: Sequence[int], b: Sequence[int], c: Sequence[int]) -> int:
     return a[0] * (b[1] * c[2] - b[2] * c[1]) - a[1] * (b[0] * c[2] - b[2] * c[0]) + a[2] * (b[0] * c[1] - b[1] * c[0])
 
 
+def corners(points: Sequence[Point]) -> tuple[Point, Point]:
+    """The smallest and the largest of each size."""
+    low = (min(p[0] for p in points), min(p[1] for p in points), min(p[2] for p in points))
+    return low, (max(p[0] for p in points), max(p[1] for p in points), max(p[2] for p in points))
+
+
 def varying(points: Sequence[Point]) -> set[int]:
     """Which of the sizes differ among points."""
     return {i for i in range(3) if len({p[i] for p in points}) > 1}

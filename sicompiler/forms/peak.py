@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sicompiler.facts.modules import describe
 from sicompiler.facts.storages import ALLOCATION_GRANULE_BYTES, Origin
 from sicompiler.facts.workspace import standing_bytes
-from sicompiler.forms.form import Form, Point, fit, symbols
+from sicompiler.forms.form import Form, Point, corners, fit, symbols
 from sicompiler.forms.sized import Learned
 from sicompiler.forms.template import DifferentGraph, SizedGraph
 
@@ -87,8 +87,9 @@ def _rounded(form: Form, granule: int, base: Point, steps: Point) -> Any:
     """
     import sympy
 
-    near = itertools.product(*((n, n + step) for n, step in zip(base, steps, strict=True)))
-    if all((form.at(point) or 0) % granule == 0 for point in near):
+    far = (base[0] + steps[0], base[1] + steps[1], base[2] + steps[2])
+    near = itertools.product(*zip(base, far, strict=True))
+    if all((form.at((f, h, w)) or 0) % granule == 0 for f, h, w in near):
         return form.symbolic()
     return granule * sympy.ceiling(form.symbolic() / granule)
 
@@ -102,10 +103,10 @@ def _workspace(points: Sequence[Point], sized: dict[Point, SizedGraph], position
     return form.symbolic()
 
 
-def lattice(low: Point, high: Point, steps: Point, count: int = 4) -> Iterator[Point]:
-    """Sizes between two corners, both included."""
+def lattice(points: Sequence[Point], steps: Point, count: int = 4) -> Iterator[Point]:
+    """Sizes between the smallest and the largest of some, both included."""
     axes = []
-    for a, b, step in zip(low, high, steps, strict=True):
+    for a, b, step in zip(*corners(points), steps, strict=True):
         number = 0 if step == 0 else (b - a) // step
         chosen = {round(i * number / (count - 1)) for i in range(count)} if number else {0}
         axes.append([a + n * step for n in sorted(chosen)])

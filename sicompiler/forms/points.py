@@ -6,7 +6,7 @@ import itertools
 import random
 from collections.abc import Sequence
 
-from sicompiler.forms.form import Point, tells_apart, varying
+from sicompiler.forms.form import Point, corners, tells_apart, varying
 
 MOST_TRIES = 1000
 
@@ -21,8 +21,7 @@ def choose_points(wanted: Sequence[Point], steps: Point) -> tuple[Point, ...] | 
     Returns:
         The four, and a fifth where the smallest can't be among them; None where such sizes are not found.
     """
-    high = (max(p[0] for p in wanted), max(p[1] for p in wanted), max(p[2] for p in wanted))
-    low = (min(p[0] for p in wanted), min(p[1] for p in wanted), min(p[2] for p in wanted))
+    low, high = corners(wanted)
     free = {axis for axis, step in enumerate(steps) if step}
     axes = [_values(a, b, step) for a, b, step in zip(low, high, steps, strict=True)]
     # Never above the largest: a model has a most frames, and a graph may change with size.

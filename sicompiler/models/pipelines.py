@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -208,9 +208,10 @@ def part_specs(name: str, dtype: str) -> tuple[PartSpec, ...]:
             method="encode",
         )
 
-    found = [
-        PartSpec("encode", e.name, FORWARD, False, lambda _, e=e: _encoder(name, e, dtype)) for e in preset.encoders
-    ]
+    def encoder(row: Encoder) -> PartSpec:
+        return PartSpec("encode", row.name, FORWARD, False, lambda _: _encoder(name, row, dtype))
+
+    found = [encoder(row) for row in preset.encoders]
     if preset.encode:
         found.append(PartSpec("encode", "vae", "encode", True, encode))
     found.append(PartSpec("denoise", preset.component, FORWARD, True, denoise))
@@ -244,7 +245,7 @@ def idle_weights(name: str, dtype: str = "float16") -> dict[str, int]:
 
 
 def _given(pixels: Sizes) -> GivenSizes:
-    return GivenSizes(**asdict(pixels))
+    return {"batch": pixels.batch, "frames": pixels.frames, "height": pixels.height, "width": pixels.width}
 
 
 def _encoder(pipeline: str, encoder: Encoder, dtype: str) -> ModelCall:
