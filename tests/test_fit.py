@@ -124,7 +124,8 @@ def test_bad_input_is_one_line_and_status_2(run: Run, arguments: list[str], says
 def test_sizes_are_read_as_people_write_them() -> None:
     assert frames_of("14, 25") == [14, 25]
     assert sizes_of("576x1024, 320×576") == [(576, 1024), (320, 576)]
-    assert frames_of(None) == sizes_of(None) == []
+    assert frames_of(None) == []
+    assert sizes_of(None) == []
     with pytest.raises(BadInput, match="height x width"):
         sizes_of("576x")
 

@@ -148,7 +148,11 @@ def test_a_model_that_unrolls_its_frames_has_a_form_for_each_number_of_them() ->
     why = model.cover([(frames, *size) for frames in (2, 3) for size in sizes], (1, 2, 2))
     assert len(why) == 1
     assert [sorted({p[0] for p in learned.template.points}) for learned in model.learned] == [[2], [3]]
-    assert model.sized((3, 4, 8)) is not None
+    for frames in (2, 3):
+        found = model.sized((frames, 6, 4))
+        assert found is not None
+        assert np.array_equal(found[1].line.live_bytes, model.planned((frames, 6, 4)).graph.line.live_bytes)
+    assert model.sized((4, 6, 4)) is None
 
 
 @pytest.mark.slow

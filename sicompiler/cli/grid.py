@@ -8,7 +8,7 @@ from functools import cached_property
 
 from sicompiler.cli.frontier import DENOISE, ENCODE, time_ratio
 from sicompiler.cli.output import Progress
-from sicompiler.cli.pipelines import HELD_SAMPLES, Part, Pipeline, sample_bytes
+from sicompiler.cli.pipelines import HELD_SAMPLES, Part, Pipeline, PlannedPart, sample_bytes
 from sicompiler.cli.subjects import ONCE, Sized, Subject, Video
 from sicompiler.compiler import Planner
 from sicompiler.errors import CaptureError
@@ -64,9 +64,10 @@ class Grid:
         try:
             if not self.exact:
                 for sized in (s for s in self.subject.models if s.depends):
-                    reasons = sized.model.cover(points, steps)
+                    own, own_steps = list(dict.fromkeys(map(sized.at, points))), sized.steps(steps)
+                    reasons = sized.model.cover(own, own_steps)
                     self.notes += [f"{sized.model.name}, no closed form: {why}" for why in reasons]
-                    self._form(sized, points, steps)
+                    self._form(sized, own, own_steps)
             for number, (video, point) in enumerate(zip(self.videos, points, strict=True)):
                 progress("sizes", number, len(points))
                 self.cells.append(self.cell(video, point))
@@ -97,33 +98,34 @@ class Grid:
             held = HELD_SAMPLES * max(at.sample_bytes for sized, at in pairs if sized.name.phase == DENOISE)
         components = [sized.name.component for sized in self.subject.models]
         weights = {**self.subject.idle, **dict(zip(components, (at.weights_bytes for at in found), strict=True))}
-        unsliced = max(
+        peaks = [
             at.unsliced_bytes + held + sum(n for other, n in weights.items() if other != component)
             for component, at in zip(components, found, strict=True)
-        )
+        ]
+        unsliced = max(peaks)
         if unsliced <= self.budget:
             known = Known.PLANNED if all(at.planned for at in found) else Known.FORM
-            return Cell(*video, True, unsliced, unsliced, 1.0, known)
-        cell = self._sliced(video, unsliced, found, weights, held)
-        if not cell.fits and cell.known is Known.REGIONS and cell.predicted_peak_bytes <= BORDERLINE * self.budget:
-            full = [self._full(sized, sized.at(point)) for sized in self.subject.models]
-            cell = self._sliced(video, unsliced, full, weights, held)
-        return cell
-
-    def _sliced(self, video: Video, unsliced: int, found: Sequence[At], weights: dict[str, int], held: int) -> Cell:
-        parts = tuple(Part(s.name, at.planner) for s, at in zip(self.subject.models, found, strict=True))
-        pipeline = Pipeline(parts, weights, held, self.subject.pipeline and self.subject.device != "cpu")
-        planned = [pipeline.plan(part, self.budget) for part in parts]
+            phase = self.subject.models[peaks.index(unsliced)].name.label
+            return Cell(*video, True, unsliced, unsliced, 1.0, known, phase)
+        planned = self._planned(found, weights, held)
+        for number, sized in enumerate(self.subject.models):
+            peak = planned[number].row.predicted_peak_bytes or 0
+            if not found[number].planned and self.budget < peak <= BORDERLINE * self.budget:
+                found[number] = self._full(sized, sized.at(point))
+                planned = self._planned(found, weights, held)
         worst = max((p.row for p in planned), key=lambda row: row.predicted_peak_bytes or 0)
-        return Cell(
-            *video,
-            all(p.row.fits for p in planned),
-            unsliced,
-            worst.predicted_peak_bytes or 0,
-            time_ratio(parts, planned),
-            Known.PLANNED if all(at.planned for at in found) else Known.REGIONS,
-            worst.component,
-        )
+        known = Known.PLANNED if all(at.planned for at in found) else Known.REGIONS
+        ratio = time_ratio(self._parts(found), planned)
+        fits = all(p.row.fits for p in planned)
+        return Cell(*video, fits, unsliced, worst.predicted_peak_bytes or 0, ratio, known, worst.component)
+
+    def _parts(self, found: Sequence[At]) -> tuple[Part, ...]:
+        return tuple(Part(s.name, at.planner) for s, at in zip(self.subject.models, found, strict=True))
+
+    def _planned(self, found: Sequence[At], weights: dict[str, int], held: int) -> list[PlannedPart]:
+        parts = self._parts(found)
+        pipeline = Pipeline(parts, weights, held, self.subject.pipeline and self.subject.device != "cpu")
+        return [pipeline.plan(part, self.budget) for part in parts]
 
     def _at(self, sized: Sized, point: Point) -> At:
         model = sized.model
@@ -142,7 +144,7 @@ class Grid:
         return At(planner.unsliced_bytes, planner.weights_bytes, sample, True, lambda: planner)
 
     def _form(self, sized: Sized, points: Sequence[Point], steps: Point) -> None:
-        label = sized.name.label if self.subject.pipeline else ""
+        label = sized.label if self.subject.pipeline else ""
         for learned in sized.model.learned:
             try:
                 self.forms.append(peak_form(label, learned, [*points, *lattice(points, steps)], steps))

@@ -35,10 +35,23 @@ class Sized:
     name: PartName
     model: SizedModel
     depends: bool  # on the sizes of the video
+    frames: int | None = None  # the most it sees at once
 
     def at(self, point: Point) -> Point:
         """The size under which the model knows a size of the video."""
-        return point if self.depends else ONCE
+        if not self.depends:
+            return ONCE
+        return (point[0] if self.frames is None else min(point[0], self.frames), point[1], point[2])
+
+    def steps(self, steps: Point) -> Point:
+        """By what its sizes may change."""
+        return (0, steps[1], steps[2]) if self.frames == 1 else steps
+
+    @property
+    def label(self) -> str:
+        """What its formula is of, in a pipeline."""
+        most = "" if self.frames in (None, 1) else f" (F at most {self.frames})"
+        return f"{self.name.label}{most}"
 
 
 @dataclass(frozen=True)
@@ -86,8 +99,9 @@ class Scale:
     def grid(self, frames: Sequence[int], sizes: Sequence[tuple[int, int]]) -> list[Video]:
         """Every frames by every size; around the defaults of the model where the user gives none."""
         if self.family is None:
-            without: list[tuple[int | None, int | None]] = [(None, None)]
-            return [(f, h, w) for h, w in sizes or without for f in frames or [None]]
+            lengths: Sequence[int | None] = frames or [None]
+            pairs: Sequence[tuple[int | None, int | None]] = sizes or [(None, None)]
+            return [(f, h, w) for h, w in pairs for f in lengths]
         return [(f, h, w) for h, w in sizes or self._sizes() for f in frames or self._frames()]
 
     def units(self) -> str:
@@ -190,7 +204,7 @@ def _pipeline(options: ModelOptions, progress: Progress) -> Subject:
             with quiet():
                 return _call(build(scale.pixels(point)))
 
-        models.append(Sized(spec, SizedModel(spec.label, make, device, progress), spec.sized))
+        models.append(Sized(spec, SizedModel(spec.label, make, device, progress), spec.sized, spec.frames))
     return Subject(options.model, device, dtype, tuple(models), idle_weights(options.model, dtype), scale, True)
 
 

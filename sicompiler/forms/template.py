@@ -29,7 +29,7 @@ from sicompiler.facts.storages import (
     rounded,
 )
 from sicompiler.facts.timeline import Timeline, timeline
-from sicompiler.forms.form import Form, Point, fit
+from sicompiler.forms.form import Form, Point, fit, varying
 from sicompiler.graph_view import GraphView
 from sicompiler.planners.candidates import axis_labels, seeds_of
 from sicompiler.study import Graph, named_axes
@@ -127,7 +127,9 @@ class Template:
             self.forms.append(found)
 
     def numbers(self, point: Point) -> list[int] | None:
-        """All numbers of the graph at some sizes, in the order of `Reading`; None where one would not be whole."""
+        """All numbers of the graph at some sizes, in the order of `Reading`; None where the captures don't say."""
+        if any(point[axis] != self.points[0][axis] for axis in {0, 1, 2} - varying(self.points)):
+            return None
         values = [form.at(point) for form in self.forms]
         if None in values:
             return None

@@ -59,10 +59,12 @@ class PartSpec(PartName):
     Attributes:
         sized: whether the call depends on the sizes of the video.
         make: builds it, for sizes in pixels.
+        frames: the most frames it sees at once; None for all.
     """
 
     sized: bool
     make: Callable[[Sizes], ModelCall]
+    frames: int | None = None
 
     def build(self, pixels: Sizes) -> PartCall:
         """The call for some sizes."""
@@ -213,9 +215,9 @@ def part_specs(name: str, dtype: str) -> tuple[PartSpec, ...]:
 
     found = [encoder(row) for row in preset.encoders]
     if preset.encode:
-        found.append(PartSpec("encode", "vae", "encode", True, encode))
+        found.append(PartSpec("encode", "vae", "encode", True, encode, frames=1))
     found.append(PartSpec("denoise", preset.component, FORWARD, True, denoise))
-    found.append(PartSpec("decode", "vae", "decode", True, decode))
+    found.append(PartSpec("decode", "vae", "decode", True, decode, frames=preset.decoded))
     return tuple(found)
 
 
