@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sicompiler.reports.fit import LEGEND, Cell, FitReport, Known, sliced
+from sicompiler.reports.fit import Cell, FitReport, Known, sliced
 from sicompiler.reports.page import rendered
 from sicompiler.units import format_bytes
 
@@ -30,6 +30,11 @@ class Box:
 
 BUDGET_AT = 70.0  # per cent of the width of a cell
 
+LEGEND = (
+    "Green fits as it is, blue in slices, at so many times the predicted time. Red: no plan is known to fit; the size is "
+    "the lowest peak found, with ≤ where not every plan was searched. Hover over a cell for where its numbers come from."
+)
+
 
 def fit_page(report: FitReport) -> str:
     """The text of the page."""
@@ -41,8 +46,13 @@ def fit_page(report: FitReport) -> str:
 def _box(cell: Cell, budget_bytes: int) -> Box:
     ratio = sliced(cell)
     kind = "over" if not cell.fits else "whole" if ratio is None else "sliced"
-    bound = "" if cell.fits or cell.known is Known.PLANNED else "≤ "
-    detail = {"over": "no plan fits", "whole": "without slices", "sliced": f"{cell.time_ratio:.2f}x the time"}[kind]
+    sure = cell.known is Known.PLANNED
+    bound = "" if cell.fits or sure else "≤ "
+    detail = {
+        "over": "no plan fits" if sure else "no plan is known to fit",
+        "whole": "without slices",
+        "sliced": f"{cell.time_ratio:.2f}x the time",
+    }[kind]
     title = f"unsliced {format_bytes(cell.unsliced_peak_bytes)}; {cell.known.value}"
     shares = [min(100.0, BUDGET_AT * n / budget_bytes) for n in (cell.predicted_peak_bytes, cell.unsliced_peak_bytes)]
     return Box(kind, bound + format_bytes(cell.predicted_peak_bytes), detail, shares[0], shares[1], title)
