@@ -31,8 +31,8 @@ class Box:
 BUDGET_AT = 70.0  # per cent of the width of a cell
 
 LEGEND = (
-    "Green fits as it is, blue in slices, at so many times the predicted time. Red: no plan is known to fit; the size is "
-    "the lowest peak found, with ≤ where not every plan was searched. Hover over a cell for where its numbers come from."
+    "Green fits as it is, blue in slices, at so many times the predicted time. Red: no plan is known to fit; the size "
+    "is the lowest peak found, with ≤ where not every plan was searched. Hover to see where the numbers come from."
 )
 
 
@@ -48,11 +48,8 @@ def _box(cell: Cell, budget_bytes: int) -> Box:
     kind = "over" if not cell.fits else "whole" if ratio is None else "sliced"
     sure = cell.known is Known.PLANNED
     bound = "" if cell.fits or sure else "≤ "
-    detail = {
-        "over": "no plan fits" if sure else "no plan is known to fit",
-        "whole": "without slices",
-        "sliced": f"{cell.time_ratio:.2f}x the time",
-    }[kind]
+    over = "no plan fits" if sure else "no plan is known to fit"
+    detail = {"over": over, "whole": "without slices", "sliced": f"{cell.time_ratio:.2f}x the time"}[kind]
     title = f"unsliced {format_bytes(cell.unsliced_peak_bytes)}; {cell.known.value}"
     shares = [min(100.0, BUDGET_AT * n / budget_bytes) for n in (cell.predicted_peak_bytes, cell.unsliced_peak_bytes)]
     return Box(kind, bound + format_bytes(cell.predicted_peak_bytes), detail, shares[0], shares[1], title)
