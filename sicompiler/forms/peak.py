@@ -95,7 +95,7 @@ def _rounded(form: Form, granule: int, base: Point, steps: Point) -> Any:
 
 
 def _workspace(points: Sequence[Point], sized: dict[Point, SizedGraph], position: int) -> Any:
-    """What the kernel allocates: polynomials as they come, or rounded up to rows of 32 as fused attention does."""
+    """What the kernel allocates, where that is a form too."""
     values = {point: int(graph.line.workspace_bytes[position]) for point, graph in sized.items()}
     form = fit(points, [values[p] for p in points])
     if form is None or any(form.at(point) != value for point, value in values.items()):
