@@ -16,6 +16,9 @@ from sicompiler.cli.options import ModelOptions
 from sicompiler.cli.output import Progress
 from sicompiler.cli.subjects import subject
 from sicompiler.errors import BadInput
+from sicompiler.forms.form import Point
+from sicompiler.forms.peak import closed_peak, evaluate
+from sicompiler.forms.points import choose_points
 from sicompiler.models import known_presets
 from sicompiler.models.pipelines import PIPELINE_PRESETS
 from sicompiler.reports.fit import Cell, FitReport, Known, PeakForm, cell_text
@@ -174,3 +177,25 @@ def test_explain_prints_the_formula_alone(run: Run) -> None:
     assert json.loads(out)["peak"]["expression"] == "1152*F + 8512"
     assert "1152*F + 8512" in run("explain", MLP, "--form", "--frames", "128")[1]
     assert run("explain", MLP, "--form", "--frames", "1")[0] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "fresh"), [("svd", (18, 48, 88)), ("cogvideox-2b", (9, 44, 74))])
+def test_at_full_size_a_size_that_was_not_captured_is_what_a_plan_there_says(name: str, fresh: Point) -> None:
+    found = subject(ModelOptions(name), Progress(), (None, None, None))
+    videos = found.scale.grid([], [])
+    steps = found.scale.steps(videos)
+    points = choose_points([found.scale.point(video) for video in videos], steps)
+    assert points is not None
+    assert fresh not in points
+    model = found.models[0].model
+    learned = model.learn(points)
+    sized, planner = learned.sized(fresh), model.planned(fresh)
+    assert sized is not None
+    carried = learned.planner_at(fresh, sized)
+    assert carried.unsliced_bytes == planner.unsliced_bytes
+    assert evaluate(closed_peak(learned, [], steps).expression, fresh) == planner.unsliced_bytes
+    floor, bound = planner.floor()[0], carried.floor()[0]
+    assert floor <= bound <= 1.1 * floor
+    plan = carried.plan(bound)
+    assert planner.plan(plan.predicted_peak_bytes).seconds <= plan.seconds * (1 + 1e-9)
