@@ -43,7 +43,7 @@ def _fits(text: str) -> bool:
 
 
 def test_the_lessons_are_numbered_and_all_tested() -> None:
-    tested = {number for number in range(1, 6) if f"test_lesson_{number}" in globals()}
+    tested = {number for number in range(1, 7) if f"test_lesson_{number}" in globals()}
     found = [re.fullmatch(r"lesson_(\d+)_\w+\.py", path.name) for path in EXAMPLES]
     assert all(found), [path.name for path in EXAMPLES]
     assert sorted(int(match[1]) for match in found if match) == sorted(tested)
@@ -118,3 +118,11 @@ def test_lesson_5() -> None:
     assert float(factor[1]) > 2
     assert _is_exact(after)
     assert _fits(after)
+
+
+def test_lesson_6() -> None:
+    out = _run("lesson_6_how_much_memory.py")
+    assert "unsliced peak: 576*F*H*W + 8512 bytes, at gelu" in out
+    assert "the formula gives what a capture gives" in out
+    for verdict in ("fits whole", "fits in slices", "does not fit"):
+        assert verdict in out

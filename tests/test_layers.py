@@ -22,7 +22,7 @@ LAYERS = {
     "search": 8,
     "compiler": 9,
     "takeover": 10,
-    "adapters": 11,
+    "adapters": 11, "forms": 11,
     "api": 12,
     "cli": 13, "testing": 13,
 }  # fmt: skip

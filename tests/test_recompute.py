@@ -10,11 +10,12 @@ from torch import nn
 
 from sicompiler import testing
 from sicompiler.api import prepare
-from sicompiler.compiler import recomputed_graph, rewrite
+from sicompiler.compiler import rewrite
 from sicompiler.plan import Plan
 from sicompiler.planners.dp import floor
 from sicompiler.runtime.measure import measure_peak
 from sicompiler.runtime.verify import errors
+from sicompiler.search.search import recomputed_graph
 
 SLACK_BYTES = 2**12  # numbers and tables of a kernel, which no prediction counts
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 
 from sicompiler.errors import PassError, SicompilerError
 
+INTERRUPTED = 130  # as shells count: 128 and the number of the signal
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit.
@@ -34,7 +36,11 @@ def run(arguments: Sequence[str]) -> int:
         raise
     except SicompilerError as error:
         return _refuse(str(error))
+    except KeyboardInterrupt:
+        return INTERRUPTED
     except Exception as error:
+        if type(error).__name__ == "Abort":  # what typer makes of Ctrl-C, whichever click it is built on
+            return INTERRUPTED
         message = getattr(error, "format_message", None)  # typer's usage errors, whichever click it is built on
         if message is None:
             raise

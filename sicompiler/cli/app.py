@@ -85,6 +85,34 @@ def plan(
     )
 
 
+@app.command(short_help="Say which frames and sizes fit a budget.")
+def fit(
+    model: Model,
+    gb: RequiredGb,
+    frames: Annotated[
+        str | None, typer.Option("--frames", metavar="N,N", help="Video frames to look at.", show_default=False)
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option("--size", metavar="HxW,HxW", help="Heights x widths to look at, in pixels.", show_default=False),
+    ] = None,
+    batch: Batch = None,
+    dtype: Dtype = None,
+    device: DeviceOption = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Plan every size in full, which takes long.")] = False,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write the table as a page.")] = None,
+    json: Json = False,
+) -> int:
+    """Say which frames and sizes fit a budget: a table of the predicted peaks, and the unsliced peak as a formula.
+
+    One size is planned in full and three are captured; what they say of all others is exact. Needs no weights.
+    """
+    from sicompiler.cli.fit import Wanted, run
+
+    options = ModelOptions(model, batch, dtype=dtype, device=device)
+    return run(options, gb, Wanted(frames, size), html, exact=exact, as_json=json)
+
+
 @app.command(short_help="Print the program of a stage, with live bytes.")
 def dump(
     model: Model,
@@ -122,6 +150,9 @@ def explain(
     axis: Annotated[
         int | None, typer.Option("--axis", metavar="DIM", help="With --node: only this dim of its result.")
     ] = None,
+    form: Annotated[
+        bool, typer.Option("--form", help="The unsliced peak as a formula in frames, height and width.")
+    ] = False,
     frames: Frames = None,
     height: Height = None,
     width: Width = None,
@@ -133,7 +164,8 @@ def explain(
     """Say who is alive at the peak, what sets the floor and which operators have no rule."""
     from sicompiler.cli.explain import run
 
-    return run(ModelOptions(model, batch, frames, height, width, dtype, device), node, axis, rules=rules, as_json=json)
+    options = ModelOptions(model, batch, frames, height, width, dtype, device)
+    return run(options, node, axis, rules=rules, form=form, as_json=json)
 
 
 @app.command(short_help="Compare two plans, or two stages of a model.")

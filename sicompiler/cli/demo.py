@@ -15,6 +15,7 @@ from sicompiler.capture import Program, flatten_inputs
 from sicompiler.cli.output import Progress, quiet, show, show_json
 from sicompiler.compiler import Planner, rewrite
 from sicompiler.models.build import ModelCall, build_model
+from sicompiler.models.geometry import GivenSizes
 from sicompiler.plan import Plan
 from sicompiler.reports.picture import Trace, timeline_picture
 from sicompiler.reports.report import Report
@@ -34,7 +35,7 @@ CONFIG = {  # Stable Video Diffusion's UNet with every kind of block, but narrow
     "addition_time_embed_dim": 32,
     "projection_class_embeddings_input_dim": 96,
 }
-SIZES = {"batch": 2, "frames": 8, "height": 448, "width": 448}
+SIZES: GivenSizes = {"batch": 2, "frames": 8, "height": 448, "width": 448}
 SHARES = (("100 %", 1.0), ("50 %", 0.5), ("25 %", 0.25), ("floor", 0.0))  # of the unsliced peak
 
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from sicompiler.cli.grid import peak_form
 from sicompiler.cli.options import ModelOptions
-from sicompiler.cli.output import Progress, json_rows, show, show_json
+from sicompiler.cli.output import Progress, json_rows, quiet, show, show_json
+from sicompiler.cli.subjects import subject
 from sicompiler.cli.work import Target, find, legal_program, prepare
 from sicompiler.compiler import Planner
 from sicompiler.errors import BadInput
 from sicompiler.facts.modules import describe
+from sicompiler.forms.points import choose_points
 from sicompiler.planners.dp import floor
 from sicompiler.reports.explain import Alive, alive, missing, rule_rows, verdicts
+from sicompiler.reports.fit import form_lines
 from sicompiler.reports.summary import table
 from sicompiler.study import study
 from sicompiler.units import format_bytes
@@ -23,8 +27,8 @@ if TYPE_CHECKING:
 MOST_ROWS = 12
 
 
-def run(options: ModelOptions, node: str | None, axis: int | None, *, rules: bool, as_json: bool) -> int:
-    """Explain a model, one of its operators, or the rules of all.
+def run(options: ModelOptions, node: str | None, axis: int | None, *, rules: bool, form: bool, as_json: bool) -> int:
+    """Explain a model, one of its operators, the rules of all, or its peak as a formula.
 
     Raises:
         BadInput: no such node or dim.
@@ -37,8 +41,31 @@ def run(options: ModelOptions, node: str | None, axis: int | None, *, rules: boo
             return _node(target, node, axis, progress, as_json=as_json)
         if rules:
             return _rules(target, progress, as_json=as_json)
+        if form:
+            return _form(options, progress, as_json=as_json)
         _, planner = prepare(target, progress)
     return _model(planner, as_json=as_json)
+
+
+def _form(options: ModelOptions, progress: Progress, *, as_json: bool) -> int:
+    """The unsliced peak in frames, height and width: from four captures, so no search is needed."""
+    video = (options.frames, options.height, options.width)
+    with quiet():
+        found = subject(options, progress, video)
+        point, steps = found.scale.point(video), found.scale.steps([video])
+        points = choose_points([point], steps)
+        if points is None:
+            raise BadInput(
+                f"{options.model} has no smaller sizes to compare with; give larger frames, height and width"
+            )
+        model = found.models[0].model
+        peak = peak_form("", model.learn(points), [point], steps)
+    progress.__exit__(None, None, None)
+    if as_json:
+        show_json({"model": options.model, "units": found.scale.units(), "peak": asdict(peak)})
+    else:
+        show(*form_lines([peak], found.scale.units()))
+    return 0
 
 
 def _node(target: Target, name: str, axis: int | None, progress: Progress, *, as_json: bool) -> int:

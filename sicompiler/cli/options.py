@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from sicompiler.models.geometry import GivenSizes
 
 
 class Device(StrEnum):
@@ -66,6 +69,11 @@ class ModelOptions:
     def far(self) -> Literal["none", "auto"]:
         """The same, as the planner takes it."""
         return "auto" if self.far_memory is FarMemory.AUTO else "none"
+
+    @property
+    def sizes(self) -> GivenSizes:
+        """What the user says about sizes."""
+        return {"batch": self.batch, "frames": self.frames, "height": self.height, "width": self.width}
 
 
 MODEL_HELP = (

@@ -51,34 +51,32 @@ def find(options: ModelOptions, *, fake: bool = True) -> Target:
         BadInput: it does not exist, or can't take these sizes.
     """
     with quiet(prints=True):
-        call = resolve(
-            options.model,
-            batch=options.batch,
-            frames=options.frames,
-            height=options.height,
-            width=options.width,
-            dtype=options.dtype,
-            fake=fake,
-        )
+        call = resolve(options.model, dtype=options.dtype, fake=fake, **options.sizes)
     if options.device is not None:
         return Target(call, options.device.value)
     return Target(call, device_type_of(call.module) if call.sizes is None else "cuda")
 
 
-def prepare(target: Target, progress: Progress) -> tuple[Program, Planner]:
-    """Capture and analyse a model: everything up to choosing a plan."""
+def prepare(target: Target, progress: Progress, *, label: str | None = None) -> tuple[Program, Planner]:
+    """Capture and analyse a model: everything up to choosing a plan.
+
+    Args:
+        target: the model.
+        progress: told about long work.
+        label: what to call it, where it is one of several.
+    """
     call = target.call
+    prefix = "" if label is None else f"{label}: "
     with quiet():
-        program, planner = prepare_model(
+        return prepare_model(
             call.module,
             call.args,
             call.kwargs,
-            name=call.name,
+            name=label or call.name,
             device_type=target.device,
-            progress=progress,
+            progress=lambda what, done, total: progress(f"{prefix}{what}", done, total),
             method=call.method,
         )
-    return program, planner
 
 
 def legal_program(target: Target, progress: Progress, upto: Stage = Stage.LEGAL) -> Program:

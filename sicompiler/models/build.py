@@ -7,13 +7,13 @@ import difflib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from sicompiler.errors import BadInput
 from sicompiler.models.family import Draw
-from sicompiler.models.geometry import Sizes
+from sicompiler.models.geometry import GivenSizes, Sizes
 from sicompiler.models.inputs import FAMILIES
-from sicompiler.models.presets import PRESETS
+from sicompiler.models.presets import PRESETS, Preset
 
 if TYPE_CHECKING:
     import torch
@@ -46,39 +46,26 @@ class ModelCall:
 
 
 def build_preset(
-    name: str,
-    *,
-    batch: int | None = None,
-    frames: int | None = None,
-    height: int | None = None,
-    width: int | None = None,
-    dtype: str = "float16",
-    fake: bool = True,
-    seed: int = 0,
+    name: str, *, dtype: str = "float16", fake: bool = True, seed: int = 0, **sizes: Unpack[GivenSizes]
 ) -> ModelCall:
     """Build a preset and its example inputs.
 
     Args:
         name: one of `known_presets()`.
-        batch: rows of the batch.
-        frames: video frames.
-        height: pixels.
-        width: pixels.
         dtype: of weights and inputs: float16, bfloat16, float32 or float64.
         fake: build under fake tensors, which take no memory; else random weights on the CPU.
         seed: of the random weights and inputs.
+        sizes: batch, frames, height and width; those of the model where they are not given.
 
     Raises:
         BadInput: unknown preset or dtype, or sizes the model can't take.
     """
-    preset = PRESETS.get(name)
-    if preset is None:
-        raise BadInput(f"unknown preset {name!r}{_nearest(name)}; known presets: {', '.join(PRESETS)}")
+    preset = preset_named(name)
     return build_model(
         name,
         preset.class_name,
         preset.config,
-        {"batch": batch, "frames": frames, "height": height, "width": width},
+        sizes,
         default_sizes=preset.sizes,
         dtype=dtype,
         fake=fake,
@@ -86,11 +73,40 @@ def build_preset(
     )
 
 
+def preset_named(name: str) -> Preset:
+    """A preset.
+
+    Raises:
+        BadInput: there is none of that name.
+    """
+    preset = PRESETS.get(name)
+    if preset is None:
+        raise BadInput(f"unknown preset {name!r}{_nearest(name)}; known presets: {', '.join(PRESETS)}")
+    return preset
+
+
+def sizes_of(name: str, given: GivenSizes) -> Sizes:
+    """The sizes of a preset in pixels and video frames.
+
+    Args:
+        name: of the preset.
+        given: what the user says.
+
+    Raises:
+        BadInput: unknown preset, or sizes that the model can't take.
+    """
+    preset = preset_named(name)
+    family = FAMILIES[preset.class_name]
+    pixels = (preset.sizes or family.default_sizes(preset.config)).replaced(**given)
+    family.geometry_of(preset.config).latent(pixels, preset.config, name)
+    return pixels
+
+
 def build_model(
     name: str,
     class_name: str,
     config: Mapping[str, Any],
-    sizes: Mapping[str, int | None],
+    sizes: GivenSizes,
     *,
     default_sizes: Sizes | None = None,
     dtype: str = "float16",
@@ -117,6 +133,7 @@ def build_model(
     family = FAMILIES[class_name]
     pixels = (default_sizes or family.default_sizes(config)).replaced(**sizes)
     latent = family.geometry_of(config).latent(pixels, config, name)
+    config = family.config_for(config, pixels)
 
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -131,7 +148,7 @@ def build_model(
         draw = Draw(torch_dtype, None if fake else torch.Generator().manual_seed(seed))
         args, kwargs = family.make(module.config, latent, family.text_tokens, draw)
     if fake_mode is not None:
-        _fake_buffers_(module, fake_mode)
+        fake_buffers_(module, fake_mode)
     return ModelCall(module, args, kwargs, name, pixels, fake_mode, family.method)
 
 
@@ -156,7 +173,7 @@ def construct(class_name: str, config: Mapping[str, Any], dtype: torch.dtype) ->
     import torch
 
     model_class = getattr(diffusers, class_name)
-    with _default_dtype(dtype), no_init_weights():
+    with default_dtype(dtype), no_init_weights():
         try:
             module = model_class.from_config(dict(config))
         except Exception as error:  # whatever the class raises, it is the configuration that it refuses
@@ -196,7 +213,8 @@ def _nearest(name: str) -> str:
 
 
 @contextlib.contextmanager
-def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Make new tensors of this dtype."""
     import torch
 
     before = torch.get_default_dtype()
@@ -207,7 +225,7 @@ def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _fake_buffers_(module: torch.nn.Module, fake_mode: FakeTensorMode) -> None:
+def fake_buffers_(module: torch.nn.Module, fake_mode: FakeTensorMode) -> None:
     """Replace the buffers a model computed outside of torch (by numpy) by fake ones."""
     from torch._subclasses.fake_tensor import FakeTensor
 

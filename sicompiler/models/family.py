@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -65,6 +66,9 @@ class Family:
         size_keys: the configuration key of each default size the pipeline reads there; height and width are latent.
         method: the entry point of these calls.
         geometry_keys: the configuration key of each field of `geometry` that the configuration may say otherwise.
+        tables: whether the class builds tables for the sizes in its configuration, so that a preset has to say there
+            what it is asked for.
+        levels: how many resolutions a UNet works at, if its configuration does not say; 1 for others.
     """
 
     geometry: Geometry
@@ -74,12 +78,32 @@ class Family:
     size_keys: Mapping[str, str] = field(default_factory=dict)
     method: str = "forward"
     geometry_keys: Mapping[str, str] = field(default_factory=dict)
+    tables: bool = False
+    levels: int = 1
 
     def default_sizes(self, config: Config) -> Sizes:
         """Sizes in pixels when the user gives none: what the configuration says, else those of the class."""
         found = {size: config[key] for size, key in self.size_keys.items() if isinstance(config.get(key), int)}
         pixels = {size: n if size == "frames" else n * self.geometry.spatial for size, n in found.items()}
         return self.sizes.replaced(**pixels)
+
+    def config_for(self, config: Config, pixels: Sizes) -> Config:
+        """The configuration of a model whose tables are made for some sizes."""
+        if not self.tables:
+            return config
+        latent = {
+            "frames": pixels.frames,
+            **{s: getattr(pixels, s) // self.geometry.spatial for s in ("height", "width")},
+        }
+        return {**config, **{key: latent[size] for size, key in self.size_keys.items()}}
+
+    def period(self, config: Config) -> int:
+        """What height and width may change by, in pixels, so that a model stays the same operators.
+
+        A UNet halves its latents from level to level and rounds odd ones, which takes other operators on the way up.
+        """
+        levels = len(config.get("block_out_channels", range(self.levels))) if self.levels > 1 else 1
+        return math.lcm(self.geometry_of(config).multiple, self.geometry_of(config).spatial * 2 ** (levels - 1))
 
     def geometry_of(self, config: Config) -> Geometry:
         """The geometry of the class, with what the configuration says otherwise."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, TypedDict
 
 from sicompiler.errors import BadInput
 
@@ -36,6 +36,22 @@ class Sizes:
                 raise BadInput(f"{name} must be a positive whole number, got {value!r}")
         own = {f.name: getattr(self, f.name) for f in fields(self)}
         return Sizes(**own | {name: value for name, value in given.items() if value is not None})
+
+
+class GivenSizes(TypedDict, total=False):
+    """Sizes as far as a user says them; None or missing leaves one to the model.
+
+    Attributes:
+        batch: rows of the batch.
+        frames: video frames.
+        height: pixels.
+        width: pixels.
+    """
+
+    batch: int | None
+    frames: int | None
+    height: int | None
+    width: int | None
 
 
 @dataclass(frozen=True)
@@ -78,6 +94,11 @@ class Geometry:
             raise BadInput(f"{name} takes at most {max_frames} frames, got {sizes.frames}")
         frames = (sizes.frames - 1) // self.temporal + 1
         return Sizes(sizes.batch, frames, sizes.height // self.spatial, sizes.width // self.spatial)
+
+    def pixels(self, latent: Sizes) -> Sizes:
+        """The video of some latent sizes."""
+        frames = (latent.frames - 1) * self.temporal + 1
+        return Sizes(latent.batch, frames, latent.height * self.spatial, latent.width * self.spatial)
 
 
 def _around(value: int, multiple: int, offset: int) -> list[int]:

@@ -124,21 +124,24 @@ _SQUARE = {"height": "sample_size", "width": "sample_size"}
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
-        "CogVideoXTransformer3DModel": Family(Geometry(8, 4, 16), Sizes(2, 49, 480, 720), 226, _cogvideox, _SAMPLE),
+        "CogVideoXTransformer3DModel": Family(
+            Geometry(8, 4, 16), Sizes(2, 49, 480, 720), 226, _cogvideox, _SAMPLE, tables=True
+        ),
         "HunyuanVideoTransformer3DModel": Family(Geometry(8, 4, 16), Sizes(1, 129, 720, 1280), 256, _hunyuanvideo),
-        "I2VGenXLUNet": Family(Geometry(8, 1, 8), Sizes(2, 16, 704, 1280), 77, _i2vgenxl),
+        "I2VGenXLUNet": Family(Geometry(8, 1, 8), Sizes(2, 16, 704, 1280), 77, _i2vgenxl, levels=4),
         "LTXVideoTransformer3DModel": Family(Geometry(32, 8, 32), Sizes(2, 121, 512, 768), 128, _ltx),
         "MochiTransformer3DModel": Family(Geometry(8, 6, 16), Sizes(2, 79, 480, 848), 256, _mochi),
-        "UNet3DConditionModel": Family(Geometry(8, 1, 8), Sizes(2, 16, 256, 256), 77, _modelscope, _SQUARE),
+        "UNet3DConditionModel": Family(Geometry(8, 1, 8), Sizes(2, 16, 256, 256), 77, _modelscope, _SQUARE, levels=4),
         "UNetMotionModel": Family(
             Geometry(8, 1, 8, max_frames_key="motion_max_seq_length"),
             Sizes(2, 16, 576, 1024),
             77,
             _animatediff,
             _SQUARE,
+            levels=4,
         ),
         "UNetSpatioTemporalConditionModel": Family(
-            Geometry(8, 1, 8), Sizes(2, 14, 576, 1024), 1, _svd, {"frames": "num_frames"}
+            Geometry(8, 1, 8), Sizes(2, 14, 576, 1024), 1, _svd, {"frames": "num_frames"}, levels=4
         ),
         "WanTransformer3DModel": Family(Geometry(8, 4, 16), Sizes(1, 81, 480, 832), 512, _wan),
         **AUTOENCODERS,

@@ -12,10 +12,11 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from sicompiler.errors import BadInput, SicompilerError
-from sicompiler.models.build import ModelCall, build_model, build_preset
+from sicompiler.models.build import ModelCall, build_model, build_preset, preset_named, sizes_of
+from sicompiler.models.geometry import GivenSizes, Sizes
 from sicompiler.models.inputs import FAMILIES
 from sicompiler.models.presets import PRESETS
 
@@ -24,37 +25,25 @@ _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
 def resolve(
-    spec: str,
-    *,
-    batch: int | None = None,
-    frames: int | None = None,
-    height: int | None = None,
-    width: int | None = None,
-    dtype: str | None = None,
-    fake: bool = True,
-    seed: int = 0,
+    spec: str, *, dtype: str | None = None, fake: bool = True, seed: int = 0, **sizes: Unpack[GivenSizes]
 ) -> ModelCall:
     """Find the model a user means, and the example inputs of one call.
 
     Args:
         spec: a preset (`svd`), a local diffusers folder (of a pipeline or of a component; its configuration is enough),
             or `package.module:function`, called with the sizes given here, that returns `(module, args, kwargs)`.
-        batch: rows of the batch; None for the default of the model, as for all sizes.
-        frames: video frames.
-        height: pixels.
-        width: pixels.
         dtype: of weights and inputs; float16 by default.
         fake: build presets and folders under fake tensors, which take no memory; else with random weights.
         seed: of the random weights and inputs.
+        sizes: batch, frames, height and width; those of the model where they are not given.
 
     Raises:
         BadInput: there is no such preset, folder or function, or it can't be used; the message says what is wrong.
     """
-    sizes = {"batch": batch, "frames": frames, "height": height, "width": width}
     path = Path(spec).expanduser()
     if spec not in PRESETS:
         if path.is_dir():
-            class_name, config = _read_folder(path)
+            class_name, config = read_folder(path)
             return build_model(spec, class_name, config, sizes, dtype=dtype or "float16", fake=fake, seed=seed)
         if _FUNCTION.fullmatch(spec):
             given: dict[str, Any] = {
@@ -68,7 +57,26 @@ def resolve(
     return build_preset(spec, **sizes, dtype=dtype or "float16", fake=fake, seed=seed)
 
 
-def _read_folder(folder: Path) -> tuple[str, dict[str, Any]]:
+def family_of(spec: str) -> tuple[str, dict[str, Any], Sizes] | None:
+    """The class of diffusers behind a preset or a folder, its configuration and its default sizes; None for a function.
+
+    Args:
+        spec: as for `resolve`.
+
+    Raises:
+        BadInput: there is no such preset or folder.
+    """
+    if spec not in PRESETS:
+        if Path(spec).expanduser().is_dir():
+            class_name, config = read_folder(Path(spec).expanduser())
+            return class_name, config, FAMILIES[class_name].default_sizes(config)
+        if _FUNCTION.fullmatch(spec):
+            return None
+    preset = preset_named(spec)
+    return preset.class_name, dict(preset.config), sizes_of(spec, {})
+
+
+def read_folder(folder: Path) -> tuple[str, dict[str, Any]]:
     """The class name and the configuration of the denoiser in a diffusers folder."""
     index = folder / "model_index.json"
     if index.is_file():

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from sicompiler.capture import weights_bytes
-from sicompiler.entry import entry_label
+from sicompiler.entry import FORWARD, entry_label
 from sicompiler.errors import BadInput
-from sicompiler.models.build import ModelCall, _default_dtype, _fake_buffers_, build_preset, construct
-from sicompiler.models.family import Draw
-from sicompiler.models.geometry import Sizes
-from sicompiler.models.inputs import FAMILIES
+from sicompiler.models import encoders
+from sicompiler.models.build import ModelCall, build_preset, construct, default_dtype, fake_buffers_, sizes_of
+from sicompiler.models.encoders import Encoder
+from sicompiler.models.family import Draw, Inputs
+from sicompiler.models.geometry import GivenSizes, Sizes
 from sicompiler.models.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -21,25 +22,53 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class PartCall:
-    """One call of one component.
+class PartName:
+    """Which call of which component.
 
     Attributes:
         phase: encode, denoise or decode.
         component: its name in the pipeline.
         method: which of its methods.
-        call: the component under fake tensors, and the inputs.
     """
 
     phase: str
     component: str
     method: str
-    call: ModelCall
 
     @property
     def label(self) -> str:
         """As in the report of a pipeline: `unet`, `vae.decode`."""
         return entry_label(self.component, self.method)
+
+
+@dataclass(frozen=True)
+class PartCall(PartName):
+    """One call of one component.
+
+    Attributes:
+        call: the component under fake tensors, and the inputs.
+    """
+
+    call: ModelCall
+
+
+@dataclass(frozen=True)
+class PartSpec(PartName):
+    """One call of one component, still to be built.
+
+    Attributes:
+        sized: whether the call depends on the sizes of the video.
+        make: builds it, for sizes in pixels.
+        frames: the most frames it sees at once; None for all.
+    """
+
+    sized: bool
+    make: Callable[[Sizes], ModelCall]
+    frames: int | None = None
+
+    def build(self, pixels: Sizes) -> PartCall:
+        """The call for some sizes."""
+        return PartCall(self.phase, self.component, self.method, self.make(pixels))
 
 
 @dataclass(frozen=True)
@@ -51,157 +80,160 @@ class PipelinePreset:
         pipeline: its class of diffusers.
         denoiser: a preset.
         component: the name of the denoiser in the pipeline.
-        encoder: name, class of transformers and configuration of what encodes the prompt or the image.
-        encoder_inputs: makes the inputs of a call of it.
-        vae: class of diffusers and what differs from its defaults.
-        decode: makes the inputs of `vae.decode`: (latent sizes, latent channels, draw) to (args, kwargs).
+        encoders: what encodes the prompt and the image.
+        vae: a preset.
         idle: name, class of diffusers and configuration of components that are registered but never run.
-        encode: the image goes through `vae.encode`, in float32 where the configuration asks for that.
+        encode: the image goes through `vae.encode`.
+        upcast: in float32, where the pipeline is in float16.
+        decoded: the most frames that go through `vae.decode` at once; None for all.
     """
 
     name: str
     pipeline: str
     denoiser: str
     component: str
-    encoder: tuple[str, str, Mapping[str, Any]]
-    encoder_inputs: Callable[[Draw], tuple[Any, ...]]
-    vae: tuple[str, Mapping[str, Any]]
-    decode: Callable[[Sizes, int, Draw], tuple[tuple[Any, ...], dict[str, Any]]]
+    encoders: tuple[Encoder, ...]
+    vae: str
     idle: tuple[tuple[str, str, Mapping[str, Any]], ...] = ()
     encode: bool = False
+    upcast: bool = False
+    decoded: int | None = None
 
 
-def _image(draw: Draw) -> tuple[Any, ...]:
-    return (draw.normal(1, 3, 224, 224),)
-
-
-def _prompts(batch: int, tokens: int, *, mask: bool) -> Callable[[Draw], tuple[Any, ...]]:
-    def make(draw: Draw) -> tuple[Any, ...]:
-        import torch
-
-        ids = torch.zeros(batch, tokens, dtype=torch.int64)
-        return (ids, torch.ones_like(ids)) if mask else (ids,)
-
-    return make
-
-
-def _frames_with_count(latent: Sizes, channels: int, draw: Draw) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return (draw.normal(latent.frames, channels, latent.height, latent.width),), {"num_frames": latent.frames}
-
-
-def _frames_as_batch(latent: Sizes, channels: int, draw: Draw) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return (draw.normal(min(latent.frames, 16), channels, latent.height, latent.width),), {}
-
-
-def _video(latent: Sizes, channels: int, draw: Draw) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    sample = draw.normal(1, channels, latent.frames, latent.height, latent.width)
-    return (sample,), {"return_dict": False}
-
-
-_BLOCKS = {"block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4}
-_DOWN, _UP = {"down_block_types": ("DownEncoderBlock2D",) * 4}, {"up_block_types": ("UpDecoderBlock2D",) * 4}
-_CLIP_H = {
-    "hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 16,
-    "image_size": 224, "patch_size": 14, "projection_dim": 1024, "hidden_act": "gelu",
-}  # fmt: skip
-_CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
-_UMT5_XXL = {
-    "vocab_size": 256384, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64,
-    "feed_forward_proj": "gated-gelu",
-}  # fmt: skip
-
-
-def _svd(name: str, denoiser: str) -> PipelinePreset:
+def _svd(denoiser: str) -> PipelinePreset:
+    image = (encoders.open_clip_image(),)
+    name = f"{denoiser}-pipeline"
     return PipelinePreset(
-        name,
-        "StableVideoDiffusionPipeline",
-        denoiser,
-        "unet",
-        ("image_encoder", "CLIPVisionModelWithProjection", _CLIP_H),
-        _image,
-        ("AutoencoderKLTemporalDecoder", {**_BLOCKS, **_DOWN, "force_upcast": True}),
-        _frames_with_count,
-        encode=True,
+        name, "StableVideoDiffusionPipeline", denoiser, "unet", image, "svd-vae", encode=True, upcast=True
     )
 
 
 _ROWS = (
-    _svd("svd-pipeline", "svd"),
-    _svd("svd-xt-pipeline", "svd-xt"),
+    _svd("svd"),
+    _svd("svd-xt"),
     PipelinePreset(
         "animatediff-pipeline",
         "AnimateDiffPipeline",
         "animatediff",
         "unet",
-        ("text_encoder", "CLIPTextModel", _CLIP_L),
-        _prompts(1, 77, mask=False),
-        ("AutoencoderKL", {**_BLOCKS, **_DOWN, **_UP}),
-        _frames_as_batch,
+        (encoders.clip_text(),),
+        "sd-vae",
         (("motion_adapter", "MotionAdapter", {"use_motion_mid_block": True}),),
+        decoded=16,
+    ),
+    PipelinePreset(
+        "modelscope-pipeline",
+        "TextToVideoSDPipeline",
+        "modelscope",
+        "unet",
+        (encoders.open_clip_text(),),
+        "sd-vae",
+    ),
+    PipelinePreset(
+        "i2vgenxl-pipeline",
+        "I2VGenXLPipeline",
+        "i2vgenxl",
+        "unet",
+        (encoders.open_clip_text(), encoders.open_clip_image()),
+        "sd-vae",
+        encode=True,
+        decoded=1,
+    ),
+    PipelinePreset(
+        "cogvideox-2b-pipeline",
+        "CogVideoXPipeline",
+        "cogvideox-2b",
+        "transformer",
+        (encoders.t5_xxl(226),),
+        "cogvideox-vae",
     ),
     PipelinePreset(
         "wan2.1-1.3b-pipeline",
         "WanPipeline",
         "wan2.1-1.3b",
         "transformer",
-        ("text_encoder", "UMT5EncoderModel", _UMT5_XXL),
-        _prompts(1, 512, mask=True),
-        ("AutoencoderKLWan", {}),
-        _video,
+        (encoders.umt5_xxl(),),
+        "wan-vae",
+    ),
+    PipelinePreset(
+        "ltx-video-pipeline",
+        "LTXPipeline",
+        "ltx-video",
+        "transformer",
+        (encoders.t5_xxl(128),),
+        "ltx-vae",
+    ),
+    PipelinePreset(
+        "hunyuanvideo-pipeline",
+        "HunyuanVideoPipeline",
+        "hunyuanvideo",
+        "transformer",
+        (encoders.llama_8b(), encoders.clip_text("text_encoder_2")),
+        "hunyuanvideo-vae",
+    ),
+    PipelinePreset(
+        "mochi-pipeline",
+        "MochiPipeline",
+        "mochi",
+        "transformer",
+        (encoders.t5_xxl(256, mask=True),),
+        "mochi-vae",
     ),
 )
 
 PIPELINE_PRESETS: Mapping[str, PipelinePreset] = MappingProxyType({row.name: row for row in _ROWS})
 
 
-def build_pipeline(
-    name: str,
-    *,
-    batch: int | None = None,
-    frames: int | None = None,
-    height: int | None = None,
-    width: int | None = None,
-    dtype: str = "float16",
-) -> tuple[PartCall, ...]:
+def part_specs(name: str, dtype: str) -> tuple[PartSpec, ...]:
+    """The calls of a pipeline, in the order of its phases.
+
+    Args:
+        name: a key of `PIPELINE_PRESETS`.
+        dtype: of weights and inputs; the encoding VAE is in float32 where the pipeline upcasts float16.
+    """
+    preset = PIPELINE_PRESETS[name]
+
+    def denoise(pixels: Sizes) -> ModelCall:
+        return build_preset(preset.denoiser, dtype=dtype, **_given(pixels))
+
+    def decode(pixels: Sizes) -> ModelCall:
+        frames = pixels.frames if preset.decoded is None else min(pixels.frames, preset.decoded)
+        return build_preset(preset.vae, dtype=dtype, **_given(pixels.replaced(batch=1, frames=frames)))
+
+    def encode(pixels: Sizes) -> ModelCall:
+        row = PRESETS[preset.vae]
+        return _fake(
+            f"{name}.vae.encode",
+            "float32" if preset.upcast and dtype == "float16" else dtype,
+            lambda torch_dtype: construct(row.class_name, row.config, torch_dtype),
+            lambda draw: ((draw.normal(1, 3, pixels.height, pixels.width),), {}),
+            method="encode",
+        )
+
+    def encoder(row: Encoder) -> PartSpec:
+        return PartSpec("encode", row.name, FORWARD, False, lambda _: _encoder(name, row, dtype))
+
+    found = [encoder(row) for row in preset.encoders]
+    if preset.encode:
+        found.append(PartSpec("encode", "vae", "encode", True, encode, frames=1))
+    found.append(PartSpec("denoise", preset.component, FORWARD, True, denoise))
+    found.append(PartSpec("decode", "vae", "decode", True, decode, frames=preset.decoded))
+    return tuple(found)
+
+
+def build_pipeline(name: str, *, dtype: str = "float16", **sizes: Unpack[GivenSizes]) -> tuple[PartCall, ...]:
     """Build the calls of a pipeline, in the order of its phases.
 
     Args:
         name: a key of `PIPELINE_PRESETS`.
-        batch: rows of the denoiser's batch.
-        frames: video frames.
-        height: pixels.
-        width: pixels.
-        dtype: of weights and inputs; the encoding VAE is in float32 where its configuration says `force_upcast`.
+        dtype: of weights and inputs.
+        sizes: batch of the denoiser, frames, height and width; its own where they are not given.
 
     Raises:
         BadInput: sizes the model can't take, or diffusers or transformers is missing.
     """
-    preset = PIPELINE_PRESETS[name]
-    denoiser = build_preset(preset.denoiser, batch=batch, frames=frames, height=height, width=width, dtype=dtype)
-    assert denoiser.sizes is not None
-    row = PRESETS[preset.denoiser]
-    latent = FAMILIES[row.class_name].geometry.latent(denoiser.sizes, _config(denoiser.module), name)
-    found = [PartCall("encode", preset.encoder[0], "forward", _encoder(preset, dtype))]
-    vae_class, vae_config = preset.vae
-    if preset.encode:
-        upcast = "float32" if vae_config.get("force_upcast") and dtype == "float16" else dtype
-        pixels = denoiser.sizes
-        encode = _fake(
-            f"{name}.vae.encode",
-            upcast,
-            lambda d: construct(vae_class, vae_config, d),
-            lambda module, draw: ((draw.normal(1, 3, pixels.height, pixels.width),), {}),
-        )
-        found.append(PartCall("encode", "vae", "encode", encode))
-    found.append(PartCall("denoise", preset.component, "forward", denoiser))
-    decode = _fake(
-        f"{name}.vae.decode",
-        dtype,
-        lambda d: construct(vae_class, vae_config, d),
-        lambda module, draw: preset.decode(latent, _latent_channels(module.config), draw),
-    )
-    found.append(PartCall("decode", "vae", "decode", decode))
-    return tuple(found)
+    pixels = sizes_of(PIPELINE_PRESETS[name].denoiser, sizes)
+    return tuple(spec.build(pixels) for spec in part_specs(name, dtype))
 
 
 def idle_weights(name: str, dtype: str = "float16") -> dict[str, int]:
@@ -214,36 +246,31 @@ def idle_weights(name: str, dtype: str = "float16") -> dict[str, int]:
     return {part: weights_bytes(module) for part, module in parts.items()}
 
 
-def _config(module: Any) -> Mapping[str, Any]:
-    config: Mapping[str, Any] = module.config
-    return config
+def _given(pixels: Sizes) -> GivenSizes:
+    return {"batch": pixels.batch, "frames": pixels.frames, "height": pixels.height, "width": pixels.width}
 
 
-def _latent_channels(config: Mapping[str, Any]) -> int:
-    return int(config["z_dim"] if "z_dim" in config else config["latent_channels"])
-
-
-def _encoder(preset: PipelinePreset, dtype: str) -> ModelCall:
-    component, class_name, config = preset.encoder
-
+def _encoder(pipeline: str, encoder: Encoder, dtype: str) -> ModelCall:
     def make(torch_dtype: torch.dtype) -> Any:
         try:
             import transformers
         except ImportError as error:
-            raise BadInput(f"{class_name} needs transformers: pip install 'sicompiler[diffusers]' ({error})") from error
-        model_class = getattr(transformers, class_name)
-        with _default_dtype(torch_dtype):
-            return model_class(model_class.config_class(**config)).eval()
+            raise BadInput(
+                f"{encoder.class_name} needs transformers: pip install 'sicompiler[diffusers]' ({error})"
+            ) from error
+        model_class = getattr(transformers, encoder.class_name)
+        with default_dtype(torch_dtype):
+            return model_class(model_class.config_class(**encoder.config)).eval()
 
-    name = f"{preset.name}.{component}"
-    return _fake(name, dtype, make, lambda module, draw: (preset.encoder_inputs(draw), {}))
+    return _fake(f"{pipeline}.{encoder.name}", dtype, make, encoder.inputs)
 
 
 def _fake(
     name: str,
     dtype: str,
     make: Callable[[torch.dtype], Any],
-    inputs: Callable[[Any, Draw], tuple[tuple[Any, ...], dict[str, Any]]],
+    inputs: Callable[[Draw], Inputs],
+    method: str = FORWARD,
 ) -> ModelCall:
     """A component and a call of it under fake tensors."""
     import torch
@@ -254,6 +281,6 @@ def _fake(
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(tracked_fakes=[]))
     with mode:
         module = make(torch_dtype)
-        args, kwargs = inputs(module, Draw(torch_dtype))
-    _fake_buffers_(module, mode)
-    return ModelCall(module, args, kwargs, name, None, mode)
+        args, kwargs = inputs(Draw(torch_dtype))
+    fake_buffers_(module, mode)
+    return ModelCall(module, args, kwargs, name, None, mode, method)

@@ -88,8 +88,6 @@ def page(model: str, budget_bytes: int, plans: Sequence[Plan], programs: Sequenc
         plans: one per input shape.
         programs: the rewritten program of each plan; may be empty, then there is no chart.
     """
-    from jinja2 import Environment, StrictUndefined
-
     charts: list[Chart | None] = [None] * len(plans)
     if programs:
         charts = [chart(plan, program) for plan, program in zip(plans, programs, strict=True)]
@@ -97,8 +95,15 @@ def page(model: str, budget_bytes: int, plans: Sequence[Plan], programs: Sequenc
         {"plan": plan, "totals": totals(plan), "regions": summary(plan)["regions"], "chart": drawn}
         for plan, drawn in zip(plans, charts, strict=True)
     ]
+    sizes = {"width": WIDTH, "height": HEIGHT, "left": LEFT, "bottom": BOTTOM}
+    return rendered("report.html.j2", model=model, budget_bytes=budget_bytes, parts=parts, size=sizes)
+
+
+def rendered(template: str, **values: Any) -> str:
+    """A page from one of the templates beside this file; the filter `bytes` prints sizes."""
+    from jinja2 import Environment, StrictUndefined
+
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["bytes"] = format_bytes
-    text = resources.files("sicompiler.reports").joinpath("report.html.j2").read_text(encoding="utf-8")
-    sizes = {"width": WIDTH, "height": HEIGHT, "left": LEFT, "bottom": BOTTOM}
-    return environment.from_string(text).render(model=model, budget_bytes=budget_bytes, parts=parts, size=sizes)
+    text = resources.files("sicompiler.reports").joinpath(template).read_text(encoding="utf-8")
+    return environment.from_string(text).render(**values)

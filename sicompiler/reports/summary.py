@@ -122,10 +122,10 @@ def plan_tables(plan: Plan) -> list[RenderableType]:
     return [head, table("", columns, rows)]
 
 
-def frontier_table(rows: Sequence[FrontierRow]) -> RenderableType:
+def frontier_table(rows: Sequence[FrontierRow], title: str = "budget against time") -> RenderableType:
     """Budgets against predicted time."""
     return table(
-        "budget against time",
+        title,
         ("budget>", "predicted peak>", "time, unsliced = 1>", "regions>"),
         [
             (format_bytes(r.budget_bytes), format_bytes(r.predicted_peak_bytes), f"{r.time_ratio:.2f}", str(r.regions))

@@ -1,0 +1,111 @@
+"""What smaller budgets cost in time: of one model, and of a pipeline, phase by phase."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sicompiler.compiler import FarMemory, Planner
+from sicompiler.reports.summary import FrontierRow, frontier_table
+from sicompiler.search.search import Progress
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from sicompiler.cli.pipelines import Part, Pipeline, PlannedPart
+
+SHARES = (0.0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)  # of the way from the floor to the unsliced peak
+FAR_SHARES = (0.0, 1 / 4, 1 / 2)  # of the way from the floor with far memory to that without
+ENCODE, DENOISE = "encode", "denoise"
+STEPS = 25  # the whole pipeline counts so many calls of its denoiser, and one of the others
+
+
+@dataclass(frozen=True)
+class Frontiers:
+    """Budgets against time.
+
+    Attributes:
+        phases: of each phase alone, in order; the budget is that of the pipeline.
+        whole: of all of them.
+    """
+
+    phases: tuple[tuple[FrontierRow, ...], ...]
+    whole: tuple[FrontierRow, ...]
+
+    def tables(self, labels: Sequence[str]) -> list[RenderableType]:
+        """For people: the whole pipeline first."""
+        from rich.text import Text
+
+        titles = [f"the whole pipeline ({STEPS} denoising steps)", *labels]
+        found: list[RenderableType] = []
+        for title, rows in zip(titles, (self.whole, *self.phases), strict=True):
+            found += [Text(f"budget against time, {title}", "bold"), frontier_table(rows, "")]
+        return found
+
+
+def unsliced_seconds(planner: Planner) -> float:
+    """Predicted time of the unsliced graph."""
+    problem = planner.searches[0].problem
+    return float(problem.seconds[problem.first :].sum())
+
+
+def budgets_between(floor_bytes: int, unsliced_bytes: int, far_floor_bytes: int | None = None) -> list[int]:
+    """A handful of budgets from the floor to the unsliced peak, and below it down to the floor with far memory."""
+    near = [floor_bytes + int(share * max(unsliced_bytes - floor_bytes, 0)) for share in SHARES]
+    lowest = floor_bytes if far_floor_bytes is None else min(far_floor_bytes, floor_bytes)
+    return list(dict.fromkeys([*(lowest + int(share * (floor_bytes - lowest)) for share in FAR_SHARES), *near]))
+
+
+def frontier(planner: Planner, progress: Progress, far_memory: FarMemory = "none") -> list[FrontierRow]:
+    """What a handful of budgets between the floor and the unsliced peak cost in time."""
+    whole_seconds = unsliced_seconds(planner)
+    rows = []
+    budgets = budgets_between(planner.floor()[0], planner.unsliced_bytes, planner.floor(far_memory)[0])
+    for number, budget in enumerate(budgets):
+        progress("frontier", number, len(budgets))
+        plan = planner.plan(budget, far_memory=far_memory)
+        rows.append(
+            FrontierRow(budget, plan.predicted_peak_bytes, _ratio(plan.seconds, whole_seconds), len(plan.regions))
+        )
+    return rows
+
+
+def pipeline_frontiers(pipeline: Pipeline, progress: Progress) -> Frontiers:
+    """The same for every phase of a pipeline and for all of them together."""
+    parts = pipeline.parts
+    lowest = [pipeline.plan(part, 1).row.floor_bytes or 0 for part in parts]
+    near = [
+        found + part.planner.floor()[0] - part.planner.floor(pipeline.far_memory)[0]
+        for found, part in zip(lowest, parts, strict=True)
+    ]
+    tops = [pipeline.unsliced_bytes(part) for part in parts]
+    phases = []
+    for number, part in enumerate(parts):
+        progress("frontier", number, len(parts) + 1)
+        phases.append(_rows(pipeline, [part], budgets_between(near[number], tops[number], lowest[number])))
+    whole = _rows(pipeline, parts, budgets_between(max(near), max(tops), max(lowest)))
+    return Frontiers(tuple(phases), whole)
+
+
+def time_ratio(parts: Sequence[Part], planned: Sequence[PlannedPart]) -> float:
+    """Predicted time of a pipeline over that without slicing."""
+    calls = [STEPS if part.call.phase == DENOISE else 1 for part in parts]
+    return _ratio(
+        sum(count * found.plan.seconds for count, found in zip(calls, planned, strict=True)),
+        sum(count * unsliced_seconds(part.planner) for count, part in zip(calls, parts, strict=True)),
+    )
+
+
+def _rows(pipeline: Pipeline, parts: Sequence[Part], budgets: Sequence[int]) -> tuple[FrontierRow, ...]:
+    rows = []
+    for budget in budgets:
+        planned = [pipeline.plan(part, budget) for part in parts]
+        peak = max(found.row.predicted_peak_bytes or 0 for found in planned)
+        regions = sum(len(found.plan.regions) for found in planned)
+        rows.append(FrontierRow(budget, peak, time_ratio(parts, planned), regions))
+    return tuple(rows)
+
+
+def _ratio(seconds: float, whole_seconds: float) -> float:
+    return seconds / whole_seconds if whole_seconds else 1.0
