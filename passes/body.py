@@ -19,7 +19,7 @@ from sicompiler.axes.table import Operand, Transfer
 from sicompiler.graph_view import GraphView
 from sicompiler.passes.edit import evaluate, inherit, insert_call
 from sicompiler.passes.spans import SpanNodes
-from sicompiler.region import Region
+from sicompiler.sliced import Region
 
 ops = torch.ops.sicompiler
 

@@ -19,7 +19,7 @@ from sicompiler.passes.body import BodyEmitter, Length, narrowed_again
 from sicompiler.passes.edit import evaluate, inherit, insert_call
 from sicompiler.passes.spans import SpanNodes
 from sicompiler.passes.stream import fetcher, storer
-from sicompiler.region import Output, Read, Region
+from sicompiler.sliced import Output, Read, Region
 
 aten = torch.ops.aten
 ops = torch.ops.sicompiler

@@ -17,7 +17,7 @@ from sicompiler.graph_view import GraphView, narrows_well
 from sicompiler.ops import sliced_loop
 from sicompiler.passes.body import BodyEmitter
 from sicompiler.passes.edit import insert_call
-from sicompiler.region import Region
+from sicompiler.sliced import Region
 
 aten = torch.ops.aten
 ops = torch.ops.sicompiler

@@ -16,7 +16,7 @@ from sicompiler.axes.table import Operand
 from sicompiler.halo import Halos
 from sicompiler.passes.edit import insert_call
 from sicompiler.passes.spans import SpanNodes
-from sicompiler.region import Output, Read
+from sicompiler.sliced import Output, Read
 
 ops = torch.ops.sicompiler
 

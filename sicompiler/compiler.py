@@ -19,9 +19,10 @@ from sicompiler.passes.outer import wrap_outer
 from sicompiler.plan import Plan, RegionPlan
 from sicompiler.planners.dp import Choice, floor
 from sicompiler.planners.registry import Solver, planner_named
-from sicompiler.region import Region, Walk
+from sicompiler.region import Walk
 from sicompiler.search.search import Progress, Search, make_search, recomputed_graph, with_far
 from sicompiler.search.settle import Settled, settle
+from sicompiler.sliced import Region
 from sicompiler.study import Graph, make_outer, outer_loops, outer_region, study
 from sicompiler.units import budget_hint, format_bytes
 

@@ -24,7 +24,8 @@ from sicompiler.graph_view import GraphView
 from sicompiler.passes.dense_factors import dense_factors
 from sicompiler.passes.outer import Inner, extract_inner
 from sicompiler.plan import OuterLoop
-from sicompiler.region import Region, Walk
+from sicompiler.region import Walk
+from sicompiler.sliced import Region
 
 OUTER_HOISTED_BYTES = 2**16  # what the outer loop keeps for its whole length should be small; the rest is made again
 OUTER_SIZE = 16  # a longer axis is left to smaller regions: the graph runs once per entry

@@ -173,9 +173,22 @@ def test_plan_json(cli: Cli, tmp_path: Path) -> None:
     assert len(plan.regions) == len(found["regions"]) > 0
 
 
+def test_a_budget_below_the_floor_with_far_memory(cli: Cli) -> None:
+    near = cli("plan", MLP, "--gb", "10KiB", "--json", "--far-memory", "none").json
+    result = cli("plan", MLP, "--gb", "10KiB", "--json")
+    assert result.status == 2
+    found = result.json
+    assert found["predicted_peak_bytes"] <= found["floor_bytes"] < near["floor_bytes"]
+    assert found["far_memory"]["streamed_bytes"] > 0
+    assert "(with far memory)" in result.err
+    enough = cli("plan", MLP, "--gb", f"{found['floor_bytes']}B", "--json")
+    assert enough.status == 0
+    assert enough.json["fits"]
+
+
 def test_a_budget_below_the_floor(cli: Cli, tmp_path: Path) -> None:
     saved = tmp_path / "plan.json"
-    result = cli("plan", MLP, "--gb", "10KiB", "--json", "--output", saved)
+    result = cli("plan", MLP, "--gb", "10KiB", "--json", "--far-memory", "none", "--output", saved)
     assert result.status == 2
     found = result.json
     _check_summary(found)

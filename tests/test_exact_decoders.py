@@ -19,9 +19,10 @@ from sicompiler.capture import Program
 from sicompiler.compiler import Planner, rewrite
 from sicompiler.entry import bound_method
 from sicompiler.planners.candidates import Candidate
-from sicompiler.region import Region, Walk
+from sicompiler.region import Walk
 from sicompiler.runtime.measure import measure_peak
 from sicompiler.runtime.verify import errors
+from sicompiler.sliced import Region
 from sicompiler.testing import rewritten, run_program
 from tests.zoo import method_of, tiny
 

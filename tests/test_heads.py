@@ -12,9 +12,10 @@ from sicompiler.api import prepare
 from sicompiler.axes.factor_map import Slicing
 from sicompiler.axes.table import Transfer
 from sicompiler.compiler import rewrite
-from sicompiler.region import Region, Walk
+from sicompiler.region import Walk
 from sicompiler.runtime.measure import measure_peak
 from sicompiler.runtime.verify import errors
+from sicompiler.sliced import Region
 from sicompiler.study import Graph
 
 HEADS, WIDTH = 6, 8

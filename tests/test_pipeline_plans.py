@@ -78,7 +78,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
 
 
 def test_without_a_budget_every_phase_and_the_whole_have_a_frontier(capsys: pytest.CaptureFixture[str]) -> None:
-    status, out = run(capsys, "plan", NAME, "--json", "--frames", "8")
+    status, out = run(capsys, "plan", NAME, "--json", "--frames", "8", "--far-memory", "none")
     assert status == 0
     found = json.loads(out)
     phases = {row["component"]: row for row in found["phases"]}
@@ -92,6 +92,8 @@ def test_without_a_budget_every_phase_and_the_whole_have_a_frontier(capsys: pyte
         assert row["frontier"][0]["budget_bytes"] == row["floor_bytes"]
     assert found["floor_bytes"] == max(row["floor_bytes"] for row in phases.values())
     assert found["frontier"][-1]["budget_bytes"] == found["budget_bytes"]
+    far = json.loads(run(capsys, "plan", NAME, "--json", "--frames", "8")[1])
+    assert far["frontier"][0]["budget_bytes"] == far["floor_bytes"] < found["floor_bytes"]
     status, out = run(capsys, "plan", NAME, "--frames", "8")
     assert "budget against time, the whole pipeline (25 denoising steps)" in out
     assert "budget against time, vae.decode" in out

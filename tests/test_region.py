@@ -13,8 +13,9 @@ from torch import nn
 
 from sicompiler import testing
 from sicompiler.axes.factor_map import Slicing
-from sicompiler.region import Region, Walk
+from sicompiler.region import Walk
 from sicompiler.runtime.verify import errors
+from sicompiler.sliced import Region
 from sicompiler.study import Graph
 
 Function = Callable[..., Any]

@@ -16,10 +16,11 @@ from sicompiler.axes.factor_map import Slicing
 from sicompiler.compiler import rewrite
 from sicompiler.cost import MACHINES
 from sicompiler.planners.tally import MAX_WINDOWS
-from sicompiler.region import Region, Walk
+from sicompiler.region import Walk
 from sicompiler.runtime.measure import measure_peak
 from sicompiler.runtime.verify import errors
 from sicompiler.search.search import make_search
+from sicompiler.sliced import Region
 from tests.test_region import Case, Function
 
 GENERATOR = torch.Generator().manual_seed(0)

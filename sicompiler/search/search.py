@@ -20,7 +20,7 @@ from sicompiler.planners.candidates import axis_labels, candidates
 from sicompiler.planners.dp import Problem
 from sicompiler.planners.evaluator import Evaluator
 from sicompiler.planners.tally import unsliced
-from sicompiler.region import Region
+from sicompiler.sliced import Region
 from sicompiler.study import Graph, OuterGraph, named_axes, study
 
 Progress = Callable[[str, int, int], None]  # what is being done, how much of it is done, out of how much

@@ -12,7 +12,8 @@ from sicompiler.cost import MACHINES
 from sicompiler.planners.candidates import axis_labels, seeds_of
 from sicompiler.planners.evaluator import Evaluator
 from sicompiler.planners.tally import Tally, unsliced
-from sicompiler.region import Region, Walk
+from sicompiler.region import Walk
+from sicompiler.sliced import Region
 from sicompiler.study import Graph, named_axes
 from sicompiler.testing.models import Draw
 

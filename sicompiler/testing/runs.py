@@ -11,7 +11,7 @@ import torch.utils._pytree as pytree
 from sicompiler.capture import Program, capture, flatten_inputs
 from sicompiler.passes.loop import outline_loops
 from sicompiler.passes.manager import run_stage
-from sicompiler.region import Region
+from sicompiler.sliced import Region
 from sicompiler.study import Graph, study
 
 
