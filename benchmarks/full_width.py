@@ -7,7 +7,9 @@
 All parameters of the real architecture, random weights. For each budget one run is measured: measured <= predicted <=
 budget, and the error against the untouched model. Then come the rounds, timed and not measured: untouched and compiled
 in turns, the one that begins changing from round to round; the time ratio is the median of theirs. Peaks are of
-activations: what the run allocates plus its inputs; the weights are resident in both.
+activations: what the run allocates plus its inputs; the weights are resident in both. Budgets `far` (half way from the
+floor down to that with far memory) and `far-floor` spill values and stream weights; their peaks include fetched weights
+and leave out resident ones only.
 """
 
 from __future__ import annotations
@@ -35,10 +37,12 @@ from sicompiler.entry import bound_method
 from sicompiler.models.build import build_preset
 from sicompiler.runtime.compiled import Compiled
 from sicompiler.runtime.measure import Peak, measure_peak
+from sicompiler.runtime.placement import place
 from sicompiler.runtime.verify import errors
 from sicompiler.units import MIB, format_bytes
 
 SHARES = {"100%": 1.0, "50%": 0.5, "25%": 0.25, "floor": 0.0}
+FAR_SHARES = {"far": 0.5, "far-floor": 0.0}  # of the way from the floor with far memory to that without
 
 
 def measured_run(run: Callable[[], Any], device: str) -> tuple[Peak, Any]:
@@ -81,7 +85,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--rounds", type=int, default=1, help="timed turns a budget; 0 measures memory only")
-    parser.add_argument("--budgets", nargs="+", default=list(SHARES), choices=list(SHARES))
+    parser.add_argument("--budgets", nargs="+", default=list(SHARES), choices=[*SHARES, *FAR_SHARES])
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     console = Console(stderr=True)
@@ -114,8 +118,14 @@ def main() -> None:
         before, reference = measured_run(untouched, options.device)
     rows = []
     for name in options.budgets:
-        budget = weights + max(int(unsliced * SHARES[name]), floor)
-        plan = planner.plan(budget)
+        if name in FAR_SHARES:
+            lowest = planner.floor("auto")[0]
+            budget = lowest + int((floor + weights - lowest) * FAR_SHARES[name])
+            plan = planner.plan(budget, far_memory="auto")
+        else:
+            budget = weights + max(int(unsliced * SHARES[name]), floor)
+            plan = planner.plan(budget)
+        place(model, plan.streamed, torch.device(options.device))
         run = functools.partial(Compiled(rewrite(program, plan), plan).run, model, flat)
         measured, result = measured_run(run, options.device)
         absolute, relative, bitwise = errors(result, reference)
@@ -126,8 +136,11 @@ def main() -> None:
         rows.append(
             {
                 "budget": name,
-                "budget_bytes": budget - weights,
-                "predicted_bytes": plan.predicted_peak_bytes - weights,
+                "budget_bytes": budget - plan.weights_bytes,
+                "predicted_bytes": plan.predicted_peak_bytes - plan.weights_bytes,
+                "resident_weights_bytes": plan.weights_bytes,
+                "spilled": len(plan.spilled),
+                "moved_bytes": plan.moved_bytes,
                 "measured_bytes": measured.bytes + inputs,
                 "reserved_bytes": measured.reserved_bytes,
                 "untouched_bytes": before.bytes + inputs,

@@ -182,7 +182,7 @@ def test_the_cpu_running_out_of_memory_is_told_alike(tight: Any) -> None:
     """torch has no exception of its own for this."""
     pipe, reference = tight
     words = r"MiniVae\.decode ran by its plan.*DefaultCPUAllocator"
-    fault = Fault(30, run_out_on_the_cpu)
+    fault = Fault(8, run_out_on_the_cpu)
     with faulty(pipe, "vae.decode", fault), pytest.raises(sicompiler.OutOfMemory, match=words):
         pipe(picture())
     assert close(pipe(picture()), reference)

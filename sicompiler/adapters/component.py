@@ -74,6 +74,7 @@ class ComponentState(State):
         self.role, self.pipeline = role, pipeline
         self.records: list[Record] = []
         self.untouched_because = ""  # why it can't be captured, once that has been tried
+        self.beside: dict[int, frozenset[str]] = {}  # by id of a plan: what else was on the device when it was made
         self.reserved = Reserved()  # by the rest of the pipeline, in the newest call
 
     @property
@@ -108,9 +109,13 @@ class ComponentState(State):
             return self._run(None, lambda: own(*args, **kwargs), (args, kwargs), device)
 
     def still_fits(self, compiled: Compiled, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-        """Whether a plan made before leaves room for what the pipeline holds by now, idle components moved away."""
+        """Whether a plan made before leaves room for what the pipeline holds by now.
+
+        Components that were away when it was made may have come back since: they go again.
+        """
+        beside = self.beside.get(id(compiled.plan), frozenset())
         while compiled.plan.predicted_peak_bytes + self.reserved.total_bytes > self.budget_bytes:
-            if not self._make_room(args, kwargs):
+            if not self._make_room(args, kwargs, beside):
                 return False
         return True
 
@@ -125,7 +130,9 @@ class ComponentState(State):
         far_memory: FarMemory = "none"
         while True:
             try:
-                return planner.plan(self.budget_bytes - self.reserved.total_bytes, far_memory=far_memory)
+                plan = planner.plan(self.budget_bytes - self.reserved.total_bytes, far_memory=far_memory)
+                self.beside[id(plan)] = frozenset(name for name, _ in self.reserved.weights)
+                return plan
             except OverBudget as error:
                 if self._make_room(args, kwargs):
                     continue
@@ -133,9 +140,9 @@ class ComponentState(State):
                     raise self._over_budget(error) from None
                 far_memory = self.far_memory
 
-    def _make_room(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    def _make_room(self, args: Sequence[Any], kwargs: Mapping[str, Any], keep: frozenset[str] = frozenset()) -> bool:
         device = self.device_of(args, kwargs)
-        if not self.pipeline.make_room(self, device):
+        if not self.pipeline.make_room(self, device, keep):
             return False
         self.reserved = self.pipeline.reserved(self, (args, kwargs), device)
         return True

@@ -187,8 +187,14 @@ class PipelineState:
         """What the rest of the pipeline occupies while a component runs."""
         return reserved(self.pipe, state.model, inputs, device)
 
-    def make_room(self, state: ComponentState, device: torch.device) -> bool:
-        """Move an idle component away: first those that never run, then those of other phases, big ones first."""
+    def make_room(self, state: ComponentState, device: torch.device, keep: frozenset[str] = frozenset()) -> bool:
+        """Move an idle component away: first those that never run, then those of other phases, big ones first.
+
+        Args:
+            state: what is about to run.
+            device: to make room on.
+            keep: names of components that stay.
+        """
         parts = {} if self.pipe is None else modules_of(self.pipe)
         phases: dict[str, set[Phase]] = {}
         for role in self.components:
@@ -198,7 +204,7 @@ class PipelineState:
             later = [p for p in phases.get(row[0], ()) if list(Phase).index(p) >= list(Phase).index(state.role.phase)]
             return (1 + bool(later) if row[0] in phases else 0, -sum(weights_of(row[1], device).values()))
 
-        idle = sorted(((n, p) for n, p in parts.items() if p is not state.model), key=price)
+        idle = sorted(((n, p) for n, p in parts.items() if p is not state.model and n not in keep), key=price)
         return self.residency.make_room(idle, device) is not None
 
     def clear(self, device: torch.device) -> None:

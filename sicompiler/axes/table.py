@@ -118,7 +118,7 @@ class AxisTable:
         for name in reversed(factors[1:]):
             minor *= rule.sizes[name]
             factor = minor // math.gcd(minor, slicing.inner)
-            if factor > 1 and slicing.size % factor == 0:
+            if 1 < factor < slicing.size and slicing.size % factor == 0:
                 grown = Slicing(slicing.dim, slicing.outer, slicing.size // factor, slicing.inner * factor)
                 if isinstance(self._transfer(position, is_result, index, grown), Transfer):
                     return factor
