@@ -47,6 +47,7 @@ def compute_again(program: Program, least_bytes: int) -> bool:
             if copy is value or any(order[made] < order[other] < order[reader] for other in barriers):
                 copy, made = _copied(program, chain, reader), reader
             reader.replace_input_with(value, copy)
+        order = {node: number for number, node in enumerate(graph.nodes)}  # the next chain may go through a copy
         changed = True
     return changed
 

@@ -46,6 +46,22 @@ def test_a_value_is_made_again_for_its_readers_behind_its_statistics() -> None:
     assert recomputed_graph(testing.legal_graph(nn.GroupNorm(2, 4), (torch.randn(1, 4, 8, 8),), {})) is None
 
 
+class Norms(nn.Module):
+    """A norm that goes over the result of another, in another order: the second chain runs through a copy."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first = F.group_norm(F.interpolate(x, scale_factor=2.0, mode="nearest"), 2)
+        return F.group_norm(first.permute(0, 2, 1, 3).contiguous(), 2)
+
+
+def test_a_chain_may_run_through_a_copy() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(1, 4, 16, 12, dtype=torch.float64)
+    program, planner = prepare(Norms(), (x,), {})
+    plan = planner.plan(planner.floor()[0])
+    assert errors(testing.run_program(rewrite(program, plan), Norms(), (x,), {}), Norms()(x))[1] <= 1e-12
+
+
 def test_at_the_floor_the_wide_value_is_made_again() -> None:
     torch.manual_seed(0)
     module, x = Level().double().eval(), torch.randn(1, 12, 64, 48, dtype=torch.float64)
