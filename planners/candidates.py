@@ -168,9 +168,9 @@ def candidates(
     for done, begin in enumerate(starts):  # which grow while the loop runs
         if progress is not None:
             progress(done, len(starts))
-        seeds = [(seed, 0) for seed in seeds_of(evaluator.view, labels, begin) if (begin, seed) not in skip]
-        for seed, covered in seeds:  # which grow while the loop runs
-            grown = search.grow(begin, seed, covered)
+        seeds = [seed for seed in seeds_of(evaluator.view, labels, begin) if (begin, seed) not in skip]
+        for seed in seeds:  # which grow while the loop runs
+            grown = search.grow(begin, seed)
             yield from grown.candidates
             if begin < grown.blocked < search.end and grown.ended is not Ended.WINDOWS:
                 index = bisect_left(starts, grown.blocked)
@@ -180,10 +180,9 @@ def candidates(
                     search.deep.add(grown.blocked)
             if grown.windows and grown.ended is not Ended.AXIS:
                 yield from search.go_on(grown, seed)
-            # Units that go through the operator at which the axis ended; up to there the finer ones do as well.
-            coarser = grown.coarser
-            if coarser is not None and (begin, coarser) not in skip and all(coarser != known for known, _ in seeds):
-                seeds.append((coarser, grown.stop - begin))
+            coarser = grown.coarser  # units that go through the operator at which the axis ended
+            if coarser is not None and (begin, coarser) not in skip and coarser not in seeds:
+                seeds.append(coarser)
 
 
 class Ended(Enum):
@@ -238,19 +237,19 @@ class _Search:
         self._repeats: Repeats[_Grown] = Repeats(self.view, ends, set(deep))
         self._crossed: set[tuple[int, Slicing | None]] = set()  # where a region without a limit has passed
 
-    def grow(self, start: int, seed: Slicing, covered: int) -> _Grown:
-        """All regions from a start along one slicing that are longer than `covered` positions."""
-        key = (seed, covered, start in self.deep)
+    def grow(self, start: int, seed: Slicing) -> _Grown:
+        """All regions from a start along one slicing."""
+        key = (seed, start in self.deep)
         known = self._repeats.find(start, key)
         if known is not None:
             crossing = self.evaluator.line.crossing_bytes
             return known.moved(start, int(crossing[start] - crossing[known.start]))
-        found = self._grow(start, seed, covered)
+        found = self._grow(start, seed)
         if max(found.stop, found.blocked) < self.end:
             self._repeats.keep(start, key, max(found.stop, found.blocked) + 1 - start, found)
         return found
 
-    def _grow(self, start: int, seed: Slicing, covered: int) -> _Grown:
+    def _grow(self, start: int, seed: Slicing) -> _Grown:
         view = self.view
         walk = Walk(view, start, seed, windows=MAX_WINDOWS if start in self.deep else 0)
         lengths = self.evaluator.grid(seed.size)[0]
@@ -264,7 +263,7 @@ class _Search:
             return walk.stop in (self.deep if walk.windows else self.ends)
 
         def take() -> None:
-            if seen_hot and walk.stop > start + covered:
+            if seen_hot:
                 found.append(Candidate(start, walk.stop, seed, lengths, *tally.evaluate()))
 
         while walk.stop < self.end and operators < MAX_OPERATORS and walk.stop - start < MAX_SPAN:
