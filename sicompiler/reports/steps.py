@@ -19,7 +19,10 @@ from sicompiler.facts.calls import operands_of
 from sicompiler.facts.modules import module_path
 from sicompiler.facts.storages import ALLOCATION_GRANULE_BYTES, TensorFact, fake_tensors, rounded
 from sicompiler.facts.workspace import workspace_bytes
-from sicompiler.ops import sliced_loop
+from sicompiler.ops import far_tensor, sliced_loop, streamed_loop
+
+_LOOPS = (sliced_loop, streamed_loop)
+_GOES_FAR = (far_tensor, torch.ops.sicompiler.spill.default)  # what they make is not on the device
 
 
 @dataclass(frozen=True)
@@ -119,6 +122,7 @@ class _Lister:
         self.taken: set[str] = set()
         self.steps: list[Step] = []
         self.bytes: dict[int, int] = {}  # of every storage that a step makes
+        self.far: set[int] = set()  # storages in far memory
         self.first: dict[int, int] = {}
         self.last: dict[int, tuple[int, int]] = {}  # the step up to which a storage lives, and the step that frees it
         self.workspace: list[int] = []
@@ -160,7 +164,7 @@ class _Lister:
             if node.op != "call_function":
                 continue
             position = len(self.steps)
-            if node.target is sliced_loop:
+            if node.target in _LOOPS:
                 self._loop(module, node, depth)
                 end = len(self.steps) - 1
             else:
@@ -177,21 +181,51 @@ class _Lister:
             self._touch(node, position, end)
 
     def _loop(self, module: fx.GraphModule, node: fx.Node, depth: int) -> None:
-        attribute, size, slice_length, *operands = node.args
-        assert isinstance(attribute, fx.Node) and isinstance(size, int) and isinstance(slice_length, int)
-        body = module.get_submodule(str(attribute.target))
-        assert isinstance(body, fx.GraphModule)
-        *wholes, start, length = body.graph.find_nodes(op="placeholder")
+        arguments: list[Any] = list(node.args)
+        carriers: list[Any] = []
+        sources: Sequence[Any] = ()
+        targets: Sequence[Any] = ()
+        if node.target is streamed_loop:
+            attribute, *carriers, size, slice_length, _, sources, targets, operands = arguments
+        else:
+            attribute, size, slice_length, *operands = arguments
+        body, *others = (module.get_submodule(str(found.target)) for found in (attribute, *carriers))
+        placeholders = body.graph.find_nodes(op="placeholder")  # type: ignore[union-attr, operator]
+        names = self._name(placeholders[-2]), self._name(placeholders[-1])
+        head = Loop(str(attribute.target), *names, size, slice_length)
+        call = f"for {head.start} in range(0, {size}, {slice_length}):"
+        read = tuple(self.names[n] for n in dict.fromkeys((*sources, *targets, *operands)))
+        self.steps.append(Step(head.name, "sliced_loop", "", call, read, module_path(node), depth, head))
+        self.workspace.append(0)
+        first = len(self.steps)
+        fetched = self._inside(others[0], sources, names, depth) if others else []
+        made = self._inside(body, [*fetched, *operands], names, depth)
+        if others:
+            self._inside(others[1], [*made, *targets], names, depth)
+            self._carried([*fetched, *made], first)
+
+    def _inside(
+        self, module: Any, operands: Sequence[fx.Node], names: tuple[str, str], depth: int
+    ) -> Sequence[fx.Node]:
+        """Walk one of the graphs of a loop; what it returns."""
+        *wholes, start, length = module.graph.find_nodes(op="placeholder")
         for inside, outside in zip(wholes, operands, strict=True):
-            assert isinstance(outside, fx.Node)
             self.names[inside] = self.names[outside]
             self.values[inside] = self._value(outside)
-        head = Loop(str(attribute.target), self._name(start), self._name(length), size, slice_length)
-        call = f"for {head.start} in range(0, {size}, {slice_length}):"
-        sources = tuple(self.names[n] for n in wholes)
-        self.steps.append(Step(head.name, "sliced_loop", "", call, sources, module_path(node), depth, head))
-        self.workspace.append(0)
-        self._walk(body, depth + 1)
+        self.names[start], self.names[length] = names
+        self._walk(module, depth + 1)
+        returned: Sequence[fx.Node] = module.graph.output_node().all_input_nodes
+        return returned
+
+    def _carried(self, slices: Sequence[fx.Node], first: int) -> None:
+        """Slices on their way live as long as the body runs, each beside the next one or the one before."""
+        end = len(self.steps) - 1
+        extra = 0
+        for fake in {_storage(fake): fake for node in slices for fake in self._fakes(node)}.values():
+            self.last[_storage(fake)] = (end, end)
+            extra += rounded(int(fake.untyped_storage().nbytes()), self.granule)
+        for index in range(first, end + 1):
+            self.workspace[index] += extra
 
     def _evaluate(self, node: fx.Node) -> None:
         """Note the fake value of a node. Passes may leave one that is a view of what was there before a loop."""
@@ -218,10 +252,14 @@ class _Lister:
         for source in node.all_input_nodes:
             for fake in self._fakes(source):
                 self.last[_storage(fake)] = (end, position)
-        if node.target is sliced_loop:
+        if node.target in _LOOPS:
             return
         for fake in self._fakes(node):
             storage = _storage(fake)
+            if node.target in _GOES_FAR:
+                self.far.add(storage)
+            if storage in self.far:
+                continue
             if storage not in self.outside and storage not in self.first:
                 self.first[storage] = position
                 self.bytes[storage] = rounded(int(fake.untyped_storage().nbytes()), self.granule)
