@@ -12,8 +12,8 @@ from torch._ops import OpOverload
 from sicompiler.axes.factor_map import Slicing
 from sicompiler.axes.span import Span
 from sicompiler.axes.table import Transfer
-from sicompiler.cost import Machine, Work, slice_lengths, sliced_seconds, whole_seconds, work_of
-from sicompiler.facts.storages import ALLOCATION_GRANULE_BYTES, TensorFact
+from sicompiler.cost import Cut, Machine, Work, slice_lengths, sliced_seconds, waste, whole_seconds, work_of
+from sicompiler.facts.storages import ALLOCATION_GRANULE_BYTES, Origin, TensorFact
 from sicompiler.facts.timeline import Timeline
 from sicompiler.facts.workspace import workspace_bytes
 from sicompiler.graph_view import GraphView
@@ -31,7 +31,7 @@ class Evaluator:
         self.work: list[Work] = [work_of(facts, p, view.table.operands[p]) for p in range(len(facts.nodes))]
         self.whole: Floats = np.array([whole_seconds(w, machine) for w in self.work])
         self._kinds = self._alike()
-        self._seconds: dict[tuple[int, int], Floats] = {}
+        self._seconds: dict[tuple[int, Transfer], Floats] = {}
         self._workspace: dict[tuple[int, Transfer], Floats] = {}
         self._halo_workspace: dict[tuple[int, Transfer, bytes], Floats] = {}
         self._spans: dict[tuple[Span, int], tuple[Floats, Floats, npt.NDArray[np.bool_]]] = {}
@@ -75,14 +75,32 @@ class Evaluator:
             self._spans[key] = (span.longest(size, lengths), span.total(size, lengths), shortest >= 1)
         return self._spans[key]
 
-    def seconds(self, p: int, size: int, excess: Floats | None = None) -> Floats:
+    def seconds(self, p: int, size: int, transfer: Transfer, excess: Floats | None = None) -> Floats:
         """Time of one sliced operator per slice length; `excess` times the work, where slices overlap."""
         if excess is not None:
-            return sliced_seconds(self.work[p], size, self.grid(size)[1], self.machine, excess)
-        key = (self._kinds[p], size)
+            cut = self._cut(p, transfer)
+            return sliced_seconds(self.work[p], size, self.grid(size)[1], self.machine, excess, cut)
+        key = (self._kinds[p], transfer)
         if key not in self._seconds:
-            self._seconds[key] = sliced_seconds(self.work[p], size, self.grid(size)[1], self.machine)
+            cut = self._cut(p, transfer)
+            self._seconds[key] = sliced_seconds(self.work[p], size, self.grid(size)[1], self.machine, cut=cut)
         return self._seconds[key]
+
+    def _cut(self, p: int, transfer: Transfer) -> Cut:
+        """What is cut of an operator: its weights, or its rows; and what every slice reads whole."""
+        whole, columns = 0, False
+        for value, slicing in zip(self.view.table.operands[p], transfer.operands, strict=True):
+            tensor = self.view.tensor(value)
+            if self.view.facts.storages[tensor.storage].origin is Origin.WEIGHT:
+                columns = columns or (slicing is not None and self.work[p].matrix_flops > 0)
+            elif slicing is None:
+                whole += tensor.nbytes
+        return Cut(float(whole), columns)
+
+    def waste(self, tensor: TensorFact, slicing: Slicing) -> Floats:
+        """How many times the bytes of a narrowed tensor are moved, per slice length."""
+        run = max(tensor.stride[slicing.dim], 1) * slicing.inner * tensor.dtype.itemsize
+        return waste(self.grid(slicing.size)[1] * run, self.machine)
 
     def workspace(self, p: int, transfer: Transfer, size: int) -> Floats:
         """A kernel's workspace per slice length, asked for each: kernels change their algorithm with size."""

@@ -15,6 +15,7 @@ from sicompiler.axes.factor_map import Slicing
 from sicompiler.axes.padding import pads_by_itself
 from sicompiler.axes.span import Span
 from sicompiler.axes.table import Operand
+from sicompiler.cost import DOUBT
 from sicompiler.facts.storages import Origin
 from sicompiler.halo import Halos, entries
 from sicompiler.planners.evaluator import Evaluator, Floats
@@ -107,12 +108,12 @@ class HaloTally:
                 carried = carried + tensor.nbytes * share
                 continue
             if view.facts.storages[tensor.storage].origin is not Origin.WEIGHT:
-                moved = moved + tensor.nbytes * share
+                moved = moved + tensor.nbytes * share * self.evaluator.waste(tensor, slicing)
             if walk.copies((q, r, slicing)):
                 last = max(max(positions), walk.last_needed(tensor.storage, walk.stop))
                 nbytes = tensor.nbytes * self.longest(span) / entries(self.table, (q, r), slicing)
                 self.moments.live(nbytes, self.moments.before(min(positions)), self.moments.during(last))
-                copies = copies + tensor.nbytes * share
+                copies = copies + tensor.nbytes * share * self.evaluator.waste(tensor, slicing)
         hoist_peak, hoisted_bytes, hoist_seconds = hoisted
         base = int(self.evaluator.line.crossing_bytes[walk.start])
         body = self.moments.highest(self.evaluator.granule)
@@ -122,7 +123,7 @@ class HaloTally:
         seconds = seconds + self.slices * machine.launch_seconds * (len(walk.reads) + 1)
         seconds = self.evaluator.transfer(seconds, carried) if view.far else seconds
         fits = np.logical_and.reduce([self.evaluator.span(span, walk.size)[2] for span in self.halos.spans])
-        return np.where(fits, peak, np.iinfo(np.int64).max), np.where(fits, seconds, np.inf)
+        return np.where(fits, peak, np.iinfo(np.int64).max), np.where(fits, DOUBT * seconds, np.inf)
 
     def _operator(self, p: int) -> Floats:
         """Count what an operator makes, its workspace and what its operands are cut and padded to; its time."""
@@ -131,7 +132,7 @@ class HaloTally:
         held = self.halos.held.get((p, 0))
         asked = [self.halos.asked.get((p, index)) for index in range(len(transfer.operands))]
         span = held or next(a for a in asked if a is not None)
-        seconds = self.evaluator.seconds(p, size, self.total(span) / (span.inner * size))
+        seconds = self.evaluator.seconds(p, size, transfer, self.total(span) / (span.inner * size))
         for storage in view.made[p]:
             nbytes = view.facts.storages[storage].nbytes
             index = next(i for i, t in enumerate(view.facts.tensors[p]) if t.storage == storage)
@@ -218,7 +219,7 @@ class HaloTally:
                         self.moments.live(2 * nbytes * self.longest(own) / count, 0, self.moments.last)
                     carried += nbytes * self.total(own) / count
                     continue
-                moved += nbytes * self.total(own) / count
+                moved += nbytes * self.total(own) / count * self.evaluator.waste(view.tensor(value), slicing)
                 reuse = walk.reusable(value, slicing, walk.stop, taken, self.halos)
                 if reuse is None:
                     whole_bytes += nbytes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from sicompiler.cost import DOUBT
 from sicompiler.facts.storages import Origin
 from sicompiler.planners.evaluator import Evaluator, Floats
 from sicompiler.planners.halo_tally import HaloTally, fetched_before, fetched_by_body
@@ -42,7 +43,7 @@ class Tally:
             walk.added.clear()
         for p in sorted(walk.added):
             transfer = walk.sliced[p]
-            self.seconds += self.evaluator.seconds(p, walk.size)
+            self.seconds += self.evaluator.seconds(p, walk.size, transfer)
             self.work[:, p - start] = self.evaluator.workspace(p, transfer, walk.size)
             for storage in view.made[p]:
                 if transfer.results[0] is None:
@@ -82,7 +83,8 @@ class Tally:
         unit, count = self.unit[:span].copy(), self.count[:span].copy()
         far = self.fetched | fetched_before(walk) if view.far else {}
         whole_bytes = moved = sum(far.values())
-        written = read = copied = 0
+        through = np.zeros_like(self.lengths)  # bytes to and from main memory
+        copied = np.zeros_like(self.lengths)
         taken: set[int] = set()
         for storage, value in self.outlive.items():
             nbytes = storages[storage].nbytes
@@ -93,7 +95,7 @@ class Tally:
                 self._add(unit, count, nbytes, walk.start, stop - 1)
                 moved += nbytes
                 continue
-            written += nbytes
+            through += nbytes * (1.0 if slicing is None else evaluator.waste(view.tensor(value), slicing))
             if reuse is None:
                 whole_bytes += nbytes
             else:  # written when the input's slice has been read for the last time
@@ -106,21 +108,21 @@ class Tally:
                 moved += tensor.nbytes
                 continue
             if storages[tensor.storage].origin is not Origin.WEIGHT:
-                read += tensor.nbytes
+                through += tensor.nbytes * evaluator.waste(tensor, key[2])
             if walk.copies(key):
                 last = max(max(positions), walk.last_needed(tensor.storage, stop))
                 self._add(unit, count, tensor.nbytes, min(positions), last)
-                copied += tensor.nbytes
+                copied += tensor.nbytes * evaluator.waste(tensor, key[2])
         base = int(evaluator.line.crossing_bytes[walk.start])
         hoist_peak, hoisted_bytes, hoist_seconds = self.hoisted(stop)
         rounding = count * evaluator.granule if evaluator.granule > 1 else np.zeros(span)
         body = (unit[None, :] * self.lengths[:, None] + rounding[None, :] + self.work[:, :span]).max(axis=1)
         before = base + sum(far.values()) + hoist_peak
         peak = np.maximum(np.ceil(base + whole_bytes + hoisted_bytes + body), before)
-        seconds = self.seconds + hoist_seconds + (read + written) / machine.memory_bandwidth
+        seconds = self.seconds + hoist_seconds + through / machine.memory_bandwidth
         seconds = seconds + 2 * copied / machine.cache_bandwidth
         seconds = seconds + np.ceil(walk.size / self.lengths) * machine.launch_seconds * (len(walk.reads) + 1)
-        return peak.astype(np.int64), evaluator.transfer(seconds, moved) if moved else seconds
+        return peak.astype(np.int64), DOUBT * (evaluator.transfer(seconds, moved) if moved else seconds)
 
     def hoisted(self, stop: int) -> tuple[int, int, float]:
         """Peak above the base while hoisted operators run, what of them stays for the loop, and their time."""

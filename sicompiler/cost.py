@@ -32,6 +32,8 @@ class Machine:
         cache_bytes: what of that cache one working set may fill.
         launch_seconds: fixed cost of one operator call.
         rows_at_half_speed: rows of a matrix product at which it reaches half its full rate.
+        columns_at_half_speed: the same of its columns: output channels or features.
+        line_bytes: what memory moves at least: shorter runs of a slice cost as much.
         kernel_passes: how often a convolution moves its weights (oneDNN lays them out anew at every call).
         far_bandwidth: bytes per second to and from far memory: a mapped file, or pinned memory beyond PCIe.
         far_overlaps: whether the device computes while that goes on.
@@ -45,15 +47,23 @@ class Machine:
     cache_bytes: float
     launch_seconds: float
     rows_at_half_speed: float
+    columns_at_half_speed: float
+    line_bytes: float
     kernel_passes: float
     far_bandwidth: float = 1e9
     far_overlaps: bool = False
 
 
+# A loop counts so many times what it is thought to take: full-width models ran their loops in 0.6 to 1.4 times the
+# unsliced time, and a loop that no budget asks for must not make anything slower.
+DOUBT = 1.4
+
 # Round figures of common machines; only ratios matter to the planner.
 MACHINES = {
-    "cpu": Machine("cpu", {8: 0.6e11, 4: 1.2e11, 2: 1.0e11}, 1.5e10, 4e9, 1.6e10, 16e6, 15e-6, 64, 6, 1e9, False),
-    "cuda": Machine("cuda", {8: 1e12, 4: 2e13, 2: 1.2e14}, 1e13, 8e11, 2.5e12, 30e6, 6e-6, 512, 1, 2e10, True),
+    "cpu": Machine(
+        "cpu", {8: 0.6e11, 4: 1.2e11, 2: 1.0e11}, 1.5e10, 4e9, 1.6e10, 16e6, 15e-6, 64, 16, 64, 6, 1e9, False
+    ),
+    "cuda": Machine("cuda", {8: 1e12, 4: 2e13, 2: 1.2e14}, 1e13, 8e11, 2.5e12, 30e6, 6e-6, 512, 64, 32, 1, 2e10, True),
 }
 
 # Arithmetic of one element; what is not listed costs 2.
@@ -113,7 +123,7 @@ class Work:
     Attributes:
         matrix_flops: floating point operations of a matrix kernel.
         vector_flops: of an elementwise one.
-        rows: rows of the matrix product (for the efficiency of thin ones).
+        rows, columns: of the matrix product (for the efficiency of thin ones).
         activation_bytes: read and written activations.
         weight_bytes: read parameters, of matrix products and elementwise operators.
         kernel_bytes: read parameters of convolutions.
@@ -123,13 +133,30 @@ class Work:
     matrix_flops: float
     vector_flops: float
     rows: float
+    columns: float
     activation_bytes: float
     weight_bytes: float
     kernel_bytes: float
     itemsize: int
 
 
-NO_WORK = Work(0, 0, 1, 0, 0, 0, 4)
+NO_WORK = Work(0, 0, 1, 1, 0, 0, 0, 4)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How an operator is cut, as far as its time goes.
+
+    Attributes:
+        whole_bytes: activations that every slice reads whole.
+        columns: whether its weights are cut, and so the columns of its matrix product, rather than the rows.
+    """
+
+    whole_bytes: float = 0.0
+    columns: bool = False
+
+
+ROWS = Cut()
 
 
 def work_of(facts: GraphFacts, position: int, operands: Sequence[tuple[int, int]]) -> Work:
@@ -148,6 +175,7 @@ def work_of(facts: GraphFacts, position: int, operands: Sequence[tuple[int, int]
         matrix(tensors, result) if matrix else 0.0,
         0.0 if matrix else _ELEMENT_FLOPS.get(node.target, 2.0) * max(result.numel, *(t.numel for t in activations), 0),
         max(result.numel / max(columns, 1), 1.0),
+        float(max(columns, 1)),
         moved,
         0.0 if matrix is _conv_flops else sum(t.nbytes for t in weights),
         sum(t.nbytes for t in weights) if matrix is _conv_flops else 0.0,
@@ -164,7 +192,14 @@ def slice_lengths(size: int) -> tuple[int, ...]:
     return tuple(sorted(found - {size}, reverse=True))
 
 
-def sliced_seconds(work: Work, size: int, lengths: Floats, machine: Machine, excess: Floats | float = 1.0) -> Floats:
+def waste(run_bytes: Floats, machine: Machine) -> Floats:
+    """How many times the bytes of a slice are moved, by how many of them lie beside each other."""
+    return np.asarray(np.maximum(1.0, machine.line_bytes / np.maximum(run_bytes, 1.0)))
+
+
+def sliced_seconds(
+    work: Work, size: int, lengths: Floats, machine: Machine, excess: Floats | float = 1.0, cut: Cut = ROWS
+) -> Floats:
     """Seconds of one operator over all slices of an axis.
 
     Args:
@@ -173,6 +208,7 @@ def sliced_seconds(work: Work, size: int, lengths: Floats, machine: Machine, exc
         lengths: slice lengths; `size` itself gives the time of the unsliced operator.
         machine: the device.
         excess: how many times the work is done, where slices overlap; per slice length.
+        cut: what is cut of it.
 
     Returns:
         One time per slice length.
@@ -181,13 +217,16 @@ def sliced_seconds(work: Work, size: int, lengths: Floats, machine: Machine, exc
         return np.zeros_like(lengths)
     count = np.ceil(size / lengths)
     fraction = lengths / size * excess
-    rows = np.maximum(work.rows * fraction, 1.0)
-    rate = machine.flops.get(work.itemsize, machine.flops[4]) * rows / (rows + machine.rows_at_half_speed)
+    rows = np.maximum(work.rows * (1.0 if cut.columns else fraction), 1.0)
+    columns = np.maximum(work.columns * (fraction if cut.columns else 1.0), 1.0)
+    narrow = (columns / (columns + machine.columns_at_half_speed)) * (1 + machine.columns_at_half_speed / work.columns)
+    rate = machine.flops.get(work.itemsize, machine.flops[4]) * narrow * rows / (rows + machine.rows_at_half_speed)
     compute = excess * (work.matrix_flops / rate + work.vector_flops / machine.vector_flops)
-    fits = work.activation_bytes * fraction <= machine.cache_bytes
+    sliced_bytes = max(work.activation_bytes - cut.whole_bytes, 0.0)
+    fits = sliced_bytes * fraction + cut.whole_bytes <= machine.cache_bytes
     bandwidth = np.where(fits, machine.cache_bandwidth, machine.memory_bandwidth)
     parameters = work.weight_bytes + machine.kernel_passes * work.kernel_bytes
-    traffic = excess * work.activation_bytes / bandwidth
+    traffic = (excess * sliced_bytes + count * cut.whole_bytes) / bandwidth
     overlapped = np.maximum(compute, traffic) + 0.3 * np.minimum(compute, traffic)
     return np.asarray(overlapped + count * (machine.launch_seconds + parameters / machine.memory_bandwidth))
 
