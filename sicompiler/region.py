@@ -333,18 +333,17 @@ class Walk:
         return True
 
     def _read_only_in_slices(self, storage: int, unit: int, stop: int, halos: Halos | None) -> bool:
-        """Whether the region touches a storage only through slices that lie `unit` elements apart, without a halo."""
+        """Whether the loop touches a storage only through slices that lie `unit` elements apart, without a halo.
+
+        What is hoisted may read it whole: that is done before the first slice is written.
+        """
         keys = [key for key in self.reads if self.view.tensor((key[0], key[1])).storage == storage]
         if any(self.view.tensor((q, r)).stride[s.dim] * s.inner != unit for q, r, s in keys):
             return False
         if halos is not None and not all(halos.reads[(q, r), s].is_own_part(s.size * s.inner) for q, r, s in keys):
             return False
         for p in self.view.storage_readers[storage]:
-            if not self.start <= p < stop:
-                continue
-            if p in self.hoisted and self.view.made[p]:
-                return False
-            if p in self.sliced:
+            if self.start <= p < stop and p in self.sliced:
                 for (q, r), slicing in zip(self.table.operands[p], self.sliced[p].operands, strict=True):
                     whole = q not in self.sliced and self.view.tensor((q, r)).storage == storage
                     if whole and slicing is None:

@@ -12,9 +12,10 @@ from sicompiler import testing
 from sicompiler.api import prepare
 from sicompiler.axes.factor_map import Slicing
 from sicompiler.compiler import rewrite
+from sicompiler.passes.outer import wrap_outer
 from sicompiler.runtime.measure import measure_peak
 from sicompiler.runtime.verify import errors
-from sicompiler.study import OUTER_HOISTED_BYTES, Graph, outer_region
+from sicompiler.study import OUTER_HOISTED_BYTES, Graph, make_outer, outer_loops, outer_region
 
 SAMPLES, TOKENS, CHANNELS = 8, 512, 64
 
@@ -64,6 +65,24 @@ def test_what_is_big_is_made_again_in_each_slice() -> None:
     """Cast before the loop, the table would stay for all of it."""
     _, _, graph = case()
     assert hoisted(graph) == []
+
+
+def test_copies_for_every_sample_are_made_one_sample_at_a_time() -> None:
+    """Rotary embeddings are repeated for the whole batch before anything of the input is read."""
+
+    class Repeated(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            positions = torch.arange(TOKENS * CHANNELS, dtype=x.dtype).view(1, TOKENS, CHANNELS)
+            return x * positions.repeat(x.shape[0], 1, 1).sin() + 1
+
+    model, x = Repeated(), torch.randn(SAMPLES, TOKENS, CHANNELS, dtype=torch.float64)
+    graph = testing.legal_graph(model, (x,), {})
+    assert hoisted(graph) == []
+    ((loop, region),) = outer_loops(graph)
+    outer = make_outer(graph, loop, region)
+    assert max(node.meta["val"].shape[0] for node in outer.graph.facts.nodes if "sin" in node.name) == 1
+    done = wrap_outer(graph.program, graph.view, region, outer.inner, outer.inner.program)
+    assert errors(testing.run_program(done, model, (x,), {}), model(x))[1] <= 1e-12
 
 
 def test_what_the_loop_reads_in_slices_stays_before_it() -> None:

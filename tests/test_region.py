@@ -13,10 +13,11 @@ from torch import nn
 
 from sicompiler import testing
 from sicompiler.axes.factor_map import Slicing
+from sicompiler.capture import capture
 from sicompiler.region import Walk
 from sicompiler.runtime.verify import errors
 from sicompiler.sliced import Region
-from sicompiler.study import Graph
+from sicompiler.study import Graph, study
 
 Function = Callable[..., Any]
 
@@ -276,6 +277,24 @@ def test_an_input_read_sliced_and_whole_by_one_operator_is_not_written_over() ->
     assert reason is None
     assert [output.reuses for output in region.outputs] == [None]
     case.check((region, 2))
+
+
+def test_a_result_goes_over_an_input_that_is_read_whole_before_the_loop() -> None:
+    """Keys and values of all tokens are made before queries come in slices; then nobody needs the tokens whole."""
+
+    def function(x: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        y = x.sin()
+        return F.scaled_dot_product_attention(F.linear(y, query), F.linear(y, key), F.linear(y, key.exp())) * 2
+
+    case = Case(function, (1, 6, 4), (4, 4), (4, 4))
+    case.graph = study(capture(case.model, case.args, {}), "cpu")  # cleaned, queries would come last
+    walk, reason = case.walk("linear", 1)
+    region = walk.region()
+    assert reason is None
+    assert case.names(p for p in region.hoisted if case.graph.view.made[p]) == ["linear_1", "exp", "linear_2"]
+    assert [output.reuses for output in region.outputs] == [(case.at("sin"), 0)]
+    for length in (1, 4):
+        case.check((region, length))
 
 
 def test_memory_that_lies_otherwise_than_planned_is_not_taken_over() -> None:

@@ -12,6 +12,7 @@ such operator which argument holds the sizes and how its entries line up with th
 | parts    | the equal sizes, one per result, of the dim named by `dim`                                |
 | size     | the size of the dim `at`                                                                  |
 | groups   | a number of equal groups of the dim `at`; it scales with the dim, which takes `old_size`  |
+| copies   | how often each of the last dims is repeated; the size of a dim that is nothing but copies |
 
 A row belongs to each operator with a free factor in a result dim whose size is baked in; the other operators with sizes
 among their arguments are whole along these dims.
@@ -34,7 +35,7 @@ from sicompiler.facts.calls import bind
 
 aten = torch.ops.aten
 
-Align = Literal["all", "last", "split", "dim", "parts", "size", "groups"]
+Align = Literal["all", "last", "split", "dim", "parts", "size", "groups", "copies"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Baked:
 
 
 _ROWS: dict[Baked, list[OpOverload]] = {
+    Baked("dims", "copies"): [aten.tile.default],
     Baked("groups", "groups", -2): [aten.conv1d.default, aten.conv1d.padding],
     Baked("groups", "groups", -3): [aten.conv2d.default, aten.conv2d.padding],
     Baked("groups", "groups", -4): [aten.conv3d.default, aten.conv3d.padding],
@@ -68,6 +70,7 @@ _ROWS: dict[Baked, list[OpOverload]] = {
         *(aten._upsample_nearest_exact2d.default, aten._upsample_nearest_exact2d.vec),
         *(aten._upsample_nearest_exact3d.default, aten._upsample_nearest_exact3d.vec),
     ],
+    Baked("repeats", "copies"): [aten.repeat.default],
     Baked("shape", "all"): [aten.reshape.default],
     Baked("size", "all"): [
         *(aten.view.default, aten._unsafe_view.default, aten.expand.default, aten.broadcast_to.default),
@@ -123,7 +126,7 @@ def resize(
         result_rank: number of dims of the result (of any of them).
         dim: the dim of the result that changes, counted from the front.
         new_size: its new size: a number, or an fx node that holds it.
-        old_size: its size in the unsliced call. Needed for the rows aligned by `groups` alone.
+        old_size: its size in the unsliced call. Needed for the rows aligned by `groups` and `copies` alone.
 
     Raises:
         ValueError: `old_size` is needed and missing.
@@ -149,14 +152,16 @@ def _changed(
     """The new value of the argument; the same object where nothing changes."""
     if value is None:
         return value
-    if baked.align in ("all", "last", "split"):
-        first = {"all": 0, "last": rank - len(value)}.get(baked.align)
+    if baked.align in ("all", "last", "split", "copies"):
+        first = {"all": 0, "last": rank - len(value), "copies": rank - len(value)}.get(baked.align)
         if first is None:
             first = arguments["dim"] % (rank - len(value) + 1)
         entry = dim - first
         # A -1 keeps its meaning: worked out from the operand, or (expand) the size of the operand.
         if not 0 <= entry < len(value) or value[entry] == -1:
             return value
+        if baked.align == "copies" and value[entry] != old_size:
+            return value  # it is what is copied that changes its size
         return [*value[:entry], new_size, *value[entry + 1 :]]
     named = baked.at if baked.align in ("size", "groups") else arguments["dim"]
     if (named is not None and named % rank != dim) or (baked.align == "groups" and value == 1):

@@ -65,6 +65,13 @@ def test_groups_scale_with_their_channels() -> None:
         resize(aten.group_norm.default, ("x", 4), {}, 4, 1, 6)
 
 
+def test_copies_change_where_they_are_all_of_a_dim() -> None:
+    assert resize(aten.repeat.default, ("x", [8, 2]), {}, 2, 0, 5, old_size=8) == (("x", [5, 2]), {})
+    assert resize(aten.repeat.default, ("x", [8, 2]), {}, 2, 1, 4, old_size=6) == (("x", [8, 2]), {}), "two copies of 2"
+    assert resize(aten.tile.default, ("x", [8]), {}, 2, 1, 5, old_size=8) == (("x", [5]), {})
+    assert resize(aten.tile.default, ("x", [8]), {}, 2, 0, 5, old_size=3) == (("x", [8]), {})
+
+
 def test_a_node_as_the_new_size() -> None:
     graph = fx.Graph()
     x, length = graph.placeholder("x"), graph.placeholder("length")

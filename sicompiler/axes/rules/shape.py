@@ -8,7 +8,7 @@ import torch
 
 from sicompiler.axes.factor_map import FactorMap
 from sicompiler.axes.registry import OpCall, rule
-from sicompiler.axes.rules.building import described, letters, opaque, wrap
+from sicompiler.axes.rules.building import aligned, described, letters, opaque, wrap
 from sicompiler.axes.rules.pointwise import pointwise
 from sicompiler.axes.rules.refinement import refine
 
@@ -83,16 +83,20 @@ def reverse(call: OpCall) -> FactorMap:
 
 @rule(aten.repeat.default, aten.tile.default)
 def repeat(call: OpCall) -> FactorMap:
-    """`([a]) -> ([r1 a]) whole={r1}`: the copies are the outer factor of the dim."""
+    """`([a, 1]) -> ([r0 a, r1]) whole={r0}`: the copies are the outer factor of the dim; free where they are all of it.
+
+    As with an expanded dim, the operand is then the same for each slice.
+    """
     counts = call["repeats"] if call.target is aten.repeat.default else call["dims"]
     rank = len(call.results[0].shape)
     names = letters(rank)
     counts = [1] * (rank - len(counts)) + list(counts)
     copies = [f"r{d}" for d in range(rank)]
-    shape = call.operands[0].shape
-    sizes = dict(zip(copies, counts, strict=True)) | dict(zip(names, (1,) * (rank - len(shape)) + shape, strict=True))
+    shape = (1,) * (rank - len(call.operands[0].shape)) + call.operands[0].shape
+    sizes = dict(zip(copies, counts, strict=True)) | dict(zip(names, shape, strict=True))
     result = [f"{copy} {name}" for copy, name in zip(copies, names, strict=True)]
-    return described(call, [names[rank - len(shape) :]], [result], sizes=sizes, whole=copies)
+    whole = [copy for copy, size in zip(copies, shape, strict=True) if size != 1]
+    return described(call, [aligned(names, call.operands[0])], [result], sizes=sizes, whole=whole)
 
 
 @rule(aten.repeat_interleave.self_int)
