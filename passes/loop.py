@@ -105,14 +105,10 @@ class _Outliner:
 
     def _needs(self, step: int) -> set[int]:
         """Storages in far memory that a step needs whole on the device."""
-        view, region = self.view, self.starts.get(step)
+        region = self.starts.get(step)
         if region is None:
-            return view.fetched(step)
-        values = [v for p in region.hoisted if view.made[p] for v in view.table.operands[p]]
-        for p, transfer in region.sliced.items():
-            values += [v for v, s in zip(view.table.operands[p], transfer.operands, strict=True) if s is None]
-        found = {view.tensor(value).storage for value in values if value[0] not in region.sliced}
-        return {storage for storage in found & view.far if view.born[storage] < region.start}
+            return self.view.fetched(step, step)
+        return self.view.fetched_by_loop(step, region.hoisted, region.sliced)
 
     def _fetch(self, storage: int) -> fx.Node:
         far = self._whole(self.maker[storage])

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import fx
 
 from sicompiler.capture import Program
+from sicompiler.facts.calls import takes_statistics
 from sicompiler.facts.storages import fake_tensors
 from sicompiler.passes.edit import evaluate, inherit
 
@@ -31,7 +31,7 @@ def compute_again(program: Program, least_bytes: int) -> bool:
     """
     graph = program.graph_module.graph
     order = {node: number for number, node in enumerate(graph.nodes)}
-    barriers = [node for node in order if _is_statistics(node)]
+    barriers = [node for node in order if takes_statistics(node)]
     changed = False
     for barrier in barriers:
         value = barrier.args[0]
@@ -72,7 +72,7 @@ def _chain(value: fx.Node, order: dict[fx.Node, int]) -> list[fx.Node]:
         node = pending.pop()
         if node in found:
             continue
-        if node.op != "call_function" or _is_statistics(node) or len(found) == CHAIN:
+        if node.op != "call_function" or takes_statistics(node) or len(found) == CHAIN:
             return []
         found.add(node)
         pending += [
@@ -81,10 +81,6 @@ def _chain(value: fx.Node, order: dict[fx.Node, int]) -> list[fx.Node]:
             if source.op == "call_function" and SMALLER * _nbytes(source) > _nbytes(value)
         ]
     return sorted(found, key=lambda node: order[node])
-
-
-def _is_statistics(node: fx.Node) -> bool:
-    return node.target is torch.ops.sicompiler.group_stats.default
 
 
 def _nbytes(node: fx.Node) -> int:

@@ -9,11 +9,10 @@ from enum import Enum
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-import sicompiler.ops  # noqa: F401  (registers group_stats)
 from sicompiler.axes.factor_map import Slicing
 from sicompiler.axes.table import Transfer
+from sicompiler.facts.calls import takes_statistics
 from sicompiler.facts.timeline import Timeline
 from sicompiler.graph_view import GraphView
 from sicompiler.planners.evaluator import Evaluator, Floats
@@ -137,7 +136,7 @@ def _statistics_bytes(view: GraphView, count: int) -> npt.NDArray[np.int64]:
     """Bytes of group statistics that cross each position."""
     found = np.zeros(count, dtype=np.int64)
     for p in range(view.facts.num_placeholders, len(view.facts.nodes)):
-        if view.facts.nodes[p].target is torch.ops.sicompiler.group_stats.default:
+        if takes_statistics(view.facts.nodes[p]):
             for storage in view.made[p]:
                 found[p + 1 : view.lives.last[storage] + 1] += view.facts.storages[storage].nbytes
     return found

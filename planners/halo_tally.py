@@ -6,7 +6,7 @@ each place where the region may end. Regions without a window don't come here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -80,24 +80,19 @@ class HaloTally:
         """Entries that all slices hold together."""
         return self.evaluator.span(span, self.walk.size)[1]
 
-    def evaluate(
-        self, hoisted: tuple[int, int, float], fetched: Mapping[int, int]
-    ) -> tuple[npt.NDArray[np.int64], Floats]:
+    def evaluate(self, hoisted: tuple[int, int, float]) -> tuple[npt.NDArray[np.int64], Floats]:
         """Peak and time, per slice length; a peak beyond all bounds where a slice would be empty.
 
         Args:
             hoisted: peak, bytes that stay, and time of what is computed before the loop.
-            fetched: bytes of the storages in far memory that are needed whole for that.
         """
         walk, view, machine = self.walk, self.view, self.evaluator.machine
         seconds = np.zeros_like(self.lengths)
         for p in self.positions:
             seconds += self._operator(p)
-        far = dict(fetched)
-        for p in self.positions if view.far else ():
-            far.update(fetched_by_body(walk, p))
+        far_bytes = view.bytes_of(view.fetched_by_loop(walk.start, walk.hoisted, walk.sliced)) if view.far else 0
         whole_bytes, moved, copies, carried = self._outputs()
-        whole_bytes, carried = whole_bytes + sum(far.values()), carried + sum(far.values())
+        whole_bytes, carried = whole_bytes + far_bytes, carried + far_bytes
         for (q, r, slicing), positions in walk.reads.items():
             tensor = view.tensor((q, r))
             span = self.halos.reads[(q, r), slicing]
@@ -117,7 +112,7 @@ class HaloTally:
         hoist_peak, hoisted_bytes, hoist_seconds = hoisted
         base = int(self.evaluator.line.crossing_bytes[walk.start])
         body = self.moments.highest(self.evaluator.granule)
-        before = base + sum(far.values()) + hoist_peak
+        before = base + far_bytes + hoist_peak
         peak = np.maximum(np.ceil(base + whole_bytes + hoisted_bytes + body), before).astype(np.int64)
         seconds = seconds + hoist_seconds + moved / machine.memory_bandwidth + 2 * copies / machine.cache_bandwidth
         seconds = seconds + self.slices * machine.launch_seconds * (len(walk.reads) + 1)
@@ -232,20 +227,3 @@ class HaloTally:
                     self.moments.live(nbytes * self.longest(own) / count, written, written)
                     copies += nbytes * self.total(own) / count
         return whole_bytes, moved, copies, carried
-
-
-def fetched_by_body(walk: Walk, p: int) -> dict[int, int]:
-    """Bytes by storage of what lies in far memory and an operator of the body reads whole."""
-    if not walk.view.far:
-        return {}
-    pairs = zip(walk.table.operands[p], walk.sliced[p].operands, strict=True)
-    found = {walk.view.tensor(v).storage for v, s in pairs if s is None and v[0] not in walk.sliced and walk.is_far(v)}
-    return {storage: walk.view.facts.storages[storage].nbytes for storage in found}
-
-
-def fetched_before(walk: Walk) -> dict[int, int]:
-    """The same of what is computed before the loop."""
-    if not walk.view.far:
-        return {}
-    found = {s for p in walk.hoisted for s in walk.view.fetched(p) if walk.view.born[s] < walk.start}
-    return {storage: walk.view.facts.storages[storage].nbytes for storage in found}

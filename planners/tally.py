@@ -8,7 +8,7 @@ import numpy.typing as npt
 from sicompiler.cost import DOUBT
 from sicompiler.facts.storages import Origin
 from sicompiler.planners.evaluator import Evaluator, Floats
-from sicompiler.planners.halo_tally import HaloTally, fetched_before, fetched_by_body
+from sicompiler.planners.halo_tally import HaloTally
 from sicompiler.region import Walk
 
 MAX_OPERATORS = 96  # of one region; longer ones gain nothing, and an axis of the whole graph is the outer loop's
@@ -34,7 +34,7 @@ class Tally:
         self.work = np.zeros((len(self.lengths), span))  # workspace, per slice length
         self.ends: dict[int, int] = {}  # last reader so far of each storage the body makes
         self.outlive: dict[int, tuple[int, int]] = {}  # storages needed after the body: node, result
-        self.fetched: dict[int, int] = {}  # storages in far memory that the body needs whole: bytes
+        self.fetched: set[int] = set()  # storages in far memory that the body needs whole
 
     def advance(self) -> None:
         """Take in what the walk has sliced since the last call."""
@@ -53,7 +53,7 @@ class Tally:
                     self.ends[storage] = p
                 index = next(i for i, t in enumerate(view.facts.tensors[p]) if t.storage == storage)
                 self.outlive[storage] = (p, index)
-            self.fetched.update(fetched_by_body(walk, p))
+            self.fetched |= view.fetched(p, start, transfer, walk.sliced)
             for q, r in view.table.operands[p]:
                 storage = view.facts.tensors[q][r].storage
                 end = self.ends.get(storage)
@@ -77,12 +77,12 @@ class Tally:
         """Peak and time if the walk ended here, per slice length."""
         walk, view, evaluator = self.walk, self.view, self.evaluator
         if walk.windows:
-            return HaloTally(evaluator, walk).evaluate(self.hoisted(walk.stop), fetched_before(walk))
+            return HaloTally(evaluator, walk).evaluate(self.hoisted(walk.stop))
         storages, machine, stop = view.facts.storages, evaluator.machine, walk.stop
         span = stop - walk.start
         unit, count = self.unit[:span].copy(), self.count[:span].copy()
-        far = self.fetched | fetched_before(walk) if view.far else {}
-        whole_bytes = moved = sum(far.values())
+        far_bytes = view.bytes_of(self.fetched.union(*(view.fetched(p, walk.start) for p in walk.hoisted)))
+        whole_bytes = moved = far_bytes
         through = np.zeros_like(self.lengths)  # bytes to and from main memory
         copied = np.zeros_like(self.lengths)
         taken: set[int] = set()
@@ -117,7 +117,7 @@ class Tally:
         hoist_peak, hoisted_bytes, hoist_seconds = self.hoisted(stop)
         rounding = count * evaluator.granule if evaluator.granule > 1 else np.zeros(span)
         body = (unit[None, :] * self.lengths[:, None] + rounding[None, :] + self.work[:, :span]).max(axis=1)
-        before = base + sum(far.values()) + hoist_peak
+        before = base + far_bytes + hoist_peak
         peak = np.maximum(np.ceil(base + whole_bytes + hoisted_bytes + body), before)
         seconds = self.seconds + hoist_seconds + through / machine.memory_bandwidth
         seconds = seconds + 2 * copied / machine.cache_bandwidth
@@ -145,18 +145,24 @@ class Tally:
         return peak, kept, seconds
 
 
-def unsliced(evaluator: Evaluator) -> tuple[npt.NDArray[np.int64], Floats]:
-    """Live bytes and time of every operator that runs unsliced.
+def unsliced_at(evaluator: Evaluator, p: int) -> tuple[int, float]:
+    """Live bytes and time of an operator that runs unsliced.
 
     What it reads of far memory is on the device while it runs, and so is what it makes for far memory.
     """
-    view, live, seconds = evaluator.view, evaluator.line.live_bytes, evaluator.whole
-    if not view.far:
+    view, seconds = evaluator.view, evaluator.whole[p : p + 1]
+    moved = view.bytes_of(view.fetched(p, p) | view.far.intersection(view.made[p]))
+    if moved:
+        seconds = evaluator.transfer(seconds, moved)
+    return int(evaluator.line.live_bytes[p]) + moved, float(seconds[0])
+
+
+def unsliced(evaluator: Evaluator) -> tuple[npt.NDArray[np.int64], Floats]:
+    """The same of every node; placeholders as they are."""
+    live, seconds = evaluator.line.live_bytes, evaluator.whole
+    if not evaluator.view.far:
         return live, seconds
     live, seconds = live.copy(), seconds.copy()
-    for p in range(view.facts.num_placeholders, len(live)):
-        moved = sum(view.facts.storages[s].nbytes for s in view.fetched(p) | (view.far & set(view.made[p])))
-        if moved:
-            live[p] += moved
-            seconds[p] = evaluator.transfer(seconds[p : p + 1], moved)[0]
+    for p in range(evaluator.view.facts.num_placeholders, len(live)):
+        live[p], seconds[p] = unsliced_at(evaluator, p)
     return live, seconds

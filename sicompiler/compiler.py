@@ -17,12 +17,11 @@ from sicompiler.passes.loop import outline_loops
 from sicompiler.passes.manager import Observer, run_stage
 from sicompiler.passes.outer import wrap_outer
 from sicompiler.plan import Plan, RegionPlan
-from sicompiler.planners.dp import Choice, floor
+from sicompiler.planners.dp import Choice
 from sicompiler.planners.registry import Solver, planner_named
 from sicompiler.region import Walk
 from sicompiler.search.search import Progress, Search, make_search, recomputed_graph, with_far
 from sicompiler.search.settle import Settled, settle
-from sicompiler.sliced import Region
 from sicompiler.study import Graph, make_outer, outer_loops, outer_region, study
 from sicompiler.units import budget_hint, format_bytes
 
@@ -40,7 +39,6 @@ class Planner:
         fingerprint: of the cleaned graph.
         graph: the legal graph.
         searches: the graph itself, and the graphs of possible outer loops.
-        loops: the regions of these loops.
         weights_bytes: weights, all of them resident.
         dtype: of the weights.
         timings: seconds spent so far, by stage.
@@ -52,7 +50,6 @@ class Planner:
     fingerprint: str
     graph: Graph
     searches: tuple[Search, ...]
-    loops: tuple[Region, ...]
     weights_bytes: int
     dtype: str
     timings: dict[str, float]
@@ -68,18 +65,14 @@ class Planner:
     def far_searches(self) -> tuple[Search, ...]:
         """The same searches with everything in far memory that may lie there; made when first asked for."""
         with paused_gc():
-            return tuple(
-                with_far(s, () if s.outer or s.recomputed else self.loops, self.progress) for s in self.searches
-            )
+            return tuple(with_far(search, self.progress) for search in self.searches)
 
     def floor(self, far_memory: FarMemory = "none") -> tuple[int, str]:
         """The smallest budget of any plan, weights included, and the operator that sets it."""
         searches = (*self.searches, *self.far_searches) if far_memory == "auto" else self.searches
-        peak, culprit, search = min(
-            ((found.peak_bytes + self._beside(s), found.culprit, s) for s in searches for found in [floor(s.problem)]),
-            key=lambda row: row[0],
-        )
-        return peak, describe(search.graph.facts.nodes[culprit])
+        search = min(searches, key=lambda s: s.lowest.peak_bytes + self._beside(s))
+        culprit = search.graph.facts.nodes[search.lowest.culprit]
+        return search.lowest.peak_bytes + self._beside(search), describe(culprit)
 
     def _beside(self, search: Search) -> int:
         """What is on the device beside the activations of a search: weights that stay, what an outer loop holds."""
@@ -158,7 +151,7 @@ class Planner:
         found = []
         for search in self.far_searches:
             room = budget_bytes - self._beside(search)
-            lowest = floor(search.problem).peak_bytes
+            lowest = search.lowest.peak_bytes
             if lowest > room:
                 continue
             for share in TRIES:
@@ -237,8 +230,7 @@ def make_planner(
     machine = machine or MACHINES[device_type]
     with paused_gc():
         loops = outer_loops(graph)
-        around = tuple(region for _, region in loops)
-        searches = [make_search(graph, None, around, machine, progress)]
+        searches = [make_search(graph, None, [region for _, region in loops], machine, progress)]
         for loop, region in loops:
             outer = make_outer(graph, loop, region)
             searches.append(make_search(outer.graph, outer, [], machine, progress))
@@ -246,7 +238,7 @@ def make_planner(
         if again is not None:
             searches.append(make_search(again, None, [], machine, progress, recomputed=True))
     timings = {**(timings or {}), "analyse": analysed - began, "plan": time.perf_counter() - analysed}
-    return Planner(model, mark, graph, tuple(searches), around, weights_bytes, dtype, timings, phase, progress)
+    return Planner(model, mark, graph, tuple(searches), weights_bytes, dtype, timings, phase, progress)
 
 
 def rewrite(program: Program, plan: Plan, *, observer: Observer | None = None) -> Program:
@@ -282,9 +274,7 @@ def _outline(graph: Graph, plan: Plan) -> Program:
     view, regions = graph.view.with_far(_far(graph, plan)), []
     for chosen in plan.regions:
         walk = Walk(view, chosen.start, chosen.seed)
-        while walk.stop < chosen.stop:
-            reason = walk.extend()
-            assert reason is None, f"region {chosen.first}..{chosen.last}: {reason}"
+        walk.extend_to(chosen.stop)
         regions.append((walk.region(), chosen.slice_length))
     return outline_loops(graph.program, view, regions, dict(plan.prefetched))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import operator
 from bisect import bisect_left
+from collections.abc import Container, Iterable, Mapping
 
 import torch
 from torch import fx
@@ -12,7 +13,7 @@ from torch._ops import OpOverload
 
 import sicompiler.ops  # noqa: F401  (registers the operators named below)
 from sicompiler.axes.factor_map import Slicing
-from sicompiler.axes.table import AxisTable, Operand
+from sicompiler.axes.table import AxisTable, Operand, Transfer
 from sicompiler.facts.lifetimes import Lifetimes
 from sicompiler.facts.storages import GraphFacts, Origin, TensorFact
 
@@ -45,7 +46,7 @@ def narrows_well(tensor: TensorFact, slicing: Slicing) -> bool:
     """
     if slicing.outer > 1:
         return False
-    if any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride, strict=True)):
+    if tensor.is_expanded:
         return True
     ours = tensor.stride[slicing.dim]
     others = (
@@ -106,11 +107,34 @@ class GraphView:
         other.far = far
         return other
 
-    def fetched(self, position: int) -> set[int]:
-        """Storages in far memory that an operator needs whole on the device, if it runs unsliced."""
-        if not self.far or not self.made[position]:
+    def bytes_of(self, storages: Iterable[int]) -> int:
+        """Bytes of some storages together."""
+        return sum(self.facts.storages[s].nbytes for s in storages)
+
+    def fetched(
+        self, position: int, start: int, transfer: Transfer | None = None, inside: Container[int] = ()
+    ) -> set[int]:
+        """Storages in far memory, made before a step starts, that one of its operators needs whole on the device.
+
+        Args:
+            position: of the operator.
+            start: position of the first operator of the step.
+            transfer: how it is sliced; None where it runs unsliced, and so needs all that it reads.
+            inside: positions of the operators that are sliced with it.
+        """
+        if not self.far or (transfer is None and not self.made[position]):
             return set()
-        return {self.tensor(value).storage for value in self.table.operands[position]} & self.far
+        whole = self.table.operands[position]
+        if transfer is not None:
+            pairs = zip(whole, transfer.operands, strict=True)
+            whole = tuple(value for value, slicing in pairs if slicing is None and value[0] not in inside)
+        found = {self.tensor(value).storage for value in whole} & self.far
+        return {storage for storage in found if self.born[storage] < start}
+
+    def fetched_by_loop(self, start: int, hoisted: Iterable[int], sliced: Mapping[int, Transfer]) -> set[int]:
+        """The same of all operators of a loop: those before it, and its body."""
+        found = (self.fetched(p, start) for p in hoisted)
+        return set().union(*found, *(self.fetched(p, start, transfer, sliced) for p, transfer in sliced.items()))
 
     def tensor(self, value: Operand) -> TensorFact:
         """The facts of one result of a node."""

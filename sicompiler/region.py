@@ -81,6 +81,12 @@ class Walk:
         self.stop = p + 1
         return None
 
+    def extend_to(self, stop: int) -> None:
+        """Grow to an end that is known to be reached: a region of a plan, found before on the same graph."""
+        while self.stop < stop:
+            reason = self.extend()
+            assert reason is None, f"{self.view.facts.nodes[self.stop].name}, position {self.stop}: {reason}"
+
     def _wanted(self, p: int) -> Transfer | str | None:
         """The transfer that the sliced operands of an operator ask for; None if none is sliced."""
         if p == self._seed_position:

@@ -8,23 +8,16 @@ rules of their operators are put to the test by loops over as much of the graph 
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import Any
-
 import pytest
-import torch
 
-from sicompiler.api import prepare
-from sicompiler.capture import Program
 from sicompiler.compiler import Planner, rewrite
-from sicompiler.entry import bound_method
 from sicompiler.planners.candidates import Candidate
 from sicompiler.region import Walk
 from sicompiler.runtime.measure import measure_peak
 from sicompiler.runtime.verify import errors
 from sicompiler.sliced import Region
 from sicompiler.testing import rewritten, run_program
-from tests.zoo import method_of, tiny
+from tests.zoo import prepared
 
 FLOAT64 = 1e-12
 FLOAT32_ISLANDS = {"ltx-vae": 2e-6, "wan-vae": 2e-6}
@@ -33,17 +26,6 @@ SLACK_BYTES = 2**12  # numbers and tables of a kernel, which no prediction count
 QUICK = ("svd-vae", "sd-vae", "ltx-vae")
 SLOW = ("wan-vae", "cogvideox-vae", "hunyuanvideo-vae", "mochi-vae")
 EVERY = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
-
-Call = tuple[torch.nn.Module, tuple[Any, ...], dict[str, Any]]
-
-
-@lru_cache(maxsize=1)
-def prepared(name: str) -> tuple[Call, Program, Planner, Any]:
-    """A tiny VAE, everything known about its decoder, and what it gives: once for all of its budgets."""
-    module, args, kwargs = tiny(name)
-    program, planner = prepare(module, args, kwargs, method=method_of(name))
-    with torch.no_grad():
-        return (module, args, kwargs), program, planner, bound_method(module, method_of(name))(*args, **kwargs)
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5, 0.25, 0.0])

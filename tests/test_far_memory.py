@@ -10,7 +10,6 @@ import gc
 import mmap
 import os
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +21,8 @@ from hypothesis import strategies as st
 import sicompiler
 from sicompiler import testing
 from sicompiler.api import prepare
-from sicompiler.capture import Program, flatten_inputs, named_tensors, weights_bytes
-from sicompiler.compiler import Planner, rewrite
-from sicompiler.entry import bound_method
+from sicompiler.capture import flatten_inputs, named_tensors, weights_bytes
+from sicompiler.compiler import rewrite
 from sicompiler.errors import FarMemoryError, OverBudget
 from sicompiler.ops import far_tensor, fetch, fetch_slice, is_far, sliced_loop, spill, store_slice_, streamed_loop
 from sicompiler.ops import mapped as mapped_files
@@ -36,7 +34,7 @@ from sicompiler.runtime.verify import errors
 from sicompiler.search.search import graph_with_far, spillable
 from sicompiler.takeover import installed_state
 from tests.test_random_graphs import SLACK_BYTES, check_same, check_text, choices, examples, measured, seeded
-from tests.zoo import method_of, tiny
+from tests.zoo import prepared
 
 CPU = torch.device("cpu")
 TOLERANCES = {"wan2.1-1.3b": 2e-6, "cogvideox-2b": 2e-6, "ltx-vae": 2e-6, "wan-vae": 2e-6, "mochi": 2e-6}
@@ -180,16 +178,6 @@ def test_plans_with_far_memory_keep_the_output_and_fit(data: st.DataObject) -> N
 
 
 # --- real models -----------------------------------------------------------------------------------------------------
-
-Call = tuple[torch.nn.Module, tuple[Any, ...], dict[str, Any]]
-
-
-@lru_cache(maxsize=1)
-def prepared(name: str) -> tuple[Call, Program, Planner, Any]:
-    module, args, kwargs = tiny(name)
-    program, planner = prepare(module, args, kwargs, method=method_of(name))
-    with torch.no_grad():
-        return (module, args, kwargs), program, planner, bound_method(module, method_of(name))(*args, **kwargs)
 
 
 QUICK = ("svd", "wan2.1-1.3b", "sd-vae")

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
 import torch
 
+from sicompiler.api import prepare
+from sicompiler.capture import Program
+from sicompiler.compiler import Planner
+from sicompiler.entry import bound_method
 from sicompiler.models.build import construct, randomize_
 from sicompiler.models.family import Draw
 from sicompiler.models.geometry import Sizes
 from sicompiler.models.inputs import FAMILIES
 from tests.zoo_decoders import CONFIGS
+
+Call = tuple[torch.nn.Module, tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -189,3 +196,12 @@ def tiny(
     draw = Draw(dtype, torch.Generator().manual_seed(seed))
     args, kwargs = FAMILIES[row.class_name].make(module.config, latent, row.text_tokens, draw)
     return module, args, kwargs | {"return_dict": return_dict}
+
+
+@lru_cache(maxsize=1)
+def prepared(name: str) -> tuple[Call, Program, Planner, Any]:
+    """A tiny model, everything known about its entry point, and what that gives: once for all of its budgets."""
+    module, args, kwargs = tiny(name)
+    program, planner = prepare(module, args, kwargs, method=method_of(name))
+    with torch.no_grad():
+        return (module, args, kwargs), program, planner, bound_method(module, method_of(name))(*args, **kwargs)

@@ -74,11 +74,8 @@ def frontier(planner: Planner, progress: Progress, far_memory: FarMemory = "none
 def pipeline_frontiers(pipeline: Pipeline, progress: Progress) -> Frontiers:
     """The same for every phase of a pipeline and for all of them together."""
     parts = pipeline.parts
-    lowest = [pipeline.plan(part, 1).row.floor_bytes or 0 for part in parts]
-    near = [
-        found + part.planner.floor()[0] - part.planner.floor(pipeline.far_memory)[0]
-        for found, part in zip(lowest, parts, strict=True)
-    ]
+    lowest = [pipeline.floor(part, pipeline.far_memory)[0] for part in parts]
+    near = [pipeline.floor(part, "none")[0] for part in parts]
     tops = [pipeline.unsliced_bytes(part) for part in parts]
     phases = []
     for number, part in enumerate(parts):

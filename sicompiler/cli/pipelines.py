@@ -69,14 +69,56 @@ class Pipeline:
 
     def unsliced_bytes(self, part: Part) -> int:
         """Peak of a phase without slicing, with everything resident."""
-        others = sum(nbytes for name, nbytes in self.weights.items() if name != part.call.component)
-        return part.planner.unsliced_bytes + others + self.held
+        return part.planner.unsliced_bytes + self._others(part) + self.held
+
+    def floor(self, part: Part, far_memory: FarMemory) -> tuple[int, str]:
+        """The smallest budget of a phase, idle components moved away if they can be, and what sets it."""
+        floor_bytes, culprit = part.planner.floor(far_memory)
+        return floor_bytes + self.held + (0 if self.movable else self._others(part)), culprit
 
     def plan(self, part: Part, budget: int) -> PlannedPart:
-        """One phase within a budget; at its floor where nothing fits."""
-        return plan_part(
-            part, self.parts, self.weights, self.held, budget, movable=self.movable, far_memory=self.far_memory
+        """One phase within a budget, as a running pipeline would plan it; at its floor where nothing fits.
+
+        Everything stays resident if that fits; else idle components go, one by one, and only then values and weights
+        of the one that runs lie in far memory.
+        """
+        own = part.call.component
+        order = [p.call.component for p in self.parts]
+        now = max(i for i, name in enumerate(order) if name == own)
+        here = [name for name in self.weights if name != own]
+        if self.movable:  # what never runs goes first, then what has run, then what is still to come; big ones first
+            later = {name: any(i > now for i, n in enumerate(order) if n == name) for name in here}
+            here.sort(key=lambda name: (1 + later[name] if name in order else 0, -self.weights[name]))
+        plan: Plan | None = None
+        while plan is None:
+            beside = sum(self.weights[name] for name in here) + self.held
+            far_memory: FarMemory = "none" if self.movable and here else self.far_memory
+            try:
+                plan = part.planner.plan(budget - beside, far_memory=far_memory)
+            except OverBudget as error:
+                if self.movable and here:
+                    here.pop(0)
+                else:
+                    plan = part.planner.plan(error.floor_bytes, far_memory=far_memory)
+        floor_bytes, culprit = self.floor(part, self.far_memory)
+        row = PhaseRow(
+            phase=part.call.phase,
+            component=part.call.label,
+            resident=(own, *here),
+            weights_bytes=plan.weights_bytes + beside - self.held,
+            held_bytes=self.held,
+            activations_bytes=plan.predicted_peak_bytes - plan.weights_bytes,
+            unsliced_peak_bytes=self.unsliced_bytes(part),
+            predicted_peak_bytes=plan.predicted_peak_bytes + beside,
+            floor_bytes=floor_bytes,
+            floor_operator=culprit,
+            budget_bytes=budget,
         )
+        return PlannedPart(row, plan)
+
+    def _others(self, part: Part) -> int:
+        """Weights of all other components."""
+        return sum(nbytes for name, nbytes in self.weights.items() if name != part.call.component)
 
 
 def run(options: ModelOptions, gb: str | None, *, as_json: bool) -> int:
@@ -142,62 +184,6 @@ def _untouched(component: str, why: str, pipeline: Pipeline, budget: int) -> Pha
     """The row of an encoder that can't be captured: only its weights are known."""
     held, own = pipeline.held, pipeline.weights[component]
     return PhaseRow(ENCODE, component, (component,), own, held, None, None, None, None, "", budget, note=why)
-
-
-def plan_part(
-    part: Part,
-    parts: Sequence[Part],
-    weights: Mapping[str, int],
-    held: int,
-    budget: int,
-    *,
-    movable: bool,
-    far_memory: FarMemory = "none",
-) -> PlannedPart:
-    """Plan one phase as a running pipeline would: with everything resident, or with idle components moved away.
-
-    Args:
-        part: what runs.
-        parts: everything that runs, in order.
-        weights: of every component.
-        held: bytes the pipeline holds beside the inputs of a call.
-        budget: of the pipeline.
-        movable: whether there is somewhere to move components to.
-        far_memory: whether values may be spilled and weights streamed, once all idle components are moved away.
-    """
-    own = part.call.component
-    order = [p.call.component for p in parts]
-    now = max(i for i, name in enumerate(order) if name == own)
-    here = [name for name in weights if name != own]
-    if movable:  # what never runs goes first, then what has run, then what is still to come; big ones first
-        later = {name: any(i > now for i, n in enumerate(order) if n == name) for name in here}
-        here.sort(key=lambda name: (1 + later[name] if name in order else 0, -weights[name]))
-    everything = sum(weights[name] for name in here)
-    plan: Plan | None = None
-    while plan is None:
-        beside = sum(weights[name] for name in here) + held
-        try:
-            plan = part.planner.plan(budget - beside, far_memory="none" if movable and here else far_memory)
-        except OverBudget as error:
-            if not movable or not here:
-                plan = part.planner.plan(error.floor_bytes, far_memory=far_memory)
-            else:
-                here.pop(0)
-    floor_bytes, culprit = part.planner.floor(far_memory)
-    row = PhaseRow(
-        phase=part.call.phase,
-        component=part.call.label,
-        resident=(own, *here),
-        weights_bytes=plan.weights_bytes + beside - held,
-        held_bytes=held,
-        activations_bytes=plan.predicted_peak_bytes - plan.weights_bytes,
-        unsliced_peak_bytes=plan.unsliced_peak_bytes + everything + held,
-        predicted_peak_bytes=plan.predicted_peak_bytes + beside,
-        floor_bytes=floor_bytes + held + (0 if movable else everything),
-        floor_operator=culprit,
-        budget_bytes=budget,
-    )
-    return PlannedPart(row, plan)
 
 
 def sample_bytes(facts: GraphFacts) -> int:

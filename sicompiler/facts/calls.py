@@ -6,8 +6,11 @@ import operator
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import fx
 from torch._ops import OpOverload
+
+import sicompiler.ops  # noqa: F401  (registers group_stats)
 
 
 def bind(target: OpOverload, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,6 +33,11 @@ def flatten_tensors(arguments: Mapping[str, Any], is_tensor: Callable[[Any], boo
         items = argument if isinstance(argument, (list, tuple)) else (argument,)
         found.extend(item for item in items if is_tensor(item))
     return found
+
+
+def takes_statistics(node: fx.Node) -> bool:
+    """Whether a node is the first pass of a group norm."""
+    return node.target is torch.ops.sicompiler.group_stats.default
 
 
 def operands_of(node: fx.Node) -> tuple[tuple[fx.Node, int], ...]:

@@ -63,6 +63,11 @@ class TensorFact:
         return self.numel * self.dtype.itemsize
 
     @cached_property
+    def is_expanded(self) -> bool:
+        """Whether some entries are shown several times: a copy would make real what is repeated."""
+        return any(stride == 0 and size > 1 for size, stride in zip(self.shape, self.stride, strict=True))
+
+    @cached_property
     def is_contiguous(self) -> bool:
         """Whether the tensor is dense in row-major order."""
         expected = 1

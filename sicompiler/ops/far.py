@@ -15,7 +15,7 @@ import torch
 
 from sicompiler.ops.library import operator
 from sicompiler.ops.mapped import far_tensor
-from sicompiler.ops.slices import _factors, _slice_shape, _slice_view, dense_strides
+from sicompiler.ops.slices import copy_slice_fake, factors, new_slice, slice_view
 
 MAX_BLOCKS = 4096  # of one copy: each takes some microseconds to start
 
@@ -137,9 +137,7 @@ def fetch(far: torch.Tensor, device: torch.device) -> torch.Tensor:
 def _fetch_slice_fake(
     whole: torch.Tensor, dim: int, outer: int, inner: int, start: int, length: int, device: torch.device
 ) -> torch.Tensor:
-    dim %= whole.dim()
-    shape = _slice_shape(whole, dim, outer, inner, length)
-    return whole.new_empty_strided(shape, dense_strides(shape, whole.stride()))
+    return copy_slice_fake(whole, dim, outer, inner, start, length)
 
 
 @operator(
@@ -154,12 +152,9 @@ def fetch_slice(
 
     Args and result as of `copy_slice`, and the device to copy to.
     """
-    dim %= whole.dim()
-    shape = _slice_shape(whole, dim, outer, inner, length)
-    part = torch.empty_strided(shape, dense_strides(shape, whole.stride()), dtype=whole.dtype, device=device)
-    target = part if outer == 1 else _factors(part, dim, outer, length, inner)
+    part, target = new_slice(whole, dim, outer, inner, length, device)
     with _lanes_of(device)[0].carry():
-        _copy(target, _slice_view(whole, dim, outer, inner, start, length))
+        _copy(target, slice_view(whole, dim % whole.dim(), outer, inner, start, length))
     return part
 
 
@@ -182,6 +177,6 @@ def store_slice_(
     Args as of `write_slice_`; the shapes must agree, which the compiler saw to.
     """
     dim %= whole.dim()
-    source = part if outer == 1 else _factors(part, dim, outer, length, inner)
+    source = part if outer == 1 else factors(part, dim, outer, length, inner)
     with _lanes_of(part.device)[1].carry():
-        _copy(_slice_view(whole, dim, outer, inner, start, length), source)
+        _copy(slice_view(whole, dim, outer, inner, start, length), source)

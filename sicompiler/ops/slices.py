@@ -29,36 +29,50 @@ def dense_strides(shape: Sequence[int], like: Sequence[int]) -> list[int]:
     return strides
 
 
-def _factors(tensor: torch.Tensor, dim: int, outer: int, middle: int, inner: int) -> torch.Tensor:
+def factors(tensor: torch.Tensor, dim: int, outer: int, middle: int, inner: int) -> torch.Tensor:
     """View with `dim` split in (outer, middle, inner): always a view, whatever the strides."""
     shape = tensor.shape
     return tensor.view(*shape[:dim], outer, middle, inner, *shape[dim + 1 :])
 
 
-def _slice_view(whole: torch.Tensor, dim: int, outer: int, inner: int, start: int, length: int) -> torch.Tensor:
+def slice_view(whole: torch.Tensor, dim: int, outer: int, inner: int, start: int, length: int) -> torch.Tensor:
+    """One slice of a whole value, seen in place; with `outer` factors its dim is split in three."""
     if outer == 1:
         return whole.narrow(dim, start * inner, length * inner)
     size = whole.shape[dim]
     if size % (outer * inner):
         raise BadInput(f"dim {dim} of a tensor of shape {tuple(whole.shape)} can't be split in ({outer}, n, {inner})")
-    return _factors(whole, dim, outer, size // (outer * inner), inner).narrow(dim + 1, start, length)
+    return factors(whole, dim, outer, size // (outer * inner), inner).narrow(dim + 1, start, length)
 
 
-def _slice_shape(whole: torch.Tensor, dim: int, outer: int, inner: int, length: int) -> list[int]:
+def slice_shape(whole: torch.Tensor, dim: int, outer: int, inner: int, length: int) -> list[int]:
+    """The shape of one slice."""
     shape = list(whole.shape)
     shape[dim] = outer * length * inner
     return shape
 
 
-def _copy_slice_fake(whole: torch.Tensor, dim: int, outer: int, inner: int, start: int, length: int) -> torch.Tensor:
+def new_slice(
+    whole: torch.Tensor, dim: int, outer: int, inner: int, length: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """New memory for one slice, dense, with the dims in the order of `whole`; and a view of it as `slice_view` has."""
     dim %= whole.dim()
-    shape = _slice_shape(whole, dim, outer, inner, length)
+    shape = slice_shape(whole, dim, outer, inner, length)
+    strides = dense_strides(shape, whole.stride())
+    part = torch.empty_strided(shape, strides, dtype=whole.dtype, device=device)
+    return part, part if outer == 1 else factors(part, dim, outer, length, inner)
+
+
+def copy_slice_fake(whole: torch.Tensor, dim: int, outer: int, inner: int, start: int, length: int) -> torch.Tensor:
+    """What `copy_slice` gives of a tensor without memory."""
+    dim %= whole.dim()
+    shape = slice_shape(whole, dim, outer, inner, length)
     return whole.new_empty_strided(shape, dense_strides(shape, whole.stride()))
 
 
 @operator(
     "copy_slice(Tensor whole, int dim, SymInt outer, SymInt inner, SymInt start, SymInt length) -> Tensor",
-    _copy_slice_fake,
+    copy_slice_fake,
 )
 def copy_slice(whole: torch.Tensor, dim: int, outer: int, inner: int, start: int, length: int) -> torch.Tensor:
     """Copy one slice out of a whole value.
@@ -79,11 +93,8 @@ def copy_slice(whole: torch.Tensor, dim: int, outer: int, inner: int, start: int
         BadInput: `dim` can't be split in (outer, n, inner).
         RuntimeError: the slice reaches beyond the end of the axis.
     """
-    dim %= whole.dim()
-    shape = _slice_shape(whole, dim, outer, inner, length)
-    part = whole.new_empty_strided(shape, dense_strides(shape, whole.stride()))
-    target = part if outer == 1 else _factors(part, dim, outer, length, inner)
-    target.copy_(_slice_view(whole, dim, outer, inner, start, length))
+    part, target = new_slice(whole, dim, outer, inner, length, whole.device)
+    target.copy_(slice_view(whole, dim % whole.dim(), outer, inner, start, length))
     return part
 
 
@@ -118,13 +129,13 @@ def write_slice_(
         RuntimeError: the slice reaches beyond the end of the axis.
     """
     dim %= whole.dim()
-    if list(part.shape) != _slice_shape(whole, dim, outer, inner, length) or part.dtype != whole.dtype:
+    if list(part.shape) != slice_shape(whole, dim, outer, inner, length) or part.dtype != whole.dtype:
         raise BadInput(
-            f"write_slice_ expects {whole.dtype} of shape {_slice_shape(whole, dim, outer, inner, length)}, "
+            f"write_slice_ expects {whole.dtype} of shape {slice_shape(whole, dim, outer, inner, length)}, "
             f"got {part.dtype} of shape {list(part.shape)}"
         )
-    source = part if outer == 1 else _factors(part, dim, outer, length, inner)
-    _slice_view(whole, dim, outer, inner, start, length).copy_(source)
+    source = part if outer == 1 else factors(part, dim, outer, length, inner)
+    slice_view(whole, dim, outer, inner, start, length).copy_(source)
 
 
 def _take_over_fake(

@@ -189,8 +189,9 @@ class _Lister:
             attribute, *carriers, size, slice_length, _, sources, targets, operands = arguments
         else:
             attribute, size, slice_length, *operands = arguments
-        body, *others = (module.get_submodule(str(found.target)) for found in (attribute, *carriers))
-        placeholders = body.graph.find_nodes(op="placeholder")  # type: ignore[union-attr, operator]
+        graphs: list[Any] = [module.get_submodule(str(found.target)) for found in (attribute, *carriers)]
+        body, *others = graphs
+        placeholders = body.graph.find_nodes(op="placeholder")
         names = self._name(placeholders[-2]), self._name(placeholders[-1])
         head = Loop(str(attribute.target), *names, size, slice_length)
         call = f"for {head.start} in range(0, {size}, {slice_length}):"

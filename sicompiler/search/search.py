@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from torch import fx
 
-import sicompiler.ops  # noqa: F401  (registers group_stats)
 from sicompiler.axes.factor_map import Slicing
 from sicompiler.capture import Source
 from sicompiler.cost import Machine
+from sicompiler.facts.calls import takes_statistics
 from sicompiler.facts.storages import Origin
 from sicompiler.facts.timeline import timeline
 from sicompiler.passes.edit import copy_program
 from sicompiler.passes.recompute import compute_again
 from sicompiler.planners.candidates import axis_labels, candidates
-from sicompiler.planners.dp import Problem
+from sicompiler.planners.dp import Problem, Solution, floor
 from sicompiler.planners.evaluator import Evaluator
 from sicompiler.planners.tally import unsliced
 from sicompiler.sliced import Region
@@ -41,6 +41,7 @@ class Search:
         labels: names of slicings, per node.
         evaluator: peaks and times of its regions.
         problem: all candidates of it.
+        skip: (position, slicing of the first result) from which no region is sought: axes of loops around the graph.
         streamed_bytes: of the weights that lie in far memory.
         recomputed: whether it is the graph in which large values are made again.
     """
@@ -50,8 +51,14 @@ class Search:
     labels: list[dict[Slicing, str]]
     evaluator: Evaluator
     problem: Problem
+    skip: frozenset[tuple[int, Slicing | None]] = frozenset()
     streamed_bytes: int = 0
     recomputed: bool = False
+
+    @functools.cached_property
+    def lowest(self) -> Solution:
+        """The path with the lowest peak."""
+        return floor(self.problem)
 
     @property
     def repeats(self) -> int:
@@ -85,7 +92,7 @@ def make_search(
         (p, slicing) for region in regions for p, transfer in region.sliced.items() for slicing in transfer.results[:1]
     )
     problem = _problem(evaluator, graph, labels, skip, what, progress)
-    return Search(graph, outer, labels, evaluator, problem, recomputed=recomputed)
+    return Search(graph, outer, labels, evaluator, problem, skip, recomputed=recomputed)
 
 
 def recomputed_graph(graph: Graph) -> Graph | None:
@@ -97,7 +104,7 @@ def recomputed_graph(graph: Graph) -> Graph | None:
     return study(program, graph.facts.device_type)
 
 
-def with_far(search: Search, regions: Sequence[Region], progress: Progress | None) -> Search:
+def with_far(search: Search, progress: Progress | None) -> Search:
     """Search the same graph with everything in far memory that may lie there.
 
     A candidate then counts what it needs on the device, whatever is done between candidates; which of all that really
@@ -105,17 +112,16 @@ def with_far(search: Search, regions: Sequence[Region], progress: Progress | Non
 
     Args:
         search: with everything near.
-        regions: as for `make_search`.
         progress: told about long work.
     """
     weights = streamable(search.graph)
     graph = graph_with_far(search.graph, spillable(search.graph) | weights)
     evaluator = search.evaluator.with_far(graph.view, graph.line)
     what = "far memory" if search.outer is None else f"far memory, one {search.outer.loop.axis} at a time"
-    skip = frozenset((p, s) for region in regions for p, t in region.sliced.items() for s in t.results[:1])
-    problem = _problem(evaluator, search.graph, search.labels, skip, what, progress)
-    nbytes = sum(graph.facts.storages[s].nbytes for s in weights)
-    return Search(graph, search.outer, search.labels, evaluator, problem, nbytes, search.recomputed)
+    problem = _problem(evaluator, search.graph, search.labels, search.skip, what, progress)
+    return replace(
+        search, graph=graph, evaluator=evaluator, problem=problem, streamed_bytes=graph.view.bytes_of(weights)
+    )
 
 
 def _problem(
@@ -148,7 +154,7 @@ def spillable(graph: Graph) -> frozenset[int]:
     smallest = SPILL_SHARE * graph.line.peak_bytes
     for p in range(facts.num_placeholders, len(facts.nodes)):
         node = facts.nodes[p]
-        if not isinstance(node.meta.get("val"), torch.Tensor) or _merges(node):
+        if not isinstance(node.meta.get("val"), torch.Tensor) or takes_statistics(node):
             continue
         for storage in view.made[p]:
             big = facts.storages[storage].nbytes >= smallest
@@ -165,24 +171,13 @@ def streamable(graph: Graph) -> frozenset[int]:
         if binding.source in (Source.PARAMETER, Source.BUFFER):
             tensor = facts.tensors[p][0]
             storage = facts.storages[tensor.storage]
-            covers = (
-                tensor.is_dense and tensor.numel * tensor.dtype.itemsize <= storage.nbytes < 2 * tensor.nbytes + 512
-            )
+            covers = tensor.is_dense and tensor.nbytes <= storage.nbytes < 2 * tensor.nbytes + 512
             if covers and storage.nbytes >= STREAM_SHARE * total:
                 found[tensor.storage] = found.get(tensor.storage, 0) + 1
     outputs = {facts.tensors[facts.position[node]][0].storage for node in facts.outputs}
     return frozenset(s for s, count in found.items() if count == 1) - _expanded(graph) - outputs
 
 
-def _merges(node: fx.Node) -> bool:
-    return node.target is torch.ops.sicompiler.group_stats.default
-
-
 def _expanded(graph: Graph) -> set[int]:
     """Storages that some view repeats: a copy of a slice of it would make real what is repeated."""
-    return {
-        tensor.storage
-        for tensors in graph.facts.tensors
-        for tensor in tensors
-        if any(step == 0 and size > 1 for size, step in zip(tensor.shape, tensor.stride, strict=True))
-    }
+    return {tensor.storage for tensors in graph.facts.tensors for tensor in tensors if tensor.is_expanded}

@@ -20,7 +20,7 @@ from sicompiler.facts.timeline import Timeline, timeline
 from sicompiler.planners.candidates import Candidate
 from sicompiler.planners.dp import Choice, Solution
 from sicompiler.planners.evaluator import Evaluator, Floats
-from sicompiler.planners.tally import Tally, unsliced
+from sicompiler.planners.tally import Tally, unsliced, unsliced_at
 from sicompiler.region import Walk
 from sicompiler.search.search import Search
 
@@ -128,8 +128,7 @@ class _Settling:
 
     def _narrowed(self, candidate: Candidate) -> frozenset[int]:
         walk = Walk(self.view, candidate.start, candidate.seed)
-        while walk.stop < candidate.stop:
-            walk.extend()
+        walk.extend_to(candidate.stop)
         return frozenset(self.view.tensor((q, r)).storage for q, r, _ in walk.reads)
 
     def _values(self) -> None:
@@ -211,7 +210,7 @@ class _Settling:
         culprit = self.steps[top].start if self.steps else self.facts.num_placeholders - 1
         highest = max([*peaks, int(self.evaluator.line.live_bytes[: self.facts.num_placeholders].max(initial=0))])
         solution = Solution(tuple(choices), highest, sum(seconds) + self._waiting(early, seconds), culprit)
-        weights = sum(self._nbytes(s) for s in self.far if self.facts.storages[s].origin is Origin.WEIGHT)
+        weights = self.view.bytes_of(s for s in self.far if self.facts.storages[s].origin is Origin.WEIGHT)
         starts = tuple((self.steps[i].start, self.steps[j].start) for i, j in early.items())
         return Settled(solution, self.far, weights, starts, sum(self._moved(step) for step in self.steps))
 
@@ -227,7 +226,7 @@ class _Settling:
         """For each step that fetches weights, the step before which that may start; raises `peaks` by what waits."""
         before = 0
         for i, step in enumerate(self.steps):
-            nbytes = sum(map(self._nbytes, self._group(step)))
+            nbytes = self.view.bytes_of(self._group(step))
             if not nbytes:
                 continue
             j = i
@@ -243,26 +242,22 @@ class _Settling:
         """Seconds that the device waits for weights."""
         waited, machine = 0.0, self.evaluator.machine
         for i, step in enumerate(self.steps):
-            moving = sum(map(self._nbytes, self._group(step))) / machine.far_bandwidth
+            moving = self.view.bytes_of(self._group(step)) / machine.far_bandwidth
             beside = sum(seconds[early.get(i, i) : i]) if machine.far_overlaps else 0.0
             waited += max(0.0, moving - beside)
         return waited
 
     def _moved(self, step: _Step) -> int:
-        return sum(map(self._nbytes, step.touched & self.far))
+        return self.view.bytes_of(step.touched & self.far)
 
 
 def evaluate(evaluator: Evaluator, start: int, stop: int, seed: Slicing | None) -> tuple[Sizes, Floats]:
     """Peak and time of one step, per slice length; of an operator that runs unsliced, one of each."""
     if seed is None:
-        view, p = evaluator.view, start
-        moved = sum(view.facts.storages[s].nbytes for s in view.fetched(p) | (view.far & set(view.made[p])))
-        seconds = evaluator.whole[p : p + 1]
-        return evaluator.line.live_bytes[p : p + 1] + moved, evaluator.transfer(seconds, moved) if moved else seconds
+        live, seconds = unsliced_at(evaluator, start)
+        return np.array([live]), np.array([seconds])
     walk = Walk(evaluator.view, start, seed)
     tally = Tally(evaluator, walk)
-    while walk.stop < stop:
-        reason = walk.extend()
-        assert reason is None, f"a region of the path ends early: {reason}"
-        tally.advance()
+    walk.extend_to(stop)
+    tally.advance()
     return tally.evaluate()

@@ -109,8 +109,6 @@ def _region_peak(graph: Graph, region: Region, slice_length: int) -> int:
     evaluator.lengths[region.size] = ((slice_length,), np.array([slice_length], dtype=np.float64))
     walk = Walk(graph.view, region.start, region.seed)
     tally = Tally(evaluator, walk)
-    while walk.stop < region.stop:
-        reason = walk.extend()
-        assert reason is None, reason
-        tally.advance()
+    walk.extend_to(region.stop)
+    tally.advance()
     return int(tally.evaluate()[0][0])
