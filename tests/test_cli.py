@@ -186,6 +186,14 @@ def test_a_budget_below_the_floor_with_far_memory(cli: Cli) -> None:
     assert enough.json["fits"]
 
 
+def test_what_is_dumped_is_what_was_planned(cli: Cli) -> None:
+    near = cli("plan", MLP, "--gb", "10KiB", "--json", "--far-memory", "none").json
+    dumped = cli("dump", MLP, "--gb", f"{near['floor_bytes'] - 512}B")
+    assert dumped.status == 0
+    assert "sicompiler.fetch" in dumped.out  # whole, or a slice at a time
+    assert "sicompiler.fetch" not in cli("dump", MLP, "--gb", f"{near['floor_bytes']}B").out
+
+
 def test_a_budget_below_the_floor(cli: Cli, tmp_path: Path) -> None:
     saved = tmp_path / "plan.json"
     result = cli("plan", MLP, "--gb", "10KiB", "--json", "--far-memory", "none", "--output", saved)

@@ -92,12 +92,12 @@ def legal_program(target: Target, progress: Progress, upto: Stage = Stage.LEGAL)
 
 
 def plan_for(planner: Planner, gb: str | None) -> Plan:
-    """The plan for a budget; for the unsliced peak where none is given.
+    """The plan for a budget, as `sicompiler plan` makes it; for the unsliced peak where none is given.
 
     Raises:
         OverBudget: no plan fits.
     """
-    return planner.plan(planner.unsliced_bytes if gb is None else parse_bytes(gb))
+    return planner.plan(planner.unsliced_bytes if gb is None else parse_bytes(gb), far_memory="auto")
 
 
 def show_stage(target: Target, stage: Stage, gb: str | None, progress: Progress) -> Shown:
