@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import fx
+from torch._prims_common import suggest_memory_format
 
 from sicompiler.capture import Program
 from sicompiler.passes.edit import Replacements, inherit, insert_call
@@ -23,6 +24,13 @@ def fuse_groupnorm(program: Program) -> None:
     _fuse(program, program.graph_module)
 
 
+def _is_taken_as_it_is(x: torch.Tensor) -> bool:
+    """Whether the fused kernel reads `x` without a copy: row-major, on the CPU channels-last too."""
+    if x.device.type == "cpu":
+        return x.is_contiguous(memory_format=suggest_memory_format(x))
+    return x.is_contiguous()
+
+
 def _fuse(program: Program, module: fx.GraphModule) -> None:
     graph = module.graph
     replacements = Replacements(graph, program.fake_mode)
@@ -32,7 +40,7 @@ def _fuse(program: Program, module: fx.GraphModule) -> None:
             stats.target is ops.group_stats.default
             and stats.args[0] is x
             and len(stats.users) == 1
-            and x.meta["val"].is_contiguous()
+            and _is_taken_as_it_is(x.meta["val"])
         ):
             with graph.inserting_before(node):
                 args = (x, stats.args[1], *rest)

@@ -172,6 +172,10 @@ def group_stats(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -
     size = 8 if x.dtype == torch.float64 else 4
     channels = math.prod(x.shape[:2])
     rest = x.numel // max(channels, 1)
+    if groupnorm.channels_innermost(x.shape, x.stride):
+        sample = x.numel // max(x.shape[0], 1)
+        pieces = 1 + 2 * sample // groupnorm.PIECE
+        return min(sample, groupnorm.PIECE) * size + 64 * (channels + x.shape[1] * pieces)
     if x.numel <= groupnorm.PIECE:
         return x.numel * size + 32 * (results[0].numel // 3)  # mean, sum of squares and count of each group
     few = 128 * channels * (1 + rest // groupnorm.FUSED_ROW)

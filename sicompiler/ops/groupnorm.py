@@ -27,6 +27,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
+from torch._prims_common import suggest_memory_format
 
 from sicompiler.errors import BadInput
 from sicompiler.ops.library import operator
@@ -87,6 +88,8 @@ def group_stats(x: torch.Tensor, groups: int) -> torch.Tensor:
     total = rest * (channels // groups)
     if x.numel() == 0:
         return x.new_zeros((n, groups, 3), dtype=dtype)
+    if x.device.type == "cpu" and channels_innermost(x.shape, x.stride()):
+        return torch.stack([_moments_by_rows(sample, groups) for sample in x.unbind(0)])
     if x.numel() <= PIECE:
         copy = torch.empty(x.shape, dtype=_working_dtype(x), device=x.device).copy_(x).view(n, groups, total)
         means = copy.mean(2, keepdim=True)
@@ -96,13 +99,42 @@ def group_stats(x: torch.Tensor, groups: int) -> torch.Tensor:
     found = _fused_moments(x, rest)
     if found is None:
         found = _moments_in_pieces(x, rest)
-    # counts [parts], means and M2 [n * c, parts]: the parts of all channels of a group are joined at once
-    count = found[0].expand(channels // groups, -1).reshape(-1)
-    mean, m2 = (part.view(n, groups, -1) for part in found[1:])
-    joint = (mean * count).sum(2, keepdim=True) / total
-    m2 = (m2 + (mean - joint).square_() * count).sum(2)
-    joint = joint.squeeze(2)
-    return torch.stack((torch.full_like(joint, total), joint, m2), 2)
+    return _joined(found, (n, groups), total)
+
+
+def _joined(
+    found: tuple[torch.Tensor, torch.Tensor, torch.Tensor], shape: tuple[int, ...], total: int
+) -> torch.Tensor:
+    """Statistics [*shape, 3] of groups: counts [parts], means and M2 [channels, parts] of all their channels as one."""
+    count, mean, m2 = found[0], found[1].view(*shape, -1), found[2].view(*shape, -1)
+    count = count.expand(mean.shape[-1] // count.shape[0], -1).reshape(-1)
+    joint = (mean * count).sum(-1, keepdim=True) / total
+    m2 = (m2 + (mean - joint).square_() * count).sum(-1)
+    joint = joint.squeeze(-1)
+    return torch.stack((torch.full_like(joint, total), joint, m2), -1)
+
+
+def channels_innermost(shape: Sequence[int], stride: Sequence[int]) -> bool:
+    """Whether channels lie beside each other, as in channels-last tensors and slices of them."""
+    return len(shape) > 2 and shape[1] > 1 and stride[1] == 1 and stride[-1] != 1
+
+
+def _moments_by_rows(sample: torch.Tensor, groups: int) -> torch.Tensor:
+    """Statistics [groups, 3] of [c, ...] with channels innermost: channels stay beside each other in the pieces."""
+    rows, channels = sample.movedim(0, -1), sample.shape[0]
+    pieces = list(_pieces(rows.shape[:-1], max(1, PIECE // channels)))
+    count = sample.new_empty(len(pieces), dtype=_stats_dtype(sample))
+    mean = sample.new_empty((channels, len(pieces)), dtype=_stats_dtype(sample))
+    m2 = torch.empty_like(mean)
+    scratch = sample.new_empty(min(sample.numel(), max(PIECE, channels)), dtype=_working_dtype(sample))
+    for column, piece in enumerate(pieces):
+        source = rows[piece]
+        copy = scratch[: source.numel()].view(source.shape).copy_(source).view(-1, channels)
+        center = copy.mean(0, keepdim=True)
+        mean[:, column] = center[0]
+        m2[:, column] = copy.sub_(center).square_().sum(0)
+        count[column] = copy.shape[0]
+    return _joined((count, mean, m2), (groups,), sample.numel() // groups)
 
 
 def _moments_in_pieces(x: torch.Tensor, rest: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -206,7 +238,12 @@ def _group_apply_fake(
     x: torch.Tensor, stats: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float
 ) -> torch.Tensor:
     _check(x, stats.shape[1])
-    return x.new_empty(x.shape)
+    return torch.empty_like(x, memory_format=_result_format(x))
+
+
+def _result_format(x: torch.Tensor) -> torch.memory_format:
+    """That of aten.native_group_norm: on the CPU channels-last for channels-last `x`, else contiguous."""
+    return suggest_memory_format(x) if x.device.type == "cpu" else torch.contiguous_format
 
 
 @operator(
@@ -230,7 +267,8 @@ def group_apply(
         eps: added to the variance.
 
     Returns:
-        A tensor of the shape and dtype of `x`, always contiguous (as that of aten.native_group_norm).
+        A tensor of the shape and dtype of `x`, in the memory format of that of aten.native_group_norm: on the CPU
+        channels-last where `x` is (or is a slice of such a tensor), else contiguous.
 
     Raises:
         BadInput: `x` has less than two dims, or the number of groups does not divide c.
@@ -247,7 +285,7 @@ def group_apply(
         shift = shift + bias.view(groups, -1)
     scale = scale.expand(per_group).reshape(n, channels).to(dtype).contiguous()
     shift = shift.expand(per_group).reshape(n, channels).to(dtype).contiguous()
-    result = torch.empty_like(x, memory_format=torch.contiguous_format)
+    result = torch.empty_like(x, memory_format=_result_format(x))
     if result.numel() == 0:
         return result
     if x.device.type == "cpu" and (x.dtype in _HALF or x.is_contiguous()):
@@ -262,18 +300,23 @@ def _scale_shift_fused(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor
     """`result = x * scale + shift` on the CPU by BatchNorm in eval mode.
 
     Its kernel takes float32 parameters for half `x`, of which addcmul would make a float32 copy, and is a third faster
-    than addcmul, but for contiguous tensors only: half `x` of other strides is copied, piece by piece, to where the
-    result goes, and normalised there in place.
+    than addcmul for contiguous tensors. It wants `x` and the result in one memory format: `x` of other strides is
+    copied, piece by piece, to where the result goes, and normalised there in place.
     """
     if x.is_contiguous():
         _batch_norm(_one_sample(x), scale.view(-1), shift.view(-1), _one_sample(result))
         return
-    step = max(1, PIECE // x[0, 0].numel())
+    dense = result.is_contiguous()
+    step = max(1, PIECE // x[0, 0].numel()) if dense else x.shape[1]
     for sample in range(x.shape[0]):
+        source, target = x[sample : sample + 1], result[sample : sample + 1]
+        if source.stride() == target.stride():
+            _batch_norm(source, scale[sample], shift[sample], target)
+            continue
         for low in range(0, x.shape[1], step):
-            target = result[sample : sample + 1, low : low + step]
-            target.copy_(x[sample : sample + 1, low : low + step])
-            _batch_norm(target, scale[sample, low : low + step], shift[sample, low : low + step], target)
+            piece = target[:, low : low + step]
+            piece.copy_(source[:, low : low + step])
+            _batch_norm(piece, scale[sample, low : low + step], shift[sample, low : low + step], piece)
 
 
 def _batch_norm(x: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor, out: torch.Tensor) -> None:
