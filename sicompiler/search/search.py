@@ -95,6 +95,12 @@ def make_search(
     return Search(graph, outer, labels, evaluator, problem, skip, recomputed=recomputed)
 
 
+def whole_seconds_of(graph: Graph, machine: Machine) -> Sequence[float]:
+    """Predicted time of every node, unsliced."""
+    found: Sequence[float] = Evaluator(graph.view, graph.line, machine).whole.tolist()
+    return found
+
+
 def recomputed_graph(graph: Graph) -> Graph | None:
     """The graph in which large values are made again after their statistics; None if there are none."""
     program = copy_program(graph.program)
