@@ -22,7 +22,7 @@ HEAVY = 0.002
 """An operator is part of what is skipped if it takes this share of the time; smaller ones go where the cut is cheap, so
 that the embedding of the timestep, which is tiny and changes with every step, stays live."""
 
-ALIKE = 0.005
+ALIKE = 0.04
 """Cuts whose shares of the time left differ by less are alike."""
 
 
@@ -84,12 +84,10 @@ def candidate_cuts(facts: GraphFacts, seconds: Sequence[float], most: float = 0.
 def _distinct(cuts: Sequence[Cut]) -> tuple[Cut, ...]:
     """Of cuts that leave about the same time, the one of fewest bytes. What leaves more may give smaller errors."""
     best: list[Cut] = []
-    for cut in sorted(cuts, key=lambda c: (c.share, c.nbytes)):
-        if best and cut.share - best[-1].share < ALIKE:
-            best[-1] = min(best[-1], cut, key=lambda c: c.nbytes)
-        else:
+    for cut in sorted(cuts, key=lambda c: (c.nbytes, c.share)):
+        if all(abs(cut.share - other.share) >= ALIKE for other in best):
             best.append(cut)
-    return tuple(best)
+    return tuple(sorted(best, key=lambda c: c.share))
 
 
 def _minimum_cut(facts: GraphFacts, part: Sequence[int], live: Sequence[int]) -> tuple[int, ...]:
@@ -120,9 +118,13 @@ def _minimum_cut(facts: GraphFacts, part: Sequence[int], live: Sequence[int]) ->
     if "outputs" not in graph or "part" not in graph:
         return ()
     try:
-        _, (before, _) = nx.minimum_cut(graph, "part", "outputs", flow_func=nx.algorithms.flow.boykov_kolmogorov)
+        residual = nx.algorithms.flow.boykov_kolmogorov(graph, "part", "outputs")
     except nx.NetworkXUnbounded:
         return ()
+    open_edges = nx.subgraph_view(
+        residual, filter_edge=lambda a, b: residual[a][b]["flow"] < residual[a][b]["capacity"]
+    )
+    before = {"part", *nx.descendants(open_edges, "part")}  # the earliest of all minimum cuts: most stays live
     return tuple(sorted(p for p in reached if (p, 0) in before and (p, 1) not in before))
 
 

@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("sicompiler")
 
-BAR = "progress_bar"  # what pipelines enter around their denoising loop, as a context manager
+BAR = "progress_bar"  # what pipelines enter around their denoising loop, or iterate over
+COUNTED = "_sicompiler_counted"  # on the step of a scheduler that a loop counts: the scheduler's own
 CUTS = 4  # that one run watches: each is probed at every step
 MOST_LEFT = 0.35  # share of the time a skipped evaluation may cost
 
@@ -81,7 +82,7 @@ class PipelineRehash:
         @functools.wraps(bar)
         def watched(*args: Any, **kwargs: Any) -> Any:
             inner = bar(*args, **kwargs)
-            return inner if self.resting or "total" not in kwargs else _Watched(inner, lambda: self._looping(pipe))
+            return inner if self.resting else _Watched(inner, lambda: self._looping(pipe))
 
         setattr(pipe, BAR, watched)
 
@@ -92,7 +93,7 @@ class PipelineRehash:
         loop = DenoisingLoop(self, begin=getattr(scheduler, "begin_index", None) or 0)
         loop.setting = Setting("", scheduler_line(scheduler), evaluation_times(scheduler))
         loop.importance = functools.partial(scheduler_importance, scheduler)
-        step = scheduler.step
+        step = getattr(scheduler.step, COUNTED, scheduler.step)  # a loop that was left may not be closed yet
 
         @functools.wraps(step)
         def counted(*args: Any, **kwargs: Any) -> Any:
@@ -100,7 +101,8 @@ class PipelineRehash:
             loop.stepped(next((x for x in pytree.tree_leaves(result) if isinstance(x, torch.Tensor)), None))
             return result
 
-        token = CURRENT.set((*CURRENT.get(), loop))
+        setattr(counted, COUNTED, step)
+        CURRENT.set((*CURRENT.get(), loop))
         scheduler.__dict__["step"] = counted
         self.last = loop
         try:
@@ -109,7 +111,7 @@ class PipelineRehash:
         finally:
             if scheduler.__dict__.get("step") is counted:
                 del scheduler.__dict__["step"]
-            CURRENT.reset(token)
+            CURRENT.set(tuple(other for other in CURRENT.get() if other is not loop))
             loop.end()
 
     def loop_of(self, component: ComponentState) -> DenoisingLoop | None:
@@ -337,7 +339,7 @@ class PipelineRehash:
 
 
 class _Watched:
-    """What a pipeline's progress bar gives it, with a context around the loop."""
+    """What a pipeline's progress bar gives it, with a context around the loop it is entered or iterated for."""
 
     def __init__(self, inner: Any, around: Callable[[], contextlib.AbstractContextManager[None]]) -> None:
         self._inner, self._around = inner, around
@@ -354,6 +356,10 @@ class _Watched:
         finally:
             handled = self._inner.__exit__(*error)
         return handled
+
+    def __iter__(self) -> Iterator[Any]:
+        with self._around():
+            yield from self._inner
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
