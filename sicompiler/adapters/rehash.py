@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import logging
 import math
@@ -92,7 +93,8 @@ class PipelineRehash:
         scheduler = pipe.scheduler
         loop = DenoisingLoop(self, begin=getattr(scheduler, "begin_index", None) or 0)
         loop.setting = Setting("", scheduler_line(scheduler), evaluation_times(scheduler))
-        loop.importance = functools.partial(scheduler_importance, scheduler)
+        # as it is now: by the end of the loop it has taken all of its steps
+        loop.importance = functools.partial(scheduler_importance, copy.deepcopy(scheduler))
         step = getattr(scheduler.step, COUNTED, scheduler.step)  # a loop that was left may not be closed yet
 
         @functools.wraps(step)
@@ -151,7 +153,9 @@ class PipelineRehash:
         step, (branch, prediction, reason) = loop.step, loop.next_call()
         began, error = time.perf_counter(), None
         if prediction is None:
-            part = component.part_for(Part("full", plan.cut, plan.full_snapshots), args, kwargs, loop.held_bytes)
+            part = component.part_for(
+                Part("full", plan.cut, plan.full_snapshots, any(plan.checks)), args, kwargs, loop.held_bytes
+            )
             result, features = component.run_part(part, flat, loop.held, device)
             error = loop.keep(branch, tuple(features))
         else:
@@ -244,7 +248,8 @@ class PipelineRehash:
         full = None
         while full is None:
             try:
-                full = component.part_for(Part("full", recorder.positions, 1), args, kwargs, _nbytes(recorder.held))
+                watched = Part("full", recorder.positions, 1, looked_at=True)
+                full = component.part_for(watched, args, kwargs, _nbytes(recorder.held))
             except OverBudget:
                 if len(recorder.cuts) == 1 or recorder.recorded(0):
                     raise

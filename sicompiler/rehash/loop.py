@@ -14,11 +14,9 @@ from sicompiler.rehash.evaluation import Evaluation
 from sicompiler.rehash.plan import RehashPlan
 from sicompiler.rehash.recorder import Recorder
 from sicompiler.rehash.setting import Setting
-from sicompiler.rehash.sketch import Snapshot
+from sicompiler.rehash.sketch import PIECE, Snapshot
 
 CURRENT: ContextVar[tuple[DenoisingLoop, ...]] = ContextVar("sicompiler_denoising_loops", default=())
-
-PIECE = 2**20  # entries compared at a time, so that comparing needs no copy of a feature
 
 
 class DenoisingLoop:
