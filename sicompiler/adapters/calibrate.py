@@ -13,6 +13,7 @@ import torch
 
 from sicompiler.adapters.pipeline import PipelineState
 from sicompiler.adapters.rehash import PipelineRehash
+from sicompiler.adapters.resume import Notes
 from sicompiler.adapters.verify import frames_of, rewinder
 from sicompiler.errors import BadInput
 from sicompiler.rehash.choose import fastest_within, most_exact_at, with_frontier
@@ -56,7 +57,9 @@ def calibrate(state: PipelineState) -> RehashPlan:
         state: of the pipeline, compiled with a request that has calls.
 
     Raises:
-        BadInput: the target can't be reached, or not be told without held-out calls; the calls are of several settings.
+        BadInput: the target can't be reached, or not be told without held-out calls; the calls are of several settings,
+            or of another one than the lessons of the file that the request names.
+        StalePlan: that file holds no lessons of this version.
     """
     rehash = state.rehash
     assert rehash is not None
@@ -64,10 +67,11 @@ def calibrate(state: PipelineState) -> RehashPlan:
     learned, held_out = calls[: len(calls) - request.held_out], calls[len(calls) - request.held_out :]
     if request.psnr is not None and not held_out:
         raise BadInput("psnr= can only be met by measuring: give held_out of at least 1")
+    notes = Notes(rehash, state.pipe, learned)
     with _learning(rehash):
-        for number, call in enumerate(learned):
+        for number in notes.waiting:
             _tell(state, "learning", number, len(calls))
-            run_call(state, call)
+            notes.add(number, run_call(state, learned[number]).final)
     if len(rehash.lessons) != 1:
         raise BadInput(
             f"the calls are of {len(rehash.lessons)} settings (model, scheduler, number of steps); calibrate one at a "
@@ -82,6 +86,7 @@ def calibrate(state: PipelineState) -> RehashPlan:
             references.append(run_call(state, call))
     plan = _chosen(state, setting, plans, held_out, references)
     rehash.plans[setting] = plan = with_frontier(plan, plans)
+    rehash.expected = rehash.last = None  # later calls may be of other settings, and reports are of those calls
     _tell(state, "calibrated", len(calls), len(calls))
     return plan
 

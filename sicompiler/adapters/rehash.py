@@ -60,6 +60,7 @@ class PipelineRehash:
         self.given = request.loaded()
         self.plans: dict[Setting, RehashPlan] = {}
         self.lessons: dict[Setting, list[Lessons]] = {}
+        self.expected: Setting | None = None  # of lessons from a file: loops of any other are refused
         self.last: DenoisingLoop | None = None  # the newest loop that has begun
         self.resting = False  # loops run in full for a while
         self.exact = False  # loops are seen, but every call runs by the plan of the whole denoiser
@@ -172,13 +173,15 @@ class PipelineRehash:
 
         Raises:
             StalePlan: the plan that was given is for another model, scheduler or number of steps.
-            BadInput: the target can't be reached.
+            BadInput: the target can't be reached; the loop is of another setting than the lessons of a file.
         """
         program = component.whole_program(args, kwargs)
         mark = self._structures.setdefault(id(program), "") or structure(run_stage("clean", program).graph_module.graph)
         self._structures[id(program)] = mark
         assert loop.setting is not None
         loop.setting = setting = replace(loop.setting, structure=mark)
+        if self.expected is not None:
+            self.expected.check(setting)
         loop.resolved = True
         if self.exact:
             return
@@ -299,8 +302,7 @@ class PipelineRehash:
         for rows in self.lessons[setting]:
             lesson = next((x for x, c in zip(lessons, recorder.cuts, strict=True) if c.positions == rows.cut), None)
             if lesson is not None:
-                rows.final_norm = (rows.final_norm * len(rows.lessons) + norm) / (len(rows.lessons) + 1)
-                rows.lessons.append(lesson)
+                rows.add(lesson, norm)
         if not self.learning:
             self.plans[setting] = self.plan_for(setting)
 

@@ -50,6 +50,11 @@ class Lessons:
     final_norm: float = 0.0
     lessons: list[Lesson] = field(default_factory=list)
 
+    def add(self, lesson: Lesson, final_norm: float) -> None:
+        """Put down one more run, and the norm of its latents at the end."""
+        self.final_norm = (self.final_norm * len(self.lessons) + final_norm) / (len(self.lessons) + 1)
+        self.lessons.append(lesson)
+
     @property
     def gram(self) -> Floats:
         """[n, n], summed over runs and branches, each scaled to its own norm."""

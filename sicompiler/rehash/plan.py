@@ -210,7 +210,7 @@ class RehashPlan:
             data["verified"] = None if data["verified"] is None else Verified(**data["verified"])
             data |= {name: tuple(data[name]) for name in ("cut", "cut_names")}
             return RehashPlan(**data)
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StalePlan(f"this is not a rehash plan: {type(error).__name__}: {error}") from error
 
     @staticmethod

@@ -28,6 +28,8 @@ class Rehash:
         held_out: how many of the calls are kept for verification.
         order: of the predictor at most, 0 to 2; order k keeps k + 1 features.
         predictor: "least squares" or "lagrange".
+        lessons: a file that keeps what the calls show, written after every one of them. Calls that are in it are not
+            run again, so that a calibration that was interrupted goes on where it was.
     """
 
     speedup: float | None = None
@@ -38,6 +40,7 @@ class Rehash:
     held_out: int = 0
     order: int = 2
     predictor: Predictor = "least squares"
+    lessons: str | Path | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense.
@@ -61,6 +64,9 @@ class Rehash:
             raise BadInput(f"predictor is one of {', '.join(get_args(Predictor))}, got {self.predictor!r}")
         if not 0 <= self.held_out <= max(len(self.calls) - 1, 0):
             raise BadInput(f"of {len(self.calls)} calls at most {max(len(self.calls) - 1, 0)} can be held out")
+
+        if self.lessons is not None and not self.calls:
+            raise BadInput("lessons= keeps what calls=[...] show; give the calls too")
 
     def loaded(self) -> RehashPlan | None:
         """The plan that was given, read from its file if need be.

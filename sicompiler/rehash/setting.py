@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sicompiler.errors import BadInput
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -18,3 +20,21 @@ class Setting:
     structure: str
     scheduler: str
     times: tuple[float, ...]
+
+    def check(self, other: Setting) -> None:
+        """Make sure that what was learned in this setting is used in no other.
+
+        Raises:
+            BadInput: the other one differs; says in what.
+        """
+        if self.scheduler != other.scheduler:
+            differs = f"with {self.scheduler}, but this is {other.scheduler}"
+        elif len(self.times) != len(other.times):
+            differs = f"of {len(self.times)} evaluations, but this is one of {len(other.times)}"
+        elif self.times != other.times:
+            differs = "at other noise levels than these"
+        elif self.structure != other.structure:
+            differs = "of another model: the graph of its denoiser has other operators"
+        else:
+            return
+        raise BadInput(f"the lessons were learned in a loop {differs}; keep these lessons in another file")

@@ -1,0 +1,129 @@
+"""Calibrations that go on where they were interrupted: lessons are written down after every run and read again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sicompiler.adapters.rehash import PipelineRehash
+from sicompiler.errors import BadInput
+from sicompiler.rehash.book import LearnedRun, LessonBook, WatchedCut
+from sicompiler.rehash.importance import scheduler_line
+
+
+class Notes:
+    """What is known of the calls of a calibration; kept in a file if the request names one.
+
+    Args:
+        rehash: of the pipeline; takes over what the file knows of these calls.
+        pipe: the pipeline.
+        calls: keyword arguments of the calls to learn from.
+
+    Attributes:
+        waiting: numbers of the calls that are still to be run, in order.
+
+    Raises:
+        BadInput: the file can't be read or written, or is of another pipeline or scheduler.
+        StalePlan: it holds no lessons of this version.
+    """
+
+    def __init__(self, rehash: PipelineRehash, pipe: Any, calls: Sequence[Mapping[str, Any]]) -> None:
+        self._rehash = rehash
+        self._labels = [label_of(call) for call in calls]
+        self.path = None if rehash.request.lessons is None else Path(rehash.request.lessons)
+        self._book: LessonBook | None = None
+        self._counts: dict[tuple[int, ...], int] = {}  # of lessons, by cut: what is more has just been learned
+        self.waiting = list(range(len(calls)))
+        if self.path is None:
+            return
+        if not self.path.exists():
+            if self.path.is_dir() or not self.path.absolute().parent.is_dir():
+                raise BadInput(f"can't keep lessons in {self.path}: there is no such folder")
+            return
+        self._book = book = LessonBook.load(self.path)
+        for what, known, here in (
+            ("pipeline", book.pipeline, rehash.state.name),
+            ("component", book.component, rehash.component),
+            ("scheduler", book.setting.scheduler, scheduler_line(pipe.scheduler)),
+        ):
+            if known != here:
+                raise BadInput(
+                    f"the lessons in {self.path} are of {what} {known}, but this is {here}; keep them in another file"
+                )
+        rehash.expected = book.setting
+        self._take_over(book.of(self._labels))
+
+    def _take_over(self, book: LessonBook) -> None:
+        """Let what was learned of these calls stand for running them."""
+        left = [run.label for run in book.runs]
+        self.waiting = []
+        for number, label in enumerate(self._labels):
+            if label in left:
+                left.remove(label)
+            else:
+                self.waiting.append(number)
+        if book.runs:
+            self._rehash.lessons[book.setting] = rows = book.lessons()
+            self._counts = {row.cut: len(row.lessons) for row in rows}
+
+    def add(self, number: int, final: torch.Tensor) -> None:
+        """Write down a call that has just been run.
+
+        Args:
+            number: of the call.
+            final: the latents at the end of it.
+
+        Raises:
+            BadInput: it was of another setting or size than those before, or other cuts were watched.
+        """
+        rehash, loop = self._rehash, self._rehash.last
+        if self.path is None or loop is None or loop.setting is None or loop.recorder is None:
+            return
+        rows, seen = rehash.lessons.get(loop.setting, []), {cut.positions: cut.nbytes for cut in loop.recorder.cuts}
+        if rows and not any(row.cut in seen for row in rows):
+            raise BadInput(
+                f"the lessons in {self.path} are of other cuts than could be watched here: they were learned on another "
+                "device, or within another budget; keep them in another file"
+            )
+        grown = [row for row in rows if len(row.lessons) > self._counts.get(row.cut, 0)]
+        if not grown:
+            return  # the loop did not run all of its steps, which has been said
+        book = self._book or LessonBook(
+            rehash.state.name, rehash.component, loop.setting, tuple(map(float, grown[0].importance))
+        )
+        book.setting.check(loop.setting)
+        run = LearnedRun(self._labels[number], float(final.norm()), {row.cut: row.lessons[-1] for row in grown})
+        self._book = book.with_run(run, [WatchedCut(row.cut, row.names, seen[row.cut]) for row in grown])
+        self._counts = {row.cut: len(row.lessons) for row in rows}
+        self._book.save(self.path)
+        rehash.expected = self._book.setting
+
+
+def label_of(call: Mapping[str, Any]) -> str:
+    """A name for a call that is the same in another process: a digest of its arguments, random states included."""
+    return hashlib.sha256(_told(call).encode()).hexdigest()[:16]
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, torch.Generator):
+        return f"generator {_digest(value.get_state().numpy().tobytes())}"
+    if isinstance(value, torch.Tensor):
+        whole = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        return f"{value.dtype}{tuple(value.shape)} {_digest(whole.numpy().tobytes())}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {_told(value[key])}" for key in sorted(value, key=str)) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(map(_told, value)) + "]"
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return repr(value)
+    pixels = getattr(value, "tobytes", None)  # pictures and arrays
+    kind = f"{type(value).__module__}.{type(value).__qualname__}"
+    return f"{kind} {getattr(value, 'size', '')} {_digest(pixels())}" if callable(pixels) else kind
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]

@@ -1,0 +1,197 @@
+"""A book of lessons: what every full run has taught so far, as a value. A calibration that was interrupted reads it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sicompiler.errors import BadInput, StalePlan
+from sicompiler.rehash.choose import Subject
+from sicompiler.rehash.lessons import Lesson, Lessons
+from sicompiler.rehash.setting import Setting
+
+BOOK_VERSION = 1
+
+
+@dataclass(frozen=True)
+class WatchedCut:
+    """A cut whose features were watched.
+
+    Attributes:
+        positions: in the clean graph.
+        names: of the nodes there.
+        nbytes: of the values there.
+    """
+
+    positions: tuple[int, ...]
+    names: tuple[str, ...]
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class LearnedRun:
+    """One full run.
+
+    Attributes:
+        label: by which its call is known again.
+        final_norm: of the latents at the end.
+        lessons: by the positions of the cut; those there was no room to watch are left out.
+    """
+
+    label: str
+    final_norm: float
+    lessons: Mapping[tuple[int, ...], Lesson]
+
+
+@dataclass(frozen=True)
+class LessonBook:
+    """What the full runs of one setting have taught.
+
+    Attributes:
+        pipeline: class of the pipeline.
+        component: the denoiser, by its name in the pipeline.
+        setting: of all the runs.
+        importance: for each evaluation, what an error of the output does to the final latents.
+        cuts: every cut that was watched.
+        runs: in the order they were made.
+    """
+
+    pipeline: str
+    component: str
+    setting: Setting
+    importance: tuple[float, ...]
+    cuts: tuple[WatchedCut, ...] = ()
+    runs: tuple[LearnedRun, ...] = ()
+
+    @property
+    def subject(self) -> Subject:
+        """What plans from these lessons are for."""
+        branches = max((len(x.grams) for run in self.runs for x in run.lessons.values()), default=1)
+        return Subject(self.pipeline, self.component, self.setting.structure, self.setting.scheduler, branches)
+
+    def with_run(self, run: LearnedRun, cuts: Sequence[WatchedCut]) -> LessonBook:
+        """The book with one more run.
+
+        Args:
+            run: that was made.
+            cuts: that were watched; new ones are added.
+
+        Raises:
+            BadInput: a cut of the book has features of another size there: another shape or dtype.
+        """
+        known = {cut.positions: cut for cut in self.cuts}
+        for cut in cuts:
+            before = known.setdefault(cut.positions, cut)
+            if before.nbytes != cut.nbytes:
+                raise BadInput(
+                    f"the lessons were learned where the feature of {', '.join(before.names)} has {before.nbytes} "
+                    f"bytes, but here it has {cut.nbytes}: another size or dtype; keep these lessons in another file"
+                )
+        return replace(self, cuts=tuple(known.values()), runs=(*self.runs, run))
+
+    def of(self, labels: Sequence[str]) -> LessonBook:
+        """The book with the runs of some calls only, in the order of the calls; each run stands for one of them."""
+        left, found = list(self.runs), list[LearnedRun]()
+        for label in labels:
+            run = next((r for r in left if r.label == label), None)
+            if run is not None:
+                left.remove(run)
+                found.append(run)
+        return replace(self, runs=tuple(found))
+
+    def lessons(self) -> list[Lessons]:
+        """By cut, as plans are made from them; cuts that no run watched are left out."""
+        found = []
+        for cut in self.cuts:
+            rows = Lessons(cut.positions, cut.names, cut.nbytes, self.setting.times, np.array(self.importance))
+            for run in self.runs:
+                if cut.positions in run.lessons:
+                    rows.add(run.lessons[cut.positions], run.final_norm)
+            if rows.lessons:
+                found.append(rows)
+        return found
+
+    def to_json(self) -> str:
+        """Write the book as JSON; `LessonBook.from_json` reads it back, the same to the last bit."""
+        runs = [
+            {
+                "label": run.label,
+                "final_norm": run.final_norm,
+                "lessons": [{"cut": cut, **_written(lesson)} for cut, lesson in run.lessons.items()],
+            }
+            for run in self.runs
+        ]
+        head = {"version": BOOK_VERSION, "pipeline": self.pipeline, "component": self.component}
+        rest = {"setting": asdict(self.setting), "importance": self.importance, "cuts": [asdict(c) for c in self.cuts]}
+        return json.dumps({**head, **rest, "runs": runs}, allow_nan=False)
+
+    def save(self, path: str | Path) -> None:
+        """Write the book to a file; whoever is interrupted while writing leaves the file as it was."""
+        target = Path(path)
+        fresh = target.with_name(f"{target.name}.new")
+        fresh.write_text(self.to_json() + "\n", encoding="utf-8")
+        os.replace(fresh, target)
+
+    @staticmethod
+    def from_json(text: str) -> LessonBook:
+        """Read a book.
+
+        Raises:
+            StalePlan: the text holds no lessons, or those of another version of the format.
+        """
+        try:
+            data: dict[str, Any] = json.loads(text)
+            if data["version"] != BOOK_VERSION:
+                raise StalePlan(f"the lessons have format {data['version']}, this version reads {BOOK_VERSION}")
+            setting = data["setting"]
+            return LessonBook(
+                data["pipeline"],
+                data["component"],
+                Setting(setting["structure"], setting["scheduler"], tuple(map(float, setting["times"]))),
+                tuple(map(float, data["importance"])),
+                tuple(WatchedCut(tuple(c["positions"]), tuple(c["names"]), c["nbytes"]) for c in data["cuts"]),
+                tuple(
+                    LearnedRun(
+                        run["label"], run["final_norm"], {tuple(row["cut"]): _read(row) for row in run["lessons"]}
+                    )
+                    for run in data["runs"]
+                ),
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise StalePlan(f"this is no file of lessons: {type(error).__name__}: {error}") from error
+
+    @staticmethod
+    def load(path: str | Path) -> LessonBook:
+        """Read a book from a file.
+
+        Raises:
+            BadInput: the file can't be read.
+            StalePlan: it holds no lessons of this version.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadInput(f"can't read the lessons {path}: {getattr(error, 'strerror', None) or error}") from error
+        return LessonBook.from_json(text)
+
+
+def _written(lesson: Lesson) -> dict[str, Any]:
+    return {
+        "grams": [gram.tolist() for gram in lesson.grams],
+        "gains": [None if math.isnan(gain) else gain for gain in lesson.gains.tolist()],  # JSON has no nan
+        "full_seconds": lesson.full_seconds,
+        "skip_seconds": lesson.skip_seconds,
+    }
+
+
+def _read(row: Mapping[str, Any]) -> Lesson:
+    grams = tuple(np.array(gram, dtype=np.float64) for gram in row["grams"])
+    gains = np.array([math.nan if gain is None else gain for gain in row["gains"]], dtype=np.float64)
+    return Lesson(grams, gains, row["full_seconds"], row["skip_seconds"])
