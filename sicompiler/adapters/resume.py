@@ -86,8 +86,8 @@ class Notes:
         rows, seen = rehash.lessons.get(loop.setting, []), {cut.positions: cut.nbytes for cut in loop.recorder.cuts}
         if rows and not any(row.cut in seen for row in rows):
             raise BadInput(
-                f"the lessons in {self.path} are of other cuts than could be watched here: they were learned on another "
-                "device, or within another budget; keep them in another file"
+                f"the lessons in {self.path} are of other cuts than could be watched here: they were learned on "
+                "another device, or within another budget; keep them in another file"
             )
         grown = [row for row in rows if len(row.lessons) > self._counts.get(row.cut, 0)]
         if not grown:

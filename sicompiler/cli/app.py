@@ -25,6 +25,7 @@ from sicompiler.cli.options import (
     Stage,
     Width,
 )
+from sicompiler.cli.rehash_app import rehash
 
 app = typer.Typer(
     add_completion=False,
@@ -34,6 +35,9 @@ app = typer.Typer(
     help="Make video diffusion models fit a memory budget, with the same output.",
     epilog="Exit status: 0 done or fits; 2 does not fit or bad input, with one line on stderr; 1 internal error.",
 )
+
+
+app.add_typer(rehash, name="rehash", short_help="Reuse features between denoising steps: calibrate, frontier, show.")
 
 
 def _version(wanted: bool) -> None:

@@ -102,6 +102,10 @@ class Progress:
             if self._bar is not None:
                 self._update()
 
+    def note(self, text: str) -> None:
+        """Tell people something on the side, also where `quiet` is."""
+        print(f"sicompiler: {text}", file=self._stream)
+
     def _start(self) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, SpinnerColumn, TextColumn, TimeElapsedColumn

@@ -49,7 +49,7 @@ def resolve(
             given: dict[str, Any] = {
                 name: value for name, value in {**sizes, "dtype": dtype}.items() if value is not None
             }
-            return _call_function(spec, given)
+            return _checked(spec, call_function(spec, **given))
         if path.exists():
             raise BadInput(f"{spec} is a file; give the diffusers folder it is in, or package.module:function")
         if os.sep in spec or spec.startswith((".", "~")):
@@ -111,20 +111,27 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _call_function(spec: str, given: dict[str, Any]) -> ModelCall:
-    """Import and call `package.module:function` with the current folder importable."""
+def call_function(spec: str, **given: Any) -> Any:
+    """What `package.module:function` returns, with the current folder importable.
+
+    Args:
+        spec: names the function.
+        given: its arguments.
+
+    Raises:
+        BadInput: there is no such function, it takes no such arguments, or it raised something.
+    """
     with _current_folder_importable():
         function = _import_function(spec)
         refused = _refused(function, given)
         if refused:
             raise BadInput(f"{spec} takes no {' or '.join(refused)}; add the argument to the function, or leave it out")
         try:
-            result = function(**given)
+            return function(**given)
         except SicompilerError:
             raise
         except Exception as error:
             raise BadInput(f"{spec} raised {_describe(error)}") from error
-    return _checked(spec, result)
 
 
 def _import_function(spec: str) -> Callable[..., Any]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from sicompiler.rehash.evaluation import Evaluation
 from sicompiler.rehash.plan import RehashPlan
+from sicompiler.reports.rehash_tables import told, verified
 from sicompiler.reports.summary import plain, table
 from sicompiler.units import format_bytes, format_seconds
 
@@ -45,7 +46,7 @@ class RehashReport:
                 str(e.step),
                 str(e.branch),
                 "full" if e.prediction is None else "skip",
-                e.reason if e.prediction is None else _told(e),
+                e.reason if e.prediction is None else told(e.prediction),
                 "" if e.guard_error is None else f"{e.guard_error:.2g}",
                 format_bytes(e.held_bytes),
                 format_seconds(e.seconds),
@@ -58,21 +59,8 @@ class RehashReport:
 
 def summary(plan: RehashPlan) -> str:
     """A plan in two lines."""
-    verified = "not verified"
-    if plan.verified is not None:
-        v = plan.verified
-        verified = (
-            f"worst of {v.runs} held-out runs: relative error {v.rel_error:.2g}, PSNR {v.psnr:.1f} dB "
-            f"(another run is within with probability >= {v.confidence:.0%})"
-        )
     return (
         f"plan: {len(plan.full)} of {plan.evaluations} evaluations in full, {plan.speedup:.2f} times as fast, "
         f"predicted relative error {plan.predicted_error:.2g}, cut at {', '.join(plan.cut_names)}, "
-        f"at most {format_bytes(plan.snapshots_bytes)} of features\n{verified}"
+        f"at most {format_bytes(plan.snapshots_bytes)} of features\n{verified(plan)}"
     )
-
-
-def _told(evaluation: Evaluation) -> str:
-    assert evaluation.prediction is not None
-    pairs = zip(evaluation.prediction.weights, evaluation.prediction.sources, strict=True)
-    return " ".join(f"{weight:+.3g}*[{source}]" for weight, source in pairs)

@@ -1,0 +1,254 @@
+"""The picture of error against speed-up: the planned frontier, other ways to choose steps, and what was measured."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sicompiler.errors import BadInput
+from sicompiler.rehash.book import LessonBook
+from sicompiler.rehash.choose import planned, similar, uniform
+from sicompiler.rehash.lessons import Lessons
+from sicompiler.rehash.plan import RehashPlan
+from sicompiler.units import format_bytes
+
+FORMATS = (".pdf", ".png", ".svg")
+
+# Each method keeps its colour and its mark, whoever else is drawn. Others take what is left.
+COLOURS = {"planned": "#2f7fc1", "uniform": "#c2410c", "taylor": "#7c3aed", "similarity": "#0f766e"}
+MARKS = {"planned": "o", "uniform": "s", "taylor": "^", "similarity": "D"}
+NAMES = {
+    "planned": "planned",
+    "uniform": "uniform reuse",
+    "taylor": "uniform, Taylor order 1",
+    "similarity": "similarity threshold (Streamlined Inference)",
+}
+OTHER_COLOURS = ("#be185d", "#4d7c0f", "#b45309", "#475569")
+OTHER_MARKS = ("v", "P", "X", "*")
+FRONTIER, THIS = "best of all cuts, predicted", "this plan"
+MOST_ERROR = 2.0  # what lies above is no video any more
+SPAN = 1e-6  # of the axis of errors
+INK, FAINT, GRID = "#1d2733", "#9aa5b1", "#e3e8ed"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One method: what it gives for each number of full evaluations.
+
+    Attributes:
+        method: "planned", "uniform", "taylor", "similarity", or what a benchmark calls it.
+        points: (speed-up of the denoising loop, relative error of the final latents), by speed-up.
+    """
+
+    method: str
+    points: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One set of axes.
+
+    Attributes:
+        title: above it.
+        curves: in it.
+        measured: whether the errors were measured; else predicted.
+    """
+
+    title: str
+    curves: tuple[Curve, ...]
+    measured: bool = False
+
+
+def panels(plan: RehashPlan, book: LessonBook | None = None, measured: Sequence[Curve] = ()) -> list[Panel]:
+    """What the picture shows: the frontier, then what was measured, then every cut that was learned of.
+
+    Args:
+        plan: with its frontier.
+        book: lessons of the same setting, by which every method is predicted at every cut.
+        measured: curves of a benchmark.
+
+    Raises:
+        BadInput: the lessons are of another model, scheduler or number of steps than the plan.
+    """
+    frontier = Curve("planned", tuple((p.speedup, p.predicted_error) for p in reversed(plan.frontier())))
+    found = [Panel(FRONTIER, (frontier,))]
+    if measured:
+        found.append(Panel("measured", tuple(measured), measured=True))
+    if book is None:
+        return found
+    known = (book.pipeline, book.setting.structure, book.setting.scheduler, len(book.setting.times))
+    if known != (plan.pipeline, plan.structure, plan.scheduler, plan.evaluations):
+        raise BadInput(
+            f"the lessons are of {book.pipeline}, {book.setting.scheduler}, {len(book.setting.times)} evaluations; the "
+            f"plan is for {plan.pipeline}, {plan.scheduler}, {plan.evaluations}, or for another graph"
+        )
+    return [*found, *(_of_cut(book, lessons) for lessons in book.lessons())]
+
+
+def _of_cut(book: LessonBook, lessons: Lessons) -> Panel:
+    """Every way to choose steps, as predicted at one cut."""
+    subject, count = book.subject, len(lessons.times)
+    fewer = range(1, count)
+    methods = {
+        "planned": planned(subject, [lessons], "least squares", 2),
+        "uniform": [uniform(subject, lessons, full) for full in fewer],
+        "taylor": [uniform(subject, lessons, full, 1) for full in fewer],
+        "similarity": [similar(subject, lessons, full) for full in fewer],
+    }
+    curves = []
+    for method, plans in methods.items():
+        points = sorted({(p.speedup, p.predicted_error) for p in plans if len(p.full) < count})
+        curves.append(Curve(method, tuple(points)))
+    share = lessons.skip_seconds / max(lessons.full_seconds, 1e-300)
+    names = ", ".join(lessons.names[:2]) + (f" and {len(lessons.names) - 2} more" if len(lessons.names) > 2 else "")
+    return Panel(f"cut at {names}: {format_bytes(lessons.nbytes)}, {share:.0%} of the time left", tuple(curves))
+
+
+def measured_curves(text: str) -> list[Curve]:
+    """The curves of a benchmark's result.
+
+    Args:
+        text: JSON, a list of objects with `method`, `speedup` and `rel_error`, or an object with such a list as `rows`.
+
+    Raises:
+        BadInput: it is none.
+    """
+    try:
+        found: Any = json.loads(text)
+        rows = found["rows"] if isinstance(found, dict) else found
+        points = [(str(row["method"]), float(row["speedup"]), float(row["rel_error"])) for row in rows]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(
+            "this is no result of the benchmark (rows with method, speedup and rel_error): "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    methods = dict.fromkeys(method for method, _, _ in points)
+    return [Curve(name, tuple(sorted((s, e) for method, s, e in points if method == name))) for name in methods]
+
+
+def error_picture(path: str | Path, plan: RehashPlan, shown: Sequence[Panel]) -> Path:
+    """Draw error against speed-up, all panels on the same scales.
+
+    Args:
+        path: of the file to write: PNG, SVG or PDF by its ending.
+        plan: drawn as a point of its own.
+        shown: as `panels` gives them.
+
+    Raises:
+        BadInput: there is nothing to draw, or the ending is of another format.
+    """
+    target = Path(path)
+    if target.suffix.lower() not in FORMATS:
+        raise BadInput(f"a picture ends in {', '.join(FORMATS)}, got {target.name!r}")
+    errors = [e for panel in shown for curve in panel.curves for _, e in curve.points if 0 < e < math.inf]
+    if not errors:
+        raise BadInput("there is nothing to draw: the plan knows no others")
+    import matplotlib
+
+    matplotlib.use("Agg", force=False)
+    from matplotlib import pyplot as plt
+
+    columns = min(len(shown), 2 if len(shown) in (2, 4) else 3)
+    rows = math.ceil(len(shown) / columns)
+    figure, grid = plt.subplots(
+        rows,
+        columns,
+        figsize=(1.0 + 4.6 * columns if columns > 1 else 7.5, 1.6 + 3.5 * rows),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        layout="constrained",
+    )
+    title = f"Step Rehash of {plan.pipeline}: error against speed-up, {plan.evaluations} evaluations"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold", color=INK)
+    styles, axes = _styles(shown), list(grid.flat)
+    for number, (axis, panel) in enumerate(zip(axes, shown, strict=False)):
+        _draw(axis, panel, shown[0].curves[0], styles)
+        if number % columns == 0:
+            axis.set_ylabel("relative error of the final latents", fontsize=9.5, color=INK)
+        if number + columns >= len(shown):
+            axis.set_xlabel("speed-up of the denoising loop", fontsize=9.5, color=INK)
+            axis.tick_params(labelbottom=True)
+    _mark_plan(axes[0], plan)
+    for axis in axes[len(shown) :]:
+        axis.set_visible(False)
+    top = min(max(errors), MOST_ERROR)
+    axes[0].set_yscale("log")
+    axes[0].set_ylim(max(min(errors), top * SPAN) / 1.6, top * 1.6)
+    speeds = [speed for panel in shown for curve in panel.curves for speed, _ in curve.points]
+    axes[0].set_xlim(left=min(1.0, *speeds) - 0.02 * (max(speeds) - 1.0))
+    labels = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    last = [label for label in labels if label == FRONTIER or label.startswith(THIS)]
+    ordered = [label for label in labels if label not in last] + last
+    handles = [labels[label] for label in ordered]
+    figure.legend(handles, ordered, loc="outside lower left", ncols=min(columns + 1, 3), frameon=False, fontsize=9.5)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, dpi=150)
+    plt.close(figure)
+    return target
+
+
+def _styles(shown: Sequence[Panel]) -> dict[str, tuple[str, str]]:
+    """Colour and mark of every method."""
+    methods = dict.fromkeys(curve.method for panel in shown for curve in panel.curves)
+    others = [method for method in methods if method not in COLOURS]
+    found = {method: (COLOURS[method], MARKS[method]) for method in methods if method in COLOURS}
+    for number, method in enumerate(others):
+        found[method] = (OTHER_COLOURS[number % len(OTHER_COLOURS)], OTHER_MARKS[number % len(OTHER_MARKS)])
+    return found
+
+
+def _draw(axis: Any, panel: Panel, frontier: Curve, styles: dict[str, tuple[str, str]]) -> None:
+    """One panel; the predicted frontier lies faint behind all but its own."""
+    if frontier not in panel.curves and frontier.points:
+        axis.plot(
+            *zip(*frontier.points, strict=True),
+            color=FAINT,
+            linewidth=4,
+            alpha=0.45,
+            solid_capstyle="round",
+            label=FRONTIER,
+        )
+    for curve in panel.curves:
+        points = [(s, e) for s, e in curve.points if 0 < e < math.inf]
+        if not points:
+            continue
+        colour, mark = styles[curve.method]
+        main = curve.method == "planned"
+        axis.plot(
+            *zip(*points, strict=True),
+            color=colour,
+            marker=mark,
+            markersize=5 if main else 4.2,
+            linewidth=2.0 if main else 1.2,
+            linestyle="none" if panel.measured and len(points) == 1 else "-",
+            zorder=4 if main else 3,
+            label=NAMES.get(curve.method, curve.method),
+        )
+    axis.set_title(panel.title, loc="left", fontsize=10, color=INK)
+    axis.grid(color=GRID, linewidth=0.8, which="major")
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.tick_params(length=3, color=FAINT, labelsize=9)
+
+
+def _mark_plan(axis: Any, plan: RehashPlan) -> None:
+    """The plan itself, as predicted, and as held-out runs showed it."""
+    ring = {"marker": "o", "linestyle": "none", "markersize": 11, "markerfacecolor": "none", "zorder": 5}
+    axis.plot([plan.speedup], [plan.predicted_error], markeredgecolor=INK, markeredgewidth=1.6, label=THIS, **ring)
+    if plan.verified is not None and plan.verified.rel_error > 0:
+        axis.plot(
+            [plan.speedup],
+            [plan.verified.rel_error],
+            color=INK,
+            marker="x",
+            markersize=8,
+            markeredgewidth=2,
+            linestyle="none",
+            zorder=5,
+            label=f"{THIS}, worst of {plan.verified.runs} held-out runs",
+        )

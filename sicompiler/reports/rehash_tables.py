@@ -1,0 +1,139 @@
+"""A rehash plan told to people and to machines: its summary, one row an evaluation, and what else could be had."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from sicompiler.planners.steps import Prediction
+from sicompiler.rehash.plan import FrontierPoint, RehashPlan
+from sicompiler.reports.summary import pairs, table
+from sicompiler.units import format_bytes, format_seconds
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+
+def held_bytes(plan: RehashPlan, step: int) -> int:
+    """Bytes of features while an evaluation runs: those held, and those it makes or is given."""
+    prediction, held = plan.steps[step], plan.branches * len(plan.held_before(step))
+    if prediction is None:
+        return (held + plan.branches) * plan.snapshot_bytes
+    return (held + (prediction.weights != (1.0,))) * plan.snapshot_bytes  # one held feature is given as it is
+
+
+def plan_json(plan: RehashPlan) -> dict[str, Any]:
+    """What `sicompiler rehash show --json` prints; fields are explained in docs/command-line.md."""
+    return {
+        "pipeline": plan.pipeline,
+        "component": plan.component,
+        "scheduler": plan.scheduler,
+        "strategy": plan.strategy,
+        "evaluations": plan.evaluations,
+        "full": len(plan.full),
+        "speedup": plan.speedup,
+        "predicted_error": plan.predicted_error,
+        "verified": None if plan.verified is None else asdict(plan.verified),
+        "cut_names": list(plan.cut_names),
+        "calls_per_step": plan.branches,
+        "feature_bytes": plan.snapshot_bytes,
+        "features_bytes": plan.snapshots_bytes,
+        "full_seconds": plan.full_seconds,
+        "skip_seconds": plan.skip_seconds,
+        "steps": [_step_json(plan, step, prediction) for step, prediction in enumerate(plan.steps)],
+    }
+
+
+def _step_json(plan: RehashPlan, step: int, prediction: Prediction | None) -> dict[str, Any]:
+    check = plan.checks[step]
+    return {
+        "step": step,
+        "ran": "full" if prediction is None else "skip",
+        "sources": [] if prediction is None else list(prediction.sources),
+        "weights": [] if prediction is None else list(prediction.weights),
+        "held": list(plan.held_before(step)),
+        "held_bytes": held_bytes(plan, step),
+        "guard_bound": None if check is None else check.bound,
+    }
+
+
+def plan_tables(plan: RehashPlan) -> list[RenderableType]:
+    """A plan as rich tables: totals, then one row an evaluation."""
+    calls = "one call each" if plan.branches == 1 else f"{plan.branches} calls each"
+    rows = [
+        ("evaluations", f"{len(plan.full)} of {plan.evaluations} in full, {calls}, {plan.strategy}"),
+        ("speed-up", f"{plan.speedup:.2f} of the denoising loop, expected"),
+        (
+            "one call",
+            f"{format_seconds(plan.full_seconds)} in full, {format_seconds(plan.skip_seconds)} from the cut",
+        ),
+        ("predicted error", f"{plan.predicted_error:.2g} of the final latents, relative"),
+        ("verified", verified(plan)),
+        ("cut", ", ".join(plan.cut_names)),
+        (
+            "features",
+            f"{format_bytes(plan.snapshot_bytes)} each, at most {format_bytes(plan.snapshots_bytes)} at a time",
+        ),
+        ("scheduler", plan.scheduler),
+    ]
+    steps = [
+        (
+            str(step),
+            "full" if prediction is None else "skip",
+            told(prediction),
+            " ".join(map(str, plan.held_before(step))),
+            format_bytes(held_bytes(plan, step)),
+            "" if (check := plan.checks[step]) is None else f"{check.bound:.2g}",
+        )
+        for step, prediction in enumerate(plan.steps)
+    ]
+    columns = ("evaluation>", "runs", "feature from", "held of", "features>", "guard stops above>")
+    return [pairs(f"rehash plan of {plan.pipeline}, {plan.component}", rows), table("", columns, steps)]
+
+
+def told(prediction: Prediction | None) -> str:
+    """Where a feature comes from: `-0.5*[2] +1.5*[4]`; nothing where it is made."""
+    if prediction is None:
+        return ""
+    pairs_of = zip(prediction.weights, prediction.sources, strict=True)
+    return " ".join(f"{weight:+.3g}*[{source}]" for weight, source in pairs_of)
+
+
+def verified(plan: RehashPlan) -> str:
+    """What held-out runs showed, in one line."""
+    found = plan.verified
+    if found is None:
+        return "not verified"
+    return (
+        f"worst of {found.runs} held-out runs: relative error {found.rel_error:.2g}, PSNR {found.psnr:.1f} dB "
+        f"(another run is within with probability >= {found.confidence:.0%})"
+    )
+
+
+def points_json(plan: RehashPlan) -> list[dict[str, Any]]:
+    """What `sicompiler rehash frontier --json` prints: one object a point, fastest first."""
+    return [{**asdict(point), "cut_names": list(point.cut_names), "chosen": own} for point, own in _points(plan)]
+
+
+def points_table(plan: RehashPlan) -> RenderableType:
+    """What could be had, fastest first; the plan itself is marked."""
+    rows = [
+        (
+            "this plan" if own else "",
+            f"{point.full} of {plan.evaluations}",
+            f"{point.speedup:.2f}",
+            f"{point.predicted_error:.2g}",
+            format_bytes(point.snapshots_bytes),
+            ", ".join(point.cut_names),
+        )
+        for point, own in _points(plan)
+    ]
+    columns = ("", "in full>", "speed-up>", "predicted error>", "features>", "cut")
+    return table(f"what could be had of {plan.pipeline}, {plan.component}", columns, rows)
+
+
+def _points(plan: RehashPlan) -> list[tuple[FrontierPoint, bool]]:
+    """The frontier with the plan itself, which held-out runs may have put before the point at its place."""
+    own = FrontierPoint(len(plan.full), plan.speedup, plan.predicted_error, plan.cut_names, plan.snapshots_bytes)
+    others = [point for point in plan.frontier() if point != own]
+    return sorted([*((point, False) for point in others), (own, True)], key=lambda row: -row[0].speedup)
