@@ -53,7 +53,11 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     return call
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["plan", "--help"], ["--version"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["plan", "--help"], ["rehash", "calibrate", "--help"], ["--version"]],
+    ids=" ".join,
+)
 def test_help_answers_at_once_and_without_torch(arguments: list[str]) -> None:
     code = f"""
 import sys

@@ -14,7 +14,7 @@ rehash = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     help="Step Rehash: reuse features between denoising steps. Approximate and opt-in.",
-    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 
 PIPELINE_HELP = (

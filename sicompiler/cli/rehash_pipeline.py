@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 import sicompiler
+from sicompiler.adapters.pipeline import is_pipeline
 from sicompiler.cli.rehash_app import SCHEDULERS
 from sicompiler.errors import BadInput
 from sicompiler.models.load import call_function
@@ -40,7 +41,7 @@ def load_pipeline(spec: str, dtype: str | None, device: str | None) -> Any:
         if dtype is not None:
             raise BadInput(f"{spec} is a function: its pipeline keeps its own dtype, leave --dtype out")
         pipe = call_function(spec)
-        if not isinstance(getattr(pipe, "components", None), dict):
+        if not is_pipeline(pipe):
             raise BadInput(f"{spec} must return a diffusers pipeline, it returned a {type(pipe).__name__}")
     else:
         pipe = _from_folder(spec, path, DTYPES[dtype or "float32"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +34,7 @@ def plan_json(plan: RehashPlan) -> dict[str, Any]:
         "full": len(plan.full),
         "speedup": plan.speedup,
         "predicted_error": plan.predicted_error,
-        "verified": None if plan.verified is None else asdict(plan.verified),
+        "verified": None if plan.verified is None else _finite(asdict(plan.verified)),
         "cut_names": list(plan.cut_names),
         "calls_per_step": plan.branches,
         "feature_bytes": plan.snapshot_bytes,
@@ -42,6 +43,11 @@ def plan_json(plan: RehashPlan) -> dict[str, Any]:
         "skip_seconds": plan.skip_seconds,
         "steps": [_step_json(plan, step, prediction) for step, prediction in enumerate(plan.steps)],
     }
+
+
+def _finite(found: dict[str, Any]) -> dict[str, Any]:
+    """JSON has no infinity, which is the PSNR of equal frames."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in found.items()}
 
 
 def _step_json(plan: RehashPlan, step: int, prediction: Prediction | None) -> dict[str, Any]:

@@ -1,0 +1,213 @@
+"""Lessons in a file: a calibration that was interrupted goes on, and files of something else are refused."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+import sicompiler
+from sicompiler import Rehash, RehashPlan
+from sicompiler.adapters import rehash as adapter
+from sicompiler.adapters.component import ComponentState
+from sicompiler.adapters.resume import label_of
+from sicompiler.rehash.book import LearnedRun, LessonBook, WatchedCut
+from sicompiler.rehash.lessons import Lesson
+from sicompiler.rehash.setting import Setting
+from tests.mini_pipeline import MiniUNet, mini, picture
+
+STEPS = 6
+Calls = list[dict[str, Any]]
+Progress = Callable[[str, int, int], None]
+
+
+def calls(count: int, steps: int = STEPS, size: int = 24) -> Calls:
+    return [{"image": picture(size) + 0.1 * number, "steps": steps} for number in range(count)]
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluations take as long as they are told, so that plans can be compared."""
+    now, kind = 0.0, ""
+    part_for, run_part = ComponentState.part_for, ComponentState.run_part
+
+    def watched(self: ComponentState, part: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal kind
+        kind = part.kind
+        return part_for(self, part, *args, **kwargs)
+
+    def timed(self: ComponentState, *args: Any, **kwargs: Any) -> Any:
+        nonlocal now
+        now += {"full": 4.0, "skip": 1.0}[kind]
+        return run_part(self, *args, **kwargs)
+
+    monkeypatch.setattr(ComponentState, "part_for", watched)
+    monkeypatch.setattr(ComponentState, "run_part", timed)
+    monkeypatch.setattr(adapter, "time", SimpleNamespace(perf_counter=lambda: now))
+
+
+def calibrated(
+    wanted: Sequence[dict[str, Any]], lessons: Path | None, progress: Progress | None = None, **others: Any
+) -> RehashPlan:
+    target = {"speedup": 1.3, "held_out": 1} | others.pop("target", {})
+    pipe = others.pop("pipe", None) or mini()
+    request = Rehash(calls=wanted, lessons=lessons, **target)
+    sicompiler.compile_for_budget(pipe, "4MiB", rehash=request, progress=progress)
+    plan = sicompiler.rehash_report(pipe).plan
+    assert plan is not None
+    return plan
+
+
+class Interrupted(Exception):
+    """Somebody pulled the plug."""
+
+
+def stop_at(number: int) -> Progress:
+    def progress(what: str, done: int, total: int) -> None:
+        if what == "Step Rehash: learning" and done == number:
+            raise Interrupted
+
+    return progress
+
+
+class Told:
+    """What was told of the calibration."""
+
+    def __init__(self) -> None:
+        self.learned: list[int] = []
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if what == "Step Rehash: learning":
+            self.learned.append(done)
+
+
+def test_an_interrupted_calibration_goes_on_and_gives_the_same_plan(tmp_path: Path) -> None:
+    whole = calibrated(calls(4), None)
+    path, told = tmp_path / "lessons.json", Told()
+    with pytest.raises(Interrupted):
+        calibrated(calls(4), path, stop_at(1))
+    assert len(LessonBook.load(path).runs) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["lessons.json"]
+    assert calibrated(calls(4), path, told) == whole
+    assert told.learned == [1, 2]
+    again = Told()
+    assert calibrated(calls(4), path, again) == whole, "all runs are known"
+    assert again.learned == []
+    assert len(LessonBook.load(path).runs) == 3
+
+
+def test_only_lessons_of_the_calls_that_are_asked_for_count(tmp_path: Path) -> None:
+    path, told = tmp_path / "lessons.json", Told()
+    calibrated(calls(4), path)
+    few = calibrated(calls(4)[2:], path, told)
+    assert told.learned == []
+    assert few == calibrated(calls(4)[2:], None), "the held-out call of before, and that of now, were not learned from"
+    more = Told()
+    calibrated(calls(6), path, more)
+    assert more.learned == [3, 4]
+
+
+def test_a_book_is_read_as_it_was_written() -> None:
+    gram, gains = np.array([[1.0, 0.1 + 0.2], [0.3, 1 / 3]]), np.array([math.nan, 1e-300])
+    cut = WatchedCut((3, 7), ("add", "mul"), 64)
+    book = LessonBook("Pipe", "unet", Setting("abc", "DDIM()", (0.1, 2.0)), (1.0, 0.5))
+    book = book.with_run(LearnedRun("a", 1 / 3, {cut.positions: Lesson((gram, gram.T), gains, 2.0, 1.0)}), [cut])
+    again = LessonBook.from_json(book.to_json())
+    assert again.to_json() == book.to_json()
+    (rows,), (before,) = again.lessons(), book.lessons()
+    assert np.array_equal(rows.gram, before.gram)
+    assert np.array_equal(rows.weight, before.weight)
+    assert (rows.final_norm, again.subject.branches) == (1 / 3, 2)
+    with pytest.raises(sicompiler.BadInput, match="has 64 bytes, but here it has 32"):
+        book.with_run(book.runs[0], [replace(cut, nbytes=32)])
+    assert [run.label for run in book.of(["a", "a", "b"]).runs] == ["a"], "one run stands for one call"
+
+
+@pytest.fixture(scope="module")
+def known(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The lessons of one run."""
+    path = tmp_path_factory.mktemp("lessons") / "lessons.json"
+    request = Rehash(speedup=1.05, calls=calls(1), lessons=path)
+    sicompiler.compile_for_budget(mini(), "4MiB", rehash=request)
+    return path.read_text()
+
+
+class Deeper(MiniUNet):
+    """Another graph."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        found = super().forward(*args, **kwargs)
+        return type(found)(sample=found.sample.tanh())
+
+
+def _others() -> dict[str, tuple[Calls, Callable[[], Any], str]]:
+    return {
+        "scheduler": (calls(1), lambda: mini(scheduler=diffusers.EulerDiscreteScheduler()), "of scheduler DDIM"),
+        "steps": (calls(1, STEPS + 2), mini, "of 6 evaluations, but this is one of 8"),
+        "graph": (calls(1), lambda: mini(unet=Deeper()), "the graph of its denoiser has other operators"),
+        "size": (calls(1, size=32), mini, "another size or dtype"),
+    }
+
+
+@pytest.mark.parametrize("what", _others())
+def test_lessons_of_another_setting_are_refused(known: str, tmp_path: Path, what: str) -> None:
+    path = tmp_path / "lessons.json"
+    path.write_text(known)
+    wanted, make, message = _others()[what]
+    wanted = [{**call, "image": call["image"] + 0.5} for call in wanted]
+    pipe = make()
+    with pytest.raises(sicompiler.BadInput, match=message) as caught:
+        calibrated(wanted, path, pipe=pipe, target={"held_out": 0})
+    assert "another file" in str(caught.value)
+    assert path.read_text() == known
+    with pytest.raises(sicompiler.NotCompiled):
+        sicompiler.report(pipe)
+
+
+def test_a_graph_is_looked_at_even_where_every_run_is_known(known: str, tmp_path: Path) -> None:
+    path = tmp_path / "lessons.json"
+    path.write_text(known)
+    with pytest.raises(sicompiler.BadInput, match="other operators"):
+        calibrated(calls(2), path, pipe=mini(unet=Deeper()))
+
+
+def test_files_that_hold_no_lessons_are_refused(known: str, tmp_path: Path) -> None:
+    path = tmp_path / "lessons.json"
+    for text, message in (
+        ("{}", "no file of lessons: KeyError"),
+        ("[1]", "no file of lessons"),
+        ("lessons", "no file of lessons: JSONDecodeError"),
+        (json.dumps(json.loads(known) | {"version": 99}), "have format 99, this version reads 1"),
+    ):
+        path.write_text(text)
+        with pytest.raises(sicompiler.StalePlan, match=message):
+            calibrated(calls(2), path)
+        assert path.read_text() == text
+    with pytest.raises(sicompiler.BadInput, match="there is no such folder"):
+        calibrated(calls(2), tmp_path / "no" / "lessons.json")
+    with pytest.raises(sicompiler.BadInput, match="can't read the lessons"):
+        calibrated(calls(2), tmp_path)
+    with pytest.raises(sicompiler.BadInput, match="give the calls too"):
+        Rehash(speedup=2, lessons=path)
+
+
+def test_calls_are_known_again_by_what_they_ask_for() -> None:
+    def call(seed: int, **others: Any) -> dict[str, Any]:
+        return {"prompt": "a cat", "generator": torch.Generator().manual_seed(seed), "height": 16, **others}
+
+    assert label_of(call(1)) == label_of(dict(reversed(call(1).items())))
+    labels = [
+        label_of(c)
+        for c in (call(1), call(2), call(1, height=8), call(1, image=picture()), call(1, image=picture() + 1))
+    ]
+    assert len(set(labels)) == len(labels)
+    assert label_of({"prompt": "a cat", "scale": torch.tensor(1.0)}) == "fdabf42d35fe33fa", "in every process"
