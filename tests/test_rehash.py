@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import threading
 from collections.abc import Mapping
@@ -339,6 +340,19 @@ def test_an_error_that_was_asked_for_is_verified_on_runs_that_were_held_out() ->
     assert verified.psnr >= 25
 
 
+@pytest.mark.parametrize("strategy", ["uniform", "taylor", "similarity", "deepcache"])
+def test_rules_to_compare_with(strategy: str) -> None:
+    pipe = mini()
+    exact = pipe(**CALL)
+    rehashed(pipe, rel_error=0.2, strategy=strategy)
+    assert _error(pipe(**CALL), exact) < 0.5
+    plan = plan_of(pipe)
+    assert plan.strategy == strategy
+    assert sicompiler.rehash_report(pipe).skipped == plan.evaluations - len(plan.full) > 0
+    if strategy == "deepcache":
+        assert len({b - a for a, b in itertools.pairwise(plan.full)}) <= 1
+
+
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
@@ -349,6 +363,7 @@ def test_an_error_that_was_asked_for_is_verified_on_runs_that_were_held_out() ->
         ({"speedup": 2, "order": 3}, "order is 0, 1 or 2"),
         ({"speedup": 2, "held_out": 1}, "can be held out"),
         ({"speedup": 2, "predictor": "magic"}, "predictor is one of"),
+        ({"speedup": 2, "strategy": "magic"}, "strategy is one of"),
     ],
 )
 def test_requests_that_make_no_sense(wanted: dict[str, Any], message: str) -> None:

@@ -299,7 +299,7 @@ def test_what_the_picture_shows(saved: Saved) -> None:
     assert len(cuts) == len(book.cuts)
     for panel in cuts:
         best = dict(panel.curves[0].points)
-        assert [c.method for c in panel.curves] == ["planned", "uniform", "taylor", "similarity"]
+        assert [c.method for c in panel.curves] == ["planned", "uniform", "taylor", "similarity", "deepcache"]
         for curve in panel.curves[1:]:
             for speedup, error in curve.points:
                 assert best[speedup] <= error * (1 + 1e-9), f"{curve.method} beats the plan at {speedup}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -67,11 +67,7 @@ def calibrate(state: PipelineState) -> RehashPlan:
     learned, held_out = calls[: len(calls) - request.held_out], calls[len(calls) - request.held_out :]
     if request.psnr is not None and not held_out:
         raise BadInput("psnr= can only be met by measuring: give held_out of at least 1")
-    notes = Notes(rehash, state.pipe, learned)
-    with _learning(rehash):
-        for number in notes.waiting:
-            _tell(state, "learning", number, len(calls))
-            notes.add(number, run_call(state, learned[number]).final)
+    learn(state, learned)
     if len(rehash.lessons) != 1:
         raise BadInput(
             f"the calls are of {len(rehash.lessons)} settings (model, scheduler, number of steps); calibrate one at a "
@@ -81,7 +77,7 @@ def calibrate(state: PipelineState) -> RehashPlan:
     plans = rehash.candidates(setting)
     references = []
     for number, call in enumerate(held_out):
-        _tell(state, "held-out runs in full", len(learned) + number, len(calls))
+        _tell(state, "held-out runs in full", number, len(held_out))
         with in_full(rehash):
             references.append(run_call(state, call))
     plan = _chosen(state, setting, plans, held_out, references)
@@ -89,6 +85,25 @@ def calibrate(state: PipelineState) -> RehashPlan:
     rehash.expected = rehash.last = None  # later calls may be of other settings, and reports are of those calls
     _tell(state, "calibrated", len(calls), len(calls))
     return plan
+
+
+def learn(state: PipelineState, calls: Sequence[Mapping[str, Any]]) -> None:
+    """Run calls in full and learn from them; those that are in the file of lessons, if there is one, are not run again.
+
+    Args:
+        state: of the pipeline.
+        calls: keyword arguments.
+
+    Raises:
+        BadInput: the file of lessons is of another setting, or can't be read.
+        StalePlan: it holds no lessons of this version.
+    """
+    assert state.rehash is not None
+    notes = Notes(state.rehash, state.pipe, calls)
+    with _learning(state.rehash):
+        for number in notes.waiting:
+            _tell(state, "learning", number, len(calls))
+            notes.add(number, run_call(state, calls[number]).final)
 
 
 def _chosen(

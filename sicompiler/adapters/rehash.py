@@ -22,7 +22,7 @@ from sicompiler.cost import MACHINES
 from sicompiler.errors import BadInput, OverBudget
 from sicompiler.passes.manager import run_stage
 from sicompiler.planners.cuts import Cut, candidate_cuts
-from sicompiler.rehash.choose import Subject, fastest_within, most_exact_at, planned, with_frontier
+from sicompiler.rehash.choose import Subject, by_rule, fastest_within, most_exact_at, planned, with_frontier
 from sicompiler.rehash.evaluation import Evaluation
 from sicompiler.rehash.importance import evaluation_times, scheduler_importance, scheduler_line
 from sicompiler.rehash.lessons import Lessons
@@ -108,8 +108,10 @@ class PipelineRehash:
         CURRENT.set((*CURRENT.get(), loop))
         scheduler.__dict__["step"] = counted
         self.last = loop
+        began = time.perf_counter()
         try:
             yield
+            loop.seconds = time.perf_counter() - began
             self._finished(loop)
         finally:
             if scheduler.__dict__.get("step") is counted:
@@ -149,7 +151,10 @@ class PipelineRehash:
         if loop.recorder is not None:
             return self._record(component, loop, args, kwargs, device)
         if loop.plan is None:
-            return component.run_whole(args, kwargs, device)
+            began, (branch, _, _) = time.perf_counter(), loop.next_call()
+            result = component.run_whole(args, kwargs, device)
+            loop.note(Evaluation(loop.step, branch, None, "", None, 0, time.perf_counter() - began))
+            return result
         plan, flat = loop.plan, flatten_inputs(args, kwargs)[0]
         step, (branch, prediction, reason) = loop.step, loop.next_call()
         began, error = time.perf_counter(), None
@@ -319,8 +324,10 @@ class PipelineRehash:
 
     def candidates(self, setting: Setting) -> list[RehashPlan]:
         """Every plan that is the best of its cut and number of full evaluations."""
-        request = self.request
-        return planned(self.subject(setting), self.lessons[setting], request.predictor, request.order)
+        request, subject, lessons = self.request, self.subject(setting), self.lessons[setting]
+        if request.strategy != "planned":
+            return by_rule(request.strategy, subject, lessons)
+        return planned(subject, lessons, request.predictor, request.order)
 
     def plan_for(self, setting: Setting) -> RehashPlan:
         """The plan that meets the target by what was learned, unverified.

@@ -31,6 +31,7 @@ class DenoisingLoop:
         recorder: writes down what is learned.
         resolved: whether plan and recorder are settled; they wait for the first call, which shows the graph.
         final: the latents after the newest step.
+        seconds: from begin to end of the loop.
     """
 
     def __init__(self, owner: object, begin: int = 0) -> None:
@@ -41,6 +42,7 @@ class DenoisingLoop:
         self.setting: Setting | None = None
         self.importance: Callable[[], Floats] = _unknown
         self.final: torch.Tensor | None = None
+        self.seconds = 0.0
         self.calls = 0
         self.evaluations: list[Evaluation] = []
         self.stopped = ""  # why skipping has ended

@@ -11,7 +11,7 @@ from typing import Any
 
 from sicompiler.errors import BadInput
 from sicompiler.rehash.book import LessonBook
-from sicompiler.rehash.choose import planned, similar, uniform
+from sicompiler.rehash.choose import RULES, by_rule, planned
 from sicompiler.rehash.lessons import Lessons
 from sicompiler.rehash.plan import RehashPlan
 from sicompiler.units import format_bytes
@@ -19,16 +19,23 @@ from sicompiler.units import format_bytes
 FORMATS = (".pdf", ".png", ".svg")
 
 # Each method keeps its colour and its mark, whoever else is drawn. Others take what is left.
-COLOURS = {"planned": "#2f7fc1", "uniform": "#c2410c", "taylor": "#7c3aed", "similarity": "#0f766e"}
-MARKS = {"planned": "o", "uniform": "s", "taylor": "^", "similarity": "D"}
+COLOURS = {
+    "planned": "#2f7fc1",
+    "uniform": "#c2410c",
+    "taylor": "#7c3aed",
+    "similarity": "#0f766e",
+    "deepcache": "#b45309",
+}
+MARKS = {"planned": "o", "uniform": "s", "taylor": "^", "similarity": "D", "deepcache": "v"}
 NAMES = {
     "planned": "planned",
     "uniform": "uniform reuse",
     "taylor": "uniform, Taylor order 1",
     "similarity": "similarity threshold (Streamlined Inference)",
+    "deepcache": "every n-th in full (DeepCache)",
 }
-OTHER_COLOURS = ("#be185d", "#4d7c0f", "#b45309", "#475569")
-OTHER_MARKS = ("v", "P", "X", "*")
+OTHER_COLOURS = ("#be185d", "#4d7c0f", "#475569", "#a16207")
+OTHER_MARKS = ("P", "X", "*", "<")
 FRONTIER, THIS = "best of all cuts, predicted", "this plan"
 MOST_ERROR = 2.0  # what lies above is no video any more
 SPAN = 1e-6  # of the axis of errors
@@ -40,7 +47,7 @@ class Curve:
     """One method: what it gives for each number of full evaluations.
 
     Attributes:
-        method: "planned", "uniform", "taylor", "similarity", or what a benchmark calls it.
+        method: "planned", a rule of `rehash.choose`, or what a benchmark calls it.
         points: (speed-up of the denoising loop, relative error of the final latents), by speed-up.
     """
 
@@ -91,18 +98,9 @@ def panels(plan: RehashPlan, book: LessonBook | None = None, measured: Sequence[
 
 def _of_cut(book: LessonBook, lessons: Lessons) -> Panel:
     """Every way to choose steps, as predicted at one cut."""
-    subject, count = book.subject, len(lessons.times)
-    fewer = range(1, count)
-    methods = {
-        "planned": planned(subject, [lessons], "least squares", 2),
-        "uniform": [uniform(subject, lessons, full) for full in fewer],
-        "taylor": [uniform(subject, lessons, full, 1) for full in fewer],
-        "similarity": [similar(subject, lessons, full) for full in fewer],
-    }
-    curves = []
-    for method, plans in methods.items():
-        points = sorted({(p.speedup, p.predicted_error) for p in plans if len(p.full) < count})
-        curves.append(Curve(method, tuple(points)))
+    found = {"planned": planned(book.subject, [lessons], "least squares", 2)}
+    found |= {rule: by_rule(rule, book.subject, [lessons]) for rule in RULES}
+    curves = [Curve(name, tuple(sorted((p.speedup, p.predicted_error) for p in ps))) for name, ps in found.items()]
     share = lessons.skip_seconds / max(lessons.full_seconds, 1e-300)
     names = ", ".join(lessons.names[:2]) + (f" and {len(lessons.names) - 2} more" if len(lessons.names) > 2 else "")
     return Panel(f"cut at {names}: {format_bytes(lessons.nbytes)}, {share:.0%} of the time left", tuple(curves))
