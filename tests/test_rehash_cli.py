@@ -295,7 +295,7 @@ def test_what_the_picture_shows(saved: Saved) -> None:
     plan, book = RehashPlan.load(saved.plan), LessonBook.load(saved.lessons)
     first, second, *cuts = panels(plan, book, measured_curves(json.dumps({"rows": ROWS})))
     assert first.curves[0].points == tuple((p.speedup, p.predicted_error) for p in reversed(plan.frontier()))
-    assert (second.measured, [c.method for c in second.curves]) == (True, ["planned", "fewer steps"])
+    assert (second.title, [c.method for c in second.curves]) == ("measured", ["planned", "fewer steps"])
     assert len(cuts) == len(book.cuts)
     for panel in cuts:
         best = dict(panel.curves[0].points)

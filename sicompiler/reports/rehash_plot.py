@@ -24,7 +24,7 @@ COLOURS = {
     "uniform": "#c2410c",
     "taylor": "#7c3aed",
     "similarity": "#0f766e",
-    "deepcache": "#b45309",
+    "deepcache": "#be185d",
 }
 MARKS = {"planned": "o", "uniform": "s", "taylor": "^", "similarity": "D", "deepcache": "v"}
 NAMES = {
@@ -34,8 +34,9 @@ NAMES = {
     "similarity": "similarity threshold (Streamlined Inference)",
     "deepcache": "every n-th in full (DeepCache)",
 }
-OTHER_COLOURS = ("#be185d", "#4d7c0f", "#475569", "#a16207")
+OTHER_COLOURS = ("#4d7c0f", "#475569", "#0891b2", "#a16207")
 OTHER_MARKS = ("P", "X", "*", "<")
+RINGS = ("deepcache",)  # drawn around the points of another method, with which it shares most of its schedules
 FRONTIER, THIS = "best of all cuts, predicted", "this plan"
 MOST_ERROR = 2.0  # what lies above is no video any more
 SPAN = 1e-6  # of the axis of errors
@@ -62,12 +63,10 @@ class Panel:
     Attributes:
         title: above it.
         curves: in it.
-        measured: whether the errors were measured; else predicted.
     """
 
     title: str
     curves: tuple[Curve, ...]
-    measured: bool = False
 
 
 def panels(plan: RehashPlan, book: LessonBook | None = None, measured: Sequence[Curve] = ()) -> list[Panel]:
@@ -84,7 +83,7 @@ def panels(plan: RehashPlan, book: LessonBook | None = None, measured: Sequence[
     frontier = Curve("planned", tuple((p.speedup, p.predicted_error) for p in reversed(plan.frontier())))
     found = [Panel(FRONTIER, (frontier,))]
     if measured:
-        found.append(Panel("measured", tuple(measured), measured=True))
+        found.append(Panel("measured", tuple(measured)))
     if book is None:
         return found
     known = (book.pipeline, book.setting.structure, book.setting.scheduler, len(book.setting.times))
@@ -217,13 +216,15 @@ def _draw(axis: Any, panel: Panel, frontier: Curve, styles: dict[str, tuple[str,
             continue
         colour, mark = styles[curve.method]
         main = curve.method == "planned"
+        alone = len(points) == 1 or curve.method in RINGS
         axis.plot(
             *zip(*points, strict=True),
             color=colour,
             marker=mark,
-            markersize=5 if main else 4.2,
+            markersize=8.5 if curve.method in RINGS else 5 if main else 4.2,
+            markerfacecolor="none" if curve.method in RINGS else colour,
             linewidth=2.0 if main else 1.2,
-            linestyle="none" if panel.measured and len(points) == 1 else "-",
+            linestyle="none" if alone else "-",
             zorder=4 if main else 3,
             label=NAMES.get(curve.method, curve.method),
         )
