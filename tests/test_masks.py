@@ -78,4 +78,3 @@ def test_a_region_starts_where_the_mask_begins() -> None:
     graph = case(queries_first=True)[3].graph
     names = [str(graph.facts.nodes[p].target) for p in births(graph.view, int(graph.line.peak_bytes / 100))]
     assert names == ["aten.le.Tensor"], "the vectors are too small, and what follows is made of something big"
-
