@@ -9,6 +9,8 @@ from enum import Enum
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch._ops import OpOverload
 
 from sicompiler.axes.factor_map import Slicing
 from sicompiler.axes.table import Transfer
@@ -111,16 +113,17 @@ def cut_positions(view: GraphView, line: Timeline) -> tuple[list[int], list[int]
 
 
 def births(view: GraphView, hot_bytes: int) -> list[int]:
-    """Positions of operators that make a big value from next to nothing: a mask, from vectors of positions.
+    """Positions of operators that broadcast next to nothing to a big value: a mask, from vectors of positions.
 
     They may start a region wherever they stand. The vectors are too small to be sliced, and make the cut before them
     the deeper one: from there, no axis of the big value could be followed.
     """
     found = []
     for p in range(view.facts.num_placeholders, len(view.facts.nodes)):
-        nbytes = view.bytes_of(view.made[p])
+        target, nbytes = view.facts.nodes[p].target, view.bytes_of(view.made[p])
         read = view.bytes_of({view.tensor(value).storage for value in view.table.operands[p]})
-        if nbytes >= max(hot_bytes, GROWTH * read) and read <= HOISTED_BYTES:
+        broadcasts = read == 0 or (isinstance(target, OpOverload) and torch.Tag.pointwise in target.tags)
+        if broadcasts and nbytes >= max(hot_bytes, GROWTH * read) and read <= HOISTED_BYTES:
             found.append(p)
     return found
 
