@@ -7,10 +7,12 @@ from collections.abc import Sequence
 import torch
 import torch.utils._pytree as pytree
 from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sicompiler.capture import Binding, Program, Source
 from sicompiler.errors import BadInput
-from sicompiler.passes.edit import copy_program
+from sicompiler.facts.storages import fake_tensors
+from sicompiler.passes.edit import copy_program, inherit, insert_call
 
 
 def full_program(program: Program, cut: Sequence[int]) -> Program:
@@ -18,7 +20,8 @@ def full_program(program: Program, cut: Sequence[int]) -> Program:
 
     Before: `return y`
     After:  `return (y, [x])`
-    Exact because nothing else changes.
+    Exact because nothing else changes. A value that an output shows already is copied: two outputs over one memory would
+    let no loop go around the graph.
 
     Args:
         program: left as it is.
@@ -29,8 +32,8 @@ def full_program(program: Program, cut: Sequence[int]) -> Program:
     """
     result = copy_program(program)
     graph = result.graph_module.graph
-    values = _values(graph, cut)
     output = graph.output_node()
+    values = [_of_its_own(graph, result.fake_mode, value, output) for value in _values(graph, cut)]
     outputs = [*pytree.tree_leaves(output.args[0]), *values]
     output.args = (tuple(outputs),)
     spec = pytree.tree_structure((pytree.tree_unflatten(list(outputs[: -len(values)]), program.out_spec), values))
@@ -89,6 +92,16 @@ def _values(graph: fx.Graph, cut: Sequence[int]) -> list[fx.Node]:
     if not found:
         raise BadInput("a cut needs one value at least")
     return found
+
+
+def _of_its_own(graph: fx.Graph, mode: FakeTensorMode, value: fx.Node, output: fx.Node) -> fx.Node:
+    """The value, or a copy where it shares memory with an output."""
+    storage = value.meta["val"].untyped_storage()._cdata
+    shown = (t for node in output.all_input_nodes for t in fake_tensors(node))
+    if all(t.untyped_storage()._cdata != storage for t in shown):
+        return value
+    with graph.inserting_before(output):
+        return inherit(insert_call(graph, mode, torch.ops.aten.clone.default, (value,)), value)
 
 
 def _needed(graph: fx.Graph, given: Sequence[fx.Node]) -> set[fx.Node]:

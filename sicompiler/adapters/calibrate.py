@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import statistics
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -64,10 +64,7 @@ def calibrate(state: PipelineState) -> RehashPlan:
     learned, held_out = calls[: len(calls) - request.held_out], calls[len(calls) - request.held_out :]
     if request.psnr is not None and not held_out:
         raise BadInput("psnr= can only be met by measuring: give held_out of at least 1")
-    with _learning(rehash):
-        for number, call in enumerate(learned):
-            _tell(state, "learning", number, len(calls))
-            run_call(state, call)
+    learn(state, learned)
     if len(rehash.lessons) != 1:
         raise BadInput(
             f"the calls are of {len(rehash.lessons)} settings (model, scheduler, number of steps); calibrate one at a "
@@ -77,13 +74,27 @@ def calibrate(state: PipelineState) -> RehashPlan:
     plans = rehash.candidates(setting)
     references = []
     for number, call in enumerate(held_out):
-        _tell(state, "held-out runs in full", len(learned) + number, len(calls))
+        _tell(state, "held-out runs in full", number, len(held_out))
         with in_full(rehash):
             references.append(run_call(state, call))
     plan = _chosen(state, setting, plans, held_out, references)
     rehash.plans[setting] = plan = with_frontier(plan, plans)
     _tell(state, "calibrated", len(calls), len(calls))
     return plan
+
+
+def learn(state: PipelineState, calls: Sequence[Mapping[str, Any]]) -> None:
+    """Run calls in full and learn from them.
+
+    Args:
+        state: of the pipeline.
+        calls: keyword arguments.
+    """
+    assert state.rehash is not None
+    with _learning(state.rehash):
+        for number, call in enumerate(calls):
+            _tell(state, "learning", number, len(calls))
+            run_call(state, call)
 
 
 def _chosen(

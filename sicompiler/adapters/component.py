@@ -18,6 +18,7 @@ from sicompiler.errors import CaptureError, OverBudget
 from sicompiler.passes.cut import full_program, skip_program
 from sicompiler.passes.manager import run_stage
 from sicompiler.plan import Plan
+from sicompiler.rehash.sketch import PIECE, SCRATCH
 from sicompiler.reports.phases import PhaseRow
 from sicompiler.runtime.compiled import Compiled, call_key, check_inference
 from sicompiler.runtime.measure import measure_peak
@@ -40,11 +41,17 @@ class Part:
         kind: "full" gives the values of the cut too, "skip" starts at them.
         cut: positions in the clean graph.
         snapshots: how many features are held beside its own inputs and outputs while it runs.
+        looked_at: whether its features are looked at afterwards, piece by piece: by a guard, or to learn from them.
     """
 
     kind: Literal["full", "skip"]
     cut: tuple[int, ...]
     snapshots: int
+    looked_at: bool = False
+
+    def scratch_bytes(self, values: Sequence[torch.Tensor]) -> int:
+        """What looking at the features takes."""
+        return SCRATCH * min(max(v.numel() for v in values), PIECE) if self.looked_at else 0
 
     def of(self, program: Program) -> Program:
         """Cut a captured program."""
@@ -100,7 +107,7 @@ class ComponentState(State):
         self.reserved = Reserved()  # by the rest of the pipeline, in the newest call
         self.programs: dict[Hashable, Program] = {}  # captured whole, of which parts are made
         self.parts: dict[tuple[Hashable, Part], Compiled] = {}
-        self._snapshot_bytes: dict[tuple[int, ...], int] = {}
+        self._room: dict[tuple[Hashable, Part], int] = {}  # bytes of features beside each part, at each shape
 
     @property
     def alive(self) -> bool:
@@ -163,16 +170,16 @@ class ComponentState(State):
             OverBudget: no plan fits beside them.
         """
         key = (call_key(self._noticed, self.model, args, kwargs), part)
-        program, found = self.whole_program(args, kwargs), self.parts.get(key)
-        clean = run_stage("clean", program) if found is None else program
-        if found is None:
-            nodes = list(clean.graph_module.graph.nodes)
-            self._snapshot_bytes[part.cut] = sum(nodes[p].meta["val"].nbytes for p in part.cut)
-        wanted = part.snapshots * self._snapshot_bytes[part.cut]
+        found = self.parts.get(key)
+        if key not in self._room:
+            nodes = list(run_stage("clean", self.whole_program(args, kwargs)).graph_module.graph.nodes)
+            values = [nodes[p].meta["val"] for p in part.cut]
+            self._room[key] = part.snapshots * sum(v.nbytes for v in values) + part.scratch_bytes(values)
+        wanted = self._room[key]
         counted = kept_bytes if self.device_of(args, kwargs).type == "cuda" else 0  # by the allocator, in held_bytes
         self.reserved = replace(self.reserved, snapshot_bytes=max(wanted - counted, 0))
         if found is None or not self.still_fits(found, args, kwargs):
-            cut = part.of(program)
+            cut = part.of(self.whole_program(args, kwargs))
             planner = analyse(self.model, cut, method=self.method, progress=self.progress)
             plan = self.choose(planner, args, kwargs)
             found = self.parts[key] = Compiled(rewrite(cut, plan), plan)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import logging
 import math
@@ -21,7 +22,7 @@ from sicompiler.cost import MACHINES
 from sicompiler.errors import BadInput, OverBudget
 from sicompiler.passes.manager import run_stage
 from sicompiler.planners.cuts import Cut, candidate_cuts
-from sicompiler.rehash.choose import Subject, fastest_within, most_exact_at, planned, with_frontier
+from sicompiler.rehash.choose import Subject, by_rule, fastest_within, most_exact_at, planned, with_frontier
 from sicompiler.rehash.evaluation import Evaluation
 from sicompiler.rehash.importance import evaluation_times, scheduler_importance, scheduler_line
 from sicompiler.rehash.lessons import Lessons
@@ -92,7 +93,8 @@ class PipelineRehash:
         scheduler = pipe.scheduler
         loop = DenoisingLoop(self, begin=getattr(scheduler, "begin_index", None) or 0)
         loop.setting = Setting("", scheduler_line(scheduler), evaluation_times(scheduler))
-        loop.importance = functools.partial(scheduler_importance, scheduler)
+        # as it is now: by the end of the loop it has taken all of its steps
+        loop.importance = functools.partial(scheduler_importance, copy.deepcopy(scheduler))
         step = getattr(scheduler.step, COUNTED, scheduler.step)  # a loop that was left may not be closed yet
 
         @functools.wraps(step)
@@ -105,8 +107,10 @@ class PipelineRehash:
         CURRENT.set((*CURRENT.get(), loop))
         scheduler.__dict__["step"] = counted
         self.last = loop
+        began = time.perf_counter()
         try:
             yield
+            loop.seconds = time.perf_counter() - began
             self._finished(loop)
         finally:
             if scheduler.__dict__.get("step") is counted:
@@ -146,12 +150,17 @@ class PipelineRehash:
         if loop.recorder is not None:
             return self._record(component, loop, args, kwargs, device)
         if loop.plan is None:
-            return component.run_whole(args, kwargs, device)
+            began, (branch, _, _) = time.perf_counter(), loop.next_call()
+            result = component.run_whole(args, kwargs, device)
+            loop.note(Evaluation(loop.step, branch, None, "", None, 0, time.perf_counter() - began))
+            return result
         plan, flat = loop.plan, flatten_inputs(args, kwargs)[0]
         step, (branch, prediction, reason) = loop.step, loop.next_call()
         began, error = time.perf_counter(), None
         if prediction is None:
-            part = component.part_for(Part("full", plan.cut, plan.full_snapshots), args, kwargs, loop.held_bytes)
+            part = component.part_for(
+                Part("full", plan.cut, plan.full_snapshots, any(plan.checks)), args, kwargs, loop.held_bytes
+            )
             result, features = component.run_part(part, flat, loop.held, device)
             error = loop.keep(branch, tuple(features))
         else:
@@ -244,7 +253,8 @@ class PipelineRehash:
         full = None
         while full is None:
             try:
-                full = component.part_for(Part("full", recorder.positions, 1), args, kwargs, _nbytes(recorder.held))
+                watched = Part("full", recorder.positions, 1, looked_at=True)
+                full = component.part_for(watched, args, kwargs, _nbytes(recorder.held))
             except OverBudget:
                 if len(recorder.cuts) == 1 or recorder.recorded(0):
                     raise
@@ -312,8 +322,10 @@ class PipelineRehash:
 
     def candidates(self, setting: Setting) -> list[RehashPlan]:
         """Every plan that is the best of its cut and number of full evaluations."""
-        request = self.request
-        return planned(self.subject(setting), self.lessons[setting], request.predictor, request.order)
+        request, subject, lessons = self.request, self.subject(setting), self.lessons[setting]
+        if request.strategy != "planned":
+            return by_rule(request.strategy, subject, lessons)
+        return planned(subject, lessons, request.predictor, request.order)
 
     def plan_for(self, setting: Setting) -> RehashPlan:
         """The plan that meets the target by what was learned, unverified.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sicompiler.errors import BadInput
@@ -20,6 +20,7 @@ from sicompiler.planners.steps import (
 )
 from sicompiler.rehash.lessons import Lessons
 from sicompiler.rehash.plan import Check, FrontierPoint, RehashPlan
+from sicompiler.rehash.request import Strategy
 
 GUARD = 3.0
 """The guard ends skipping where its error is so many times what the calibration showed there."""
@@ -121,6 +122,24 @@ def planned(subject: Subject, lessons: Sequence[Lessons], predictor: Predictor, 
     return found
 
 
+def by_rule(strategy: Strategy, subject: Subject, lessons: Sequence[Lessons]) -> list[RehashPlan]:
+    """The plans that a rule makes, of every cut and every number of full evaluations it comes to.
+
+    Args:
+        strategy: which rule; not "planned".
+        subject: what they are for.
+        lessons: one a cut.
+    """
+    found = {
+        (cut.cut, plan.full): plan
+        for cut in lessons
+        for full in range(1, len(cut.times))
+        for plan in [RULES[strategy](subject, cut, full)]
+        if len(plan.full) < plan.evaluations
+    }
+    return list(found.values())
+
+
 def uniform(subject: Subject, lessons: Lessons, full: int, order: int = 0) -> RehashPlan:
     """Full evaluations at even distances; plain reuse, or Lagrange over the times (`order` 1: Taylor)."""
     costs = StepCosts(lessons.gram, lessons.weight, [float(i) for i in range(len(lessons.times))], "lagrange", order)
@@ -143,11 +162,32 @@ def _of_full_order(costs: StepCosts, full: Sequence[int]) -> Schedule:
     return tuple(found)
 
 
+def deepcache(subject: Subject, lessons: Lessons, full: int) -> RehashPlan:
+    """The rule of DeepCache (arXiv 2312.00858): in full at every n-th evaluation; plain reuse. n fits `full` best."""
+    costs = costs_of(lessons, "lagrange", 0)
+    interval = max(-(-costs.count // full), 1)
+    steps = tuple(range(0, costs.count, interval))
+    return make_plan(subject, lessons, costs, schedule_of(costs, steps), "deepcache", guard=False)
+
+
 def similar(subject: Subject, lessons: Lessons, full: int) -> RehashPlan:
     """The rule of Streamlined Inference: a threshold on the similarity with the last full evaluation; plain reuse."""
     costs = costs_of(lessons, "lagrange", 0)
     steps = similar_steps_of(costs.gram, full)
     return make_plan(subject, lessons, costs, schedule_of(costs, steps), "similarity", guard=False)
+
+
+def taylor(subject: Subject, lessons: Lessons, full: int) -> RehashPlan:
+    """Full evaluations at even distances, and a straight line through the last two of them."""
+    return uniform(subject, lessons, full, order=1)
+
+
+RULES: Mapping[Strategy, Callable[[Subject, Lessons, int], RehashPlan]] = {
+    "uniform": uniform,
+    "taylor": taylor,
+    "similarity": similar,
+    "deepcache": deepcache,
+}
 
 
 def with_frontier(plan: RehashPlan, plans: Sequence[RehashPlan]) -> RehashPlan:
@@ -177,6 +217,19 @@ def fastest_within(plans: Sequence[RehashPlan], rel_error: float) -> RehashPlan:
             f"rel_error={nearest.predicted_error:.3g} at speedup={nearest.speedup:.3g}"
         )
     return max(within, key=lambda p: (p.speedup, -p.predicted_error))
+
+
+def most_exact_with(plans: Sequence[RehashPlan], full: int) -> RehashPlan:
+    """The plan of least predicted error with a number of evaluations in full.
+
+    Raises:
+        BadInput: none has that number.
+    """
+    found = [p for p in plans if len(p.full) == full]
+    if not found:
+        known = sorted({len(p.full) for p in plans})
+        raise BadInput(f"there are plans with {known[0]} to {known[-1]} evaluations in full, none with {full}")
+    return min(found, key=lambda p: p.predicted_error)
 
 
 def most_exact_at(plans: Sequence[RehashPlan], speedup: float) -> RehashPlan:

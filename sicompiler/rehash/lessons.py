@@ -78,6 +78,11 @@ class Lessons:
         """Median of one that is skipped."""
         return statistics.median(lesson.skip_seconds for lesson in self.lessons)
 
+    @property
+    def skip_share(self) -> float:
+        """Time of a skipped evaluation, of that of a full one."""
+        return self.skip_seconds / self.full_seconds if self.full_seconds else 0.0
+
     def at(self, times: Sequence[float], importance: Floats) -> Lessons:
         """The same for other evaluation times, between which features are taken to move evenly.
 

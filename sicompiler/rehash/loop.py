@@ -14,11 +14,9 @@ from sicompiler.rehash.evaluation import Evaluation
 from sicompiler.rehash.plan import RehashPlan
 from sicompiler.rehash.recorder import Recorder
 from sicompiler.rehash.setting import Setting
-from sicompiler.rehash.sketch import Snapshot
+from sicompiler.rehash.sketch import PIECE, Snapshot
 
 CURRENT: ContextVar[tuple[DenoisingLoop, ...]] = ContextVar("sicompiler_denoising_loops", default=())
-
-PIECE = 2**20  # entries compared at a time, so that comparing needs no copy of a feature
 
 
 class DenoisingLoop:
@@ -33,6 +31,7 @@ class DenoisingLoop:
         recorder: writes down what is learned.
         resolved: whether plan and recorder are settled; they wait for the first call, which shows the graph.
         final: the latents after the newest step.
+        seconds: from begin to end of the loop.
     """
 
     def __init__(self, owner: object, begin: int = 0) -> None:
@@ -43,6 +42,7 @@ class DenoisingLoop:
         self.setting: Setting | None = None
         self.importance: Callable[[], Floats] = _unknown
         self.final: torch.Tensor | None = None
+        self.seconds = 0.0
         self.calls = 0
         self.evaluations: list[Evaluation] = []
         self.stopped = ""  # why skipping has ended

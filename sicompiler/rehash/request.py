@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from sicompiler.errors import BadInput
 from sicompiler.planners.steps import Predictor
 from sicompiler.rehash.plan import RehashPlan
+
+Strategy = Literal["planned", "uniform", "taylor", "similarity", "deepcache"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Rehash:
         held_out: how many of the calls are kept for verification.
         order: of the predictor at most, 0 to 2; order k keeps k + 1 features.
         predictor: "least squares" or "lagrange".
+        strategy: "planned", or a rule to compare with: "uniform" reuse, "taylor" (a line through the last two),
+            "similarity" (Streamlined Inference's threshold), "deepcache" (every n-th in full). Rules have no guard.
     """
 
     speedup: float | None = None
@@ -38,6 +42,7 @@ class Rehash:
     held_out: int = 0
     order: int = 2
     predictor: Predictor = "least squares"
+    strategy: Strategy = "planned"
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense.
@@ -59,6 +64,8 @@ class Rehash:
             raise BadInput(f"order is 0, 1 or 2, got {self.order}")
         if self.predictor not in get_args(Predictor):
             raise BadInput(f"predictor is one of {', '.join(get_args(Predictor))}, got {self.predictor!r}")
+        if self.strategy not in get_args(Strategy):
+            raise BadInput(f"strategy is one of {', '.join(get_args(Strategy))}, got {self.strategy!r}")
         if not 0 <= self.held_out <= max(len(self.calls) - 1, 0):
             raise BadInput(f"of {len(self.calls)} calls at most {max(len(self.calls) - 1, 0)} can be held out")
 

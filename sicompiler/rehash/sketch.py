@@ -8,6 +8,10 @@ WIDTH = 4096
 """Numbers in a sketch. The estimate of an inner product is off by about sqrt(2 / WIDTH) of the product of the norms."""
 
 PIECE = 2**20
+"""Entries that are worked on at a time."""
+
+SCRATCH = 16
+"""Bytes for each of them, beside the features."""
 
 Snapshot = tuple[torch.Tensor, ...]  # the feature of one evaluation: the values of a cut
 
