@@ -20,8 +20,8 @@ def full_program(program: Program, cut: Sequence[int]) -> Program:
 
     Before: `return y`
     After:  `return (y, [x])`
-    Exact because nothing else changes. A value that an output shows already is copied: two outputs over one memory would
-    let no loop go around the graph.
+    Exact because nothing else changes. A value that an output shows already is copied: two outputs over one memory
+    would let no loop go around the graph.
 
     Args:
         program: left as it is.

@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar, get_args, overload
 import torch
 
 from sicompiler.adapters.calibrate import calibrate
+from sicompiler.adapters.held import ATTRIBUTE
 from sicompiler.adapters.pipeline import PipelineState, is_pipeline, pipeline_state
 from sicompiler.adapters.supported import SupportedPipeline, supported_pipelines
 from sicompiler.adapters.verify import PipelineVerification
@@ -101,12 +102,15 @@ def compile_for_budget(
                 "example_inputs and plan belong to one module; a pipeline is planned component by component, "
                 "each at its first call"
             )
+        before = found if isinstance(found := model.__dict__.get(ATTRIBUTE), PipelineState) else None
         state = PipelineState.take_over(model, parse_bytes(gb), progress, far_memory, rehash)
         if rehash is not None and rehash.calls:
             try:
                 calibrate(state)
             except BaseException:
                 state.release()
+                if before is not None:
+                    before.install(model)
                 raise
         return model
     if rehash is not None:

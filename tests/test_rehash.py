@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import logging
 import threading
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -15,45 +12,11 @@ import pytest
 import torch
 
 import sicompiler
-from sicompiler import Rehash, RehashPlan
+from sicompiler import Rehash
 from sicompiler.adapters.calibrate import in_full
 from sicompiler.adapters.pipeline import PipelineState, pipeline_state
 from tests.mini_pipeline import MiniPipeline, MiniText, MiniUNet, MiniVae, mini, picture
-
-STEPS = 8
-ROOMY = "4MiB"
-CALL: Mapping[str, Any] = {"image": picture(), "steps": STEPS}
-
-
-def _calls(count: int, steps: int = STEPS) -> list[dict[str, Any]]:
-    return [{"image": picture() + 0.1 * number, "steps": steps} for number in range(count)]
-
-
-def rehashed(pipe: Any = None, budget: str = ROOMY, **wanted: Any) -> Any:
-    """A pipeline that skips."""
-    wanted = wanted or {"speedup": 1.01}
-    return sicompiler.compile_for_budget(pipe or mini(), budget, rehash=Rehash(**{"calls": _calls(1), **wanted}))
-
-
-def plan_of(pipe: Any) -> RehashPlan:
-    """The plan of the newest call."""
-    plan = sicompiler.rehash_report(pipe).plan
-    assert plan is not None
-    return plan
-
-
-def half_plan(pipe: Any, skipped: int = STEPS // 2) -> RehashPlan:
-    """A plan of a pipeline that skips half of its evaluations, whatever its time; the pipeline is released."""
-    state = pipeline_state(rehashed(pipe), "plan")
-    assert state.rehash is not None
-    setting = next(iter(state.rehash.lessons))
-    plan = next(p for p in state.rehash.candidates(setting) if p.evaluations - len(p.full) == skipped)
-    sicompiler.release(pipe)
-    return plan
-
-
-def _error(found: torch.Tensor, wanted: torch.Tensor) -> float:
-    return float((found - wanted).norm() / wanted.norm())
+from tests.mini_rehash import CALL, ROOMY, STEPS, call_list, error_of, half_plan, plan_of, rehashed
 
 
 def test_the_output_is_near_and_the_calls_are_those_of_the_plan() -> None:
@@ -62,7 +25,7 @@ def test_the_output_is_near_and_the_calls_are_those_of_the_plan() -> None:
     plan = half_plan(pipe)
     sicompiler.compile_for_budget(pipe, ROOMY, rehash=Rehash(plan=plan))
     found = pipe(**CALL)
-    assert 0 < _error(found, exact) < 0.05
+    assert 0 < error_of(found, exact) < 0.05
     report = sicompiler.rehash_report(pipe)
     assert report.plan == plan
     assert [e.step for e in report.evaluations if e.prediction is None] == list(plan.full)
@@ -104,7 +67,7 @@ def test_every_scheduler_counts_its_own_evaluations(name: str) -> None:
     assert len(report.evaluations) == (2 * STEPS - 1 if name == "Heun" else STEPS)
     assert report.plan is not None
     assert report.full == len(report.plan.full) < len(report.evaluations)
-    assert _error(found, exact) < 0.2
+    assert error_of(found, exact) < 0.2
     assert "step" not in pipe.scheduler.__dict__, "the scheduler is as it was"
 
 
@@ -141,7 +104,7 @@ def test_branches_of_separate_guidance_keep_their_own_features() -> None:
     exact = pipe(**CALL)
     plan = half_plan(pipe)
     assert plan.branches == 2
-    assert _error(sicompiler.compile_for_budget(pipe, ROOMY, rehash=Rehash(plan=plan))(**CALL), exact) < 0.05
+    assert error_of(sicompiler.compile_for_budget(pipe, ROOMY, rehash=Rehash(plan=plan))(**CALL), exact) < 0.05
     report = sicompiler.rehash_report(pipe)
     assert [(e.step, e.branch) for e in report.evaluations] == [(i, b) for i in range(STEPS) for b in (0, 1)]
     assert plan.full_snapshots >= 1, "the other branch's feature is charged"
@@ -175,7 +138,7 @@ def test_interrupt_by_the_callback_ends_the_loop_quietly() -> None:
 
 def test_two_pipelines_in_two_threads_do_not_meet() -> None:
     pipes = [rehashed(mini()) for _ in range(2)]
-    inputs = _calls(2)
+    inputs = call_list(2)
     wanted = [pipe(**call) for pipe, call in zip(pipes, inputs, strict=True)]
     found: dict[int, list[torch.Tensor]] = {0: [], 1: []}
 
@@ -192,7 +155,7 @@ def test_two_pipelines_in_two_threads_do_not_meet() -> None:
 
 
 def test_other_step_counts_are_planned_again_and_said_to_be_uncertified(caplog: pytest.LogCaptureFixture) -> None:
-    pipe = rehashed(calls=_calls(3), held_out=1, speedup=1.01)
+    pipe = rehashed(calls=call_list(3), held_out=1, rel_error=0.9)
     pipe(**CALL)
     assert plan_of(pipe).certified
     with caplog.at_level(logging.WARNING):
@@ -208,23 +171,8 @@ def test_other_sizes_run_by_the_same_plan() -> None:
     exact = pipe(picture(16), steps=STEPS)
     plan = half_plan(pipe)
     sicompiler.compile_for_budget(pipe, ROOMY, rehash=Rehash(plan=plan))
-    assert _error(pipe(picture(16), steps=STEPS), exact) < 0.05
+    assert error_of(pipe(picture(16), steps=STEPS), exact) < 0.05
     assert sicompiler.rehash_report(pipe).skipped == STEPS // 2
-
-
-@pytest.mark.parametrize(
-    ("change", "names"),
-    [({"steps": STEPS + 1}, "evaluations 8, but this is 9"), ({}, "scheduler DDIMScheduler")],
-    ids=["step count", "scheduler"],
-)
-def test_a_plan_of_something_else_is_refused(change: dict[str, Any], names: str) -> None:
-    pipe = mini()
-    plan = half_plan(pipe)
-    if not change:
-        pipe.scheduler = diffusers.EulerDiscreteScheduler()
-    sicompiler.compile_for_budget(pipe, ROOMY, rehash=Rehash(plan=plan))
-    with pytest.raises(sicompiler.StalePlan, match=names):
-        pipe(**{**CALL, **change})
 
 
 def test_without_calls_the_first_run_is_full_and_learned_from(caplog: pytest.LogCaptureFixture) -> None:
@@ -234,7 +182,7 @@ def test_without_calls_the_first_run_is_full_and_learned_from(caplog: pytest.Log
     with caplog.at_level(logging.WARNING):
         first = pipe(**CALL)
     assert "runs in full and is learned from" in caplog.text
-    assert _error(first, exact) <= 1e-12
+    assert error_of(first, exact) <= 1e-12
     pipe(**CALL)
     assert sicompiler.rehash_report(pipe).skipped > 0
 
@@ -296,87 +244,6 @@ def test_features_that_are_not_finite_end_skipping(caplog: pytest.LogCaptureFixt
         pipe(picture() * float("nan"), steps=STEPS)
     assert "not finite" in caplog.text
     assert sicompiler.rehash_report(pipe).skipped == 0
-
-
-def test_plans_are_saved_and_loaded(tmp_path: Path) -> None:
-    pipe = mini()
-    plan = half_plan(pipe)
-    plan.save(tmp_path / "plan.json")
-    assert RehashPlan.load(tmp_path / "plan.json") == plan
-    sicompiler.compile_for_budget(pipe, ROOMY, rehash=Rehash(plan=tmp_path / "plan.json"))
-    pipe(**CALL)
-    assert sicompiler.rehash_report(pipe).plan == plan
-    (tmp_path / "other.json").write_text("{}")
-    with pytest.raises(sicompiler.StalePlan, match="not a rehash plan"):
-        RehashPlan.load(tmp_path / "other.json")
-
-
-def test_targets_that_cannot_be_met_name_the_nearest() -> None:
-    pipe = mini()
-    with pytest.raises(sicompiler.BadInput, match=r"nearest target is speedup="):
-        rehashed(pipe, speedup=1000)
-    with pytest.raises(sicompiler.BadInput, match=r"the nearest is rel_error="):
-        rehashed(pipe, rel_error=1e-15)
-    with pytest.raises(sicompiler.BadInput, match="held_out"):
-        rehashed(pipe, psnr=30)
-    with pytest.raises(sicompiler.NotCompiled):
-        sicompiler.report(pipe)
-    assert "progress_bar" not in pipe.__dict__, "after a failure the pipeline is as it was"
-
-
-def test_an_error_that_was_asked_for_is_verified_on_runs_that_were_held_out() -> None:
-    pipe = rehashed(rel_error=0.05, calls=_calls(4), held_out=2)
-    pipe(**CALL)
-    plan = plan_of(pipe)
-    assert plan.verified is not None
-    assert plan.verified.runs == 2
-    assert plan.verified.rel_error <= 0.05
-    assert plan.verified.confidence == pytest.approx(2 / 3)
-    points = plan.frontier()
-    assert [p.speedup for p in points] == sorted((p.speedup for p in points), reverse=True)
-    pipe = rehashed(psnr=25, calls=_calls(4), held_out=2)
-    pipe(**CALL)
-    assert (verified := plan_of(pipe).verified) is not None
-    assert verified.psnr >= 25
-
-
-@pytest.mark.parametrize("strategy", ["uniform", "taylor", "similarity", "deepcache"])
-def test_rules_to_compare_with(strategy: str) -> None:
-    pipe = mini()
-    exact = pipe(**CALL)
-    rehashed(pipe, rel_error=0.2, strategy=strategy)
-    assert _error(pipe(**CALL), exact) < 0.5
-    plan = plan_of(pipe)
-    assert plan.strategy == strategy
-    assert sicompiler.rehash_report(pipe).skipped == plan.evaluations - len(plan.full) > 0
-    if strategy == "deepcache":
-        assert len({b - a for a, b in itertools.pairwise(plan.full)}) <= 1
-
-
-@pytest.mark.parametrize(
-    ("wanted", "message"),
-    [
-        ({}, "exactly one"),
-        ({"speedup": 2, "psnr": 30}, "exactly one"),
-        ({"speedup": 0.5}, "above 1"),
-        ({"rel_error": 2}, "between 0 and 1"),
-        ({"speedup": 2, "order": 3}, "order is 0, 1 or 2"),
-        ({"speedup": 2, "held_out": 1}, "can be held out"),
-        ({"speedup": 2, "predictor": "magic"}, "predictor is one of"),
-        ({"speedup": 2, "strategy": "magic"}, "strategy is one of"),
-    ],
-)
-def test_requests_that_make_no_sense(wanted: dict[str, Any], message: str) -> None:
-    with pytest.raises(sicompiler.BadInput, match=message):
-        Rehash(**wanted)
-
-
-def test_rehash_belongs_to_pipelines() -> None:
-    with pytest.raises(sicompiler.BadInput, match="belongs to a pipeline"):
-        sicompiler.compile_for_budget(mini().unet, 1, rehash=Rehash(speedup=2))
-    pipe = sicompiler.compile_for_budget(mini(), ROOMY)
-    with pytest.raises(sicompiler.NotCompiled, match="without Step Rehash"):
-        sicompiler.rehash_report(pipe)
 
 
 def test_release_gives_everything_back() -> None:

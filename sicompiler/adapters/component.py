@@ -53,9 +53,8 @@ class Part:
         """What looking at the features takes."""
         return SCRATCH * min(max(v.numel() for v in values), PIECE) if self.looked_at else 0
 
-    def of(self, program: Program) -> Program:
-        """Cut a captured program."""
-        clean = run_stage("clean", program)
+    def of(self, clean: Program) -> Program:
+        """Cut a clean program."""
         return full_program(clean, self.cut) if self.kind == "full" else skip_program(clean, self.cut)
 
 
@@ -105,7 +104,7 @@ class ComponentState(State):
         self.untouched_because = ""  # why it can't be captured, once that has been tried
         self.beside: dict[int, frozenset[str]] = {}  # by id of a plan: what else was on the device when it was made
         self.reserved = Reserved()  # by the rest of the pipeline, in the newest call
-        self.programs: dict[Hashable, Program] = {}  # captured whole, of which parts are made
+        self.programs: dict[Hashable, Program] = {}  # clean and whole, of which parts are made
         self.parts: dict[tuple[Hashable, Part], Compiled] = {}
         self._room: dict[tuple[Hashable, Part], int] = {}  # bytes of features beside each part, at each shape
 
@@ -149,12 +148,12 @@ class ComponentState(State):
             return self._run(None, lambda: own(*args, **kwargs), (args, kwargs), device)
 
     def whole_program(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Program:
-        """The captured graph for the shapes of a call, of which parts are made."""
+        """The clean graph for the shapes of a call, of which parts are made."""
         key = call_key(self._noticed, self.model, args, kwargs)
         if key not in self.programs:
             restore(self.model, self.device_of(args, kwargs))  # a trace reads where the weights are
             with self.untouched():
-                self.programs[key] = capture(self.model, args, kwargs, method=self.method)
+                self.programs[key] = run_stage("clean", capture(self.model, args, kwargs, method=self.method))
         return self.programs[key]
 
     def part_for(self, part: Part, args: Sequence[Any], kwargs: Mapping[str, Any], kept_bytes: int) -> Compiled:
@@ -172,7 +171,7 @@ class ComponentState(State):
         key = (call_key(self._noticed, self.model, args, kwargs), part)
         found = self.parts.get(key)
         if key not in self._room:
-            nodes = list(run_stage("clean", self.whole_program(args, kwargs)).graph_module.graph.nodes)
+            nodes = list(self.whole_program(args, kwargs).graph_module.graph.nodes)
             values = [nodes[p].meta["val"] for p in part.cut]
             self._room[key] = part.snapshots * sum(v.nbytes for v in values) + part.scratch_bytes(values)
         wanted = self._room[key]

@@ -100,13 +100,17 @@ class PipelineState:
             previous.release()
         state = PipelineState(pipe, budget_bytes, progress, far_memory)
         state.rehash = None if rehash is None else PipelineRehash(state, rehash)
-        setattr(pipe, ATTRIBUTE, state)
-        state._watch(pipe)
-        for role in roles_of(pipe):
-            state._install(pipe, role)
-        if state.rehash is not None:
-            state.rehash.watch(pipe)
+        state.install(pipe)
         return state
+
+    def install(self, pipe: Any) -> None:
+        """Put this state on a pipeline that has none."""
+        setattr(pipe, ATTRIBUTE, self)
+        self._watch(pipe)
+        for role in roles_of(pipe):
+            self._install(pipe, role)
+        if self.rehash is not None:
+            self.rehash.watch(pipe)
 
     @property
     def pipe(self) -> Any:

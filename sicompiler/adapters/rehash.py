@@ -20,7 +20,6 @@ from sicompiler.adapters.roles import Phase
 from sicompiler.capture import Program, flatten_inputs, structure
 from sicompiler.cost import MACHINES
 from sicompiler.errors import BadInput, OverBudget
-from sicompiler.passes.manager import run_stage
 from sicompiler.planners.cuts import Cut, candidate_cuts
 from sicompiler.rehash.choose import Subject, by_rule, fastest_within, most_exact_at, planned, with_frontier
 from sicompiler.rehash.evaluation import Evaluation
@@ -65,7 +64,6 @@ class PipelineRehash:
         self.resting = False  # loops run in full for a while
         self.exact = False  # loops are seen, but every call runs by the plan of the whole denoiser
         self.learning = False  # loops are learned from, whatever is known
-        self._structures: dict[int, str] = {}
 
     @property
     def component(self) -> str:
@@ -84,15 +82,15 @@ class PipelineRehash:
         @functools.wraps(bar)
         def watched(*args: Any, **kwargs: Any) -> Any:
             inner = bar(*args, **kwargs)
-            return inner if self.resting else _Watched(inner, lambda: self._looping(pipe))
+            return inner if self.resting else _Watched(inner, lambda: self._looping(pipe, kwargs.get("total")))
 
         setattr(pipe, BAR, watched)
 
     @contextlib.contextmanager
-    def _looping(self, pipe: Any) -> Iterator[None]:
+    def _looping(self, pipe: Any, total: int | None) -> Iterator[None]:
         """One denoising loop: its state lives as long as this context, however it ends."""
         scheduler = pipe.scheduler
-        loop = DenoisingLoop(self, begin=getattr(scheduler, "begin_index", None) or 0)
+        loop = DenoisingLoop(self, begin=_begin(scheduler, total))
         loop.setting = Setting("", scheduler_line(scheduler), evaluation_times(scheduler))
         # as it is now: by the end of the loop it has taken all of its steps
         loop.importance = functools.partial(scheduler_importance, copy.deepcopy(scheduler))
@@ -181,8 +179,7 @@ class PipelineRehash:
             BadInput: the target can't be reached; the loop is of another setting than the lessons of a file.
         """
         program = component.whole_program(args, kwargs)
-        mark = self._structures.setdefault(id(program), "") or structure(run_stage("clean", program).graph_module.graph)
-        self._structures[id(program)] = mark
+        mark = structure(program.graph_module.graph)
         assert loop.setting is not None
         loop.setting = setting = replace(loop.setting, structure=mark)
         if self.expected is not None:
@@ -233,7 +230,7 @@ class PipelineRehash:
             BadInput: there is no legal cut.
         """
         device_type = component.home.type
-        graph = study(run_stage("clean", program), device_type)
+        graph = study(program, device_type)
         seconds = whole_seconds_of(graph, MACHINES[device_type])
         found = candidate_cuts(graph.facts, seconds, MOST_LEFT)
         if not found:
@@ -251,7 +248,7 @@ class PipelineRehash:
         kwargs: Mapping[str, Any],
         device: torch.device,
     ) -> Any:
-        recorder, flat = loop.recorder, flatten_inputs(args, kwargs)[0]
+        began, recorder, flat = time.perf_counter(), loop.recorder, flatten_inputs(args, kwargs)[0]
         assert recorder is not None
         full = None
         while full is None:
@@ -265,7 +262,6 @@ class PipelineRehash:
                 log.warning("no room to watch a feature of %s while learning", format_bytes(biggest.nbytes))
                 loop.recorder = recorder = Recorder([cut for cut in recorder.cuts if cut is not biggest])
         branch, _, _ = loop.next_call()
-        began = time.perf_counter()
         result, values = component.run_part(full, flat, recorder.held, device)
         seconds = time.perf_counter() - began
         features = dict(zip(recorder.positions, values, strict=True))
@@ -275,25 +271,22 @@ class PipelineRehash:
                 continue
             held = 2 * _nbytes(list(features.values()))
             room = math.ceil(held / max(cut.nbytes, 1))
+            probe = time.perf_counter()
             part = component.part_for(Part("skip", cut.positions, room), args, kwargs, held)
-            began = time.perf_counter()
             moved = component.run_part(part, [*flat, *before], [*recorder.held, *values], device)
-            recorder.probed(
-                number,
-                branch,
-                tuple(features[p] for p in cut.positions),
-                _distance(moved, result),
-                time.perf_counter() - began,
-            )
+            taken = time.perf_counter() - probe
+            now = tuple(features[p] for p in cut.positions)
+            recorder.probed(number, branch, now, _distance(moved, result), taken)
         recorder.record(branch, features, seconds)
         loop.note(Evaluation(loop.step, branch, None, "learning", None, 0, seconds))
+        loop.busy += time.perf_counter() - began
         return result
 
     def _learn(self, loop: DenoisingLoop) -> None:
         """Keep what a finished loop showed, and plan from it where nothing more is to come."""
         recorder, setting = loop.recorder, loop.setting
         assert recorder is not None and setting is not None
-        lessons = recorder.lessons(len(setting.times))
+        lessons = recorder.lessons(len(setting.times), (loop.seconds - loop.busy) / len(setting.times))
         if not lessons:
             log.warning("Step Rehash learned nothing: the loop did not run all of its %d steps", len(setting.times))
             return
@@ -314,7 +307,7 @@ class PipelineRehash:
     def _names(self, loop: DenoisingLoop) -> Mapping[int, str]:
         state = next(s for r, s in self.state.components.items() if r.component == self.component)
         program = next(iter(state.programs.values()))
-        nodes = list(run_stage("clean", program).graph_module.graph.nodes)
+        nodes = list(program.graph_module.graph.nodes)
         return {p: nodes[p].name for cut in (loop.recorder.cuts if loop.recorder else ()) for p in cut.positions}
 
     def subject(self, setting: Setting) -> Subject:
@@ -350,6 +343,14 @@ class PipelineRehash:
         plan = loop.plan if loop is not None else self.given
         known = plan or next(iter(self.plans.values()), None)
         return RehashReport(self.state.name, self.component, known, tuple(loop.evaluations) if loop else ())
+
+
+def _begin(scheduler: Any, total: int | None) -> int:
+    """How many steps a loop leaves out at the start, as it does where it starts from an image or a video."""
+    told = getattr(scheduler, "begin_index", None)
+    if told is not None or total is None or getattr(scheduler, "order", 1) != 1:
+        return told or 0
+    return max(len(scheduler.timesteps) - total, 0)
 
 
 class _Watched:

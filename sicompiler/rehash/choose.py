@@ -76,6 +76,7 @@ def make_plan(
         predicted_error=cost_of(costs, schedule) / max(_samples(lessons), 1) ** 0.5,
         full_seconds=lessons.full_seconds,
         skip_seconds=lessons.skip_seconds,
+        step_seconds=lessons.step_seconds,
     )
 
 

@@ -20,12 +20,14 @@ class Lesson:
         gains: [n]: change of the output, as a 2-norm, per relative error of the feature; nan where not probed.
         full_seconds: of one evaluation in full.
         skip_seconds: of one that is skipped.
+        step_seconds: of a step of the loop, beside the denoiser.
     """
 
     grams: tuple[Floats, ...]
     gains: Floats
     full_seconds: float
     skip_seconds: float
+    step_seconds: float = 0.0
 
 
 @dataclass
@@ -84,6 +86,11 @@ class Lessons:
         return statistics.median(lesson.skip_seconds for lesson in self.lessons)
 
     @property
+    def step_seconds(self) -> float:
+        """Median of a step of the loop, beside the denoiser."""
+        return statistics.median(lesson.step_seconds for lesson in self.lessons)
+
+    @property
     def skip_share(self) -> float:
         """Time of a skipped evaluation, of that of a full one."""
         return self.skip_seconds / self.full_seconds if self.full_seconds else 0.0
@@ -102,6 +109,7 @@ class Lessons:
                 matrix @ np.nan_to_num(lesson.gains, nan=float(np.nanmean(lesson.gains))),
                 lesson.full_seconds,
                 lesson.skip_seconds,
+                lesson.step_seconds,
             )
             for lesson in self.lessons
         ]

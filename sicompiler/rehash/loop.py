@@ -32,6 +32,7 @@ class DenoisingLoop:
         resolved: whether plan and recorder are settled; they wait for the first call, which shows the graph.
         final: the latents after the newest step.
         seconds: from begin to end of the loop.
+        busy: seconds of these that learning took, the evaluations themselves included.
     """
 
     def __init__(self, owner: object, begin: int = 0) -> None:
@@ -42,7 +43,7 @@ class DenoisingLoop:
         self.setting: Setting | None = None
         self.importance: Callable[[], Floats] = _unknown
         self.final: torch.Tensor | None = None
-        self.seconds = 0.0
+        self.seconds = self.busy = 0.0
         self.calls = 0
         self.evaluations: list[Evaluation] = []
         self.stopped = ""  # why skipping has ended

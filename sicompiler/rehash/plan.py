@@ -84,7 +84,8 @@ class RehashPlan:
         checks: for each evaluation, how the guard measures there; None where it does not.
         strategy: how the steps were chosen: "planned", "uniform", "similarity", ...
         predicted_error: estimated relative error of the final latents.
-        full_seconds, skip_seconds: of one evaluation, as measured or predicted while learning.
+        full_seconds, skip_seconds: of one evaluation, as measured while learning.
+        step_seconds: of a step of the loop, beside the denoiser.
         verified: by held-out runs; None where nothing was.
         points: what else could be had, fastest first.
     """
@@ -103,6 +104,7 @@ class RehashPlan:
     predicted_error: float
     full_seconds: float
     skip_seconds: float
+    step_seconds: float = 0.0
     verified: Verified | None = None
     points: tuple[FrontierPoint, ...] = ()
     version: int = REHASH_VERSION
@@ -129,9 +131,10 @@ class RehashPlan:
     @property
     def speedup(self) -> float:
         """Expected ratio of the seconds of the loop, all in full, to those of this plan."""
-        skipped = self.evaluations - len(self.full)
-        planned = len(self.full) * self.full_seconds + skipped * self.skip_seconds
-        return self.evaluations * self.full_seconds / planned if planned else 1.0
+        full, skipped = self.branches * len(self.full), self.branches * (self.evaluations - len(self.full))
+        beside = self.evaluations * self.step_seconds
+        planned = full * self.full_seconds + skipped * self.skip_seconds + beside
+        return ((full + skipped) * self.full_seconds + beside) / planned if planned else 1.0
 
     @property
     def certified(self) -> bool:

@@ -68,8 +68,13 @@ class Recorder:
         """Let go of all features."""
         self._previous.clear()
 
-    def lessons(self, evaluations: int) -> list[Lesson]:
-        """One lesson a cut; none where the run was not recorded whole."""
+    def lessons(self, evaluations: int, step_seconds: float) -> list[Lesson]:
+        """One lesson a cut; none where the run was not recorded whole.
+
+        Args:
+            evaluations: how many there should be.
+            step_seconds: what the loop took beside the denoiser, a step.
+        """
         found = []
         for number in range(len(self.cuts)):
             rows = list(self._sketches[number].values())
@@ -86,6 +91,7 @@ class Recorder:
                     gains,
                     statistics.median(self._full_seconds),
                     statistics.median(skip) if skip else 0.0,
+                    max(step_seconds, 0.0),
                 )
             )
         return found
