@@ -66,7 +66,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
     folder = tmp_path_factory.mktemp("calibrated")
     prompts, plan, lessons = folder / "prompts.txt", folder / "plan.json", folder / "lessons.json"
     prompts.write_text("a cat\n\n  a dog runs\n")
-    arguments = ["rehash", "calibrate", PIPELINE, *BASE, "--speedup", "1.1", "--prompts", prompts, "--runs", "2"]
+    arguments = ["rehash", "calibrate", PIPELINE, *BASE, "--rel-error", "0.2", "--prompts", prompts, "--runs", "2"]
     arguments += ["--held-out", "1", "--output", plan, "--save-lessons", lessons]
     assert sicompiler.cli.run([str(a) for a in arguments]) == 0
     return Saved(plan, lessons, None)
@@ -75,7 +75,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Saved:
 def test_calibrate_saves_a_plan_that_runs(cli: Cli, tmp_path: Path) -> None:
     path = tmp_path / "plan.json"
     result = cli(
-        "calibrate", PIPELINE, *BASE, "--speedup", "1.1", "--prompt", "a cat", "--runs", "1", "--held-out", "1",
+        "calibrate", PIPELINE, *BASE, "--rel-error", "0.2", "--prompt", "a cat", "--runs", "1", "--held-out", "1",
         "--seed", "7", "--scheduler", "euler", "--set", "height=12", "-o", path, "--json",
     )  # fmt: skip
     assert (result.status, result.err) == (0, "")
@@ -83,7 +83,6 @@ def test_calibrate_saves_a_plan_that_runs(cli: Cli, tmp_path: Path) -> None:
     assert found["plan"] == str(path)
     assert (found["evaluations"], found["full"]) == (8, len(plan.full))
     assert found["verified"]["runs"] == 1
-    assert plan.speedup >= 1.1
     assert plan.scheduler.startswith("EulerDiscreteScheduler(")
     pipe = prompted()
     pipe.scheduler = sicompiler_scheduler(pipe, "euler")
@@ -135,12 +134,12 @@ def test_a_folder_is_loaded(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path:
     prompted().save_pretrained(tmp_path / "model")
     path = tmp_path / "plan.json"
     result = cli(
-        "calibrate", tmp_path / "model", *BASE, "--speedup", "1.1", "--prompt", "a", "--runs", "1", "--held-out", "0",
+        "calibrate", tmp_path / "model", *BASE, "--rel-error", "0.2", "--prompt", "a", "--runs", "1", "--held-out", "0",
         "-o", path,
     )  # fmt: skip
     assert (result.status, RehashPlan.load(path).pipeline) == (0, "PromptedPipeline")
     (tmp_path / "model" / "unet" / "config.json").unlink()
-    broken = cli("calibrate", tmp_path / "model", *BASE, "--speedup", "1.1", "--prompt", "a", "-o", path)
+    broken = cli("calibrate", tmp_path / "model", *BASE, "--rel-error", "0.2", "--prompt", "a", "-o", path)
     assert broken.status == 2
     assert "diffusers can't load" in broken.err
 
@@ -219,7 +218,7 @@ def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(
 
     path, lessons = tmp_path / "plan.json", tmp_path / "lessons.json"
     command: tuple[str | Path, ...] = (
-        "calibrate", PIPELINE, *BASE, "--speedup", "1.1", "--prompt", "a cat", "--runs", "3", "--held-out", "0",
+        "calibrate", PIPELINE, *BASE, "--rel-error", "0.2", "--prompt", "a cat", "--runs", "3", "--held-out", "0",
         "-o", path, "--save-lessons", lessons,
     )  # fmt: skip
     told: list[tuple[str, int]] = []
@@ -302,7 +301,7 @@ def test_what_the_picture_shows(saved: Saved) -> None:
         assert [c.method for c in panel.curves] == ["planned", "uniform", "taylor", "similarity", "deepcache"]
         for curve in panel.curves[1:]:
             for speedup, error in curve.points:
-                assert best[speedup] <= error * (1 + 1e-9), f"{curve.method} beats the plan at {speedup}"
+                assert best[speedup] <= 1.05 * error, f"{curve.method} beats the plan at {speedup}"
 
 
 def test_pictures_that_cannot_be_drawn(cli: Cli, saved: Saved, tmp_path: Path) -> None:

@@ -120,12 +120,13 @@ def test_a_book_is_read_as_it_was_written() -> None:
     gram, gains = np.array([[1.0, 0.1 + 0.2], [0.3, 1 / 3]]), np.array([math.nan, 1e-300])
     cut = WatchedCut((3, 7), ("add", "mul"), 64)
     book = LessonBook("Pipe", "unet", Setting("abc", "DDIM()", (0.1, 2.0)), (1.0, 0.5))
-    book = book.with_run(LearnedRun("a", 1 / 3, {cut.positions: Lesson((gram, gram.T), gains, 2.0, 1.0)}), [cut])
+    book = book.with_run(LearnedRun("a", 1 / 3, {cut.positions: Lesson((gram, gram.T), gains, 2.0, 1.0, 0.5)}), [cut])
     again = LessonBook.from_json(book.to_json())
     assert again.to_json() == book.to_json()
     (rows,), (before,) = again.lessons(), book.lessons()
     assert np.array_equal(rows.gram, before.gram)
     assert np.array_equal(rows.weight, before.weight)
+    assert (rows.full_seconds, rows.skip_seconds, rows.step_seconds) == (2.0, 1.0, 0.5)
     assert (rows.final_norm, again.subject.branches) == (1 / 3, 2)
     with pytest.raises(sicompiler.BadInput, match="has 64 bytes, but here it has 32"):
         book.with_run(book.runs[0], [replace(cut, nbytes=32)])
@@ -136,7 +137,7 @@ def test_a_book_is_read_as_it_was_written() -> None:
 def known(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The lessons of one run."""
     path = tmp_path_factory.mktemp("lessons") / "lessons.json"
-    request = Rehash(speedup=1.05, calls=calls(1), lessons=path)
+    request = Rehash(rel_error=0.5, calls=calls(1), lessons=path)
     sicompiler.compile_for_budget(mini(), "4MiB", rehash=request)
     return path.read_text()
 

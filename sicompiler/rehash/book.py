@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -183,15 +183,14 @@ class LessonBook:
 
 
 def _written(lesson: Lesson) -> dict[str, Any]:
-    return {
-        "grams": [gram.tolist() for gram in lesson.grams],
-        "gains": [None if math.isnan(gain) else gain for gain in lesson.gains.tolist()],  # JSON has no nan
-        "full_seconds": lesson.full_seconds,
-        "skip_seconds": lesson.skip_seconds,
-    }
+    found = {field.name: getattr(lesson, field.name) for field in fields(lesson)}
+    found["grams"] = [gram.tolist() for gram in lesson.grams]
+    found["gains"] = [None if math.isnan(gain) else gain for gain in lesson.gains.tolist()]  # JSON has no nan
+    return found
 
 
 def _read(row: Mapping[str, Any]) -> Lesson:
-    grams = tuple(np.array(gram, dtype=np.float64) for gram in row["grams"])
-    gains = np.array([math.nan if gain is None else gain for gain in row["gains"]], dtype=np.float64)
-    return Lesson(grams, gains, row["full_seconds"], row["skip_seconds"])
+    found = {name: value for name, value in row.items() if name != "cut"}
+    found["grams"] = tuple(np.array(gram, dtype=np.float64) for gram in row["grams"])
+    found["gains"] = np.array([math.nan if gain is None else gain for gain in row["gains"]], dtype=np.float64)
+    return Lesson(**found)

@@ -100,9 +100,10 @@ def _of_cut(book: LessonBook, lessons: Lessons) -> Panel:
     found = {"planned": planned(book.subject, [lessons], "least squares", 2)}
     found |= {rule: by_rule(rule, book.subject, [lessons]) for rule in RULES}
     curves = [Curve(name, tuple(sorted((p.speedup, p.predicted_error) for p in ps))) for name, ps in found.items()]
-    share = lessons.skip_seconds / max(lessons.full_seconds, 1e-300)
     names = ", ".join(lessons.names[:2]) + (f" and {len(lessons.names) - 2} more" if len(lessons.names) > 2 else "")
-    return Panel(f"cut at {names}: {format_bytes(lessons.nbytes)}, {share:.0%} of the time left", tuple(curves))
+    return Panel(
+        f"cut at {names}: {format_bytes(lessons.nbytes)}, {lessons.skip_share:.0%} of the time left", tuple(curves)
+    )
 
 
 def measured_curves(text: str) -> list[Curve]:
@@ -177,7 +178,8 @@ def error_picture(path: str | Path, plan: RehashPlan, shown: Sequence[Panel]) ->
     axes[0].set_yscale("log")
     axes[0].set_ylim(max(min(errors), top * SPAN) / 1.6, top * 1.6)
     speeds = [speed for panel in shown for curve in panel.curves for speed, _ in curve.points]
-    axes[0].set_xlim(left=min(1.0, *speeds) - 0.02 * (max(speeds) - 1.0))
+    lowest = min(1.0, *speeds)
+    axes[0].set_xlim(left=lowest - 0.02 * (max(speeds) - lowest))
     labels = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     last = [label for label in labels if label == FRONTIER or label.startswith(THIS)]
     ordered = [label for label in labels if label not in last] + last

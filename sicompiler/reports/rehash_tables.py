@@ -41,6 +41,7 @@ def plan_json(plan: RehashPlan) -> dict[str, Any]:
         "features_bytes": plan.snapshots_bytes,
         "full_seconds": plan.full_seconds,
         "skip_seconds": plan.skip_seconds,
+        "step_seconds": plan.step_seconds,
         "steps": [_step_json(plan, step, prediction) for step, prediction in enumerate(plan.steps)],
     }
 
@@ -71,7 +72,8 @@ def plan_tables(plan: RehashPlan) -> list[RenderableType]:
         ("speed-up", f"{plan.speedup:.2f} of the denoising loop, expected"),
         (
             "one call",
-            f"{format_seconds(plan.full_seconds)} in full, {format_seconds(plan.skip_seconds)} from the cut",
+            f"{format_seconds(plan.full_seconds)} in full, {format_seconds(plan.skip_seconds)} from the cut"
+            f"; {format_seconds(plan.step_seconds)} of a step is spent elsewhere",
         ),
         ("predicted error", f"{plan.predicted_error:.2g} of the final latents, relative"),
         ("verified", verified(plan)),
