@@ -24,6 +24,7 @@ class PromptedPipeline(MiniPipeline):
         height: int = 16,
         num_inference_steps: int = 8,
         generator: torch.Generator | None = None,
+        image: Any = None,  # taken and left
         output_type: str = "pt",
     ) -> dict[str, torch.Tensor]:
         self.check_inputs(prompt, height)

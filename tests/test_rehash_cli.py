@@ -17,6 +17,7 @@ from sicompiler.cli.rehash_app import SCHEDULERS
 from sicompiler.rehash.book import LessonBook
 from sicompiler.reports.rehash_plot import Curve, Panel, error_picture, measured_curves, panels
 from sicompiler.reports.rehash_tables import held_bytes
+from tests.pipeline_parts import image as picture
 from tests.rehash_models import PromptedPipeline, prompted
 from tests.source_tree import ROOT
 
@@ -118,13 +119,16 @@ def test_prompts_take_turns_and_seeds_count_up(cli: Cli, monkeypatch: pytest.Mon
     monkeypatch.setattr(command, "calibrate", calibrate)
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("two\nthree\n")
+    picture(3, 2).save(tmp_path / "first.png")
     cli(
         "calibrate", PIPELINE, "--gb", "1", "--rel-error", "0.1", "--prompt", "one", "--prompts", prompts, "--seed",
         "5", "-o", tmp_path / "p.json", "--set", "height=4",
+        "--set", f"image=@{tmp_path / 'first.png'}",
     )  # fmt: skip
     assert [c["prompt"] for c in seen] == ["one", "two", "three", "one", "two", "three", "one", "two"]
     assert [c["generator"].initial_seed() for c in seen] == list(range(5, 13))
     assert all((c["height"], c["num_inference_steps"], c["output_type"]) == (4, 25, "pt") for c in seen)
+    assert all((c["image"].size, c["image"].mode) == ((3, 2), "RGB") for c in seen)
 
 
 def test_a_folder_is_loaded(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -145,7 +145,9 @@ class PipelineRehash:
     ) -> Any:
         """Run the denoiser in full or from the cut, as the plan of the loop says."""
         if not loop.resolved:
+            began = time.perf_counter()
             self._resolve(component, loop, args, kwargs)
+            loop.busy += time.perf_counter() - began
         if loop.recorder is not None:
             return self._record(component, loop, args, kwargs, device)
         if loop.plan is None:

@@ -32,7 +32,7 @@ class DenoisingLoop:
         resolved: whether plan and recorder are settled; they wait for the first call, which shows the graph.
         final: the latents after the newest step.
         seconds: from begin to end of the loop.
-        busy: seconds of these that learning took, the evaluations themselves included.
+        busy: seconds of these that capturing and learning took, the evaluations themselves included.
     """
 
     def __init__(self, owner: object, begin: int = 0) -> None:

@@ -179,6 +179,7 @@ def error_picture(path: str | Path, plan: RehashPlan, shown: Sequence[Panel]) ->
     axes[0].set_ylim(max(min(errors), top * SPAN) / 1.6, top * 1.6)
     speeds = [speed for panel in shown for curve in panel.curves for speed, _ in curve.points]
     lowest = min(1.0, *speeds)
+    axes[0].locator_params(axis="x", nbins=6)
     axes[0].set_xlim(left=lowest - 0.02 * (max(speeds) - lowest))
     labels = {label: handle for axis in axes for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     last = [label for label in labels if label == FRONTIER or label.startswith(THIS)]
