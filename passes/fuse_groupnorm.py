@@ -25,8 +25,11 @@ def fuse_groupnorm(program: Program) -> None:
 
 
 def _is_taken_as_it_is(x: torch.Tensor) -> bool:
-    """Whether the fused kernel reads `x` without a copy: row-major, on the CPU channels-last too."""
-    if x.device.type == "cpu":
+    """Whether the fused kernel reads `x` without a copy: row-major, on the CPU channels-last too.
+
+    Of one sample alone the strides don't always tell, and the result of the fused kernel would be row-major.
+    """
+    if x.device.type == "cpu" and x.shape[0] > 1:
         return x.is_contiguous(memory_format=suggest_memory_format(x))
     return x.is_contiguous()
 

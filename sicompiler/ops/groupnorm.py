@@ -27,7 +27,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
-from torch._prims_common import suggest_memory_format
 
 from sicompiler.errors import BadInput
 from sicompiler.ops.library import operator
@@ -240,8 +239,21 @@ def _group_apply_fake(
 
 
 def _result_format(x: torch.Tensor) -> torch.memory_format:
-    """That of aten.native_group_norm: on the CPU channels-last for channels-last `x`, else contiguous."""
-    return suggest_memory_format(x) if x.device.type == "cpu" else torch.contiguous_format
+    """That of aten.native_group_norm: on the CPU channels-last for channels-last `x`, else contiguous.
+
+    The strides of dims of one entry say nothing: one sample of a channels-last batch stays channels-last, whatever is
+    told of its first dim (which is where the native kernel gives up).
+    """
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    if x.device.type != "cpu" or x.dim() not in formats or x.is_contiguous():
+        return torch.contiguous_format
+    least = 1
+    for dim in (1, *reversed(range(2, x.dim())), 0):
+        if x.shape[dim] > 1:
+            if x.stride(dim) < least:
+                return torch.contiguous_format
+            least = x.stride(dim) * x.shape[dim]
+    return formats[x.dim()]
 
 
 @operator(

@@ -35,7 +35,8 @@ def missing_behind(position: int, scale: int, offset: int, limit: int) -> int:
 
 def _pad_slice_fake(x: torch.Tensor, dim: int, before: int, behind: int, value: float) -> torch.Tensor:
     if before == behind == 0:
-        return x.view_as(x)
+        same: torch.Tensor = torch.ops.aten.alias.default(x)  # `view` would choose the stride of a batch of one itself
+        return same
     shape = list(x.shape)
     shape[dim] += before + behind
     return x.new_empty_strided(shape, dense_strides(shape, x.stride()))
@@ -65,7 +66,8 @@ def pad_slice(x: torch.Tensor, dim: int, before: int, behind: int, value: float)
     if before < 0 or behind < 0:
         raise BadInput(f"pad_slice adds entries, it was asked for {before} before and {behind} behind dim {dim}")
     if before == behind == 0:
-        return x.view_as(x)
+        same: torch.Tensor = torch.ops.aten.alias.default(x)  # `view` would choose the stride of a batch of one itself
+        return same
     shape = list(x.shape)
     shape[dim] += before + behind
     padded = x.new_empty_strided(shape, dense_strides(shape, x.stride()))
