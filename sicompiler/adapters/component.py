@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("sicompiler")
 
 
+Kind = Literal["full", "skip"]
+
+
 @dataclass(frozen=True)
 class Part:
     """A part of a denoiser's graph that runs on its own, or the graph with more outputs (`passes.cut`).
@@ -44,7 +47,7 @@ class Part:
         looked_at: whether its features are looked at afterwards, piece by piece: by a guard, or to learn from them.
     """
 
-    kind: Literal["full", "skip"]
+    kind: Kind
     cut: tuple[int, ...]
     snapshots: int
     looked_at: bool = False
@@ -105,7 +108,7 @@ class ComponentState(State):
         self.beside: dict[int, frozenset[str]] = {}  # by id of a plan: what else was on the device when it was made
         self.reserved = Reserved()  # by the rest of the pipeline, in the newest call
         self.programs: dict[Hashable, Program] = {}  # clean and whole, of which parts are made
-        self.parts: dict[tuple[Hashable, Part], Compiled] = {}
+        self.parts: dict[tuple[Hashable, Kind, tuple[int, ...]], Compiled] = {}  # by call, kind and cut
         self._room: dict[tuple[Hashable, Part], int] = {}  # bytes of features beside each part, at each shape
 
     @property
@@ -168,13 +171,14 @@ class ComponentState(State):
         Raises:
             OverBudget: no plan fits beside them.
         """
-        key = (call_key(self._noticed, self.model, args, kwargs), part)
+        call = call_key(self._noticed, self.model, args, kwargs)
+        key, room = (call, part.kind, part.cut), (call, part)
         found = self.parts.get(key)
-        if key not in self._room:
+        if room not in self._room:
             nodes = list(self.whole_program(args, kwargs).graph_module.graph.nodes)
             values = [nodes[p].meta["val"] for p in part.cut]
-            self._room[key] = part.snapshots * sum(v.nbytes for v in values) + part.scratch_bytes(values)
-        wanted = self._room[key]
+            self._room[room] = part.snapshots * sum(v.nbytes for v in values) + part.scratch_bytes(values)
+        wanted = self._room[room]
         counted = kept_bytes if self.device_of(args, kwargs).type == "cuda" else 0  # by the allocator, in held_bytes
         self.reserved = replace(self.reserved, snapshot_bytes=max(wanted - counted, 0))
         if found is None or not self.still_fits(found, args, kwargs):
@@ -297,7 +301,7 @@ class ComponentState(State):
         return PhaseRow(
             phase=self.role.phase.value,
             component=self.role.label
-            + next((f", {p.kind}" for (_, p), c in self.parts.items() if c is record.compiled), ""),
+            + next((f", {kind}" for (_, kind, _), c in self.parts.items() if c is record.compiled), ""),
             resident=tuple(resident),
             weights_bytes=own + record.reserved.weights_bytes,
             held_bytes=record.reserved.held_bytes + record.reserved.margin_bytes,
