@@ -39,7 +39,8 @@ def half_plan(pipe: Any, skipped: int = STEPS // 2) -> RehashPlan:
     state = pipeline_state(rehashed(pipe), "plan")
     assert state.rehash is not None
     setting = next(iter(state.rehash.lessons))
-    plan = next(p for p in state.rehash.candidates(setting) if p.evaluations - len(p.full) == skipped)
+    plans = [p for p in state.rehash.candidates(setting) if p.evaluations - len(p.full) == skipped]
+    plan = min(plans, key=lambda p: p.predicted_error)
     sicompiler.release(pipe)
     return plan
 

@@ -16,11 +16,12 @@ from sicompiler.adapters.rehash import PipelineRehash
 from sicompiler.adapters.resume import Notes
 from sicompiler.adapters.verify import frames_of, rewinder
 from sicompiler.errors import BadInput
-from sicompiler.rehash.choose import fastest_within, most_exact_at, with_frontier
+from sicompiler.rehash.choose import fastest_within, most_exact_at, with_frontier, worth_trying
 from sicompiler.rehash.plan import RehashPlan, Verified
 from sicompiler.rehash.setting import Setting
 
-TRIED = 3  # plans that are compared on held-out runs where the target is a speed-up
+TRIED = 5  # plans that are compared where the target is a speed-up, beside those of rules
+TRIALS = 3  # calls they are compared on
 RETRIES = 6  # plans tried, one slower than the other, where the target is an error
 
 
@@ -80,7 +81,7 @@ def calibrate(state: PipelineState) -> RehashPlan:
         _tell(state, "held-out runs in full", number, len(held_out))
         with in_full(rehash):
             references.append(run_call(state, call))
-    plan = _chosen(state, setting, plans, held_out, references)
+    plan = _chosen(state, setting, plans, (learned, held_out), references)
     rehash.plans[setting] = plan = with_frontier(plan, plans)
     rehash.expected = rehash.last = None  # later calls may be of other settings, and reports are of those calls
     _tell(state, "calibrated", len(calls), len(calls))
@@ -110,25 +111,19 @@ def _chosen(
     state: PipelineState,
     setting: Setting,
     plans: list[RehashPlan],
-    held_out: list[Mapping[str, Any]],
+    calls: tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]],
     references: list[Run],
 ) -> RehashPlan:
-    rehash = state.rehash
+    rehash, (learned, held_out) = state.rehash, calls
     assert rehash is not None
     request = rehash.request
     if not held_out:
         return rehash.plan_for(setting)
     if request.speedup is not None:
         most_exact_at(plans, request.speedup)  # names the nearest if there is none
-        by_cut: dict[tuple[int, ...], RehashPlan] = {}
-        for plan in sorted((p for p in plans if p.speedup >= request.speedup), key=lambda p: p.predicted_error):
-            by_cut.setdefault(plan.cut, plan)
-        tried = [
-            (statistics.median(d.rel_error for d in found), _verified(plan, found))
-            for plan in list(by_cut.values())[:TRIED]
-            for found in [differences(state, setting, plan, held_out, references)]
-        ]
-        return min(tried, key=lambda row: row[0])[1]
+        pool = [*plans, *rehash.by_rules(setting)]
+        plan = most_exact_of(state, setting, [p for p in pool if p.speedup >= request.speedup], learned)
+        return _verified(plan, differences(state, setting, plan, held_out, references))
     wanted = request.rel_error if request.rel_error is not None else _error_of(request.psnr, references)
     best: RehashPlan | None = None
     for _ in range(RETRIES):
@@ -149,6 +144,32 @@ def _chosen(
         f"the target was not met on {len(held_out)} held-out runs; the nearest plan tried has relative error "
         f"{best.verified.rel_error:.3g} and PSNR {best.verified.psnr:.1f} dB at speedup={best.speedup:.3g}"
     )
+
+
+def most_exact_of(
+    state: PipelineState, setting: Setting, plans: Sequence[RehashPlan], learned: Sequence[Mapping[str, Any]]
+) -> RehashPlan:
+    """The plan of least measured error on a few of the calls that were learned from.
+
+    Predicted errors rank schedules of one cut well, but say less between cuts, between orders, and of rules. What is
+    held out takes no part in the choice, or it would prove nothing.
+
+    Args:
+        state: of the pipeline.
+        setting: what the plans are for.
+        plans: among which to choose; those worth it by their predicted errors are tried.
+        learned: the calls; the first few are made again, in full and by each plan.
+    """
+    assert state.rehash is not None
+    some = list(learned[:TRIALS])
+    with in_full(state.rehash):
+        references = [run_call(state, call) for call in some]
+
+    def error(plan: RehashPlan) -> float:
+        return statistics.median(d.rel_error for d in differences(state, setting, plan, some, references))
+
+    tried = worth_trying(plans, TRIED)
+    return tried[0] if len(tried) == 1 else min(tried, key=error)
 
 
 def _met(plan: RehashPlan, rel_error: float | None, psnr: float | None) -> bool:

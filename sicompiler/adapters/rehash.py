@@ -21,7 +21,7 @@ from sicompiler.capture import Program, flatten_inputs, structure
 from sicompiler.cost import MACHINES
 from sicompiler.errors import BadInput, OverBudget
 from sicompiler.planners.cuts import Cut, candidate_cuts
-from sicompiler.rehash.choose import Subject, by_rule, fastest_within, most_exact_at, planned, with_frontier
+from sicompiler.rehash.choose import RULES, Subject, by_rule, fastest_within, most_exact_at, planned, with_frontier
 from sicompiler.rehash.evaluation import Evaluation
 from sicompiler.rehash.importance import evaluation_times, scheduler_importance, scheduler_line
 from sicompiler.rehash.lessons import Lessons
@@ -323,6 +323,13 @@ class PipelineRehash:
         if request.strategy != "planned":
             return by_rule(request.strategy, subject, lessons)
         return planned(subject, lessons, request.predictor, request.order)
+
+    def by_rules(self, setting: Setting) -> list[RehashPlan]:
+        """The plans of the rules to compare with; none where a rule was asked for."""
+        if self.request.strategy != "planned":
+            return []
+        subject, lessons = self.subject(setting), self.lessons[setting]
+        return [plan for strategy in RULES for plan in by_rule(strategy, subject, lessons)]
 
     def plan_for(self, setting: Setting) -> RehashPlan:
         """The plan that meets the target by what was learned, unverified.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -106,7 +107,7 @@ def _checks(costs: StepCosts, schedule: Schedule) -> tuple[Check | None, ...]:
 
 
 def planned(subject: Subject, lessons: Sequence[Lessons], predictor: Predictor, order: int) -> list[RehashPlan]:
-    """The best plan of every cut and every number of full evaluations.
+    """The best plan of every cut, every order of the predictor and every number of full evaluations.
 
     Args:
         subject: what they are for.
@@ -114,13 +115,28 @@ def planned(subject: Subject, lessons: Sequence[Lessons], predictor: Predictor, 
         predictor: how features are predicted.
         order: of the predictor at most.
     """
-    found = []
-    for cut in lessons:
-        costs = costs_of(cut, predictor, order)
+    found = {}
+    for cut, most in itertools.product(lessons, range(order + 1)):
+        costs = costs_of(cut, predictor, most)
         for full, (_, schedule) in best_schedules(costs).items():
             if full < costs.count:
-                found.append(make_plan(subject, cut, costs, schedule, "planned"))
-    return found
+                found[cut.cut, schedule] = make_plan(subject, cut, costs, schedule, "planned")
+    return list(found.values())
+
+
+def worth_trying(plans: Sequence[RehashPlan], most: int) -> list[RehashPlan]:
+    """The plans of least predicted error, one a cut, order and strategy.
+
+    Args:
+        plans: all of which meet the target.
+        most: how many; those of rules come on top, one a rule.
+    """
+    found: dict[tuple[object, ...], RehashPlan] = {}
+    for plan in sorted(plans, key=lambda p: p.predicted_error):
+        planned_one = plan.strategy == "planned"
+        found.setdefault((plan.strategy, *((plan.cut, plan.order) if planned_one else ())), plan)
+    own = [plan for plan in found.values() if plan.strategy == "planned"]
+    return own[:most] + [plan for plan in found.values() if plan.strategy != "planned"]
 
 
 def by_rule(strategy: Strategy, subject: Subject, lessons: Sequence[Lessons]) -> list[RehashPlan]:
@@ -218,19 +234,6 @@ def fastest_within(plans: Sequence[RehashPlan], rel_error: float) -> RehashPlan:
             f"rel_error={nearest.predicted_error:.3g} at speedup={nearest.speedup:.3g}"
         )
     return max(within, key=lambda p: (p.speedup, -p.predicted_error))
-
-
-def most_exact_with(plans: Sequence[RehashPlan], full: int) -> RehashPlan:
-    """The plan of least predicted error with a number of evaluations in full.
-
-    Raises:
-        BadInput: none has that number.
-    """
-    found = [p for p in plans if len(p.full) == full]
-    if not found:
-        known = sorted({len(p.full) for p in plans})
-        raise BadInput(f"there are plans with {known[0]} to {known[-1]} evaluations in full, none with {full}")
-    return min(found, key=lambda p: p.predicted_error)
 
 
 def most_exact_at(plans: Sequence[RehashPlan], speedup: float) -> RehashPlan:

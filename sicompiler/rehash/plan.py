@@ -129,6 +129,11 @@ class RehashPlan:
         return tuple(i for i, prediction in enumerate(self.steps) if prediction is None)
 
     @property
+    def order(self) -> int:
+        """Of the predictor, at most: one less than the features it combines."""
+        return max((len(p.sources) - 1 for p in self.steps if p is not None), default=0)
+
+    @property
     def speedup(self) -> float:
         """Expected ratio of the seconds of the loop, all in full, to those of this plan."""
         full, skipped = self.branches * len(self.full), self.branches * (self.evaluations - len(self.full))
