@@ -16,7 +16,7 @@ from sicompiler.adapters.rehash import PipelineRehash
 from sicompiler.adapters.resume import Notes
 from sicompiler.adapters.verify import frames_of, rewinder
 from sicompiler.errors import BadInput
-from sicompiler.rehash.choose import fastest_within, most_exact_at, with_frontier, worth_trying
+from sicompiler.rehash.choose import fastest_within, guarded, most_exact_at, unguarded, with_frontier, worth_trying
 from sicompiler.rehash.plan import RehashPlan, Verified
 from sicompiler.rehash.setting import Setting
 
@@ -32,10 +32,12 @@ class Run:
     Attributes:
         frames: as tensors.
         final: the latents at the end of the denoising loop.
+        guard: errors the guard measured, by evaluation.
     """
 
     frames: list[torch.Tensor]
     final: torch.Tensor
+    guard: Mapping[int, float]
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,12 @@ class Difference:
     Attributes:
         rel_error: of the final latents, by 2-norms.
         psnr: of the frames, in dB.
+        guard: errors the guard measured, by evaluation.
     """
 
     rel_error: float
     psnr: float
+    guard: Mapping[int, float]
 
 
 def calibrate(state: PipelineState) -> RehashPlan:
@@ -131,8 +135,8 @@ def _chosen(
             plan = fastest_within(plans, wanted)
         except BadInput:
             break
-        found = differences(state, setting, plan, held_out, references)
-        best = _verified(plan, found)
+        found = differences(state, setting, unguarded(plan), held_out, references)
+        best = _verified(guarded(plan, _worst_guard(found)), found)
         if _met(best, request.rel_error, request.psnr):
             return best
         worst = max(d.rel_error for d in found)
@@ -165,11 +169,15 @@ def most_exact_of(
     with in_full(state.rehash):
         references = [run_call(state, call) for call in some]
 
-    def error(plan: RehashPlan) -> float:
-        return statistics.median(d.rel_error for d in differences(state, setting, plan, some, references))
+    tried = []
+    for plan in worth_trying(plans, TRIED):
+        found = differences(state, setting, unguarded(plan), some, references)
+        tried.append((statistics.median(d.rel_error for d in found), guarded(plan, _worst_guard(found))))
+    return min(tried, key=lambda row: row[0])[1]
 
-    tried = worth_trying(plans, TRIED)
-    return tried[0] if len(tried) == 1 else min(tried, key=error)
+
+def _worst_guard(found: Sequence[Difference]) -> dict[int, float]:
+    return {step: max(d.guard.get(step, 0.0) for d in found) for d in found for step in d.guard}
 
 
 def _met(plan: RehashPlan, rel_error: float | None, psnr: float | None) -> bool:
@@ -230,7 +238,7 @@ def difference(run: Run, reference: Run) -> Difference:
     squares = sum(float((a.double() - b.double()).square().sum()) for a, b in pairs)
     mean = squares / max(sum(a.numel() for a, _ in pairs), 1)
     psnr = math.inf if mean == 0 else 10 * math.log10(_peak(reference.frames) ** 2 / mean)
-    return Difference(off, psnr)
+    return Difference(off, psnr, run.guard)
 
 
 def _peak(frames: list[torch.Tensor]) -> float:
@@ -249,7 +257,11 @@ def run_call(state: PipelineState, call: Mapping[str, Any]) -> Run:
     loop = rehash.last
     if loop is None or loop.final is None:
         raise BadInput(f"no denoising loop was seen in this call of {state.name}: Step Rehash can't calibrate it")
-    return Run(frames_of(output), loop.final)
+    guard: dict[int, float] = {}
+    for evaluation in loop.evaluations:
+        if evaluation.guard_error is not None:
+            guard[evaluation.step] = max(evaluation.guard_error, guard.get(evaluation.step, 0.0))
+    return Run(frames_of(output), loop.final, guard)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -24,7 +25,10 @@ from sicompiler.rehash.plan import Check, FrontierPoint, RehashPlan
 from sicompiler.rehash.request import Strategy
 
 GUARD = 3.0
-"""The guard ends skipping where its error is so many times what the calibration showed there."""
+"""The guard ends skipping where its error is so many times the worst that was seen there while skipping."""
+
+UNTRIED = 10.0
+"""The same, of what full runs let expect, where a plan was never tried: skipping moves features more than they show."""
 
 LEAST_BOUND = 0.02
 """Relative error of a feature that the guard always accepts: rounding and small differences between prompts."""
@@ -85,6 +89,27 @@ def _samples(lessons: Lessons) -> int:
     return sum(len(lesson.grams) for lesson in lessons.lessons)
 
 
+def unguarded(plan: RehashPlan) -> RehashPlan:
+    """The same plan with a guard that measures and never ends skipping."""
+    return replace(plan, checks=tuple(check and replace(check, bound=math.inf) for check in plan.checks))
+
+
+def guarded(plan: RehashPlan, seen: Mapping[int, float]) -> RehashPlan:
+    """The same plan with a guard set by errors that it has measured.
+
+    Args:
+        plan: tried before.
+        seen: the worst error at each evaluation, over the runs.
+    """
+    return replace(
+        plan,
+        checks=tuple(
+            check and replace(check, bound=max(GUARD * seen[step], LEAST_BOUND) if step in seen else check.bound)
+            for step, check in enumerate(plan.checks)
+        ),
+    )
+
+
 def costs_of(lessons: Lessons, predictor: Predictor, order: int) -> StepCosts:
     """What skipping costs at one cut."""
     return StepCosts(lessons.gram, lessons.weight, lessons.times, predictor, order)
@@ -102,7 +127,7 @@ def _checks(costs: StepCosts, schedule: Schedule) -> tuple[Check | None, ...]:
         )
         norm = max(float(costs.gram[step, step]), 1e-300)
         error = (squared_error(costs.gram, guess, step) / norm) ** 0.5
-        found.append(Check(guess, max(GUARD * error, LEAST_BOUND)))
+        found.append(Check(guess, max(UNTRIED * error, LEAST_BOUND)))
     return tuple(found)
 
 

@@ -99,11 +99,19 @@ def _of_cut(book: LessonBook, lessons: Lessons) -> Panel:
     """Every way to choose steps, as predicted at one cut."""
     found = {"planned": planned(book.subject, [lessons], "least squares", 2)}
     found |= {rule: by_rule(rule, book.subject, [lessons]) for rule in RULES}
-    curves = [Curve(name, tuple(sorted((p.speedup, p.predicted_error) for p in ps))) for name, ps in found.items()]
+    curves = [Curve(name, _best(plans)) for name, plans in found.items()]
     names = ", ".join(lessons.names[:2]) + (f" and {len(lessons.names) - 2} more" if len(lessons.names) > 2 else "")
     return Panel(
         f"cut at {names}: {format_bytes(lessons.nbytes)}, {lessons.skip_share:.0%} of the time left", tuple(curves)
     )
+
+
+def _best(plans: Sequence[RehashPlan]) -> tuple[tuple[float, float], ...]:
+    """Speed-ups and the least predicted error at each: there is a plan for every order of the predictor."""
+    found: dict[float, float] = {}
+    for plan in plans:
+        found[plan.speedup] = min(plan.predicted_error, found.get(plan.speedup, plan.predicted_error))
+    return tuple(sorted(found.items()))
 
 
 def measured_curves(text: str) -> list[Curve]:
