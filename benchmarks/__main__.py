@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import coverage, full_width, planning
+from benchmarks import coverage, demo_quality, full_width, planning
 
-BENCHMARKS = {"coverage": coverage.main, "full_width": full_width.main, "planning": planning.main}
+BENCHMARKS = {
+    "coverage": coverage.main,
+    "demo_quality": demo_quality.main,
+    "full_width": full_width.main,
+    "planning": planning.main,
+}
 
 
 def main() -> None:

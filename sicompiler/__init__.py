@@ -25,6 +25,7 @@ from sicompiler.errors import (
 
 if TYPE_CHECKING:
     from sicompiler.api import compile_for_budget, release, report, supported_pipelines, verify
+    from sicompiler.demo.pipeline import demo_pipeline
     from sicompiler.plan import Plan
     from sicompiler.runtime.faults import OutOfMemory
     from sicompiler.runtime.measure import measure_peak
@@ -33,6 +34,7 @@ _LAZY = {
     "OutOfMemory": "sicompiler.runtime.faults",
     "Plan": "sicompiler.plan",
     "compile_for_budget": "sicompiler.api",
+    "demo_pipeline": "sicompiler.demo.pipeline",
     "measure_peak": "sicompiler.runtime.measure",
     "release": "sicompiler.api",
     "report": "sicompiler.api",
@@ -53,6 +55,7 @@ __all__ = [
     "StalePlan",
     "__version__",
     "compile_for_budget",
+    "demo_pipeline",
     "measure_peak",
     "release",
     "report",

@@ -13,6 +13,7 @@ import torch
 from sicompiler.demo.shapes import COLOURS, SHAPES, Scene, coverage
 
 LEAST_CHROMA = 0.3  # largest minus smallest channel: anything paler counts as background
+STRONGEST_PIXELS = 16  # give the colour by which all others are measured
 LEAST_PIXELS = 30.0  # the smallest shape of the data covers 83
 LEAST_SHARE = 0.75  # of the frames have to agree on colour and shape
 LEAST_TRAVEL = 6.0  # pixels from the first frame to the last; the slowest clip of the data travels 15
@@ -81,19 +82,22 @@ class _Look:
 
 def _frame(frame: torch.Tensor) -> _Look | None:
     """One frame of (3, size, size); None if there is nothing colourful on it."""
-    chroma = frame.amax(0) - frame.amin(0)
-    strongest = float(chroma.flatten().topk(16).values.mean())
-    if strongest < LEAST_CHROMA:
+    chroma = frame - frame.mean(0)
+    strength = frame.amax(0) - frame.amin(0)
+    strongest = strength >= strength.flatten().topk(STRONGEST_PIXELS).values[-1]
+    if float(strength[strongest].mean()) < LEAST_CHROMA:
         return None
-    mask = (chroma / strongest).clamp(0, 1)
-    mask = torch.where(mask < 0.15, 0.0, mask)  # a faint tint of the whole background must not count as area
+    tint = chroma[:, strongest].mean(1)
+    share = (chroma * tint[:, None, None]).sum(0) / tint.square().sum().clamp_min(1e-6)
+    # Stretched: faint tints and noise of the background count as none, and a soft edge keeps its place.
+    mask = ((share - 0.25) / 0.5).clamp(0, 1)
     area = float(mask.sum())
     if area < LEAST_PIXELS:
         return None
     middles = torch.arange(frame.shape[-1]) + 0.5
     x = float((mask.sum(0) * middles).sum()) / area
     y = float((mask.sum(1) * middles).sum()) / area
-    inside = frame[:, mask > 0.7].mean(1)
+    inside = frame[:, mask > 0.9].mean(1)
     shape, misfit = _shape(mask, area, x, y)
     return _Look(_colour(inside), shape, misfit, x, y)
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from sicompiler.demo.parts import import_parts
-
-if TYPE_CHECKING:
-    import torch
 
 MODEL_FOLDER = Path(__file__).parent / "model"
 
@@ -31,6 +30,4 @@ def demo_pipeline(*, dtype: torch.dtype | None = None) -> Any:
         BadInput: diffusers or transformers is not installed.
     """
     diffusers, _ = import_parts()
-    import torch
-
     return diffusers.AnimateDiffPipeline.from_pretrained(MODEL_FOLDER, torch_dtype=dtype or torch.float32)

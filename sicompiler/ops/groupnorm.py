@@ -102,9 +102,7 @@ def group_stats(x: torch.Tensor, groups: int) -> torch.Tensor:
     return _joined(found, (n, groups), total)
 
 
-def _joined(
-    found: tuple[torch.Tensor, torch.Tensor, torch.Tensor], shape: tuple[int, ...], total: int
-) -> torch.Tensor:
+def _joined(found: tuple[torch.Tensor, torch.Tensor, torch.Tensor], shape: tuple[int, ...], total: int) -> torch.Tensor:
     """Statistics [*shape, 3] of groups: counts [parts], means and M2 [channels, parts] of all their channels as one."""
     count, mean, m2 = found[0], found[1].view(*shape, -1), found[2].view(*shape, -1)
     count = count.expand(mean.shape[-1] // count.shape[0], -1).reshape(-1)
