@@ -47,10 +47,10 @@ class Settings:
     clips: int = 6144
     vae_steps: int = 1000
     vae_batch: int = 32  # frames
-    image_steps: int = 1500
-    image_batch: int = 128  # frames
-    clip_steps: int = 2400
-    clip_batch: int = 8
+    image_steps: int = 4500
+    image_batch: int = 32  # frames
+    clip_steps: int = 4000
+    clip_batch: int = 4
     checkpoint_seconds: float = 60.0
 
 
@@ -212,7 +212,7 @@ def train_images(settings: Settings, words: Any, data: tuple[torch.Tensor, torch
     """UNet and text encoder on single frames."""
     latents, scenes = data
     modules = {"unet": parts.image_unet(), "text_encoder": parts.text_encoder(words)}
-    stage = Stage("images", settings, modules, steps=settings.image_steps, rate=1.5e-3)
+    stage = Stage("images", settings, modules, steps=settings.image_steps, rate=1e-3)
     schedule, captions = parts.scheduler(), Captions(words)
 
     def loss(numbers: torch.Generator) -> torch.Tensor:
@@ -234,7 +234,7 @@ def train_clips(
         "unet": parts.video_unet(images.average["unet"]).requires_grad_(True),
         "text_encoder": copy.deepcopy(images.average["text_encoder"]).requires_grad_(True),
     }
-    stage = Stage("clips", settings, modules, steps=settings.clip_steps, rate=1e-3)
+    stage = Stage("clips", settings, modules, steps=settings.clip_steps, rate=7e-4)
     schedule, captions = parts.scheduler(), Captions(words)
 
     def loss(numbers: torch.Generator) -> torch.Tensor:
