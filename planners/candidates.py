@@ -9,6 +9,8 @@ from enum import Enum
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch._ops import OpOverload
 
 from sicompiler.axes.factor_map import Slicing
 from sicompiler.axes.table import Transfer
@@ -18,10 +20,11 @@ from sicompiler.graph_view import GraphView
 from sicompiler.planners.evaluator import Evaluator, Floats
 from sicompiler.planners.repeats import Repeats
 from sicompiler.planners.tally import MAX_OPERATORS, MAX_SPAN, MAX_WINDOWS, Tally
-from sicompiler.region import Walk
+from sicompiler.region import HOISTED_BYTES, Walk
 
 SMALL_GRAPH = 200  # operators that allocate; up to here every position may be a cut
 NEAR = 6  # operators that allocate, on either side of a deep cut
+GROWTH = 32  # times the bytes of its operands: a value that begins at an operator
 LONG_SHARE = 0.1  # of the unsliced peak; while a region without a limit runs, what is alive before it stays
 
 
@@ -109,6 +112,22 @@ def cut_positions(view: GraphView, line: Timeline) -> tuple[list[int], list[int]
     return starts, ends
 
 
+def births(view: GraphView, hot_bytes: int) -> list[int]:
+    """Positions of operators that broadcast next to nothing to a big value: a mask, from vectors of positions.
+
+    They may start a region wherever they stand. The vectors are too small to be sliced, and make the cut before them
+    the deeper one: from there, no axis of the big value could be followed.
+    """
+    found = []
+    for p in range(view.facts.num_placeholders, len(view.facts.nodes)):
+        target, nbytes = view.facts.nodes[p].target, view.bytes_of(view.made[p])
+        read = view.bytes_of({view.tensor(value).storage for value in view.table.operands[p]})
+        broadcasts = read == 0 or (isinstance(target, OpOverload) and torch.Tag.pointwise in target.tags)
+        if broadcasts and nbytes >= max(hot_bytes, GROWTH * read) and read <= HOISTED_BYTES:
+            found.append(p)
+    return found
+
+
 def deep_cuts(view: GraphView, line: Timeline) -> set[int]:
     """Where regions with halos may start and end: they are counted anew at each end, so only the deepest minima count.
 
@@ -129,6 +148,20 @@ def deep_cuts(view: GraphView, line: Timeline) -> set[int]:
             found.add(makers[index] if index < len(makers) else nodes)
             if index:
                 found.add(makers[index - 1] + 1)
+    return found | _behind_statistics(view)
+
+
+def _behind_statistics(view: GraphView) -> set[int]:
+    """Positions behind statistics that are not applied at once, and of what is made again there before they are.
+
+    If the region that took the statistics had to go on to where they are applied, it would make that whole before its
+    loop.
+    """
+    first, nodes = view.facts.num_placeholders, view.facts.nodes
+    found: set[int] = set()
+    for p in range(first, len(nodes) - 1):
+        if takes_statistics(nodes[p]) and p + 1 not in view.lives.readers[p]:
+            found |= {p + 1, next((q for q in range(p + 1, len(nodes)) if view.made[q]), len(nodes))}
     return found
 
 
@@ -163,6 +196,7 @@ def candidates(
     """
     line = near or evaluator.line
     starts, stops = cut_positions(evaluator.view, line)
+    starts = sorted({*starts, *births(evaluator.view, hot_bytes)})
     search = _Search(evaluator, set(stops), deep_cuts(evaluator.view, line), hot_bytes)
     for done, begin in enumerate(starts):  # which grow while the loop runs
         if progress is not None:

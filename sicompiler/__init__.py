@@ -24,18 +24,22 @@ from sicompiler.errors import (
 )
 
 if TYPE_CHECKING:
-    from sicompiler.api import compile_for_budget, release, report, supported_pipelines, verify
+    from sicompiler.api import compile_for_budget, rehash_report, release, report, supported_pipelines, verify
     from sicompiler.demo.pipeline import demo_pipeline
     from sicompiler.plan import Plan
+    from sicompiler.rehash import Rehash, RehashPlan
     from sicompiler.runtime.faults import OutOfMemory
     from sicompiler.runtime.measure import measure_peak
 
 _LAZY = {
     "OutOfMemory": "sicompiler.runtime.faults",
     "Plan": "sicompiler.plan",
+    "Rehash": "sicompiler.rehash",
+    "RehashPlan": "sicompiler.rehash",
     "compile_for_budget": "sicompiler.api",
     "demo_pipeline": "sicompiler.demo.pipeline",
     "measure_peak": "sicompiler.runtime.measure",
+    "rehash_report": "sicompiler.api",
     "release": "sicompiler.api",
     "report": "sicompiler.api",
     "supported_pipelines": "sicompiler.api",
@@ -51,12 +55,15 @@ __all__ = [
     "OutOfMemory",
     "OverBudget",
     "Plan",
+    "Rehash",
+    "RehashPlan",
     "SicompilerError",
     "StalePlan",
     "__version__",
     "compile_for_budget",
     "demo_pipeline",
     "measure_peak",
+    "rehash_report",
     "release",
     "report",
     "supported_pipelines",

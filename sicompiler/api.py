@@ -8,13 +8,17 @@ from typing import Any, Protocol, TypeVar, get_args, overload
 
 import torch
 
+from sicompiler.adapters.calibrate import calibrate
+from sicompiler.adapters.held import ATTRIBUTE
 from sicompiler.adapters.pipeline import PipelineState, is_pipeline, pipeline_state
 from sicompiler.adapters.supported import SupportedPipeline, supported_pipelines
 from sicompiler.adapters.verify import PipelineVerification
 from sicompiler.compiler import FarMemory
 from sicompiler.errors import BadInput, NotCompiled
 from sicompiler.plan import Plan
+from sicompiler.rehash.request import Rehash
 from sicompiler.reports.phases import PipelineReport
+from sicompiler.reports.rehash import RehashReport
 from sicompiler.reports.report import Report
 from sicompiler.runtime.verify import Verification
 from sicompiler.search.search import Progress
@@ -27,6 +31,7 @@ __all__ = [
     "device_type_of",
     "dtype_name",
     "prepare",
+    "rehash_report",
     "release",
     "report",
     "supported_pipelines",
@@ -57,6 +62,7 @@ def compile_for_budget(
     example_inputs: Inputs | None = None,
     plan: Plan | str | Path | None = None,
     far_memory: FarMemory = "auto",
+    rehash: Rehash | None = None,
     progress: Progress | None = None,
 ) -> Model:
     """Make a model or a whole diffusers pipeline run inside a memory budget, with the same output. In place.
@@ -74,6 +80,8 @@ def compile_for_budget(
             the same output: pinned host memory for a CUDA device, a memory-mapped file for the CPU (in the folder that
             the environment variable SICOMPILER_FAR_MEMORY names, else in the system's temporary one). "none" keeps
             everything on the device.
+        rehash: of a pipeline, and approximate: reuse a feature of the denoiser on some steps (docs/rehash.md). None
+            leaves the output what it is.
         progress: called as `progress(what, done, total)` during long work.
 
     Returns:
@@ -94,8 +102,19 @@ def compile_for_budget(
                 "example_inputs and plan belong to one module; a pipeline is planned component by component, "
                 "each at its first call"
             )
-        PipelineState.take_over(model, parse_bytes(gb), progress, far_memory)
+        before = found if isinstance(found := model.__dict__.get(ATTRIBUTE), PipelineState) else None
+        state = PipelineState.take_over(model, parse_bytes(gb), progress, far_memory, rehash)
+        if rehash is not None and rehash.calls:
+            try:
+                calibrate(state)
+            except BaseException:
+                state.release()
+                if before is not None:
+                    before.install(model)
+                raise
         return model
+    if rehash is not None:
+        raise BadInput("rehash belongs to a pipeline: its steps are what is skipped; a single module has none")
     if not isinstance(model, torch.nn.Module):
         raise BadInput(
             f"compile_for_budget takes a torch.nn.Module or a diffusers pipeline, got {type(model).__name__}"
@@ -108,15 +127,15 @@ def compile_for_budget(
     if previous is not None:
         previous.uninstall()
     try:
-        state = State(model, budget, plan, progress, far_memory=far_memory)
+        module = State(model, budget, plan, progress, far_memory=far_memory)
         if example_inputs is not None:
             args, kwargs = example_inputs
-            state.compiled_for(tuple(args), dict(kwargs))
+            module.compiled_for(tuple(args), dict(kwargs))
     except BaseException:
         if previous is not None:
             previous.install()
         raise
-    state.install()
+    module.install()
     return model
 
 
@@ -183,3 +202,17 @@ def verify(
     if not isinstance(model, torch.nn.Module):
         return pipeline_state(model, "verify").verify(example_inputs)
     return _state(model, "verify").verify(example_inputs)
+
+
+def rehash_report(pipe: Pipeline) -> RehashReport:
+    """What Step Rehash did in the newest call of a pipeline: printable; `.plan`, `.evaluations`.
+
+    Raises:
+        NotCompiled: the pipeline was never compiled, or without `rehash`.
+    """
+    state = pipeline_state(pipe, "report on")
+    if state.rehash is None:
+        raise NotCompiled(
+            f"this {state.name} was compiled without Step Rehash; call compile_for_budget with rehash=Rehash(...)"
+        )
+    return state.rehash.report()

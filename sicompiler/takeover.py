@@ -104,7 +104,43 @@ def prepare(
     captured = time.perf_counter() - began
     if observer is not None:
         observer("captured", program)
-    planner = make_planner(
+    planner = analyse(
+        model,
+        program,
+        method=method,
+        name=name,
+        device_type=device_type,
+        progress=progress,
+        observer=observer,
+        timings={"capture": captured},
+    )
+    return program, planner
+
+
+def analyse(
+    model: torch.nn.Module,
+    program: Program,
+    *,
+    method: str = FORWARD,
+    name: str | None = None,
+    device_type: str | None = None,
+    progress: Progress | None = None,
+    observer: Observer | None = None,
+    timings: dict[str, float] | None = None,
+) -> Planner:
+    """Analyse a program of a model: one that was captured, or a part of such.
+
+    Args:
+        model: the model, all of whose weights stay on the device.
+        program: what runs of it.
+        method: which of its methods.
+        name: of the model, for people.
+        device_type: plan for this kind of device instead of the one the model is on.
+        progress: told about long work.
+        observer: shown every stage.
+        timings: seconds spent before.
+    """
+    return make_planner(
         program,
         model=name or entry_label(type(model).__name__, method),
         weights_bytes=weights_bytes(model),
@@ -112,10 +148,9 @@ def prepare(
         device_type=device_type or device_type_of(model),
         progress=progress,
         observer=observer,
-        timings={"capture": captured},
+        timings=timings,
         phase="denoise" if method == FORWARD else method,
     )
-    return program, planner
 
 
 class State:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -11,7 +12,9 @@ from torch import nn
 from sicompiler import testing
 from sicompiler.api import prepare
 from sicompiler.compiler import rewrite
+from sicompiler.facts.calls import takes_statistics
 from sicompiler.plan import Plan
+from sicompiler.planners import candidates
 from sicompiler.planners.dp import floor
 from sicompiler.runtime.measure import measure_peak
 from sicompiler.runtime.verify import errors
@@ -60,6 +63,22 @@ def test_a_chain_may_run_through_a_copy() -> None:
     program, planner = prepare(Norms(), (x,), {})
     plan = planner.plan(planner.floor()[0])
     assert errors(testing.run_program(rewrite(program, plan), Norms(), (x,), {}), Norms()(x))[1] <= 1e-12
+
+
+def test_what_is_made_again_is_made_in_the_loop_behind_the_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    case = Level().double().eval(), (torch.randn(1, 12, 64, 48, dtype=torch.float64),)
+    small = prepare(*case, {})[1]
+    monkeypatch.setattr(candidates, "SMALL_GRAPH", 0)  # only deep cuts for halos, as in a large graph
+    large = prepare(*case, {})[1]
+    again = large.searches[-1]
+    facts, solution = again.graph.facts, again.lowest
+    taken = next(p for p, node in enumerate(facts.nodes) if takes_statistics(node))
+    assert taken + 1 in candidates.deep_cuts(again.graph.view, again.graph.line)
+    assert any(choice.candidate.stop == taken + 1 for choice in solution.choices), (
+        "its copy is not made before the loop"
+    )
+    assert large.floor()[0] <= 1.05 * small.floor()[0]
 
 
 def test_at_the_floor_the_wide_value_is_made_again() -> None:

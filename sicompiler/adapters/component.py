@@ -3,31 +3,59 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.utils._pytree as pytree
 
 from sicompiler.adapters.held import Reserved, storages, weights_of
 from sicompiler.adapters.roles import Role, check_component
-from sicompiler.capture import flatten_inputs
-from sicompiler.compiler import FarMemory, Planner
+from sicompiler.capture import Program, capture, flatten_inputs
+from sicompiler.compiler import FarMemory, Planner, rewrite
 from sicompiler.errors import CaptureError, OverBudget
+from sicompiler.passes.cut import full_program, skip_program
+from sicompiler.passes.manager import run_stage
 from sicompiler.plan import Plan
+from sicompiler.rehash.sketch import PIECE, SCRATCH
 from sicompiler.reports.phases import PhaseRow
-from sicompiler.runtime.compiled import Compiled, check_inference
+from sicompiler.runtime.compiled import Compiled, call_key, check_inference
 from sicompiler.runtime.measure import measure_peak
-from sicompiler.runtime.placement import place
+from sicompiler.runtime.placement import place, restore
 from sicompiler.search.search import Progress
-from sicompiler.takeover import HOOK, State
+from sicompiler.takeover import HOOK, State, analyse
 from sicompiler.units import budget_hint, format_bytes
 
 if TYPE_CHECKING:
     from sicompiler.adapters.pipeline import PipelineState
 
 log = logging.getLogger("sicompiler")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a denoiser's graph that runs on its own, or the graph with more outputs (`passes.cut`).
+
+    Attributes:
+        kind: "full" gives the values of the cut too, "skip" starts at them.
+        cut: positions in the clean graph.
+        snapshots: how many features are held beside its own inputs and outputs while it runs.
+        looked_at: whether its features are looked at afterwards, piece by piece: by a guard, or to learn from them.
+    """
+
+    kind: Literal["full", "skip"]
+    cut: tuple[int, ...]
+    snapshots: int
+    looked_at: bool = False
+
+    def scratch_bytes(self, values: Sequence[torch.Tensor]) -> int:
+        """What looking at the features takes."""
+        return SCRATCH * min(max(v.numel() for v in values), PIECE) if self.looked_at else 0
+
+    def of(self, clean: Program) -> Program:
+        """Cut a clean program."""
+        return full_program(clean, self.cut) if self.kind == "full" else skip_program(clean, self.cut)
 
 
 @dataclass
@@ -76,6 +104,9 @@ class ComponentState(State):
         self.untouched_because = ""  # why it can't be captured, once that has been tried
         self.beside: dict[int, frozenset[str]] = {}  # by id of a plan: what else was on the device when it was made
         self.reserved = Reserved()  # by the rest of the pipeline, in the newest call
+        self.programs: dict[Hashable, Program] = {}  # clean and whole, of which parts are made
+        self.parts: dict[tuple[Hashable, Part], Compiled] = {}
+        self._room: dict[tuple[Hashable, Part], int] = {}  # bytes of features beside each part, at each shape
 
     @property
     def alive(self) -> bool:
@@ -93,6 +124,14 @@ class ComponentState(State):
         device = self.device_of(args, kwargs)
         self.pipeline.bring(self, device)
         self.reserved = self.pipeline.reserved(self, (args, kwargs), device)
+        rehash = self.pipeline.rehash
+        loop = rehash.loop_of(self) if rehash is not None else None
+        if rehash is not None and loop is not None:
+            return rehash.evaluate(self, loop, args, kwargs, device)
+        return self.run_whole(args, kwargs, device)
+
+    def run_whole(self, args: Sequence[Any], kwargs: Mapping[str, Any], device: torch.device) -> Any:
+        """Run by the plan of the whole graph, or untouched where it can't be captured and need not."""
         if not self.untouched_because:
             try:
                 compiled = self.compiled_for(args, kwargs)
@@ -107,6 +146,57 @@ class ComponentState(State):
                 return self._run(compiled, lambda: compiled.run(self.model, inputs), (args, kwargs), device)
         with self.untouched() as own, torch.no_grad():
             return self._run(None, lambda: own(*args, **kwargs), (args, kwargs), device)
+
+    def whole_program(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Program:
+        """The clean graph for the shapes of a call, of which parts are made."""
+        key = call_key(self._noticed, self.model, args, kwargs)
+        if key not in self.programs:
+            restore(self.model, self.device_of(args, kwargs))  # a trace reads where the weights are
+            with self.untouched():
+                self.programs[key] = run_stage("clean", capture(self.model, args, kwargs, method=self.method))
+        return self.programs[key]
+
+    def part_for(self, part: Part, args: Sequence[Any], kwargs: Mapping[str, Any], kept_bytes: int) -> Compiled:
+        """A part of the graph, planned within what is left of the budget beside the features that are held.
+
+        Args:
+            part: which.
+            args: of the call of the whole denoiser.
+            kwargs: of the same.
+            kept_bytes: of features, held now.
+
+        Raises:
+            OverBudget: no plan fits beside them.
+        """
+        key = (call_key(self._noticed, self.model, args, kwargs), part)
+        found = self.parts.get(key)
+        if key not in self._room:
+            nodes = list(self.whole_program(args, kwargs).graph_module.graph.nodes)
+            values = [nodes[p].meta["val"] for p in part.cut]
+            self._room[key] = part.snapshots * sum(v.nbytes for v in values) + part.scratch_bytes(values)
+        wanted = self._room[key]
+        counted = kept_bytes if self.device_of(args, kwargs).type == "cuda" else 0  # by the allocator, in held_bytes
+        self.reserved = replace(self.reserved, snapshot_bytes=max(wanted - counted, 0))
+        if found is None or not self.still_fits(found, args, kwargs):
+            cut = part.of(self.whole_program(args, kwargs))
+            planner = analyse(self.model, cut, method=self.method, progress=self.progress)
+            plan = self.choose(planner, args, kwargs)
+            found = self.parts[key] = Compiled(rewrite(cut, plan), plan)
+        return found
+
+    def run_part(
+        self, compiled: Compiled, inputs: Sequence[Any], kept: Sequence[torch.Tensor], device: torch.device
+    ) -> Any:
+        """Run a part of the graph.
+
+        Args:
+            compiled: the part.
+            inputs: flat.
+            kept: features that are held meanwhile.
+            device: where.
+        """
+        place(self.model, compiled.plan.streamed, device)
+        return self._run(compiled, lambda: compiled.run(self.model, inputs), (inputs, kept), device)
 
     def still_fits(self, compiled: Compiled, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         """Whether a plan made before leaves room for what the pipeline holds by now.
@@ -144,7 +234,9 @@ class ComponentState(State):
         device = self.device_of(args, kwargs)
         if not self.pipeline.make_room(self, device, keep):
             return False
+        snapshot_bytes = self.reserved.snapshot_bytes
         self.reserved = self.pipeline.reserved(self, (args, kwargs), device)
+        self.reserved = replace(self.reserved, snapshot_bytes=snapshot_bytes)
         return True
 
     def _over_budget(self, error: OverBudget) -> OverBudget:
@@ -152,10 +244,12 @@ class ComponentState(State):
         parts = [f"{name} {format_bytes(nbytes)}" for name, nbytes in self.reserved.weights]
         others = f"{format_bytes(self.reserved.weights_bytes)} of other weights ({', '.join(parts)})" if parts else ""
         held = f"{format_bytes(self.reserved.held_bytes)} that the pipeline holds"
+        kept = f"{format_bytes(self.reserved.snapshot_bytes)} of features kept from step to step (Step Rehash)"
+        kept = kept if self.reserved.snapshot_bytes else ""
         return OverBudget(
             f"{self.pipeline.name} does not fit {format_bytes(self.budget_bytes)} in phase {self.role.phase}: "
             f"{self.role.label} needs {format_bytes(error.floor_bytes)} at least, set by {error.culprit}, beside "
-            f"{' and '.join(filter(None, (others, held)))}. "
+            f"{' and '.join(filter(None, (others, kept, held)))}. "
             f"The nearest budget that works is {budget_hint(floor_bytes)}",
             budget_bytes=self.budget_bytes,
             floor_bytes=floor_bytes,
@@ -177,7 +271,7 @@ class ComponentState(State):
             return call()
         tensors = (x for x in pytree.tree_leaves(inputs) if isinstance(x, torch.Tensor))
         resident = sum((weights | storages(tensors, device)).values()) + self.reserved.total_bytes
-        resident -= self.reserved.margin_bytes
+        resident -= self.reserved.margin_bytes + self.reserved.snapshot_bytes  # what is kept is among the inputs
         with measure_peak(device) as peak:
             result = call()
         record.measured_bytes = max(record.measured_bytes or 0, resident + peak.bytes)
@@ -192,7 +286,7 @@ class ComponentState(State):
 
     def rows(self) -> list[PhaseRow]:
         """One row for each plan in use, and one for untouched runs."""
-        current = list(self.compiled.values())
+        current = [*self.compiled.values(), *self.parts.values()]
         return [self._row(r) for r in self.records if r.compiled is None or any(r.compiled is c for c in current)]
 
     def _row(self, record: Record) -> PhaseRow:
@@ -202,7 +296,8 @@ class ComponentState(State):
         resident |= dict(record.reserved.weights)
         return PhaseRow(
             phase=self.role.phase.value,
-            component=self.role.label,
+            component=self.role.label
+            + next((f", {p.kind}" for (_, p), c in self.parts.items() if c is record.compiled), ""),
             resident=tuple(resident),
             weights_bytes=own + record.reserved.weights_bytes,
             held_bytes=record.reserved.held_bytes + record.reserved.margin_bytes,

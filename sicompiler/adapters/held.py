@@ -35,11 +35,13 @@ class Reserved:
         weights: of the other components that are resident, by name; a storage shared by two counts at the first.
         held_bytes: latents, embeddings, finished frames and whatever else is alive, the inputs of the call left out.
         margin_bytes: kept free for what nobody counts; part of every prediction, of no measurement.
+        snapshot_bytes: kept free for features that Step Rehash keeps from step to step; part of every prediction.
     """
 
     weights: tuple[tuple[str, int], ...] = ()
     held_bytes: int = 0
     margin_bytes: int = 0
+    snapshot_bytes: int = 0
 
     @property
     def weights_bytes(self) -> int:
@@ -49,7 +51,7 @@ class Reserved:
     @property
     def total_bytes(self) -> int:
         """What the component must leave free of the budget."""
-        return self.weights_bytes + self.held_bytes + self.margin_bytes
+        return self.weights_bytes + self.held_bytes + self.margin_bytes + self.snapshot_bytes
 
 
 def storages(tensors: Iterable[torch.Tensor], device: torch.device) -> dict[int, int]:

@@ -14,6 +14,7 @@ import torch
 from sicompiler.adapters.component import ComponentState
 from sicompiler.adapters.held import ATTRIBUTE, Reserved, reserved, weights_of
 from sicompiler.adapters.outputs import register_outputs
+from sicompiler.adapters.rehash import BAR, PipelineRehash
 from sicompiler.adapters.residency import Residency
 from sicompiler.adapters.roles import (
     Phase,
@@ -27,6 +28,7 @@ from sicompiler.adapters.roles import (
 from sicompiler.adapters.verify import PipelineVerification, compare_components, compare_runs
 from sicompiler.compiler import FarMemory
 from sicompiler.errors import BadInput, NotCompiled
+from sicompiler.rehash.request import Rehash
 from sicompiler.reports.phases import PipelineReport
 from sicompiler.runtime.placement import streams
 from sicompiler.search.search import Progress
@@ -75,11 +77,16 @@ class PipelineState:
         self.residency = Residency(far=far_memory == "auto")
         self.measure_calls = False  # measure the calls of components, each on its own
         self.measuring = False  # somebody measures a whole run
+        self.rehash: PipelineRehash | None = None
         self._resting = False  # the components run untouched for a while
 
     @staticmethod
     def take_over(
-        pipe: Any, budget_bytes: int, progress: Progress | None, far_memory: FarMemory = "auto"
+        pipe: Any,
+        budget_bytes: int,
+        progress: Progress | None,
+        far_memory: FarMemory = "auto",
+        rehash: Rehash | None = None,
     ) -> PipelineState:
         """Let a pipeline run within a budget from now on; a budget it had before is replaced.
 
@@ -92,11 +99,18 @@ class PipelineState:
         if isinstance(previous, PipelineState):
             previous.release()
         state = PipelineState(pipe, budget_bytes, progress, far_memory)
-        setattr(pipe, ATTRIBUTE, state)
-        state._watch(pipe)
-        for role in roles_of(pipe):
-            state._install(pipe, role)
+        state.rehash = None if rehash is None else PipelineRehash(state, rehash)
+        state.install(pipe)
         return state
+
+    def install(self, pipe: Any) -> None:
+        """Put this state on a pipeline that has none."""
+        setattr(pipe, ATTRIBUTE, self)
+        self._watch(pipe)
+        for role in roles_of(pipe):
+            self._install(pipe, role)
+        if self.rehash is not None:
+            self.rehash.watch(pipe)
 
     @property
     def pipe(self) -> Any:
@@ -218,6 +232,9 @@ class PipelineState:
     def untouched(self) -> Iterator[None]:
         """A context in which the pipeline runs as it would without us, with all components where they were."""
         self._resting = True
+        resting = self.rehash.resting if self.rehash else False
+        if self.rehash is not None:
+            self.rehash.resting = True
         for part in modules_of(self.pipe).values():
             self.residency.bring(part)
         states = [s for s in self.components.values() if s.alive and s.installed]
@@ -229,6 +246,8 @@ class PipelineState:
             for state in states:
                 state.install()
             self._resting = False
+            if self.rehash is not None:
+                self.rehash.resting = resting
 
     def release(self) -> None:
         """Undo `take_over` exactly."""
@@ -239,6 +258,7 @@ class PipelineState:
             for part in modules_of(pipe).values():
                 self.residency.bring(part)
             pipe.__dict__.pop(ENTRANCE, None)
+            pipe.__dict__.pop(BAR, None)
             pipe.__dict__.pop(ATTRIBUTE, None)
 
     def report(self) -> PipelineReport:

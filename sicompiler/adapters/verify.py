@@ -79,7 +79,7 @@ def compare_runs(state: PipelineState, example_inputs: Inputs) -> PipelineVerifi
     """
     args, kwargs = example_inputs
     device = _device(state)
-    rewind = _rewinder(args, kwargs)
+    rewind = rewinder(args, kwargs)
     resident = _resident(state, device, example_inputs)
     rewind()
     with state.untouched():
@@ -97,7 +97,7 @@ def compare_runs(state: PipelineState, example_inputs: Inputs) -> PipelineVerifi
     with measure_peak(device, older=_weights(state)) as measured, _whole_run(state):
         ours = state.pipe(*args, **kwargs)
     seconds = time.perf_counter() - began
-    absolute, relative, bitwise = errors(_tensors(ours), _tensors(theirs))
+    absolute, relative, bitwise = errors(frames_of(ours), frames_of(theirs))
     return PipelineVerification(
         absolute,
         relative,
@@ -173,7 +173,8 @@ def _whole_run(state: PipelineState) -> Iterator[None]:
         state.measuring = False
 
 
-def _rewinder(args: Any, kwargs: Any) -> Any:
+def rewinder(args: Any, kwargs: Any) -> Any:
+    """A function that puts random generators among the inputs, and torch's own, back into the state they are in now."""
     generators = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Generator)]
     states, own = [g.get_state() for g in generators], torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
@@ -188,7 +189,7 @@ def _rewinder(args: Any, kwargs: Any) -> Any:
     return rewind
 
 
-def _tensors(output: Any) -> list[torch.Tensor]:
+def frames_of(output: Any) -> list[torch.Tensor]:
     """The frames of an output as tensors, whatever the pipeline returns: tensors, arrays or images."""
     import numpy
 

@@ -7,6 +7,7 @@ from sicompiler.capture.program import (
     fingerprint,
     flatten_inputs,
     named_tensors,
+    structure,
     weights_bytes,
 )
 from sicompiler.capture.trace import capture, check_no_autocast, paused_gc
@@ -21,5 +22,6 @@ __all__ = [
     "flatten_inputs",
     "named_tensors",
     "paused_gc",
+    "structure",
     "weights_bytes",
 ]

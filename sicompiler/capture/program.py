@@ -117,3 +117,12 @@ def fingerprint(graph: fx.Graph) -> str:
         target = str(node.target) if node.op == "call_function" else ""
         digest.update(f"{node.op} {target} {show(node.args)} {show(node.kwargs)} {facts}\n".encode())
     return digest.hexdigest()[:16]
+
+
+def structure(graph: fx.Graph) -> str:
+    """A short hash of the operators of a graph and who reads whom, without sizes: the same at every input shape."""
+    number = {node: index for index, node in enumerate(graph.nodes)}
+    digest = hashlib.sha256()
+    for node in graph.nodes:
+        digest.update(f"{node.op} {node.target} {[number[n] for n in node.all_input_nodes]}\n".encode())
+    return digest.hexdigest()[:16]

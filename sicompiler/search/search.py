@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from sicompiler.axes.factor_map import Slicing
@@ -93,6 +94,14 @@ def make_search(
     )
     problem = _problem(evaluator, graph, labels, skip, what, progress)
     return Search(graph, outer, labels, evaluator, problem, skip, recomputed=recomputed)
+
+
+def whole_seconds_of(graph: Graph, machine: Machine) -> Sequence[float]:
+    """Predicted time of the work of every node, unsliced and without launching it; placeholders have none."""
+    seconds = Evaluator(graph.view, graph.line, machine).whole - machine.launch_seconds
+    seconds[: graph.facts.num_placeholders] = 0.0
+    found: Sequence[float] = np.maximum(seconds, 0.0).tolist()
+    return found
 
 
 def recomputed_graph(graph: Graph) -> Graph | None:

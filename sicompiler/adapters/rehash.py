@@ -1,0 +1,388 @@
+"""Step Rehash in a pipeline: the denoising loop is seen, each call of the denoiser runs in full or from a cut."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.utils._pytree as pytree
+
+from sicompiler.adapters.component import ComponentState, Part
+from sicompiler.adapters.roles import Phase
+from sicompiler.capture import Program, flatten_inputs, structure
+from sicompiler.cost import MACHINES
+from sicompiler.errors import BadInput, OverBudget
+from sicompiler.planners.cuts import Cut, candidate_cuts
+from sicompiler.rehash.choose import Subject, by_rule, fastest_within, most_exact_at, planned, with_frontier
+from sicompiler.rehash.evaluation import Evaluation
+from sicompiler.rehash.importance import evaluation_times, scheduler_importance, scheduler_line
+from sicompiler.rehash.lessons import Lessons
+from sicompiler.rehash.loop import CURRENT, DenoisingLoop
+from sicompiler.rehash.plan import RehashPlan
+from sicompiler.rehash.recorder import Recorder
+from sicompiler.rehash.request import Rehash
+from sicompiler.rehash.setting import Setting
+from sicompiler.reports.rehash import RehashReport
+from sicompiler.search.search import whole_seconds_of
+from sicompiler.study import study
+from sicompiler.units import format_bytes
+
+if TYPE_CHECKING:
+    from sicompiler.adapters.pipeline import PipelineState
+
+log = logging.getLogger("sicompiler")
+
+BAR = "progress_bar"  # what pipelines enter around their denoising loop, or iterate over
+COUNTED = "_sicompiler_counted"  # on the step of a scheduler that a loop counts: the scheduler's own
+CUTS = 4  # that one run watches: each is probed at every step
+MOST_LEFT = 0.35  # share of the time a skipped evaluation may cost
+
+
+class PipelineRehash:
+    """What Step Rehash keeps for one pipeline.
+
+    Args:
+        state: of the pipeline.
+        request: what was asked for.
+    """
+
+    def __init__(self, state: PipelineState, request: Rehash) -> None:
+        self.state, self.request = state, request
+        self.given = request.loaded()
+        self.plans: dict[Setting, RehashPlan] = {}
+        self.lessons: dict[Setting, list[Lessons]] = {}
+        self.last: DenoisingLoop | None = None  # the newest loop that has begun
+        self.resting = False  # loops run in full for a while
+        self.exact = False  # loops are seen, but every call runs by the plan of the whole denoiser
+        self.learning = False  # loops are learned from, whatever is known
+
+    @property
+    def component(self) -> str:
+        """The denoiser that is skipped: the first of the pipeline's."""
+        roles = [r for r in self.state.components if r.phase is Phase.DENOISE and r.component != "controlnet"]
+        return min(r.component for r in roles) if roles else ""
+
+    # The loop
+
+    def watch(self, pipe: Any) -> None:
+        """See the denoising loops of a pipeline begin and end."""
+        bar = getattr(pipe, BAR, None)
+        if bar is None:
+            raise BadInput(f"{type(pipe).__name__} has no {BAR}, by which Step Rehash sees its denoising loop")
+
+        @functools.wraps(bar)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            inner = bar(*args, **kwargs)
+            return inner if self.resting else _Watched(inner, lambda: self._looping(pipe, kwargs.get("total")))
+
+        setattr(pipe, BAR, watched)
+
+    @contextlib.contextmanager
+    def _looping(self, pipe: Any, total: int | None) -> Iterator[None]:
+        """One denoising loop: its state lives as long as this context, however it ends."""
+        scheduler = pipe.scheduler
+        loop = DenoisingLoop(self, begin=_begin(scheduler, total))
+        loop.setting = Setting("", scheduler_line(scheduler), evaluation_times(scheduler))
+        # as it is now: by the end of the loop it has taken all of its steps
+        loop.importance = functools.partial(scheduler_importance, copy.deepcopy(scheduler))
+        step = getattr(scheduler.step, COUNTED, scheduler.step)  # a loop that was left may not be closed yet
+
+        @functools.wraps(step)
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            result = step(*args, **kwargs)
+            loop.stepped(next((x for x in pytree.tree_leaves(result) if isinstance(x, torch.Tensor)), None))
+            return result
+
+        setattr(counted, COUNTED, step)
+        CURRENT.set((*CURRENT.get(), loop))
+        scheduler.__dict__["step"] = counted
+        self.last = loop
+        began = time.perf_counter()
+        try:
+            yield
+            loop.seconds = time.perf_counter() - began
+            self._finished(loop)
+        finally:
+            if scheduler.__dict__.get("step") is counted:
+                del scheduler.__dict__["step"]
+            CURRENT.set(tuple(other for other in CURRENT.get() if other is not loop))
+            loop.end()
+
+    def loop_of(self, component: ComponentState) -> DenoisingLoop | None:
+        """The loop a call of a component belongs to; None where nothing is skipped or learned."""
+        loops = CURRENT.get()
+        if not loops or loops[-1].owner is not self or component.role.component != self.component:
+            return None
+        return loops[-1]
+
+    def _finished(self, loop: DenoisingLoop) -> None:
+        if loop.recorder is not None:
+            self._learn(loop)
+        elif loop.plan is not None and loop.stopped:
+            log.warning("Step Rehash stopped skipping: %s", loop.stopped)
+        elif loop.plan is not None and not loop.skipped:
+            reasons = {e.reason for e in loop.evaluations if e.reason} or {"the plan's steps were never reached"}
+            log.warning("Step Rehash skipped nothing in this call: %s", "; ".join(sorted(reasons)))
+
+    # A call of the denoiser
+
+    def evaluate(
+        self,
+        component: ComponentState,
+        loop: DenoisingLoop,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        device: torch.device,
+    ) -> Any:
+        """Run the denoiser in full or from the cut, as the plan of the loop says."""
+        if not loop.resolved:
+            self._resolve(component, loop, args, kwargs)
+        if loop.recorder is not None:
+            return self._record(component, loop, args, kwargs, device)
+        if loop.plan is None:
+            began, (branch, _, _) = time.perf_counter(), loop.next_call()
+            result = component.run_whole(args, kwargs, device)
+            loop.note(Evaluation(loop.step, branch, None, "", None, 0, time.perf_counter() - began))
+            return result
+        plan, flat = loop.plan, flatten_inputs(args, kwargs)[0]
+        step, (branch, prediction, reason) = loop.step, loop.next_call()
+        began, error = time.perf_counter(), None
+        if prediction is None:
+            part = component.part_for(
+                Part("full", plan.cut, plan.full_snapshots, any(plan.checks)), args, kwargs, loop.held_bytes
+            )
+            result, features = component.run_part(part, flat, loop.held, device)
+            error = loop.keep(branch, tuple(features))
+        else:
+            part = component.part_for(Part("skip", plan.cut, plan.skip_snapshots), args, kwargs, loop.held_bytes)
+            given = loop.predict(branch, prediction)
+            result = component.run_part(part, [*flat, *given], loop.held, device)
+        loop.note(Evaluation(step, branch, prediction, reason, error, 0, time.perf_counter() - began))
+        return result
+
+    def _resolve(
+        self, component: ComponentState, loop: DenoisingLoop, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> None:
+        """Find the plan of a loop, now that the denoiser's graph is known.
+
+        Raises:
+            StalePlan: the plan that was given is for another model, scheduler or number of steps.
+            BadInput: the target can't be reached.
+        """
+        program = component.whole_program(args, kwargs)
+        mark = structure(program.graph_module.graph)
+        assert loop.setting is not None
+        loop.setting = setting = replace(loop.setting, structure=mark)
+        loop.resolved = True
+        if self.exact:
+            return
+        if self.given is not None:
+            self.given.check(
+                pipeline=self.state.name,
+                structure=mark,
+                scheduler=setting.scheduler,
+                evaluations=len(setting.times),
+            )
+            loop.plan = self.given
+        elif self.learning:
+            loop.recorder = Recorder(self._cuts(component, program))
+        elif setting in self.plans:
+            loop.plan = self.plans[setting]
+        else:
+            loop.plan = self._adapted(setting, loop)
+            if loop.plan is None:
+                log.warning("Step Rehash: this call runs in full and is learned from; later ones will skip")
+                loop.recorder = Recorder(self._cuts(component, program))
+
+    def _adapted(self, setting: Setting, loop: DenoisingLoop) -> RehashPlan | None:
+        """A plan from what was learned with other steps or another scheduler, uncertified."""
+        known = next((s for s in self.lessons if s.structure == setting.structure), None)
+        if known is None:
+            return None
+        log.warning(
+            "Step Rehash: planned again for %d evaluations of %s from what was learned of %d of %s; not certified",
+            len(setting.times),
+            setting.scheduler.partition("(")[0],
+            len(known.times),
+            known.scheduler.partition("(")[0],
+        )
+        importance = loop.importance()
+        self.lessons[setting] = [rows.at(setting.times, importance) for rows in self.lessons[known]]
+        return self.plan_for(setting)
+
+    # Learning
+
+    def _cuts(self, component: ComponentState, program: Program) -> list[Cut]:
+        """The cuts that are watched.
+
+        Raises:
+            BadInput: there is no legal cut.
+        """
+        device_type = component.home.type
+        graph = study(program, device_type)
+        seconds = whole_seconds_of(graph, MACHINES[device_type])
+        found = candidate_cuts(graph.facts, seconds, MOST_LEFT)
+        if not found:
+            raise BadInput(
+                f"{component.role.label} has no cut at which it can be entered again with at most {MOST_LEFT:.0%} of "
+                "its time left: Step Rehash can't skip any of it"
+            )
+        return list(found[:CUTS])
+
+    def _record(
+        self,
+        component: ComponentState,
+        loop: DenoisingLoop,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        device: torch.device,
+    ) -> Any:
+        began, recorder, flat = time.perf_counter(), loop.recorder, flatten_inputs(args, kwargs)[0]
+        assert recorder is not None
+        full = None
+        while full is None:
+            try:
+                watched = Part("full", recorder.positions, 1, looked_at=True)
+                full = component.part_for(watched, args, kwargs, _nbytes(recorder.held))
+            except OverBudget:
+                if len(recorder.cuts) == 1 or recorder.recorded(0):
+                    raise
+                biggest = max(recorder.cuts, key=lambda cut: cut.nbytes)
+                log.warning("no room to watch a feature of %s while learning", format_bytes(biggest.nbytes))
+                loop.recorder = recorder = Recorder([cut for cut in recorder.cuts if cut is not biggest])
+        branch, _, _ = loop.next_call()
+        result, values = component.run_part(full, flat, recorder.held, device)
+        seconds = time.perf_counter() - began
+        features = dict(zip(recorder.positions, values, strict=True))
+        for number, cut in enumerate(recorder.cuts):
+            before = recorder.previous(number, branch)
+            if before is None:
+                continue
+            held = 2 * _nbytes(list(features.values()))
+            room = math.ceil(held / max(cut.nbytes, 1))
+            probe = time.perf_counter()
+            part = component.part_for(Part("skip", cut.positions, room), args, kwargs, held)
+            moved = component.run_part(part, [*flat, *before], [*recorder.held, *values], device)
+            taken = time.perf_counter() - probe
+            now = tuple(features[p] for p in cut.positions)
+            recorder.probed(number, branch, now, _distance(moved, result), taken)
+        recorder.record(branch, features, seconds)
+        loop.note(Evaluation(loop.step, branch, None, "learning", None, 0, seconds))
+        loop.busy += time.perf_counter() - began
+        return result
+
+    def _learn(self, loop: DenoisingLoop) -> None:
+        """Keep what a finished loop showed, and plan from it where nothing more is to come."""
+        recorder, setting = loop.recorder, loop.setting
+        assert recorder is not None and setting is not None
+        lessons = recorder.lessons(len(setting.times), (loop.seconds - loop.busy) / len(setting.times))
+        if not lessons:
+            log.warning("Step Rehash learned nothing: the loop did not run all of its %d steps", len(setting.times))
+            return
+        norm = float(loop.final.norm()) if loop.final is not None else 1.0
+        if setting not in self.lessons:
+            importance, names = loop.importance(), self._names(loop)
+            self.lessons[setting] = [
+                Lessons(cut.positions, tuple(names[p] for p in cut.positions), cut.nbytes, setting.times, importance)
+                for cut in recorder.cuts
+            ]
+        for rows in self.lessons[setting]:
+            lesson = next((x for x, c in zip(lessons, recorder.cuts, strict=True) if c.positions == rows.cut), None)
+            if lesson is not None:
+                rows.final_norm = (rows.final_norm * len(rows.lessons) + norm) / (len(rows.lessons) + 1)
+                rows.lessons.append(lesson)
+        if not self.learning:
+            self.plans[setting] = self.plan_for(setting)
+
+    def _names(self, loop: DenoisingLoop) -> Mapping[int, str]:
+        state = next(s for r, s in self.state.components.items() if r.component == self.component)
+        program = next(iter(state.programs.values()))
+        nodes = list(program.graph_module.graph.nodes)
+        return {p: nodes[p].name for cut in (loop.recorder.cuts if loop.recorder else ()) for p in cut.positions}
+
+    def subject(self, setting: Setting) -> Subject:
+        """What plans are made for."""
+        branches = max(len(x.grams) for rows in self.lessons[setting] for x in rows.lessons)
+        return Subject(self.state.name, self.component, setting.structure, setting.scheduler, branches)
+
+    def candidates(self, setting: Setting) -> list[RehashPlan]:
+        """Every plan that is the best of its cut and number of full evaluations."""
+        request, subject, lessons = self.request, self.subject(setting), self.lessons[setting]
+        if request.strategy != "planned":
+            return by_rule(request.strategy, subject, lessons)
+        return planned(subject, lessons, request.predictor, request.order)
+
+    def plan_for(self, setting: Setting) -> RehashPlan:
+        """The plan that meets the target by what was learned, unverified.
+
+        Raises:
+            BadInput: the target can't be reached, or can't be told from what was learned.
+        """
+        plans, request = self.candidates(setting), self.request
+        if request.speedup is not None:
+            plan = most_exact_at(plans, request.speedup)
+        elif request.rel_error is not None:
+            plan = fastest_within(plans, request.rel_error)
+        else:
+            raise BadInput("psnr= can only be met by measuring: give calls=[...] with held_out of at least 1")
+        return with_frontier(plan, plans)
+
+    def report(self) -> RehashReport:
+        """What happened in the newest loop."""
+        loop = self.last
+        plan = loop.plan if loop is not None else self.given
+        known = plan or next(iter(self.plans.values()), None)
+        return RehashReport(self.state.name, self.component, known, tuple(loop.evaluations) if loop else ())
+
+
+def _begin(scheduler: Any, total: int | None) -> int:
+    """How many steps a loop leaves out at the start, as it does where it starts from an image or a video."""
+    told = getattr(scheduler, "begin_index", None)
+    if told is not None or total is None or getattr(scheduler, "order", 1) != 1:
+        return told or 0
+    return max(len(scheduler.timesteps) - total, 0)
+
+
+class _Watched:
+    """What a pipeline's progress bar gives it, with a context around the loop it is entered or iterated for."""
+
+    def __init__(self, inner: Any, around: Callable[[], contextlib.AbstractContextManager[None]]) -> None:
+        self._inner, self._around = inner, around
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> Any:
+        found = self._inner.__enter__()
+        self._stack.enter_context(self._around())
+        return found
+
+    def __exit__(self, *error: Any) -> Any:
+        try:
+            self._stack.__exit__(*error)
+        finally:
+            handled = self._inner.__exit__(*error)
+        return handled
+
+    def __iter__(self) -> Iterator[Any]:
+        with self._around():
+            yield from self._inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+def _nbytes(tensors: Sequence[torch.Tensor]) -> int:
+    return sum(t.nbytes for t in tensors)
+
+
+def _distance(one: Any, other: Any) -> float:
+    pairs = zip(pytree.tree_leaves(one), pytree.tree_leaves(other), strict=True)
+    squares = [float((a.float() - b.float()).square().sum()) for a, b in pairs if isinstance(a, torch.Tensor)]
+    return math.sqrt(sum(squares))

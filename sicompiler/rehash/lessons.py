@@ -1,0 +1,119 @@
+"""What full runs teach: how the features of cuts move from step to step, and what their errors do to the output."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from sicompiler.planners.steps import Floats
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What one full run showed of one cut.
+
+    Attributes:
+        grams: for each branch, [n, n]: inner products of the feature at all evaluations.
+        gains: [n]: change of the output, as a 2-norm, per relative error of the feature; nan where not probed.
+        full_seconds: of one evaluation in full.
+        skip_seconds: of one that is skipped.
+        step_seconds: of a step of the loop, beside the denoiser.
+    """
+
+    grams: tuple[Floats, ...]
+    gains: Floats
+    full_seconds: float
+    skip_seconds: float
+    step_seconds: float = 0.0
+
+
+@dataclass
+class Lessons:
+    """What all runs showed of one cut.
+
+    Attributes:
+        cut: positions in the clean graph.
+        names: of the nodes there.
+        nbytes: of the values there.
+        times: where each evaluation stands.
+        importance: [n]: what an error of the output does to the final latents (`rehash.importance`).
+        final_norm: of the latents at the end, mean over the runs.
+        lessons: one a run.
+    """
+
+    cut: tuple[int, ...]
+    names: tuple[str, ...]
+    nbytes: int
+    times: tuple[float, ...]
+    importance: Floats
+    final_norm: float = 0.0
+    lessons: list[Lesson] = field(default_factory=list)
+
+    @property
+    def gram(self) -> Floats:
+        """[n, n], summed over runs and branches, each scaled to its own norm."""
+        grams = [
+            gram / max(float(np.trace(gram)) / len(gram), 1e-300) for lesson in self.lessons for gram in lesson.grams
+        ]
+        return np.asarray(np.sum(grams, axis=0))
+
+    @property
+    def weight(self) -> Floats:
+        """[n]: relative error of the final latents per relative error of the feature, at each evaluation."""
+        rows = np.array([lesson.gains for lesson in self.lessons])
+        seen = np.isfinite(rows)
+        gains = np.where(seen, rows, 0.0).sum(axis=0) / np.maximum(seen.sum(axis=0), 1)
+        known = np.flatnonzero(seen.any(axis=0))
+        gains = np.interp(np.arange(len(gains)), known, gains[known]) if len(known) else np.ones_like(gains)
+        return np.asarray(gains * self.importance / max(self.final_norm, 1e-300))
+
+    @property
+    def full_seconds(self) -> float:
+        """Median of one evaluation in full."""
+        return statistics.median(lesson.full_seconds for lesson in self.lessons)
+
+    @property
+    def skip_seconds(self) -> float:
+        """Median of one that is skipped."""
+        return statistics.median(lesson.skip_seconds for lesson in self.lessons)
+
+    @property
+    def step_seconds(self) -> float:
+        """Median of a step of the loop, beside the denoiser."""
+        return statistics.median(lesson.step_seconds for lesson in self.lessons)
+
+    @property
+    def skip_share(self) -> float:
+        """Time of a skipped evaluation, of that of a full one."""
+        return self.skip_seconds / self.full_seconds if self.full_seconds else 0.0
+
+    def at(self, times: Sequence[float], importance: Floats) -> Lessons:
+        """The same for other evaluation times, between which features are taken to move evenly.
+
+        Args:
+            times: of the evaluations wanted.
+            importance: of these.
+        """
+        matrix = _between(self.times, times)
+        moved = [
+            Lesson(
+                tuple(matrix @ gram @ matrix.T for gram in lesson.grams),
+                matrix @ np.nan_to_num(lesson.gains, nan=float(np.nanmean(lesson.gains))),
+                lesson.full_seconds,
+                lesson.skip_seconds,
+                lesson.step_seconds,
+            )
+            for lesson in self.lessons
+        ]
+        return Lessons(self.cut, self.names, self.nbytes, tuple(times), importance, self.final_norm, moved)
+
+
+def _between(known: Sequence[float], wanted: Sequence[float]) -> Floats:
+    """[wanted, known]: weights of linear interpolation; beyond the ends the nearest."""
+    order = np.argsort(known, kind="stable")
+    grid = np.asarray(known)[order]
+    unit = np.eye(len(known))[order]
+    return np.stack([np.interp(wanted, grid, column) for column in unit.T], axis=1)

@@ -1,0 +1,234 @@
+"""A rehash plan: which evaluations run in full, how each other one predicts its feature. A value: JSON out and in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sicompiler.errors import StalePlan
+from sicompiler.planners.steps import Prediction, Schedule
+
+REHASH_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What held-out runs showed.
+
+    Attributes:
+        runs: how many.
+        rel_error: the worst relative error of the final latents.
+        psnr: the worst of the frames, in dB.
+    """
+
+    runs: int
+    rel_error: float
+    psnr: float
+
+    @property
+    def confidence(self) -> float:
+        """Of exchangeable runs, the share whose error is at most the worst seen: m / (m + 1)."""
+        return self.runs / (self.runs + 1)
+
+
+@dataclass(frozen=True)
+class FrontierPoint:
+    """One of the plans that could be had.
+
+    Attributes:
+        full: evaluations in full.
+        speedup: expected, of the loop.
+        predicted_error: of the final latents.
+        cut_names: where it cuts.
+        snapshots_bytes: the most features it holds.
+    """
+
+    full: int
+    speedup: float
+    predicted_error: float
+    cut_names: tuple[str, ...]
+    snapshots_bytes: int
+
+
+@dataclass(frozen=True)
+class Check:
+    """How a full evaluation after skipped ones measures what was predicted: the guard.
+
+    Attributes:
+        prediction: of its feature, as if it were skipped.
+        bound: the greatest relative error of that at which skipping goes on.
+    """
+
+    prediction: Prediction
+    bound: float
+
+
+@dataclass(frozen=True)
+class RehashPlan:
+    """How the denoising loop of one pipeline skips.
+
+    Attributes:
+        pipeline: class of the pipeline.
+        component: the denoiser, by its name in the pipeline.
+        structure: of the denoiser's graph: operators and their order, without sizes.
+        scheduler: its class, and the part of its configuration that matters, as one line.
+        cut: positions of the values that are kept.
+        cut_names: of the same nodes, for people.
+        snapshot_bytes: of these values together, at the shape that was learned from.
+        branches: calls of the denoiser in one step: 2 where guidance calls it for each branch.
+        steps: for each evaluation, how it predicts; None where it runs in full.
+        checks: for each evaluation, how the guard measures there; None where it does not.
+        strategy: how the steps were chosen: "planned", "uniform", "similarity", ...
+        predicted_error: estimated relative error of the final latents.
+        full_seconds, skip_seconds: of one evaluation, as measured while learning.
+        step_seconds: of a step of the loop, beside the denoiser.
+        verified: by held-out runs; None where nothing was.
+        points: what else could be had, fastest first.
+    """
+
+    pipeline: str
+    component: str
+    structure: str
+    scheduler: str
+    cut: tuple[int, ...]
+    cut_names: tuple[str, ...]
+    snapshot_bytes: int
+    branches: int
+    steps: Schedule
+    checks: tuple[Check | None, ...]
+    strategy: str
+    predicted_error: float
+    full_seconds: float
+    skip_seconds: float
+    step_seconds: float = 0.0
+    verified: Verified | None = None
+    points: tuple[FrontierPoint, ...] = ()
+    version: int = REHASH_VERSION
+
+    def frontier(self) -> tuple[FrontierPoint, ...]:
+        """What could be had instead: the smallest predicted error by speed-up, fastest first."""
+        return self.points
+
+    @property
+    def snapshots_bytes(self) -> int:
+        """The most bytes of features held at a time, those a full evaluation makes included."""
+        return max(self.full_snapshots + 1, self.skip_snapshots + 1) * self.snapshot_bytes
+
+    @property
+    def evaluations(self) -> int:
+        """Steps of the scheduler in one run."""
+        return len(self.steps)
+
+    @property
+    def full(self) -> tuple[int, ...]:
+        """The evaluations that run in full."""
+        return tuple(i for i, prediction in enumerate(self.steps) if prediction is None)
+
+    @property
+    def speedup(self) -> float:
+        """Expected ratio of the seconds of the loop, all in full, to those of this plan."""
+        full, skipped = self.branches * len(self.full), self.branches * (self.evaluations - len(self.full))
+        beside = self.evaluations * self.step_seconds
+        planned = full * self.full_seconds + skipped * self.skip_seconds + beside
+        return ((full + skipped) * self.full_seconds + beside) / planned if planned else 1.0
+
+    @property
+    def certified(self) -> bool:
+        """Whether held-out runs stand behind it."""
+        return self.verified is not None
+
+    @cached_property
+    def last_use(self) -> Mapping[int, int]:
+        """The last evaluation that reads the feature of each full one; those never read are left out."""
+        found: dict[int, int] = {}
+        for i, (prediction, check) in enumerate(zip(self.steps, self.checks, strict=True)):
+            read = prediction or (check.prediction if check else None)
+            found |= dict.fromkeys(read.sources if read else (), i)
+        return found
+
+    def held_before(self, step: int) -> tuple[int, ...]:
+        """The full evaluations whose features are held when an evaluation begins."""
+        return tuple(s for s, last in self.last_use.items() if s < step <= last)
+
+    @property
+    def full_snapshots(self) -> int:
+        """The most features held beside those a full evaluation makes, all branches together."""
+        held = (len(self.held_before(i)) for i in self.full)
+        return self.branches * max(held, default=0) + self.branches - 1
+
+    @property
+    def skip_snapshots(self) -> int:
+        """The most features held beside the one given to a skipped evaluation, all branches together."""
+        skipped = [i for i, p in enumerate(self.steps) if p is not None]
+        return max((self.branches * len(self.held_before(i)) - self._is_reuse(i) for i in skipped), default=0)
+
+    def _is_reuse(self, step: int) -> bool:
+        prediction = self.steps[step]
+        return prediction is not None and prediction.weights == (1.0,)
+
+    def check(self, *, pipeline: str, structure: str, scheduler: str, evaluations: int) -> None:
+        """Make sure that the plan belongs to a run.
+
+        Raises:
+            StalePlan: it was made for another model, scheduler or number of steps.
+        """
+        wanted = {"pipeline": pipeline, "structure": structure, "scheduler": scheduler, "evaluations": evaluations}
+        for name, value in wanted.items():
+            if getattr(self, name) != value:
+                raise StalePlan(
+                    f"the rehash plan was made for {name} {getattr(self, name)}, but this is {value}; calibrate again, "
+                    "or ask for a speedup or an error instead of a plan"
+                )
+
+    def to_json(self, *, indent: int | None = 2) -> str:
+        """Write the plan as JSON; `RehashPlan.from_json` reads it back, equal."""
+        return json.dumps(asdict(self), indent=indent)
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan to a file."""
+        Path(path).write_text(self.to_json())
+
+    @staticmethod
+    def from_json(text: str) -> RehashPlan:
+        """Read a plan.
+
+        Raises:
+            StalePlan: the text is no rehash plan, or of another version of the format.
+        """
+        try:
+            data: dict[str, Any] = json.loads(text)
+            if data["version"] != REHASH_VERSION:
+                raise StalePlan(f"the rehash plan has format {data['version']}, this version reads {REHASH_VERSION}")
+            data["steps"] = tuple(_prediction(row) for row in data["steps"])
+            data["checks"] = tuple(
+                None if row is None else Check(_some(row["prediction"]), row["bound"]) for row in data["checks"]
+            )
+            data["points"] = tuple(
+                FrontierPoint(**{**row, "cut_names": tuple(row["cut_names"])}) for row in data["points"]
+            )
+            data["verified"] = None if data["verified"] is None else Verified(**data["verified"])
+            data |= {name: tuple(data[name]) for name in ("cut", "cut_names")}
+            return RehashPlan(**data)
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise StalePlan(f"this is not a rehash plan: {type(error).__name__}: {error}") from error
+
+    @staticmethod
+    def load(path: str | Path) -> RehashPlan:
+        """Read a plan from a file.
+
+        Raises:
+            StalePlan: the file holds no rehash plan of this version.
+        """
+        return RehashPlan.from_json(Path(path).read_text())
+
+
+def _prediction(row: Mapping[str, Sequence[Any]] | None) -> Prediction | None:
+    return None if row is None else _some(row)
+
+
+def _some(row: Mapping[str, Sequence[Any]]) -> Prediction:
+    return Prediction(tuple(row["sources"]), tuple(map(float, row["weights"])))

@@ -1,0 +1,116 @@
+"""Step Rehash: plans as values, targets that are met or refused, rules to compare with."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+
+import sicompiler
+from sicompiler import Rehash, RehashPlan
+from tests.mini_pipeline import mini
+from tests.mini_rehash import CALL, ROOMY, STEPS, call_list, error_of, half_plan, plan_of, rehashed
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [({"steps": STEPS + 1}, "evaluations 8, but this is 9"), ({}, "scheduler DDIMScheduler")],
+    ids=["step count", "scheduler"],
+)
+def test_a_plan_of_something_else_is_refused(change: dict[str, Any], names: str) -> None:
+    pipe = mini()
+    plan = half_plan(pipe)
+    if not change:
+        pipe.scheduler = diffusers.EulerDiscreteScheduler()
+    sicompiler.compile_for_budget(pipe, ROOMY, rehash=Rehash(plan=plan))
+    with pytest.raises(sicompiler.StalePlan, match=names):
+        pipe(**{**CALL, **change})
+
+
+def test_plans_are_saved_and_loaded(tmp_path: Path) -> None:
+    pipe = mini()
+    plan = half_plan(pipe)
+    plan.save(tmp_path / "plan.json")
+    assert RehashPlan.load(tmp_path / "plan.json") == plan
+    sicompiler.compile_for_budget(pipe, ROOMY, rehash=Rehash(plan=tmp_path / "plan.json"))
+    pipe(**CALL)
+    assert sicompiler.rehash_report(pipe).plan == plan
+    (tmp_path / "other.json").write_text("{}")
+    with pytest.raises(sicompiler.StalePlan, match="not a rehash plan"):
+        RehashPlan.load(tmp_path / "other.json")
+
+
+def test_targets_that_cannot_be_met_name_the_nearest() -> None:
+    pipe = mini()
+    with pytest.raises(sicompiler.BadInput, match=r"nearest target is speedup="):
+        rehashed(pipe, speedup=1000)
+    with pytest.raises(sicompiler.BadInput, match=r"the nearest is rel_error="):
+        rehashed(pipe, rel_error=1e-15)
+    with pytest.raises(sicompiler.BadInput, match="held_out"):
+        rehashed(pipe, psnr=30)
+    with pytest.raises(sicompiler.NotCompiled):
+        sicompiler.report(pipe)
+    assert "progress_bar" not in pipe.__dict__, "after a failure the pipeline is as it was"
+    sicompiler.compile_for_budget(pipe, "3MiB")
+    with pytest.raises(sicompiler.BadInput):
+        rehashed(pipe, speedup=1000)
+    assert sicompiler.report(pipe).budget_bytes == 3 * 2**20, "and as compiled as it was"
+    pipe(**CALL)
+
+
+def test_an_error_that_was_asked_for_is_verified_on_runs_that_were_held_out() -> None:
+    pipe = rehashed(rel_error=0.05, calls=call_list(4), held_out=2)
+    pipe(**CALL)
+    plan = plan_of(pipe)
+    assert plan.verified is not None
+    assert plan.verified.runs == 2
+    assert plan.verified.rel_error <= 0.05
+    assert plan.verified.confidence == pytest.approx(2 / 3)
+    points = plan.frontier()
+    assert [p.speedup for p in points] == sorted((p.speedup for p in points), reverse=True)
+    pipe = rehashed(psnr=25, calls=call_list(4), held_out=2)
+    pipe(**CALL)
+    assert (verified := plan_of(pipe).verified) is not None
+    assert verified.psnr >= 25
+
+
+@pytest.mark.parametrize("strategy", ["uniform", "taylor", "similarity", "deepcache"])
+def test_rules_to_compare_with(strategy: str) -> None:
+    pipe = mini()
+    exact = pipe(**CALL)
+    rehashed(pipe, rel_error=0.2, strategy=strategy)
+    assert error_of(pipe(**CALL), exact) < 0.5
+    plan = plan_of(pipe)
+    assert plan.strategy == strategy
+    assert sicompiler.rehash_report(pipe).skipped == plan.evaluations - len(plan.full) > 0
+    if strategy == "deepcache":
+        assert len({b - a for a, b in itertools.pairwise(plan.full)}) <= 1
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({}, "exactly one"),
+        ({"speedup": 2, "psnr": 30}, "exactly one"),
+        ({"speedup": 0.5}, "above 1"),
+        ({"rel_error": 2}, "between 0 and 1"),
+        ({"speedup": 2, "order": 3}, "order is 0, 1 or 2"),
+        ({"speedup": 2, "held_out": 1}, "can be held out"),
+        ({"speedup": 2, "predictor": "magic"}, "predictor is one of"),
+        ({"speedup": 2, "strategy": "magic"}, "strategy is one of"),
+    ],
+)
+def test_requests_that_make_no_sense(wanted: dict[str, Any], message: str) -> None:
+    with pytest.raises(sicompiler.BadInput, match=message):
+        Rehash(**wanted)
+
+
+def test_rehash_belongs_to_pipelines() -> None:
+    with pytest.raises(sicompiler.BadInput, match="belongs to a pipeline"):
+        sicompiler.compile_for_budget(mini().unet, 1, rehash=Rehash(speedup=2))
+    pipe = sicompiler.compile_for_budget(mini(), ROOMY)
+    with pytest.raises(sicompiler.NotCompiled, match="without Step Rehash"):
+        sicompiler.rehash_report(pipe)
