@@ -3,10 +3,10 @@
     python examples/train_demo.py --seed 0 --output demo_model
     python examples/train_demo.py --seed 0 --output demo_model --resume   # goes on where it was stopped
 
-Four stages, the way AnimateDiff was made: a VAE on frames; latents of a set of clips, once; a UNet and its text encoder
-on single frames, which teaches colours and shapes at a sixteenth of the price of a clip; then motion modules go in and
-everything learns whole clips. All data is drawn by `sicompiler.demo.shapes` as it is needed. docs/demo-model.md tells
-how long it takes and how good the result is.
+Four stages, the way AnimateDiff was made: a VAE on frames; latents of a set of clips, once; a UNet on single frames,
+which teaches colours and shapes at a sixteenth of the price of a clip; then motion modules go in and the UNet learns
+whole clips. The text encoder is drawn at random and stays as it is. All data is drawn by `sicompiler.demo.shapes`.
+docs/demo-model.md tells how long it takes and how good the result is.
 
 Every step draws from a random generator of its own, seeded by the seed, the stage and the step. So a checkpoint needs
 weights and the optimiser's state only, and a run that was interrupted ends with the weights of one that was not, given
@@ -47,7 +47,7 @@ class Settings:
     clips: int = 6144
     vae_steps: int = 1000
     vae_batch: int = 32  # frames
-    image_steps: int = 4500
+    image_steps: int = 4000
     image_batch: int = 32  # frames
     clip_steps: int = 4000
     clip_batch: int = 4
@@ -184,93 +184,93 @@ def encode_clips(settings: Settings, vae: Any, tell: Tell) -> tuple[torch.Tensor
 
 
 class Captions:
-    """Tokens of every training caption; the last row is the empty one."""
+    """What the text encoder says of every training caption; the last row is of the empty one."""
 
-    def __init__(self, words: Any) -> None:
+    def __init__(self, words: Any, text_encoder: Any) -> None:
         texts = [*(scene.caption for scene in training_scenes()), ""]
-        self.tokens = words(texts, padding="max_length", return_tensors="pt").input_ids
+        with torch.no_grad():
+            self.states = text_encoder(words(texts, padding="max_length", return_tensors="pt").input_ids)[0]
 
     def of(self, scenes: torch.Tensor, numbers: torch.Generator) -> torch.Tensor:
-        """Tokens (scenes, tokens) of some scenes, a few of them replaced by the empty caption's."""
+        """States (scenes, tokens, width) of some scenes, a few of them replaced by the empty caption's."""
         empty = torch.rand(len(scenes), generator=numbers) < DROPPED_CAPTIONS
-        return self.tokens[torch.where(empty, len(self.tokens) - 1, scenes)]
+        return self.states[torch.where(empty, len(self.states) - 1, scenes)]
 
 
 def denoising_loss(
-    unet: Any, schedule: Any, clean: torch.Tensor, text: torch.Tensor, numbers: torch.Generator
+    unet: Any, schedule: Any, clean: torch.Tensor, text: torch.Tensor, numbers: torch.Generator, *, power: float = 1.0
 ) -> torch.Tensor:
-    """Squared error of the predicted velocity at random times, one a sample, spread evenly over the schedule."""
+    """Squared error of the predicted velocity at random times, one a sample.
+
+    Times spread evenly over the schedule; with a power below 1 more of them are late, where there is more noise.
+    """
     count = len(clean)
     spread = (torch.randperm(count, generator=numbers) + torch.rand(count, generator=numbers)) / count
-    times = (spread * schedule.config.num_train_timesteps).long()
+    last = schedule.config.num_train_timesteps - 1
+    times = (spread**power * (last + 1)).long().clamp(max=last)
     noise = torch.randn(clean.shape, generator=numbers)
     predicted = unet(schedule.add_noise(clean, noise, times), times, encoder_hidden_states=text).sample
     return functional.mse_loss(predicted, schedule.get_velocity(clean, noise, times))
 
 
-def train_images(settings: Settings, words: Any, data: tuple[torch.Tensor, torch.Tensor], tell: Tell) -> Stage:
-    """UNet and text encoder on single frames."""
+def train_images(
+    settings: Settings, captions: Captions, data: tuple[torch.Tensor, torch.Tensor], tell: Tell
+) -> torch.nn.Module:
+    """A UNet of single frames."""
     latents, scenes = data
-    modules = {"unet": parts.image_unet(), "text_encoder": parts.text_encoder(words)}
-    stage = Stage("images", settings, modules, steps=settings.image_steps, rate=1e-3)
-    schedule, captions = parts.scheduler(), Captions(words)
+    stage = Stage("images", settings, {"unet": parts.image_unet()}, steps=settings.image_steps, rate=1e-3)
+    schedule = parts.scheduler()
 
     def loss(numbers: torch.Generator) -> torch.Tensor:
         chosen = torch.randint(len(latents), (settings.image_batch,), generator=numbers)
         at = torch.randint(FRAMES, (settings.image_batch,), generator=numbers)
-        text = stage.trained["text_encoder"](captions.of(scenes[chosen], numbers))[0]
+        text = captions.of(scenes[chosen], numbers)
         return denoising_loss(stage.trained["unet"], schedule, latents[chosen, at].float(), text, numbers)
 
     stage.run(loss, tell)
-    return stage
+    return stage.average["unet"]
 
 
 def train_clips(
-    settings: Settings, words: Any, images: Stage, data: tuple[torch.Tensor, torch.Tensor], tell: Tell
-) -> Stage:
-    """Everything on whole clips, motion modules included."""
+    settings: Settings, captions: Captions, images: Any, data: tuple[torch.Tensor, torch.Tensor], tell: Tell
+) -> torch.nn.Module:
+    """The UNet of whole clips, begun as that of single frames. What is new, motion, is settled where noise is high."""
     latents, scenes = data
-    modules = {
-        "unet": parts.video_unet(images.average["unet"]).requires_grad_(True),
-        "text_encoder": copy.deepcopy(images.average["text_encoder"]).requires_grad_(True),
-    }
-    stage = Stage("clips", settings, modules, steps=settings.clip_steps, rate=7e-4)
-    schedule, captions = parts.scheduler(), Captions(words)
+    unet = parts.video_unet(images).requires_grad_(True)
+    stage = Stage("clips", settings, {"unet": unet}, steps=settings.clip_steps, rate=7e-4)
+    schedule = parts.scheduler()
 
     def loss(numbers: torch.Generator) -> torch.Tensor:
         chosen = torch.randint(len(latents), (settings.clip_batch,), generator=numbers)
-        text = stage.trained["text_encoder"](captions.of(scenes[chosen], numbers))[0].repeat_interleave(FRAMES, 0)
+        text = captions.of(scenes[chosen], numbers).repeat_interleave(FRAMES, 0)
         clean = latents[chosen].float().transpose(1, 2)  # the UNet wants channels before frames
-        return denoising_loss(stage.trained["unet"], schedule, clean, text, numbers)
+        return denoising_loss(stage.trained["unet"], schedule, clean, text, numbers, power=0.6)
 
     stage.run(loss, tell)
-    return stage
-
-
-def assemble(output: Path, vae: Any, words: Any, clips: Stage) -> None:
-    """Write the pipeline's folder."""
-    import diffusers
-
-    pipe = diffusers.AnimateDiffPipeline(
-        vae=vae,
-        text_encoder=clips.average["text_encoder"],
-        tokenizer=words,
-        unet=clips.average["unet"],
-        motion_adapter=None,
-        scheduler=parts.scheduler(),
-    )
-    pipe.save_pretrained(output)
-    words.backend_tokenizer.model.save(str(output / "tokenizer"))  # vocab.json and merges.txt, for older transformers
+    return stage.average["unet"]
 
 
 def train(settings: Settings, tell: Tell) -> None:
-    """All stages; what a resumed run finds done is not done again."""
-    torch.manual_seed(settings.seed)  # initial weights; a resumed run overwrites them
-    words = parts.tokenizer()
+    """All stages, and the pipeline's folder; what a resumed run finds done is not done again."""
+    import diffusers
+
+    torch.manual_seed(settings.seed)  # initial weights; a resumed run overwrites those it has checkpoints of
     vae = train_vae(settings, tell)
     data = encode_clips(settings, vae, tell)
-    images = train_images(settings, words, data, tell)
-    assemble(settings.output, vae, words, train_clips(settings, words, images, data, tell))
+    words = parts.tokenizer()
+    text_encoder = parts.text_encoder(words).eval()
+    captions = Captions(words, text_encoder)
+    images = train_images(settings, captions, data, tell)
+    pipe = diffusers.AnimateDiffPipeline(
+        vae=vae,
+        text_encoder=text_encoder,
+        tokenizer=words,
+        unet=train_clips(settings, captions, images, data, tell),
+        motion_adapter=None,
+        scheduler=parts.scheduler(),
+    )
+    pipe.save_pretrained(settings.output)
+    words.backend_tokenizer.model.save(str(settings.output / "tokenizer"))  # vocab.json, merges.txt: older transformers
 
 
 def main() -> None:

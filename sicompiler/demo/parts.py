@@ -65,7 +65,11 @@ def tokenizer() -> Any:
 
 
 def text_encoder(words: Any) -> Any:
-    """A `CLIPTextModel` of two layers for the tokens of `tokenizer()`."""
+    """A `CLIPTextModel` of two layers for the tokens of `tokenizer()`, which stays as it is drawn.
+
+    Its last hidden states tell all captions apart: with words this large, each place mostly says which word is there.
+    Trained along, the encoder learned from single frames to say little but the colour, and clips didn't undo that.
+    """
     _, transformers = import_parts()
     config = transformers.CLIPTextConfig(
         vocab_size=len(words),
@@ -79,7 +83,9 @@ def text_encoder(words: Any) -> Any:
         eos_token_id=words.eos_token_id,
         pad_token_id=words.pad_token_id,
     )
-    return transformers.CLIPTextModel(config)
+    model = transformers.CLIPTextModel(config)
+    torch.nn.init.normal_(model.get_input_embeddings().weight, std=0.5)
+    return model
 
 
 def vae() -> Any:
@@ -154,12 +160,16 @@ def video_unet(images: Any) -> Any:
 
 
 def scheduler() -> Any:
-    """The noise schedule: AnimateDiff's own betas, sampled by DDIM; the model predicts the velocity v."""
+    """The noise schedule: DDPM's linear betas, sampled by DDIM; the model predicts the velocity v.
+
+    AnimateDiff's betas end where sixteen frames of one flat shape still show, added up, where it goes: at every time
+    the model could read motion off the noisy clip, and had no use for the caption.
+    """
     diffusers, _ = import_parts()
     return diffusers.DDIMScheduler(
         beta_schedule="linear",
-        beta_start=0.00085,
-        beta_end=0.012,
+        beta_start=0.0001,
+        beta_end=0.02,
         clip_sample=False,
         prediction_type="v_prediction",
         timestep_spacing="trailing",
