@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import coverage, full_width, planning
+from benchmarks import coverage, demo_quality, demo_sheet, full_width, planning
 
-BENCHMARKS = {"coverage": coverage.main, "full_width": full_width.main, "planning": planning.main}
+BENCHMARKS = {
+    "coverage": coverage.main,
+    "demo_quality": demo_quality.main,
+    "demo_sheet": demo_sheet.main,
+    "full_width": full_width.main,
+    "planning": planning.main,
+}
 
 
 def main() -> None:

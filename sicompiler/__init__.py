@@ -25,6 +25,7 @@ from sicompiler.errors import (
 
 if TYPE_CHECKING:
     from sicompiler.api import compile_for_budget, rehash_report, release, report, supported_pipelines, verify
+    from sicompiler.demo.pipeline import demo_pipeline
     from sicompiler.plan import Plan
     from sicompiler.rehash import Rehash, RehashPlan
     from sicompiler.runtime.faults import OutOfMemory
@@ -36,6 +37,7 @@ _LAZY = {
     "Rehash": "sicompiler.rehash",
     "RehashPlan": "sicompiler.rehash",
     "compile_for_budget": "sicompiler.api",
+    "demo_pipeline": "sicompiler.demo.pipeline",
     "measure_peak": "sicompiler.runtime.measure",
     "rehash_report": "sicompiler.api",
     "release": "sicompiler.api",
@@ -59,6 +61,7 @@ __all__ = [
     "StalePlan",
     "__version__",
     "compile_for_budget",
+    "demo_pipeline",
     "measure_peak",
     "rehash_report",
     "release",

@@ -1,0 +1,150 @@
+"""The demo model's data: clips of one coloured shape moving in one direction, and their captions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+
+FRAMES = 16
+SIZE = 48  # pixels, height and width
+
+COLOURS: dict[str, tuple[float, float, float]] = {
+    "red": (0.90, 0.12, 0.12),
+    "yellow": (0.92, 0.86, 0.10),
+    "green": (0.12, 0.75, 0.18),
+    "cyan": (0.10, 0.82, 0.86),
+    "blue": (0.16, 0.22, 0.95),
+    "magenta": (0.86, 0.16, 0.84),
+}
+SHAPES = ("circle", "square", "triangle", "cross")
+DIRECTIONS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
+
+RADIUS = (6.0, 8.5)  # pixels
+SPEED = (1.0, 1.45)  # pixels a frame
+BACKGROUND = (0.05, 0.35)  # grey level, of 1
+MARGIN = 1.44  # radii from the centre to the point of a shape that reaches furthest: a triangle's top
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a caption says.
+
+    Attributes:
+        colour: a key of `COLOURS`.
+        shape: one of `SHAPES`.
+        direction: a key of `DIRECTIONS`.
+    """
+
+    colour: str
+    shape: str
+    direction: str
+
+    @property
+    def caption(self) -> str:
+        """Such as "a red circle moving left"."""
+        return f"a {self.colour} {self.shape} moving {self.direction}"
+
+
+def all_scenes() -> list[Scene]:
+    """The 96 scenes of the grammar."""
+    return [Scene(*parts) for parts in product(COLOURS, SHAPES, DIRECTIONS)]
+
+
+def held_out_scenes() -> list[Scene]:
+    """The 16 scenes that are never trained on: each pair of a shape and a direction once, in one colour."""
+    colours = list(COLOURS)
+    pairs = product(enumerate(SHAPES), enumerate(DIRECTIONS))
+    return [Scene(colours[(2 * i + j) % len(colours)], shape, way) for (i, shape), (j, way) in pairs]
+
+
+def training_scenes() -> list[Scene]:
+    """The 80 scenes that are trained on."""
+    held_out = set(held_out_scenes())
+    return [scene for scene in all_scenes() if scene not in held_out]
+
+
+def distance(shape: str, x: torch.Tensor, y: torch.Tensor, radius: torch.Tensor | float) -> torch.Tensor:
+    """Distance in pixels to the border of a shape whose centre of mass is the origin, negative inside.
+
+    It is exact near the middle of edges and too small outside corners, which is all that drawing needs.
+
+    Args:
+        shape: one of `SHAPES`.
+        x: pixels to the right.
+        y: pixels down; broadcasts with `x` and `radius`.
+        radius: of the circle, in pixels; the others are scaled to look about as large.
+    """
+    if shape == "circle":
+        return torch.hypot(x, y) - radius
+    if shape == "square":
+        return torch.maximum(x.abs(), y.abs()) - 0.9 * radius
+    if shape == "triangle":  # one corner up; 0.72 radii is the inscribed circle, and corners lie twice as far
+        return torch.maximum(0.8660254 * x.abs() - 0.5 * y, y) - 0.72 * radius
+    upright = torch.maximum(x.abs() - 0.38 * radius, y.abs() - radius)
+    level = torch.maximum(y.abs() - 0.38 * radius, x.abs() - radius)
+    return torch.minimum(upright, level)
+
+
+def coverage(
+    shape: str, centre_x: torch.Tensor, centre_y: torch.Tensor, radius: torch.Tensor, size: int
+) -> torch.Tensor:
+    """How much of every pixel a shape covers.
+
+    Args:
+        shape: one of `SHAPES`.
+        centre_x: (...), pixels from the left border.
+        centre_y: (...), pixels from the top.
+        radius: (...), pixels.
+        size: height and width of the picture in pixels.
+
+    Returns:
+        (..., size, size), from 0 to 1.
+    """
+    middles = torch.arange(size, dtype=torch.float32) + 0.5
+    x = middles[None, :] - centre_x[..., None, None]
+    y = middles[:, None] - centre_y[..., None, None]
+    return (0.5 - distance(shape, x, y, radius[..., None, None])).clamp(0, 1)
+
+
+def clip(scene: Scene, generator: torch.Generator, *, frames: int = FRAMES, size: int = SIZE) -> torch.Tensor:
+    """One clip: a shape of random size and speed that starts anywhere and stays in the picture, on random grey.
+
+    Returns:
+        (frames, 3, size, size), from -1 to 1.
+
+    Raises:
+        ValueError: the picture is too small for the largest shape and the fastest motion.
+    """
+    unit = torch.rand(5, generator=generator)
+
+    def between(low: float, high: float, number: int) -> torch.Tensor:
+        return low + (high - low) * unit[number]
+
+    radius = between(*RADIUS, 0)
+    way_x, way_y = DIRECTIONS[scene.direction]
+    way = way_x + way_y
+    travelled = between(*SPEED, 1) * torch.arange(frames)  # speed is in pixels a frame
+    margin = float(MARGIN * radius)
+    along_room = size - 2 * margin - float(travelled[-1])
+    if along_room < 0:
+        raise ValueError(f"{frames} frames of {size}x{size} pixels leave no room for a shape of radius {radius:.1f}")
+    start = margin + along_room * unit[2]
+    along = start + travelled if way > 0 else size - start - travelled
+    across = between(margin, size - margin, 3).expand(frames)
+    x, y = (along, across) if way_x else (across, along)
+    covered = coverage(scene.shape, x, y, radius.expand(frames), size)[:, None]
+    colour = torch.tensor(COLOURS[scene.colour])[None, :, None, None]
+    picture = between(*BACKGROUND, 4) * (1 - covered) + colour * covered
+    return picture * 2 - 1
+
+
+def clips(scenes: Sequence[Scene], generator: torch.Generator) -> torch.Tensor:
+    """One clip a scene.
+
+    Returns:
+        (scenes, frames, 3, size, size), from -1 to 1.
+    """
+    return torch.stack([clip(scene, generator) for scene in scenes])

@@ -1,0 +1,131 @@
+"""The training script: it ends with a pipeline, and a run that was interrupted ends with the same one."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sicompiler.demo import parts
+from tests.source_tree import ROOT
+
+diffusers = pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+
+STAGES = {"vae": 2, "latents": 3, "images": 2, "clips": 2}  # steps of each in a run that is short enough for a test
+
+
+class _Interrupted(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def script() -> Any:
+    path = ROOT / "examples" / "train_demo.py"
+    spec = importlib.util.spec_from_file_location("train_demo", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["train_demo"] = module  # its dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def _train(script: Any, output: Path, *, resume: bool = False, stop: tuple[str, int] | None = None) -> list[str]:
+    """Train a little; stop after some step of some stage. Returns the stages that did something."""
+    told: list[str] = []
+
+    def tell(stage: str, done: int, total: int, loss: float) -> None:
+        assert total == STAGES[stage]
+        told.append(stage)
+        if (stage, done) == stop:
+            raise _Interrupted
+
+    script.train(
+        script.Settings(
+            seed=3,
+            output=output,
+            resume=resume,
+            clips=STAGES["latents"],
+            vae_steps=STAGES["vae"],
+            vae_batch=2,
+            image_steps=STAGES["images"],
+            image_batch=3,
+            clip_steps=STAGES["clips"],
+            clip_batch=1,
+        ),
+        tell,
+    )
+    return told
+
+
+def _weights(folder: Path) -> dict[str, torch.Tensor]:
+    pipe = diffusers.AnimateDiffPipeline.from_pretrained(folder)
+    modules = {"unet": pipe.unet, "vae": pipe.vae, "text": pipe.text_encoder}
+    return {f"{name}.{key}": value for name, part in modules.items() for key, value in part.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def whole(script: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run without interruption."""
+    output: Path = tmp_path_factory.mktemp("whole")
+    told = _train(script, output)
+    assert told == [stage for stage, steps in STAGES.items() for _ in range(steps)]
+    return output
+
+
+def test_training_ends_with_a_pipeline_that_runs(whole: Path) -> None:
+    pipe = diffusers.AnimateDiffPipeline.from_pretrained(whole)
+    pipe.set_progress_bar_config(disable=True)
+    frames = pipe("a red circle moving left", num_inference_steps=1, num_frames=2, output_type="pt").frames
+    assert bool(frames.isfinite().all())
+
+
+@pytest.mark.parametrize("stop", [("vae", 1), ("latents", 2), ("images", 1), ("clips", 1)], ids=lambda stop: stop[0])
+def test_an_interrupted_run_ends_with_the_same_weights(
+    script: Any, whole: Path, tmp_path: Path, stop: tuple[str, int]
+) -> None:
+    with pytest.raises(_Interrupted):
+        _train(script, tmp_path, stop=stop)
+    told = _train(script, tmp_path, resume=True)
+    assert told.count(stop[0]) == (STAGES["latents"] if stop[0] == "latents" else 1)
+    expected, found = _weights(whole), _weights(tmp_path)
+    assert expected.keys() == found.keys()
+    assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+
+
+def test_another_seed_gives_other_weights(script: Any) -> None:
+    numbers = [script.generator(script.Settings(seed, Path()), "vae", 0).initial_seed() for seed in (0, 1)]
+    assert numbers[0] != numbers[1]
+
+
+def test_standardizing_keeps_pictures_and_makes_unit_latents() -> None:
+    torch.manual_seed(0)
+    vae = parts.vae().eval()
+    pictures = torch.randn(4, 3, 48, 48)
+    with torch.no_grad():
+        before = vae.encode(pictures).latent_dist
+        shown = vae.decode(before.mean).sample
+        parts.standardize_(vae, before.mean)
+        after = vae.encode(pictures).latent_dist
+        torch.testing.assert_close(vae.decode(after.mean).sample, shown, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(after.mean.mean((0, 2, 3)), torch.zeros(4), rtol=0, atol=1e-4)
+    torch.testing.assert_close(after.mean.std((0, 2, 3)), torch.ones(4), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        after.std / before.std, (1 / before.mean.std((0, 2, 3)))[None, :, None, None].expand_as(after.std)
+    )
+
+
+def test_motion_modules_begin_by_changing_nothing() -> None:
+    torch.manual_seed(0)
+    images = parts.image_unet().eval()
+    video = parts.video_unet(images).eval()
+    noise, text = torch.randn(1, 4, 3, 12, 12), torch.randn(1, 12, parts.TEXT_WIDTH)
+    with torch.no_grad():
+        together = video(noise, 10, encoder_hidden_states=text.repeat_interleave(3, 0)).sample
+        alone = [images(noise[:, :, frame], 10, encoder_hidden_states=text).sample for frame in range(3)]
+    torch.testing.assert_close(together, torch.stack(alone, 2), rtol=1e-4, atol=1e-5)
