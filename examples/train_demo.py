@@ -35,6 +35,7 @@ from sicompiler.demo.shapes import FRAMES, clip, training_scenes
 
 DROPPED_CAPTIONS = 0.1  # share of captions left empty, for classifier-free guidance
 EMA_DECAY = 0.998
+EARLY_FRAMES = 4
 
 
 @dataclass(frozen=True)
@@ -216,14 +217,17 @@ def denoising_loss(
 def train_images(
     settings: Settings, captions: Captions, data: tuple[torch.Tensor, torch.Tensor], tell: Tell
 ) -> torch.nn.Module:
-    """A UNet of single frames."""
+    """A UNet of single frames, early ones: they show a caption's direction by the border that the shape starts from.
+
+    A model that has not learned to use this word by then does not begin to in the next stage.
+    """
     latents, scenes = data
     stage = Stage("images", settings, {"unet": parts.image_unet()}, steps=settings.image_steps, rate=1e-3)
     schedule = parts.scheduler()
 
     def loss(numbers: torch.Generator) -> torch.Tensor:
         chosen = torch.randint(len(latents), (settings.image_batch,), generator=numbers)
-        at = torch.randint(FRAMES, (settings.image_batch,), generator=numbers)
+        at = torch.randint(EARLY_FRAMES, (settings.image_batch,), generator=numbers)
         text = captions.of(scenes[chosen], numbers)
         return denoising_loss(stage.trained["unet"], schedule, latents[chosen, at].float(), text, numbers)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from sicompiler.demo import parts
+from sicompiler.errors import BadInput
 from tests.source_tree import ROOT
 
 diffusers = pytest.importorskip("diffusers")
@@ -96,6 +98,27 @@ def test_an_interrupted_run_ends_with_the_same_weights(
     expected, found = _weights(whole), _weights(tmp_path)
     assert expected.keys() == found.keys()
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
+
+
+def test_the_demo_makes_its_clips(
+    whole: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With weights that were hardly trained: what is tested is that all three ways run, fit and are shown."""
+    import sicompiler.cli.demo_clip as demo
+
+    monkeypatch.setattr(demo, "STEPS", 4)
+    monkeypatch.setattr(demo, "SPEEDUP", 1.01)
+    monkeypatch.setattr(demo, "ROUNDS", 1)
+    assert demo.run("a red circle moving left", whole, tmp_path, seed=0, as_json=True) == 0
+    untouched, exact, rehashed = json.loads(capsys.readouterr().out)["rows"]
+    assert exact["peak_bytes"] <= exact["budget_bytes"] < untouched["peak_bytes"]
+    assert exact["max_abs_error"] < 1e-4
+    assert rehashed["peak_bytes"] <= rehashed["budget_bytes"]
+    assert rehashed["full"] < exact["full"] == 4
+    assert (tmp_path / "clips.gif").read_bytes().startswith(b"GIF")
+    assert (tmp_path / "clips.mp4").stat().st_size > 1000
+    with pytest.raises(BadInput, match="train the demo model"):
+        demo.run("a red circle moving left", tmp_path, tmp_path, seed=0, as_json=True)
 
 
 def test_another_seed_gives_other_weights(script: Any) -> None:

@@ -45,12 +45,14 @@ class Part:
         cut: positions in the clean graph.
         snapshots: how many features are held beside its own inputs and outputs while it runs.
         looked_at: whether its features are looked at afterwards, piece by piece: by a guard, or to learn from them.
+        beside_bytes: of features of other cuts that are held.
     """
 
     kind: Kind
     cut: tuple[int, ...]
     snapshots: int
     looked_at: bool = False
+    beside_bytes: int = 0
 
     def scratch_bytes(self, values: Sequence[torch.Tensor]) -> int:
         """What looking at the features takes."""
@@ -177,7 +179,9 @@ class ComponentState(State):
         if room not in self._room:
             nodes = list(self.whole_program(args, kwargs).graph_module.graph.nodes)
             values = [nodes[p].meta["val"] for p in part.cut]
-            self._room[room] = part.snapshots * sum(v.nbytes for v in values) + part.scratch_bytes(values)
+            self._room[room] = (
+                part.snapshots * sum(v.nbytes for v in values) + part.scratch_bytes(values) + part.beside_bytes
+            )
         wanted = self._room[room]
         counted = kept_bytes if self.device_of(args, kwargs).type == "cuda" else 0  # by the allocator, in held_bytes
         self.reserved = replace(self.reserved, snapshot_bytes=max(wanted - counted, 0))

@@ -8,13 +8,14 @@ import functools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.utils._pytree as pytree
 
+from sicompiler.adapters.bars import Watched, begin_of
 from sicompiler.adapters.component import ComponentState, Part
 from sicompiler.adapters.roles import Phase
 from sicompiler.capture import Program, flatten_inputs, structure
@@ -82,7 +83,7 @@ class PipelineRehash:
         @functools.wraps(bar)
         def watched(*args: Any, **kwargs: Any) -> Any:
             inner = bar(*args, **kwargs)
-            return inner if self.resting else _Watched(inner, lambda: self._looping(pipe, kwargs.get("total")))
+            return inner if self.resting else Watched(inner, lambda: self._looping(pipe, kwargs.get("total")))
 
         setattr(pipe, BAR, watched)
 
@@ -90,7 +91,7 @@ class PipelineRehash:
     def _looping(self, pipe: Any, total: int | None) -> Iterator[None]:
         """One denoising loop: its state lives as long as this context, however it ends."""
         scheduler = pipe.scheduler
-        loop = DenoisingLoop(self, begin=_begin(scheduler, total))
+        loop = DenoisingLoop(self, begin=begin_of(scheduler, total))
         loop.setting = Setting("", scheduler_line(scheduler), evaluation_times(scheduler))
         # as it is now: by the end of the loop it has taken all of its steps
         loop.importance = functools.partial(scheduler_importance, copy.deepcopy(scheduler))
@@ -252,31 +253,33 @@ class PipelineRehash:
     ) -> Any:
         began, recorder, flat = time.perf_counter(), loop.recorder, flatten_inputs(args, kwargs)[0]
         assert recorder is not None
-        full = None
-        while full is None:
+        whole = component.whole_program(args, kwargs)
+        while recorder.recorded(0) == 0:
             try:
-                watched = Part("full", recorder.positions, 1, looked_at=True)
-                full = component.part_for(watched, args, kwargs, _nbytes(recorder.held))
+                for part in _watching(recorder, whole):
+                    component.part_for(part, args, kwargs, _nbytes(recorder.held))
+                break
             except OverBudget:
-                if len(recorder.cuts) == 1 or recorder.recorded(0):
+                if len(recorder.cuts) == 1:
                     raise
                 biggest = max(recorder.cuts, key=lambda cut: cut.nbytes)
                 log.warning("no room to watch a feature of %s while learning", format_bytes(biggest.nbytes))
                 loop.recorder = recorder = Recorder([cut for cut in recorder.cuts if cut is not biggest])
+        watched, *probes = _watching(recorder, whole)
         branch, _, _ = loop.next_call()
+        started = time.perf_counter()
+        full = component.part_for(watched, args, kwargs, _nbytes(recorder.held))
         result, values = component.run_part(full, flat, recorder.held, device)
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - started
         features = dict(zip(recorder.positions, values, strict=True))
         for number, cut in enumerate(recorder.cuts):
             before = recorder.previous(number, branch)
             if before is None:
                 continue
-            held = 2 * _nbytes(list(features.values()))
-            room = math.ceil(held / max(cut.nbytes, 1))
-            probe = time.perf_counter()
-            part = component.part_for(Part("skip", cut.positions, room), args, kwargs, held)
-            moved = component.run_part(part, [*flat, *before], [*recorder.held, *values], device)
-            taken = time.perf_counter() - probe
+            started = time.perf_counter()
+            skip = component.part_for(probes[number], args, kwargs, _nbytes([*recorder.held, *values]))
+            moved = component.run_part(skip, [*flat, *before], [*recorder.held, *values], device)
+            taken = time.perf_counter() - started
             now = tuple(features[p] for p in cut.positions)
             recorder.probed(number, branch, now, _distance(moved, result), taken)
         recorder.record(branch, features, seconds)
@@ -354,39 +357,15 @@ class PipelineRehash:
         return RehashReport(self.state.name, self.component, known, tuple(loop.evaluations) if loop else ())
 
 
-def _begin(scheduler: Any, total: int | None) -> int:
-    """How many steps a loop leaves out at the start, as it does where it starts from an image or a video."""
-    told = getattr(scheduler, "begin_index", None)
-    if told is not None or total is None or getattr(scheduler, "order", 1) != 1:
-        return told or 0
-    return max(len(scheduler.timesteps) - total, 0)
+def _watching(recorder: Recorder, whole: Program) -> list[Part]:
+    """What runs while learning: the denoiser with the features of all cuts, and from each cut on.
 
-
-class _Watched:
-    """What a pipeline's progress bar gives it, with a context around the loop it is entered or iterated for."""
-
-    def __init__(self, inner: Any, around: Callable[[], contextlib.AbstractContextManager[None]]) -> None:
-        self._inner, self._around = inner, around
-        self._stack = contextlib.ExitStack()
-
-    def __enter__(self) -> Any:
-        found = self._inner.__enter__()
-        self._stack.enter_context(self._around())
-        return found
-
-    def __exit__(self, *error: Any) -> Any:
-        try:
-            self._stack.__exit__(*error)
-        finally:
-            handled = self._inner.__exit__(*error)
-        return handled
-
-    def __iter__(self) -> Iterator[Any]:
-        with self._around():
-            yield from self._inner
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._inner, name)
+    Features are held from this evaluation and the one before, but for those that a part is given.
+    """
+    nodes = list(whole.graph_module.graph.nodes)
+    nbytes = sum(nodes[p].meta["val"].nbytes for p in recorder.positions)
+    probes = [Part("skip", cut.positions, 0, beside_bytes=2 * nbytes - cut.nbytes) for cut in recorder.cuts]
+    return [Part("full", recorder.positions, 1, looked_at=True), *probes]
 
 
 def _nbytes(tensors: Sequence[torch.Tensor]) -> int:

@@ -33,10 +33,7 @@ def load_pipeline(spec: str, dtype: str | None, device: str | None) -> Any:
         raise BadInput("there is no CUDA device here; calibrating runs the pipeline, so take --device cpu")
     path = Path(spec).expanduser()
     if spec == "demo":
-        make = getattr(sicompiler, "demo_pipeline", None)
-        if make is None:
-            raise BadInput("this version of sicompiler comes without the demo pipeline; name a diffusers folder")
-        pipe = make(dtype=DTYPES[dtype or "float32"])
+        pipe = sicompiler.demo_pipeline(dtype=DTYPES[dtype or "float32"])
     elif ":" in spec and not path.exists():
         if dtype is not None:
             raise BadInput(f"{spec} is a function: its pipeline keeps its own dtype, leave --dtype out")

@@ -8,26 +8,35 @@ from typing import Any
 import torch
 
 from sicompiler.demo.parts import import_parts
+from sicompiler.errors import BadInput
 
 MODEL_FOLDER = Path(__file__).parent / "model"
 
 
-def demo_pipeline(*, dtype: torch.dtype | None = None) -> Any:
+def demo_pipeline(folder: str | Path | None = None, *, dtype: torch.dtype | None = None) -> Any:
     """A small trained video diffusion pipeline: 16 frames of 48x48 pixels, a coloured shape that moves.
 
         frames = sicompiler.demo_pipeline()("a red circle moving left").frames[0]
 
     Captions follow `a COLOUR SHAPE moving DIRECTION`, with the words of `sicompiler.demo.shapes`. Nothing is
-    downloaded: the weights come with the package. docs/demo-model.md says how they were made and how good they are.
+    downloaded: the weights are made by `examples/train_demo.py` (docs/demo-model.md).
 
     Args:
+        folder: where that script put them; by default the one inside this package.
         dtype: of all weights; float32 by default.
 
     Returns:
         A `diffusers.AnimateDiffPipeline` on the CPU.
 
     Raises:
-        BadInput: diffusers or transformers is not installed.
+        BadInput: diffusers or transformers is not installed; there are no weights.
     """
     diffusers, _ = import_parts()
-    return diffusers.AnimateDiffPipeline.from_pretrained(MODEL_FOLDER, torch_dtype=dtype or torch.float32)
+    found = MODEL_FOLDER if folder is None else Path(folder)
+    if not (found / "model_index.json").is_file():
+        where = "this package comes without its weights yet" if folder is None else f"there is no pipeline in {folder}"
+        raise BadInput(
+            f"{where}; train the demo model with `python examples/train_demo.py --output demo_model` (an hour on two "
+            'cores) and pass its folder: demo_pipeline("demo_model")'
+        )
+    return diffusers.AnimateDiffPipeline.from_pretrained(found, torch_dtype=dtype or torch.float32)

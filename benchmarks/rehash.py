@@ -1,0 +1,255 @@
+"""Step Rehash on the trained demo pipeline, against every other way to spend fewer evaluations, on held-out runs.
+
+    python -m benchmarks.rehash --model demo_model
+    python -m benchmarks.rehash --model demo_model --schedulers ddim --steps 25 --clips 8 --learn 2
+
+A cell is a scheduler, a number of steps and a share of evaluations in full. In each, every held-out caption and seed is
+made by every method in one go, in turns: in full, by the planned schedule, by the rule of Streamlined Inference, by
+uniform reuse, by Taylor order 1, by DeepCache's rule, and by simply taking fewer steps. Errors are of the final latents
+and of the frames against the full run of the same seed; accuracy is the share of clips in which the detector sees the
+caption. Seconds are of the denoising loop. Captions and seeds that are learned from are not those that are measured.
+Cells that the output file holds already are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+import sicompiler
+from sicompiler.adapters.calibrate import difference, in_full, learn, most_exact_of, run_call
+from sicompiler.adapters.pipeline import PipelineState, pipeline_state
+from sicompiler.demo.detect import detect
+from sicompiler.demo.quality import GUIDANCE, Case, held_out_cases
+from sicompiler.demo.shapes import all_scenes
+from sicompiler.rehash.choose import deepcache, similar, uniform
+from sicompiler.rehash.plan import RehashPlan
+
+SCHEDULERS: Mapping[str, Callable[[Any], Any]] = {
+    "ddim": diffusers.DDIMScheduler.from_config,
+    "euler": diffusers.EulerDiscreteScheduler.from_config,
+    "dpm++2m": diffusers.DPMSolverMultistepScheduler.from_config,
+}
+SHARES = {"13/25": 13 / 25, "1/3": 1 / 3}
+FEWER = "fewer steps"
+BUDGET = "1GiB"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One clip by one method, against the full run."""
+
+    rel_error: float
+    psnr: float
+    right: bool
+    seconds: float
+    evaluations: int
+
+
+def call_of(case: Case, steps: int) -> dict[str, Any]:
+    """The arguments that make a clip."""
+    return {
+        "prompt": case.scene.caption,
+        "num_inference_steps": steps,
+        "guidance_scale": GUIDANCE,
+        "generator": torch.Generator().manual_seed(case.seed),
+        "output_type": "pt",
+    }
+
+
+def learned_cases(count: int) -> list[Case]:
+    """Captions of the training data with seeds of their own: nothing that is measured is learned from."""
+    held = {case.scene for case in held_out_cases()}
+    scenes = [scene for scene in all_scenes() if scene not in held]
+    return [Case(scenes[number * 7 % len(scenes)], 50_000 + number) for number in range(count)]
+
+
+def one(state: PipelineState, case: Case, steps: int, reference: Any) -> tuple[Any, Measured]:
+    """Make a clip and compare it with the full run; the first one made is its own reference."""
+    run = run_call(state, call_of(case, steps))
+    found = difference(run, reference or run)
+    assert state.rehash is not None
+    loop = state.rehash.last
+    assert loop is not None
+    right = detect(run.frames[0][0]).matches(case.scene)
+    return run, Measured(found.rel_error, found.psnr, right, loop.seconds, len(loop.evaluations))
+
+
+def methods(state: PipelineState, full: int, learned: Sequence[dict[str, Any]]) -> dict[str, RehashPlan]:
+    """The plan of every method that skips, each with `full` evaluations in full (or as near as its rule comes).
+
+    The planned one is chosen as `compile_for_budget` chooses: by measuring on calls that were learned from.
+    """
+    rehash = state.rehash
+    assert rehash is not None
+    setting = next(iter(rehash.lessons))
+    subject, lessons = rehash.subject(setting), rehash.lessons[setting]
+    pool = [p for p in (*rehash.candidates(setting), *rehash.by_rules(setting)) if len(p.full) == full]
+    planned = most_exact_of(state, setting, pool, learned)
+    same = next(rows for rows in lessons if rows.cut == planned.cut)
+    inner = [rows for rows in lessons if rows.skip_share > 0.01] or lessons  # not the output itself
+    return {
+        "planned": planned,
+        "paper's rule": similar(subject, inner[0], full),
+        "uniform": uniform(subject, same, full),
+        "taylor": uniform(subject, same, full, order=1),
+        "deepcache": deepcache(subject, inner[-1], full),
+    }
+
+
+def cell(
+    name: str,
+    steps: int,
+    shares: Mapping[str, float],
+    clips: int,
+    learned: int,
+    model: Path,
+    tell: Callable[[int], None],
+) -> list[dict[str, Any]]:
+    """All methods of one scheduler and number of steps."""
+    pipe = sicompiler.demo_pipeline(model)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.scheduler = SCHEDULERS[name](pipe.scheduler.config)
+    request = sicompiler.Rehash(speedup=1.5)
+    state = pipeline_state(sicompiler.compile_for_budget(pipe, BUDGET, rehash=request), "measure")
+    assert state.rehash is not None
+    lessons = [call_of(case, steps) for case in learned_cases(learned)]
+    learn(state, lessons)
+    setting = next(iter(state.rehash.lessons))
+    plans = {share: methods(state, max(round(steps * part), 1), lessons) for share, part in shares.items()}
+    for plan in (plan for by_method in plans.values() for plan in by_method.values()):
+        state.rehash.plans[setting] = plan
+        run_call(state, lessons[0])  # so that no time that is measured holds any planning
+    found: dict[tuple[str, str], list[Measured]] = {}
+    references: list[Measured] = []
+    for number, case in enumerate(held_out_cases(clips)):
+        with in_full(state.rehash):
+            run, measured = one(state, case, steps, None)
+        references.append(measured)
+        for share, by_method in plans.items():
+            for method, plan in turned(by_method, number):
+                state.rehash.plans[setting] = plan
+                found.setdefault((share, method), []).append(one(state, case, steps, run)[1])
+            with in_full(state.rehash):
+                fewer = one(state, case, len(by_method["planned"].full), run)[1]
+            found.setdefault((share, FEWER), []).append(fewer)
+        tell(number + 1)
+    return [
+        row(name, steps, share, method, plans[share].get(method), rows, references)
+        for (share, method), rows in found.items()
+    ]
+
+
+def turned(by_method: Mapping[str, RehashPlan], number: int) -> Sequence[tuple[str, RehashPlan]]:
+    """The methods in turns: another one begins at each clip."""
+    rows = list(by_method.items())
+    return rows[number % len(rows) :] + rows[: number % len(rows)]
+
+
+def row(
+    name: str,
+    steps: int,
+    share: str,
+    method: str,
+    plan: RehashPlan | None,
+    rows: Sequence[Measured],
+    references: Sequence[Measured],
+) -> dict[str, Any]:
+    """What is kept of one method in one cell."""
+    ratios = [full.seconds / own.seconds for own, full in zip(rows, references, strict=True)]
+    errors = sorted(r.rel_error for r in rows)
+    return {
+        "scheduler": name,
+        "steps": steps,
+        "share": share,
+        "method": method,
+        "evaluations": sorted({r.evaluations for r in rows}),
+        "full": None if plan is None else len(plan.full),
+        "cut": None if plan is None else list(plan.cut_names),
+        "snapshots_bytes": None if plan is None else plan.snapshots_bytes,
+        "predicted_error": None if plan is None else plan.predicted_error,
+        "predicted_speedup": None if plan is None else plan.speedup,
+        "clips": len(rows),
+        "rel_error": statistics.median(errors),
+        "worst_rel_error": errors[-1],
+        "psnr": statistics.median(r.psnr for r in rows),
+        "accuracy": sum(r.right for r in rows) / len(rows),
+        "full_accuracy": sum(r.right for r in references) / len(references),
+        "speedup": statistics.median(ratios),
+        "seconds": statistics.median(r.seconds for r in rows),
+        "full_seconds": statistics.median(r.seconds for r in references),
+    }
+
+
+def show(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """Print the rows, the smallest error of each cell in bold."""
+    table = Table(title="Step Rehash on the demo pipeline: medians over held-out clips, against the full run")
+    for column in ("scheduler", "steps", "in full", "method", "rel error", "worst", "PSNR", "accuracy", "speed-up"):
+        table.add_column(column)
+    for r in rows:
+        cell_rows = [
+            o for o in rows if (o["scheduler"], o["steps"], o["share"]) == (r["scheduler"], r["steps"], r["share"])
+        ]
+        best = r["rel_error"] == min(o["rel_error"] for o in cell_rows)
+        table.add_row(
+            r["scheduler"], str(r["steps"]), r["share"], r["method"], f"{r['rel_error']:.4f}",
+            f"{r['worst_rel_error']:.4f}", f"{r['psnr']:.1f}", f"{r['accuracy']:.0%} ({r['full_accuracy']:.0%})",
+            f"{r['speedup']:.2f}", style="bold" if best else "",
+        )  # fmt: skip
+    console.print(table)
+
+
+def main() -> None:
+    """Measure every cell that is not in the file yet; write after each."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--schedulers", nargs="+", default=list(SCHEDULERS), choices=list(SCHEDULERS))
+    parser.add_argument("--steps", nargs="+", type=int, default=[25, 50])
+    parser.add_argument("--shares", nargs="+", default=list(SHARES), choices=list(SHARES))
+    parser.add_argument("--clips", type=int, default=24)
+    parser.add_argument("--learn", type=int, default=6, help="full runs that are learned from")
+    parser.add_argument("--model", type=Path, default=Path("demo_model"), help="made by examples/train_demo.py")
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/rehash.json"))
+    options = parser.parse_args()
+    console = Console(stderr=True)
+    kept = json.loads(options.output.read_text()) if options.output.exists() else {"rows": []}
+    done = {(r["scheduler"], r["steps"]) for r in kept["rows"] if r["clips"] >= options.clips}
+    for name in options.schedulers:
+        for steps in options.steps:
+            if (name, steps) in done:
+                continue
+            began = time.perf_counter()
+            with Progress(console=console) as progress:
+                task = progress.add_task(f"{name}, {steps} steps", total=options.clips)
+                shares = {share: SHARES[share] for share in options.shares}
+                rows = cell(
+                    name, steps, shares, options.clips, options.learn, options.model,
+                    lambda n, t=task: progress.update(t, completed=n),
+                )  # fmt: skip
+            kept["rows"] = [r for r in kept["rows"] if (r["scheduler"], r["steps"]) != (name, steps)] + rows
+            kept |= {
+                "device": platform.processor() or platform.machine(),
+                "threads": torch.get_num_threads(),
+                "torch": torch.__version__,
+                "command": f"python -m benchmarks.rehash {' '.join(sys.argv[1:])}".strip(),
+            }
+            options.output.write_text(json.dumps(kept, indent=2) + "\n")
+            console.print(f"{name}, {steps} steps: {time.perf_counter() - began:.0f} s")
+            show(rows, console)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,166 @@
+"""`sicompiler demo PROMPT --model FOLDER`: a clip untouched, compiled for a budget, and with Step Rehash."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sicompiler.api import compile_for_budget, rehash_report, release, verify
+from sicompiler.cli.output import Progress, quiet, show, show_json
+from sicompiler.demo.pipeline import demo_pipeline
+from sicompiler.demo.quality import GUIDANCE
+from sicompiler.rehash.request import Rehash
+from sicompiler.reports.clips import save_clips
+from sicompiler.reports.rehash import summary
+from sicompiler.reports.summary import table
+from sicompiler.units import format_bytes, format_seconds
+
+STEPS = 25
+SHARE = 0.6  # of what the untouched pipeline needs: the budget
+SPEEDUP = 1.7
+ROUNDS = 3  # timed runs of each, in turns
+LEARNED = ("a green square moving up", "a blue triangle moving right", "a yellow cross moving down")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to make the clip.
+
+    Attributes:
+        label: untouched, exact or with Step Rehash.
+        budget_bytes: None for the untouched pipeline.
+        peak_bytes: measured, of the whole call, weights included.
+        seconds: median of a few runs in turns.
+        full: denoiser evaluations in full.
+        max_abs_error: of the frames, which go from 0 to 1, against the untouched pipeline.
+        bitwise: whether they are equal bit for bit.
+    """
+
+    label: str
+    budget_bytes: int | None
+    peak_bytes: int
+    seconds: float
+    full: int
+    max_abs_error: float
+    bitwise: bool
+
+
+def run(prompt: str, model: Path, output: Path, *, seed: int, as_json: bool) -> int:
+    """Run the demo.
+
+    Args:
+        prompt: what to show.
+        model: folder of the trained demo pipeline.
+        output: folder of the clips.
+        seed: of the starting noise.
+        as_json: print for machines.
+
+    Returns:
+        0; 1 if a measured peak is above the budget.
+
+    Raises:
+        BadInput: diffusers or transformers is not installed; there is no pipeline in the folder.
+    """
+    with Progress() as progress, quiet():
+        progress("loading the pipeline", 0, 1)
+        pipe = demo_pipeline(model)
+        pipe.set_progress_bar_config(disable=True)
+        rows, clips, plan = _rows(pipe, call_of(prompt, seed), progress)
+        progress("writing clips", 0, 1)
+        difference = (clips["with Step Rehash"] - clips["untouched"]).abs().mul(5).clamp(0, 1)
+        files = save_clips(output, {**clips, "difference x 5": difference})
+    if as_json:
+        show_json({"prompt": prompt, "rows": [asdict(row) for row in rows], "files": [str(f) for f in files]})
+    else:
+        _print(prompt, rows, plan, files)
+    return int(any(row.budget_bytes is not None and row.peak_bytes > row.budget_bytes for row in rows))
+
+
+def call_of(prompt: str, seed: int) -> dict[str, Any]:
+    """The arguments that make a clip."""
+    return {
+        "prompt": prompt,
+        "num_inference_steps": STEPS,
+        "guidance_scale": GUIDANCE,
+        "generator": torch.Generator().manual_seed(seed),
+        "output_type": "pt",
+    }
+
+
+def _rows(pipe: Any, call: Mapping[str, Any], progress: Progress) -> tuple[list[Row], dict[str, torch.Tensor], str]:
+    """Each way measured once, then timed in turns."""
+    progress("running the untouched pipeline", 0, 1)
+    compile_for_budget(pipe, 1)
+    untouched = verify(pipe, ((), dict(call))).untouched_peak_bytes
+    release(pipe)
+    budget = int(SHARE * untouched)
+    progress("compiling for the budget", 0, 1)
+    exact = verify(compile_for_budget(pipe, f"{budget}B", progress=progress), ((), dict(call)))
+    learned = [call_of(prompt, 1000 + number) for number, prompt in enumerate(LEARNED)]
+    wanted = Rehash(speedup=SPEEDUP, calls=learned, held_out=1)
+    rehashed = verify(compile_for_budget(pipe, f"{budget}B", rehash=wanted, progress=progress), ((), dict(call)))
+    plan = rehash_report(pipe).plan
+    assert plan is not None
+    release(pipe)
+    ways = {"untouched": None, "exact": (None,), "with Step Rehash": (Rehash(plan=plan),)}
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    clips: dict[str, torch.Tensor] = {}
+    for number in range(ROUNDS):
+        progress("timing, in turns", number, ROUNDS)
+        for name, way in ways.items():
+            if way is not None:
+                compile_for_budget(pipe, f"{budget}B", rehash=way[0])
+                pipe(**_again(call))  # plans
+            began = time.perf_counter()
+            clips[name] = pipe(**_again(call)).frames[0]
+            seconds[name].append(time.perf_counter() - began)
+            if way is not None:
+                release(pipe)
+    times = {name: statistics.median(found) for name, found in seconds.items()}
+    return (
+        [
+            Row("untouched", None, untouched, times["untouched"], STEPS, 0.0, True),
+            Row("exact", budget, exact.measured_peak_bytes, times["exact"], STEPS, exact.max_abs_error, exact.bitwise),
+            Row(
+                "with Step Rehash",
+                budget,
+                rehashed.measured_peak_bytes,
+                times["with Step Rehash"],
+                len(plan.full),
+                rehashed.max_abs_error,
+                rehashed.bitwise,
+            ),
+        ],
+        clips,
+        summary(plan),
+    )
+
+
+def _again(call: Mapping[str, Any]) -> dict[str, Any]:
+    """The same call with its generator as it was."""
+    generator = torch.Generator()
+    generator.set_state(call["generator"].get_state())
+    return {**call, "generator": generator}
+
+
+def _print(prompt: str, rows: Sequence[Row], plan: str, files: Sequence[Path]) -> None:
+    cells = [
+        (
+            row.label,
+            "" if row.budget_bytes is None else format_bytes(row.budget_bytes),
+            format_bytes(row.peak_bytes),
+            format_seconds(row.seconds),
+            f"{row.full} of {STEPS}",
+            "0, bit for bit" if row.bitwise else f"{row.max_abs_error:.1e}",
+        )
+        for row in rows
+    ]
+    columns = ("", "budget>", "measured peak>", "time>", "evaluations in full>", "largest difference>")
+    show(table(f'"{prompt}", {STEPS} steps, {torch.get_num_threads()} threads', columns, cells), plan)
+    show(*(f"clip: {file}" for file in files))
