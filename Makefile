@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?= -n 2
 BENCH_ARGS ?=
+PROMPT ?= a red circle moving left
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.sicompiler-env
@@ -22,8 +23,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --no-build-isolation -c constraints.txt -e '.[diffusers,test]'
 	touch $@
 
-demo: env ## plan, run and verify a small video model under a budget
-	$(BIN)/sicompiler demo
+demo: env ## make a clip untouched, in a budget, and with Step Rehash; PROMPT="a blue ring moving up"
+	$(BIN)/sicompiler demo "$(PROMPT)"
 
 test: env ## the default tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)

@@ -345,15 +345,15 @@ def test_verify_says_when_something_is_wrong(cli: Cli, monkeypatch: pytest.Monke
     assert "above the predicted one" in result.err
 
 
-def test_demo(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import sicompiler.cli.demo as demo
+def test_the_demo_of_budgets(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import sicompiler.cli.demo_budgets as demo
     from tests.zoo import TINY
 
     row = TINY["ltx-video"]
     monkeypatch.setattr(demo, "CLASS", row.class_name)
     monkeypatch.setattr(demo, "CONFIG", row.config)
     monkeypatch.setattr(demo, "SIZES", {"batch": 2, "frames": 9, "height": 160, "width": 192})
-    result = cli("demo", "--output", tmp_path / "out", "--json")
+    result = cli("demo", "--budgets", "--output", tmp_path / "out", "--json")
     rows = result.json["rows"]
     assert [r["label"] for r in rows] == ["untouched", "100 %", "50 %", "25 %", "floor"]
     assert all(r["max_abs_error"] < 1e-4 for r in rows)
@@ -362,7 +362,7 @@ def test_demo(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
 
 
 @pytest.mark.slow
-def test_the_real_demo(cli: Cli, tmp_path: Path) -> None:
-    result = cli("demo", "--output", tmp_path)
+def test_the_whole_demo_of_budgets(cli: Cli, tmp_path: Path) -> None:
+    result = cli("demo", "--budgets", "--output", tmp_path)
     assert result.status == 0
     assert "floor" in result.out

@@ -112,7 +112,7 @@ def test_the_detector_sees_nothing_where_nothing_is() -> None:
 
 def test_the_detector_refuses_what_does_not_hold_for_the_clip() -> None:
     red = clip(Scene("red", "circle", "left"), _numbers(7)) / 2 + 0.5
-    green = clip(Scene("green", "square", "left"), _numbers(7)) / 2 + 0.5
+    green = clip(Scene("green", "ring", "left"), _numbers(7)) / 2 + 0.5
     changing = torch.cat([red[: FRAMES // 2], green[FRAMES // 2 :]])
     assert (detect(changing).colour, detect(changing).shape) == (None, None)
     standing = red[:1].expand(FRAMES, -1, -1, -1)

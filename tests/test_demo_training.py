@@ -117,8 +117,10 @@ def test_the_demo_makes_its_clips(
     assert rehashed["full"] < exact["full"] == 4
     assert (tmp_path / "clips.gif").read_bytes().startswith(b"GIF")
     assert (tmp_path / "clips.mp4").stat().st_size > 1000
-    with pytest.raises(BadInput, match="train the demo model"):
+    with pytest.raises(BadInput, match="no pipeline in"):
         demo.run("a red circle moving left", tmp_path, tmp_path, seed=0, as_json=True)
+    with pytest.raises(BadInput, match="'a purple dog'; it knows .* red, .* ring, .* left"):
+        demo.run("a purple dog", whole, tmp_path, seed=0, as_json=True)
 
 
 def test_another_seed_gives_other_weights(script: Any) -> None:

@@ -1,4 +1,4 @@
-"""`sicompiler demo PROMPT --model FOLDER`: a clip untouched, compiled for a budget, and with Step Rehash."""
+"""`sicompiler demo PROMPT`: a clip untouched, compiled for a budget, and with Step Rehash."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from sicompiler.api import compile_for_budget, rehash_report, release, verify
 from sicompiler.cli.output import Progress, quiet, show, show_json
 from sicompiler.demo.pipeline import demo_pipeline
 from sicompiler.demo.quality import GUIDANCE
+from sicompiler.demo.shapes import COLOURS, DIRECTIONS, SHAPES, all_scenes
+from sicompiler.errors import BadInput
 from sicompiler.rehash.request import Rehash
 from sicompiler.reports.clips import save_clips
 from sicompiler.reports.rehash import summary
@@ -25,7 +27,7 @@ STEPS = 25
 SHARE = 0.6  # of what the untouched pipeline needs: the budget
 SPEEDUP = 1.7
 ROUNDS = 3  # timed runs of each, in turns
-LEARNED = ("a green square moving up", "a blue triangle moving right", "a yellow cross moving down")
+LEARNED = ("a green ring moving up", "a blue triangle moving right", "a yellow cross moving down")
 
 
 @dataclass(frozen=True)
@@ -51,12 +53,12 @@ class Row:
     bitwise: bool
 
 
-def run(prompt: str, model: Path, output: Path, *, seed: int, as_json: bool) -> int:
+def run(prompt: str, model: Path | None, output: Path, *, seed: int, as_json: bool) -> int:
     """Run the demo.
 
     Args:
         prompt: what to show.
-        model: folder of the trained demo pipeline.
+        model: folder of a trained demo pipeline; None for the one that comes along.
         output: folder of the clips.
         seed: of the starting noise.
         as_json: print for machines.
@@ -65,8 +67,14 @@ def run(prompt: str, model: Path, output: Path, *, seed: int, as_json: bool) -> 
         0; 1 if a measured peak is above the budget.
 
     Raises:
-        BadInput: diffusers or transformers is not installed; there is no pipeline in the folder.
+        BadInput: diffusers or transformers is not installed; there is no pipeline in the folder; the model knows no such
+            prompt.
     """
+    if prompt not in {scene.caption for scene in all_scenes()}:
+        raise BadInput(
+            f"the demo pipeline can't show {prompt!r}; it knows 'a COLOUR SHAPE moving DIRECTION' of {', '.join(COLOURS)}; "
+            f"{', '.join(SHAPES)}; {', '.join(DIRECTIONS)}"
+        )
     with Progress() as progress, quiet():
         progress("loading the pipeline", 0, 1)
         pipe = demo_pipeline(model)

@@ -14,16 +14,16 @@ from sicompiler.demo.shapes import COLOURS, SHAPES, Scene, coverage
 
 LEAST_CHROMA = 0.3  # largest minus smallest channel: anything paler counts as background
 STRONGEST_PIXELS = 16  # give the colour by which all others are measured
-LEAST_PIXELS = 30.0  # the smallest shape of the data covers 83
+LEAST_PIXELS = 30.0  # the smallest shape of the data covers 157
 LEAST_SHARE = 0.75  # of the frames have to agree on colour and shape
-LEAST_TRAVEL = 6.0  # pixels from the first frame to the last; the slowest clip of the data travels 15
+LEAST_TRAVEL = 6.0  # pixels from the first frame to the last; the slowest clip of the data travels 13.5
 STRAIGHT = 0.5  # motion across, at most, for each pixel of motion along
 LARGEST_MISFIT = 0.35  # area where a frame and the fitted shape differ, as a share of the shape's area
 
 # Area of a shape of radius 1, in closed form from `shapes.distance`.
 AREAS = {
     "circle": math.pi,
-    "square": (2 * 0.9) ** 2,
+    "ring": 4 * math.pi * 0.8 * 0.28,
     "triangle": 3 * math.sqrt(3) * 0.72**2,
     "cross": 4 * 2 * 0.38 - 4 * 0.38**2,
 }

@@ -29,14 +29,13 @@ def demo_pipeline(folder: str | Path | None = None, *, dtype: torch.dtype | None
         A `diffusers.AnimateDiffPipeline` on the CPU.
 
     Raises:
-        BadInput: diffusers or transformers is not installed; there are no weights.
+        BadInput: diffusers or transformers is not installed; there is no pipeline in the folder.
     """
     diffusers, _ = import_parts()
     found = MODEL_FOLDER if folder is None else Path(folder)
     if not (found / "model_index.json").is_file():
-        where = "this package comes without its weights yet" if folder is None else f"there is no pipeline in {folder}"
         raise BadInput(
-            f"{where}; train the demo model with `python examples/train_demo.py --output demo_model` (an hour on two "
-            'cores) and pass its folder: demo_pipeline("demo_model")'
+            f"there is no pipeline in {found}; leave the folder out for the one that comes with sicompiler, or train one "
+            "with `python examples/train_demo.py --output demo_model` (an hour on two cores)"
         )
     return diffusers.AnimateDiffPipeline.from_pretrained(found, torch_dtype=dtype or torch.float32)

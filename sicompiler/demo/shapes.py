@@ -19,11 +19,11 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "blue": (0.16, 0.22, 0.95),
     "magenta": (0.86, 0.16, 0.84),
 }
-SHAPES = ("circle", "square", "triangle", "cross")
+SHAPES = ("circle", "ring", "triangle", "cross")
 DIRECTIONS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
-RADIUS = (6.0, 8.5)  # pixels
-SPEED = (1.0, 1.45)  # pixels a frame
+RADIUS = (8.0, 10.0)  # pixels
+SPEED = (0.9, 1.2)  # pixels a frame
 BACKGROUND = (0.05, 0.35)  # grey level, of 1
 MARGIN = 1.44  # radii from the centre to the point of a shape that reaches furthest: a triangle's top
 
@@ -79,8 +79,8 @@ def distance(shape: str, x: torch.Tensor, y: torch.Tensor, radius: torch.Tensor 
     """
     if shape == "circle":
         return torch.hypot(x, y) - radius
-    if shape == "square":
-        return torch.maximum(x.abs(), y.abs()) - 0.9 * radius
+    if shape == "ring":
+        return (torch.hypot(x, y) - 0.8 * radius).abs() - 0.28 * radius
     if shape == "triangle":  # one corner up; 0.72 radii is the inscribed circle, and corners lie twice as far
         return torch.maximum(0.8660254 * x.abs() - 0.5 * y, y) - 0.72 * radius
     upright = torch.maximum(x.abs() - 0.38 * radius, y.abs() - radius)

@@ -1,4 +1,4 @@
-"""`sicompiler demo`: a small video model under shrinking budgets, run and compared."""
+"""`sicompiler demo --budgets`: a small video model under shrinking budgets, run and compared."""
 
 from __future__ import annotations
 
