@@ -8,7 +8,8 @@ made by every method in one go, in turns: in full, by the planned schedule, by t
 uniform reuse, by Taylor order 1, by DeepCache's rule, and by simply taking fewer steps. Errors are of the final latents
 and of the frames against the full run of the same seed; accuracy is the share of clips in which the detector sees the
 caption. Everything runs within 60 % of the memory that the untouched pipeline needs; peaks are of one clip a method, of
-the whole call, weights included. Seconds are of the denoising loop. Captions and seeds that are learned from are not those that are measured.
+the whole call, weights included. Seconds are of the denoising loop. Captions and seeds that are learned from are not
+those that are measured.
 Cells that the output file holds already are not run again.
 """
 
@@ -98,9 +99,9 @@ def methods(state: PipelineState, full: int, learned: Sequence[dict[str, Any]]) 
     """The plan of every method that skips, each with `full` evaluations in full (or as near as its rule comes).
 
     The planned one is chosen as `compile_for_budget` chooses: by measuring on calls that were learned from. The rule of
-    Streamlined Inference gets the cut that leaves least: behind its own, the last temporal layer, nothing depends on the
-    step, so that reusing that layer's output and reusing what comes of it are the same. DeepCache's gets the cut that
-    leaves most: it runs the outer blocks at every step.
+    Streamlined Inference gets the cut that leaves least: behind its own, the last temporal layer, nothing depends on
+    the step, so that reusing that layer's output and reusing what comes of it are the same. DeepCache's gets the cut
+    that leaves most: it runs the outer blocks at every step.
     """
     rehash = state.rehash
     assert rehash is not None
@@ -175,7 +176,7 @@ def budget_of(pipe: Any, steps: int) -> str:
 
 
 def peaks(seen: PipelineVerification) -> dict[str, Any]:
-    """Memory of one call: the most of any component as it was predicted before it ran, and of the whole call measured."""
+    """Memory of one call: the most of any component, predicted before it ran, and of the whole call, measured."""
     predicted = (row.predicted_peak_bytes for row in seen.phases if row.predicted_peak_bytes is not None)
     return {
         "budget_bytes": seen.budget_bytes,

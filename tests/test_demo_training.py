@@ -119,7 +119,7 @@ def test_the_demo_makes_its_clips(
     assert (tmp_path / "clips.mp4").stat().st_size > 1000
     with pytest.raises(BadInput, match="no pipeline in"):
         demo.run("a red circle moving left", tmp_path, tmp_path, seed=0, as_json=True)
-    with pytest.raises(BadInput, match="'a purple dog'; it knows .* red, .* ring, .* left"):
+    with pytest.raises(BadInput, match=r"'a purple dog'; it knows .* red, .* ring, .* left"):
         demo.run("a purple dog", whole, tmp_path, seed=0, as_json=True)
 
 

@@ -67,13 +67,13 @@ def run(prompt: str, model: Path | None, output: Path, *, seed: int, as_json: bo
         0; 1 if a measured peak is above the budget.
 
     Raises:
-        BadInput: diffusers or transformers is not installed; there is no pipeline in the folder; the model knows no such
-            prompt.
+        BadInput: diffusers or transformers is not installed; there is no pipeline in the folder; the prompt has words
+            that the model was never shown.
     """
     if prompt not in {scene.caption for scene in all_scenes()}:
         raise BadInput(
-            f"the demo pipeline can't show {prompt!r}; it knows 'a COLOUR SHAPE moving DIRECTION' of {', '.join(COLOURS)}; "
-            f"{', '.join(SHAPES)}; {', '.join(DIRECTIONS)}"
+            f"the demo pipeline can't show {prompt!r}; it knows 'a COLOUR SHAPE moving DIRECTION' of "
+            f"{', '.join(COLOURS)}; {', '.join(SHAPES)}; {', '.join(DIRECTIONS)}"
         )
     with Progress() as progress, quiet():
         progress("loading the pipeline", 0, 1)

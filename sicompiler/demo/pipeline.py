@@ -35,7 +35,7 @@ def demo_pipeline(folder: str | Path | None = None, *, dtype: torch.dtype | None
     found = MODEL_FOLDER if folder is None else Path(folder)
     if not (found / "model_index.json").is_file():
         raise BadInput(
-            f"there is no pipeline in {found}; leave the folder out for the one that comes with sicompiler, or train one "
-            "with `python examples/train_demo.py --output demo_model` (an hour on two cores)"
+            f"there is no pipeline in {found}; leave the folder out for the one that comes with sicompiler, or train "
+            "one with `python examples/train_demo.py --output demo_model` (an hour on two cores)"
         )
     return diffusers.AnimateDiffPipeline.from_pretrained(found, torch_dtype=dtype or torch.float32)
