@@ -4,8 +4,8 @@
     python -m benchmarks.rehash_bound --targets rel_error=0.1 --clips 8 --held-out 3
 
 For each target the demo pipeline is calibrated on captions of the training data, with m further calls held out to
-verify. With m runs within the target, another run is within it with probability m / (m + 1) if calls are exchangeable. Here
-the captions of the fresh runs were never trained on, which is harder than that promise.
+verify. With m runs within the target, another run is within it with probability m / (m + 1) if calls are exchangeable.
+Here the captions of the fresh runs were never trained on, which is harder than that promise.
 """
 
 from __future__ import annotations
