@@ -107,6 +107,18 @@ def test_calibrate_for_people(cli: Cli, tmp_path: Path) -> None:
     assert f'rehash=Rehash(plan="{path}")' in result.err
 
 
+def test_a_rule_instead_of_a_plan(cli: Cli, tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    arguments = ("calibrate", PIPELINE, *BASE, "--rel-error", "0.5", "--prompt", "a cat", "--runs", "1", "-o", path)
+    assert cli(*arguments, "--held-out", "0", "--strategy", "deepcache").status == 0
+    assert RehashPlan.load(path).strategy == "deepcache"
+    assert cli(*arguments, "--held-out", "0", "--order", "0").status == 0
+    assert (RehashPlan.load(path).strategy, RehashPlan.load(path).order) == ("planned", 0)
+    refused = cli(*arguments, "--strategy", "teacache")
+    assert refused.status == 2
+    assert "--strategy is one of planned, uniform, taylor, similarity, deepcache, got 'teacache'" in refused.err
+
+
 def test_prompts_take_turns_and_seeds_count_up(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import sicompiler.cli.rehash_calibrate as command
 

@@ -53,6 +53,8 @@ class Calibration:
         device, dtype: where and in what the pipeline runs.
         output: file of the plan.
         lessons: file of what the runs show.
+        strategy: "planned" or a rule to compare with.
+        order: of the predictor at most.
     """
 
     pipeline: str
@@ -72,6 +74,8 @@ class Calibration:
     dtype: str | None
     output: Path
     lessons: Path | None
+    strategy: str
+    order: int
 
 
 @rehash.command(short_help="Learn from full runs, choose a plan, verify it.")
@@ -124,6 +128,13 @@ def calibrate(
             show_default=False,
         ),
     ] = None,
+    strategy: Annotated[
+        str,
+        typer.Option("--strategy", help="planned, or a rule to compare with: uniform, taylor, similarity, deepcache."),
+    ] = "planned",
+    order: Annotated[
+        int, typer.Option("--order", min=0, max=2, help="Of the predictor at most; order k keeps k + 1 features.")
+    ] = 2,
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="float32 (default), float16 or bfloat16.", show_default=False)
     ] = None,
@@ -159,6 +170,8 @@ def calibrate(
         dtype,
         output,
         save_lessons,
+        strategy,
+        order,
     )
     return run(wanted, as_json=json)
 

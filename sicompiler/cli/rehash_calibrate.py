@@ -7,7 +7,7 @@ import json
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import torch
 
@@ -20,7 +20,7 @@ from sicompiler.cli.rehash_show import read
 from sicompiler.errors import BadInput, SicompilerError
 from sicompiler.rehash.book import LessonBook
 from sicompiler.rehash.plan import RehashPlan
-from sicompiler.rehash.request import Rehash
+from sicompiler.rehash.request import Rehash, Strategy
 from sicompiler.reports.rehash_tables import plan_json, plan_tables, points_json, points_table
 from sicompiler.units import parse_bytes
 
@@ -53,6 +53,8 @@ def run(wanted: Calibration, *, as_json: bool) -> int:
             calls=_calls(wanted, pipe, prompts, settings),
             held_out=wanted.held_out,
             lessons=wanted.lessons,
+            order=wanted.order,
+            strategy=cast(Strategy, wanted.strategy),  # checked by `_check_target`
         )
         plan = _calibrated(wanted, pipe, budget, request, progress)
     plan.save(wanted.output)
@@ -91,6 +93,8 @@ def _check_target(wanted: Calibration) -> None:
     given = [name for name, value in targets.items() if value is not None]
     if len(given) != 1:
         raise BadInput(f"give exactly one of {', '.join(targets)}; got {' and '.join(given) or 'none'}")
+    if wanted.strategy not in get_args(Strategy):
+        raise BadInput(f"--strategy is one of {', '.join(get_args(Strategy))}, got {wanted.strategy!r}")
     Rehash(speedup=wanted.speedup, psnr=wanted.psnr, rel_error=wanted.rel_error)  # refuses what can't be meant
     if wanted.psnr is not None and not wanted.held_out:
         raise BadInput("--psnr can only be met by measuring: give --held-out of at least 1")
