@@ -10,7 +10,8 @@ and of the frames against the full run of the same seed; accuracy is the share o
 caption. Everything runs within 60 % of the memory that the untouched pipeline needs; peaks are of one clip a method, of
 the whole call, weights included. Seconds are of the denoising loop. Captions and seeds that are learned from are not
 those that are measured.
-Cells that the output file holds already are not run again.
+Cells that the output file holds already are not run again, so that it can be filled in several goes, or by two processes
+of one thread each.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import contextlib
 import json
 import platform
 import statistics
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -247,6 +247,12 @@ def show(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     console.print(table)
 
 
+def kept_rows(output: Path) -> list[dict[str, Any]]:
+    """The rows of all cells that are done."""
+    rows: list[dict[str, Any]] = json.loads(output.read_text())["rows"] if output.exists() else []
+    return rows
+
+
 def main() -> None:
     """Measure every cell that is not in the file yet; write after each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -256,11 +262,13 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=24)
     parser.add_argument("--learn", type=int, default=6, help="full runs that are learned from")
     parser.add_argument("--model", type=Path, default=MODEL_FOLDER, help="folder of the demo pipeline")
+    parser.add_argument("--threads", type=int, help="of torch; all cores by default")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/rehash.json"))
     options = parser.parse_args()
     console = Console(stderr=True)
-    kept = json.loads(options.output.read_text()) if options.output.exists() else {"rows": []}
-    done = {(r["scheduler"], r["steps"]) for r in kept["rows"] if r["clips"] >= options.clips}
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    done = {(r["scheduler"], r["steps"]) for r in kept_rows(options.output) if r["clips"] >= options.clips}
     for name in options.schedulers:
         for steps in options.steps:
             if (name, steps) in done:
@@ -273,12 +281,13 @@ def main() -> None:
                     name, steps, shares, options.clips, options.learn, options.model,
                     lambda n, t=task: progress.update(t, completed=n),
                 )  # fmt: skip
-            kept["rows"] = [r for r in kept["rows"] if (r["scheduler"], r["steps"]) != (name, steps)] + rows
-            kept |= {
+            others = [r for r in kept_rows(options.output) if (r["scheduler"], r["steps"]) != (name, steps)]
+            kept = {
                 "device": platform.processor() or platform.machine(),
-                "threads": torch.get_num_threads(),
                 "torch": torch.__version__,
-                "command": f"python -m benchmarks.rehash {' '.join(sys.argv[1:])}".strip(),
+                "diffusers": diffusers.__version__,
+                "command": "python -m benchmarks.rehash",
+                "rows": others + [r | {"threads": torch.get_num_threads()} for r in rows],
             }
             options.output.write_text(json.dumps(kept, indent=2) + "\n")
             console.print(f"{name}, {steps} steps: {time.perf_counter() - began:.0f} s")
