@@ -9,9 +9,8 @@ uniform reuse, by Taylor order 1, by DeepCache's rule, and by simply taking fewe
 and of the frames against the full run of the same seed; accuracy is the share of clips in which the detector sees the
 caption. Everything runs within 60 % of the memory that the untouched pipeline needs; peaks are of one clip a method, of
 the whole call, weights included. Seconds are of the denoising loop. Captions and seeds that are learned from are not
-those that are measured.
-Cells that the output file holds already are not run again, so that it can be filled in several goes, or by two processes
-of one thread each.
+those that are measured. Cells that the output file holds already are not run again, so that it can be filled in several
+goes, or by two processes of one thread each.
 """
 
 from __future__ import annotations
