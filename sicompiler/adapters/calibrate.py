@@ -73,6 +73,8 @@ def calibrate(state: PipelineState) -> RehashPlan:
     if request.psnr is not None and not held_out:
         raise BadInput("psnr= can only be met by measuring: give held_out of at least 1")
     learn(state, learned)
+    if not rehash.lessons:
+        raise BadInput(f"nothing can be learned from these calls: {rehash.unlearned}; Step Rehash needs every step")
     if len(rehash.lessons) != 1:
         raise BadInput(
             f"the calls are of {len(rehash.lessons)} settings (model, scheduler, number of steps); calibrate one at a "

@@ -65,6 +65,7 @@ class PipelineRehash:
         self.resting = False  # loops run in full for a while
         self.exact = False  # loops are seen, but every call runs by the plan of the whole denoiser
         self.learning = False  # loops are learned from, whatever is known
+        self.unlearned = ""  # why nothing could be learned from the newest loop that was to be learned from
 
     @property
     def component(self) -> str:
@@ -293,7 +294,8 @@ class PipelineRehash:
         assert recorder is not None and setting is not None
         lessons = recorder.lessons(len(setting.times), (loop.seconds - loop.busy) / len(setting.times))
         if not lessons:
-            log.warning("Step Rehash learned nothing: the loop did not run all of its %d steps", len(setting.times))
+            self.unlearned = f"the loop ran {self.component} at {recorder.recorded(0)} of its {len(setting.times)} steps"
+            log.warning("Step Rehash learned nothing and skips nothing: %s", self.unlearned)
             return
         norm = float(loop.final.norm()) if loop.final is not None else 1.0
         if setting not in self.lessons:
