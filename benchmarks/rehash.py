@@ -51,7 +51,7 @@ SCHEDULERS: Mapping[str, Callable[[Any], Any]] = {
 }
 SHARES = {"13/25": 13 / 25, "1/3": 1 / 3}
 FEWER = "fewer steps"
-SHARE = 0.6  # of what the untouched pipeline needs: the budget
+SHARE = 0.75  # of what the untouched pipeline needs: the budget
 
 
 @dataclass(frozen=True)

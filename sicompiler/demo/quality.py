@@ -12,7 +12,7 @@ from sicompiler.demo.detect import Found, detect
 from sicompiler.demo.shapes import Scene, held_out_scenes
 
 FIRST_SEED = 1000
-GUIDANCE = 6.0
+GUIDANCE = 2.0
 
 
 @dataclass(frozen=True)
