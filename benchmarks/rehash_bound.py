@@ -25,8 +25,8 @@ from rich.table import Table
 
 import sicompiler
 from benchmarks.rehash import SCHEDULERS, budget_of, call_of, learned_cases
-from sicompiler.adapters.calibrate import difference, in_full, run_call
 from sicompiler.adapters.pipeline import pipeline_state
+from sicompiler.adapters.trials import difference, in_full, run_call
 from sicompiler.demo.pipeline import MODEL_FOLDER
 from sicompiler.demo.quality import held_out_cases
 

@@ -13,8 +13,8 @@ import torch
 
 import sicompiler
 from sicompiler import Rehash
-from sicompiler.adapters.calibrate import in_full
 from sicompiler.adapters.pipeline import PipelineState, pipeline_state
+from sicompiler.adapters.trials import in_full
 from tests.mini_pipeline import MiniPipeline, MiniText, MiniUNet, MiniVae, mini, picture
 from tests.mini_rehash import CALL, ROOMY, STEPS, call_list, error_of, half_plan, plan_of, rehashed
 

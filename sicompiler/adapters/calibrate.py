@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,45 +13,15 @@ import torch
 from sicompiler.adapters.pipeline import PipelineState
 from sicompiler.adapters.rehash import PipelineRehash
 from sicompiler.adapters.resume import Notes
-from sicompiler.adapters.verify import frames_of, rewinder
+from sicompiler.adapters.trials import Difference, Trials, peak_of, run_call, tell, worst_guard
 from sicompiler.errors import BadInput
-from sicompiler.rehash.choose import fastest_within, guarded, most_exact_at, unguarded, with_frontier, worth_trying
+from sicompiler.rehash.choose import fastest_within, guarded, most_exact_at, unguarded, with_frontier
 from sicompiler.rehash.plan import RehashPlan, Verified
+from sicompiler.rehash.request import Rehash
 from sicompiler.rehash.setting import Setting
 
-TRIED = 5  # plans that are compared where the target is a speed-up, beside those of rules
-TRIALS = 3  # calls they are compared on
-RETRIES = 6  # plans tried, one slower than the other, where the target is an error
-
-
-@dataclass(frozen=True)
-class Run:
-    """What one call of a pipeline gave.
-
-    Attributes:
-        frames: as tensors.
-        final: the latents at the end of the denoising loop.
-        guard: errors the guard measured, by evaluation.
-    """
-
-    frames: list[torch.Tensor]
-    final: torch.Tensor
-    guard: Mapping[int, float]
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One run against the full one.
-
-    Attributes:
-        rel_error: of the final latents, by 2-norms.
-        psnr: of the frames, in dB.
-        guard: errors the guard measured, by evaluation.
-    """
-
-    rel_error: float
-    psnr: float
-    guard: Mapping[int, float]
+TRIALS = 3  # calls that plans are tried on where the target is a speed-up
+RETRIES = 8  # plans tried where the target is an error
 
 
 def calibrate(state: PipelineState) -> RehashPlan:
@@ -82,15 +51,20 @@ def calibrate(state: PipelineState) -> RehashPlan:
         )
     setting = next(iter(rehash.lessons))
     plans = rehash.candidates(setting)
-    references = []
-    for number, call in enumerate(held_out):
-        _tell(state, "held-out runs in full", number, len(held_out))
-        with in_full(rehash):
-            references.append(run_call(state, call))
-    plan = _chosen(state, setting, plans, (learned, held_out), references)
+    verifying = Trials(state, setting, held_out)
+    if request.speedup is not None:
+        plan, plans = _at_speedup(state, setting, plans, request.speedup, learned[:TRIALS])
+        if held_out:
+            found = verifying.run(plan)
+            assert found is not None  # it fitted while it was tried
+            plan = _verified(plan, found)
+    elif held_out:
+        plan, plans = _within_error(verifying, plans, request)
+    else:
+        plan = rehash.plan_for(setting)
     rehash.plans[setting] = plan = with_frontier(plan, plans)
     rehash.expected = rehash.last = None  # later calls may be of other settings, and reports are of those calls
-    _tell(state, "calibrated", len(calls), len(calls))
+    tell(state, "calibrated", len(calls), len(calls))
     return plan
 
 
@@ -109,171 +83,91 @@ def learn(state: PipelineState, calls: Sequence[Mapping[str, Any]]) -> None:
     notes = Notes(state.rehash, state.pipe, calls)
     with _learning(state.rehash):
         for number in notes.waiting:
-            _tell(state, "learning", number, len(calls))
+            tell(state, "learning", number, len(calls))
             notes.add(number, run_call(state, calls[number]).final)
 
 
-def _chosen(
+def _at_speedup(
     state: PipelineState,
     setting: Setting,
     plans: list[RehashPlan],
-    calls: tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]],
-    references: list[Run],
-) -> RehashPlan:
-    rehash, (learned, held_out) = state.rehash, calls
-    assert rehash is not None
-    request = rehash.request
-    if not held_out:
-        return rehash.plan_for(setting)
-    if request.speedup is not None:
-        most_exact_at(plans, request.speedup)  # names the nearest if there is none
-        pool = [*plans, *rehash.by_rules(setting)]
-        plan = most_exact_of(state, setting, [p for p in pool if p.speedup >= request.speedup], learned)
-        return _verified(plan, differences(state, setting, plan, held_out, references))
-    wanted = request.rel_error if request.rel_error is not None else _error_of(request.psnr, references)
-    best: RehashPlan | None = None
-    for _ in range(RETRIES):
-        try:
-            plan = fastest_within(plans, wanted)
-        except BadInput:
-            break
-        found = differences(state, setting, unguarded(plan), held_out, references)
-        best = _verified(guarded(plan, _worst_guard(found)), found)
-        if _met(best, request.rel_error, request.psnr):
-            return best
-        worst = max(d.rel_error for d in found)
-        wanted = min(wanted * 0.7, wanted * wanted / worst if worst else wanted * 0.7)
-    if best is None:
-        fastest_within(plans, wanted)
-    assert best is not None and best.verified is not None
-    raise BadInput(
-        f"the target was not met on {len(held_out)} held-out runs; the nearest plan tried has relative error "
-        f"{best.verified.rel_error:.3g} and PSNR {best.verified.psnr:.1f} dB at speedup={best.speedup:.3g}"
-    )
+    speedup: float,
+    learned: Sequence[Mapping[str, Any]],
+) -> tuple[RehashPlan, list[RehashPlan]]:
+    """The most exact plan of a speed, tried on calls that were learned from: what is held out takes no part in it.
 
-
-def most_exact_of(
-    state: PipelineState, setting: Setting, plans: Sequence[RehashPlan], learned: Sequence[Mapping[str, Any]]
-) -> RehashPlan:
-    """The plan of least measured error on a few of the calls that were learned from.
-
-    Predicted errors rank schedules of one cut well, but say less between cuts, between orders, and of rules. What is
-    held out takes no part in the choice, or it would prove nothing.
-
-    Args:
-        state: of the pipeline.
-        setting: what the plans are for.
-        plans: among which to choose; those worth it by their predicted errors are tried.
-        learned: the calls; the first few are made again, in full and by each plan.
+    Returns:
+        The plan, and all plans with seconds as far as they were measured.
     """
     assert state.rehash is not None
-    some = list(learned[:TRIALS])
-    with in_full(state.rehash):
-        references = [run_call(state, call) for call in some]
-
-    tried = []
-    for plan in worth_trying(plans, TRIED):
-        found = differences(state, setting, unguarded(plan), some, references)
-        tried.append((statistics.median(d.rel_error for d in found), guarded(plan, _worst_guard(found))))
-    return min(tried, key=lambda row: row[0])[1]
+    most_exact_at(plans, speedup)  # names the nearest if even predictions reach none
+    trials = Trials(state, setting, learned)
+    plan = trials.most_exact([*plans, *state.rehash.by_rules(setting)], speedup)
+    return plan, trials.corrected(plans)
 
 
-def _worst_guard(found: Sequence[Difference]) -> dict[int, float]:
-    return {step: max(d.guard.get(step, 0.0) for d in found) for d in found for step in d.guard}
+def _within_error(trials: Trials, plans: list[RehashPlan], request: Rehash) -> tuple[RehashPlan, list[RehashPlan]]:
+    """The fastest plan whose error on held-out calls is within the target.
+
+    Returns:
+        The plan, and all plans with seconds as far as they were measured.
+    """
+    wanted = request.rel_error if request.rel_error is not None else _error_of(request.psnr, trials)
+    best: RehashPlan | None = None
+    missed: RehashPlan | None = None
+    tried: set[object] = set()
+    for _ in range(RETRIES):
+        faster = best.speedup if best is not None else 1.0
+        waiting = [p for p in trials.corrected(plans) if p.speedup > faster and (p.cut, p.steps) not in tried]
+        if not waiting:
+            break
+        try:
+            plan = fastest_within(waiting, wanted)
+        except BadInput:
+            if best is None and missed is None:
+                raise
+            break
+        tried.add((plan.cut, plan.steps))
+        found = trials.run(unguarded(plan))
+        if found is None:
+            continue
+        (plan,) = trials.corrected([_verified(guarded(plan, worst_guard(found)), found)])
+        if _met(plan, request):
+            if plan.speedup > faster:
+                best = plan
+            continue
+        missed = plan
+        worst = max(d.rel_error for d in found)
+        wanted = min(wanted * 0.7, wanted * wanted / worst if worst else wanted * 0.7)
+    if best is not None:
+        return best, trials.corrected(plans)
+    if missed is not None and missed.verified is not None:
+        raise BadInput(
+            f"the target was not met on {missed.verified.runs} held-out runs; the nearest plan tried has relative "
+            f"error {missed.verified.rel_error:.3g} and PSNR {missed.verified.psnr:.1f} dB at "
+            f"speedup={missed.speedup:.3g}"
+        )
+    raise BadInput("no plan that skips is faster than running in full: the features leave too little of the budget")
 
 
-def _met(plan: RehashPlan, rel_error: float | None, psnr: float | None) -> bool:
+def _met(plan: RehashPlan, request: Rehash) -> bool:
     verified = plan.verified
     assert verified is not None
-    return verified.rel_error <= rel_error if rel_error is not None else verified.psnr >= (psnr or 0)
+    if request.rel_error is not None:
+        return verified.rel_error <= request.rel_error
+    return verified.psnr >= (request.psnr or 0)
 
 
-def _error_of(psnr: float | None, references: list[Run]) -> float:
+def _error_of(psnr: float | None, trials: Trials) -> float:
     """A first guess of the relative error of latents at which frames have some PSNR: as if both were alike."""
-    frames = references[0].frames
-    peak = _peak(frames)
-    level = math.sqrt(float(torch.cat([f.double().flatten() for f in frames]).square().mean())) / peak
-    return 10 ** (-(psnr or 0) / 20) / max(level, 1e-6)
+    frames = trials.references()[0].frames
+    level = math.sqrt(float(torch.cat([f.double().flatten() for f in frames]).square().mean())) / peak_of(frames)
+    return float(10 ** (-(psnr or 0) / 20) / max(level, 1e-6))
 
 
 def _verified(plan: RehashPlan, found: list[Difference]) -> RehashPlan:
     verified = Verified(len(found), max(d.rel_error for d in found), min(d.psnr for d in found))
     return replace(plan, verified=verified)
-
-
-def differences(
-    state: PipelineState,
-    setting: Setting,
-    plan: RehashPlan,
-    calls: list[Mapping[str, Any]],
-    references: list[Run],
-) -> list[Difference]:
-    """Run calls by a plan and compare each with its full run.
-
-    Args:
-        state: of the pipeline.
-        setting: what the plan is for.
-        plan: by which to run.
-        calls: keyword arguments.
-        references: of the same calls, in full.
-    """
-    rehash = state.rehash
-    assert rehash is not None
-    before = rehash.plans.get(setting)
-    rehash.plans[setting] = plan
-    found = []
-    try:
-        for number, (call, reference) in enumerate(zip(calls, references, strict=True)):
-            _tell(state, "verifying", number, len(calls))
-            found.append(difference(run_call(state, call), reference))
-    finally:
-        rehash.plans.pop(setting)
-        if before is not None:
-            rehash.plans[setting] = before
-    return found
-
-
-def difference(run: Run, reference: Run) -> Difference:
-    """Compare a run with the full one."""
-    off = float((run.final.double() - reference.final.double()).norm() / reference.final.double().norm())
-    pairs = list(zip(run.frames, reference.frames, strict=True))
-    squares = sum(float((a.double() - b.double()).square().sum()) for a, b in pairs)
-    mean = squares / max(sum(a.numel() for a, _ in pairs), 1)
-    psnr = math.inf if mean == 0 else 10 * math.log10(_peak(reference.frames) ** 2 / mean)
-    return Difference(off, psnr, run.guard)
-
-
-def _peak(frames: list[torch.Tensor]) -> float:
-    return 1.0 if frames and frames[0].is_floating_point() else 255.0
-
-
-def run_call(state: PipelineState, call: Mapping[str, Any]) -> Run:
-    """Call the pipeline; random generators among the arguments, and torch's own, are left as they were."""
-    rehash = state.rehash
-    assert rehash is not None
-    rewind = rewinder((), dict(call))
-    try:
-        output = state.pipe(**call)
-    finally:
-        rewind()
-    loop = rehash.last
-    if loop is None or loop.final is None:
-        raise BadInput(f"no denoising loop was seen in this call of {state.name}: Step Rehash can't calibrate it")
-    guard: dict[int, float] = {}
-    for evaluation in loop.evaluations:
-        if evaluation.guard_error is not None:
-            guard[evaluation.step] = max(evaluation.guard_error, guard.get(evaluation.step, 0.0))
-    return Run(frames_of(output), loop.final, guard)
-
-
-@contextlib.contextmanager
-def in_full(rehash: PipelineRehash) -> Iterator[None]:
-    """A context in which loops are seen but nothing is skipped."""
-    before, rehash.exact = rehash.exact, True
-    try:
-        yield
-    finally:
-        rehash.exact = before
 
 
 @contextlib.contextmanager
@@ -283,8 +177,3 @@ def _learning(rehash: PipelineRehash) -> Iterator[None]:
         yield
     finally:
         rehash.learning = before
-
-
-def _tell(state: PipelineState, what: str, done: int, total: int) -> None:
-    if state.progress is not None:
-        state.progress(f"Step Rehash: {what}", done, total)

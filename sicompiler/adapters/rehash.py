@@ -294,7 +294,9 @@ class PipelineRehash:
         assert recorder is not None and setting is not None
         lessons = recorder.lessons(len(setting.times), (loop.seconds - loop.busy) / len(setting.times))
         if not lessons:
-            self.unlearned = f"the loop ran {self.component} at {recorder.recorded(0)} of its {len(setting.times)} steps"
+            self.unlearned = (
+                f"the loop ran {self.component} at {recorder.recorded(0)} of its {len(setting.times)} steps"
+            )
             log.warning("Step Rehash learned nothing and skips nothing: %s", self.unlearned)
             return
         norm = float(loop.final.norm()) if loop.final is not None else 1.0

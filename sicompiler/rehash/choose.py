@@ -79,6 +79,7 @@ def make_plan(
         checks=_checks(costs, schedule) if guard else (None,) * len(schedule),
         strategy=strategy,
         predicted_error=cost_of(costs, schedule) / max(_samples(lessons), 1) ** 0.5,
+        whole_seconds=lessons.full_seconds,
         full_seconds=lessons.full_seconds,
         skip_seconds=lessons.skip_seconds,
         step_seconds=lessons.step_seconds,

@@ -12,7 +12,7 @@ from typing import Any
 from sicompiler.errors import StalePlan
 from sicompiler.planners.steps import Prediction, Schedule
 
-REHASH_VERSION = 1
+REHASH_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,9 @@ class RehashPlan:
         checks: for each evaluation, how the guard measures there; None where it does not.
         strategy: how the steps were chosen: "planned", "uniform", "similarity", ...
         predicted_error: estimated relative error of the final latents.
-        full_seconds, skip_seconds: of one evaluation, as measured while learning.
+        whole_seconds: of one evaluation where nothing is skipped or kept.
+        full_seconds: of one in full, with the features that are held beside it.
+        skip_seconds: of one that is skipped. All three as measured while plans were tried, or else while learning.
         step_seconds: of a step of the loop, beside the denoiser.
         verified: by held-out runs; None where nothing was.
         points: what else could be had, fastest first.
@@ -102,6 +104,7 @@ class RehashPlan:
     checks: tuple[Check | None, ...]
     strategy: str
     predicted_error: float
+    whole_seconds: float
     full_seconds: float
     skip_seconds: float
     step_seconds: float = 0.0
@@ -139,7 +142,7 @@ class RehashPlan:
         full, skipped = self.branches * len(self.full), self.branches * (self.evaluations - len(self.full))
         beside = self.evaluations * self.step_seconds
         planned = full * self.full_seconds + skipped * self.skip_seconds + beside
-        return ((full + skipped) * self.full_seconds + beside) / planned if planned else 1.0
+        return ((full + skipped) * self.whole_seconds + beside) / planned if planned else 1.0
 
     @property
     def certified(self) -> bool:

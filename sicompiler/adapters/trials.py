@@ -1,0 +1,251 @@
+"""Plans tried: what error they make, and how fast they are within the budget as it is.
+
+Predicted errors rank schedules of one cut well, but say less between cuts, between orders, and of rules. Seconds that
+were measured while learning say nothing of what it costs to hold a plan's features in a tight budget.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from sicompiler.adapters.pipeline import PipelineState
+from sicompiler.adapters.rehash import PipelineRehash
+from sicompiler.adapters.verify import frames_of, rewinder
+from sicompiler.errors import BadInput, OverBudget
+from sicompiler.rehash.choose import guarded, most_exact_at, unguarded, worth_trying
+from sicompiler.rehash.evaluation import Evaluation
+from sicompiler.rehash.plan import RehashPlan
+from sicompiler.rehash.setting import Setting
+
+TRIED = 5  # plans that are compared, beside those of rules
+MOST_TRIES = 16  # tries in all: what turns out to be too slow is tried again with fewer evaluations in full
+
+Call = Mapping[str, Any]
+Room = tuple[tuple[int, ...], int, int, bool]  # what a plan holds, of which its seconds depend
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one call of a pipeline gave.
+
+    Attributes:
+        frames: as tensors.
+        final: the latents at the end of the denoising loop.
+        evaluations: of the denoiser.
+        seconds: of the loop.
+    """
+
+    frames: list[torch.Tensor]
+    final: torch.Tensor
+    evaluations: tuple[Evaluation, ...]
+    seconds: float
+
+    @property
+    def guard(self) -> dict[int, float]:
+        """The worst error that the guard measured, by evaluation."""
+        found: dict[int, float] = {}
+        for evaluation in self.evaluations:
+            if evaluation.guard_error is not None:
+                found[evaluation.step] = max(evaluation.guard_error, found.get(evaluation.step, 0.0))
+        return found
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One run against the full one.
+
+    Attributes:
+        rel_error: of the final latents, by 2-norms.
+        psnr: of the frames, in dB.
+        guard: errors the guard measured, by evaluation.
+    """
+
+    rel_error: float
+    psnr: float
+    guard: Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Medians of evaluations within the budget: in full with the features that a plan holds beside it, and skipped."""
+
+    full: float
+    skip: float
+
+
+class Trials:
+    """Plans of one setting, tried.
+
+    Args:
+        state: of the pipeline.
+        setting: what the plans are for.
+        calls: on which to try them; each is made in full first.
+    """
+
+    def __init__(self, state: PipelineState, setting: Setting, calls: Sequence[Call]) -> None:
+        assert state.rehash is not None
+        self._state, self._rehash, self._setting, self._calls = state, state.rehash, setting, list(calls)
+        self._seconds: dict[Room, Seconds] = {}
+        self._too_big: set[Room] = set()
+        self._references: list[Run] = []
+        self._whole_seconds: float | None = None
+        self._step_seconds = 0.0
+
+    def corrected(self, plans: Sequence[RehashPlan]) -> list[RehashPlan]:
+        """The plans with seconds as they were measured, where plans that hold as much were tried; those fit, too."""
+        found = []
+        for plan in plans:
+            room = _room(plan)
+            if room in self._too_big:
+                continue
+            if (seconds := self._seconds.get(room)) is not None and self._whole_seconds is not None:
+                plan = replace(
+                    plan,
+                    whole_seconds=self._whole_seconds,
+                    full_seconds=seconds.full,
+                    skip_seconds=seconds.skip,
+                    step_seconds=self._step_seconds,
+                )
+            found.append(plan)
+        return found
+
+    def references(self) -> list[Run]:
+        """The calls in full."""
+        if not self._references:
+            with in_full(self._rehash):
+                for number, call in enumerate(self._calls):
+                    self._tell("runs in full", number)
+                    self._references.append(run_call(self._state, call))
+            self._whole_seconds = statistics.median(e.seconds for run in self._references for e in run.evaluations)
+            self._step_seconds = statistics.median(_beside(run) for run in self._references)
+        return self._references
+
+    def run(self, plan: RehashPlan) -> list[Difference] | None:
+        """Run the calls by a plan and compare each with its full run; its seconds are put down.
+
+        Returns:
+            None where its features leave too little of the budget.
+        """
+        references, runs = self.references(), list[Run]()
+        before = self._rehash.plans.get(self._setting)
+        self._rehash.plans[self._setting] = plan
+        try:
+            for number, call in enumerate(self._calls):
+                self._tell("trying plans", number)
+                runs.append(run_call(self._state, call))
+        except OverBudget:
+            self._too_big.add(_room(plan))
+            return None
+        finally:
+            self._rehash.plans.pop(self._setting)
+            if before is not None:
+                self._rehash.plans[self._setting] = before
+        self._measure(plan, runs)
+        return [difference(run, reference) for run, reference in zip(runs, references, strict=True)]
+
+    def most_exact(self, plans: Sequence[RehashPlan], speedup: float) -> RehashPlan:
+        """The plan of least measured error among those that are measured to be fast enough; its guard is set.
+
+        Raises:
+            BadInput: none is; names the nearest that can be had.
+        """
+        tried: dict[object, tuple[float, RehashPlan]] = {}
+        while len(tried) < MOST_TRIES:
+            enough = [p for p in self.corrected(plans) if p.speedup >= speedup]
+            waiting = [p for p in worth_trying(enough, TRIED) if _key(p) not in tried]
+            if not waiting:
+                break
+            found = self.run(unguarded(waiting[0]))
+            error = math.inf if found is None else statistics.median(d.rel_error for d in found)
+            tried[_key(waiting[0])] = error, guarded(waiting[0], worst_guard(found or ()))
+        met = [(error, p) for error, own in tried.values() for p in self.corrected([own]) if p.speedup >= speedup]
+        if not met:
+            most_exact_at(self.corrected(plans), speedup)  # says that none is, as far as plans were tried
+            raise BadInput(f"no plan was found that is measured at speedup={speedup:g} in {MOST_TRIES} tries")
+        return min(met, key=lambda row: row[0])[1]
+
+    def _measure(self, plan: RehashPlan, runs: Sequence[Run]) -> None:
+        evaluations = [e for run in runs for e in run.evaluations if not e.reason]
+        full = [e.seconds for e in evaluations if e.prediction is None]
+        skipped = [e.seconds for e in evaluations if e.prediction is not None]
+        if full and skipped:
+            # medians: the first evaluation of each kind was planned, too
+            self._seconds[_room(plan)] = Seconds(statistics.median(full), statistics.median(skipped))
+
+    def _tell(self, what: str, number: int) -> None:
+        tell(self._state, what, number, len(self._calls))
+
+
+def worst_guard(found: Sequence[Difference]) -> dict[int, float]:
+    """The worst error the guard measured, by evaluation."""
+    return {step: max(d.guard.get(step, 0.0) for d in found) for d in found for step in d.guard}
+
+
+def difference(run: Run, reference: Run) -> Difference:
+    """Compare a run with the full one."""
+    off = float((run.final.double() - reference.final.double()).norm() / reference.final.double().norm())
+    pairs = list(zip(run.frames, reference.frames, strict=True))
+    squares = sum(float((a.double() - b.double()).square().sum()) for a, b in pairs)
+    mean = squares / max(sum(a.numel() for a, _ in pairs), 1)
+    psnr = math.inf if mean == 0 else 10 * math.log10(peak_of(reference.frames) ** 2 / mean)
+    return Difference(off, psnr, run.guard)
+
+
+def peak_of(frames: Sequence[torch.Tensor]) -> float:
+    """The greatest value of a pixel."""
+    return 1.0 if frames and frames[0].is_floating_point() else 255.0
+
+
+def run_call(state: PipelineState, call: Call) -> Run:
+    """Call the pipeline; random generators among the arguments, and torch's own, are left as they were.
+
+    Raises:
+        BadInput: the pipeline has no denoising loop.
+    """
+    assert state.rehash is not None
+    rewind = rewinder((), dict(call))
+    try:
+        output = state.pipe(**call)
+    finally:
+        rewind()
+    loop = state.rehash.last
+    if loop is None or loop.final is None:
+        raise BadInput(f"no denoising loop was seen in this call of {state.name}: Step Rehash can't calibrate it")
+    return Run(frames_of(output), loop.final, tuple(loop.evaluations), loop.seconds)
+
+
+@contextlib.contextmanager
+def in_full(rehash: PipelineRehash) -> Iterator[None]:
+    """A context in which loops are seen but nothing is skipped."""
+    before, rehash.exact = rehash.exact, True
+    try:
+        yield
+    finally:
+        rehash.exact = before
+
+
+def tell(state: PipelineState, what: str, done: int, total: int) -> None:
+    """Tell whoever watches how far a calibration is."""
+    if state.progress is not None:
+        state.progress(f"Step Rehash: {what}", done, total)
+
+
+def _room(plan: RehashPlan) -> Room:
+    return plan.cut, plan.full_snapshots, plan.skip_snapshots, any(plan.checks)
+
+
+def _key(plan: RehashPlan) -> object:
+    return plan.cut, plan.steps
+
+
+def _beside(run: Run) -> float:
+    """Seconds of a step beside the denoiser."""
+    steps = len({e.step for e in run.evaluations})
+    return max(run.seconds - sum(e.seconds for e in run.evaluations), 0.0) / max(steps, 1)
