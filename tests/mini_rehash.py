@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 
 import sicompiler
 from sicompiler import Rehash, RehashPlan
+from sicompiler.adapters import rehash as adapter
+from sicompiler.adapters.component import ComponentState, Part
 from sicompiler.adapters.pipeline import pipeline_state
 from tests.mini_pipeline import mini, picture
 
@@ -47,3 +51,40 @@ def half_plan(pipe: Any, skipped: int = STEPS // 2) -> RehashPlan:
 
 def error_of(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((found - wanted).norm() / wanted.norm())
+
+
+def told_clock(monkeypatch: pytest.MonkeyPatch, seconds: Callable[[Part | None], float]) -> Callable[[], float]:
+    """A clock that only evaluations of the denoiser move on, so that times are the same in every run.
+
+    Args:
+        monkeypatch: of the test.
+        seconds: that a part of the denoiser takes, or all of it (None).
+
+    Returns:
+        The clock.
+    """
+    now, asked = 0.0, list[Part]()
+    part_for, run_part, run_whole = ComponentState.part_for, ComponentState.run_part, ComponentState.run_whole
+
+    def watched(self: ComponentState, part: Part, *args: Any, **kwargs: Any) -> Any:
+        asked[:] = [part]
+        return part_for(self, part, *args, **kwargs)
+
+    def timed(self: ComponentState, *args: Any, **kwargs: Any) -> Any:
+        nonlocal now
+        now += seconds(asked[0])
+        return run_part(self, *args, **kwargs)
+
+    def timed_whole(self: ComponentState, *args: Any, **kwargs: Any) -> Any:
+        nonlocal now
+        now += seconds(None)
+        return run_whole(self, *args, **kwargs)
+
+    def read() -> float:
+        return now
+
+    monkeypatch.setattr(ComponentState, "part_for", watched)
+    monkeypatch.setattr(ComponentState, "run_part", timed)
+    monkeypatch.setattr(ComponentState, "run_whole", timed_whole)
+    monkeypatch.setattr(adapter, "time", SimpleNamespace(perf_counter=read))
+    return read

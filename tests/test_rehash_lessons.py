@@ -18,12 +18,12 @@ import torch
 import sicompiler
 from sicompiler import Rehash, RehashPlan
 from sicompiler.adapters import rehash as adapter
-from sicompiler.adapters.component import ComponentState
 from sicompiler.adapters.resume import label_of
 from sicompiler.rehash.book import LearnedRun, LessonBook, WatchedCut
 from sicompiler.rehash.lessons import Lesson
 from sicompiler.rehash.setting import Setting
 from tests.mini_pipeline import MiniUNet, mini, picture
+from tests.mini_rehash import told_clock
 
 STEPS = 6
 Calls = list[dict[str, Any]]
@@ -37,27 +37,7 @@ def calls(count: int, steps: int = STEPS, size: int = 24) -> Calls:
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[], float]:
     """Evaluations take as long as they are told, so that plans can be compared."""
-    now, kind = 0.0, ""
-    part_for, run_part = ComponentState.part_for, ComponentState.run_part
-
-    def watched(self: ComponentState, part: Any, *args: Any, **kwargs: Any) -> Any:
-        nonlocal kind
-        kind = part.kind
-        return part_for(self, part, *args, **kwargs)
-
-    def timed(self: ComponentState, *args: Any, **kwargs: Any) -> Any:
-        nonlocal now
-        now += {"full": 4.0, "skip": 1.0}[kind]
-        return run_part(self, *args, **kwargs)
-
-    monkeypatch.setattr(ComponentState, "part_for", watched)
-    monkeypatch.setattr(ComponentState, "run_part", timed)
-
-    def read() -> float:
-        return now
-
-    monkeypatch.setattr(adapter, "time", SimpleNamespace(perf_counter=read))
-    return read
+    return told_clock(monkeypatch, lambda part: 1.0 if part is not None and part.kind == "skip" else 4.0)
 
 
 def calibrated(

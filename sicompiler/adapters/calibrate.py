@@ -52,6 +52,7 @@ def calibrate(state: PipelineState) -> RehashPlan:
     setting = next(iter(rehash.lessons))
     plans = rehash.candidates(setting)
     verifying = Trials(state, setting, held_out)
+    verifying.references()
     if request.speedup is not None:
         plan, plans = _at_speedup(state, setting, plans, request.speedup, learned[:TRIALS])
         if held_out:

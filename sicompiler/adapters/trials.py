@@ -39,7 +39,7 @@ class Run:
         frames: as tensors.
         final: the latents at the end of the denoising loop.
         evaluations: of the denoiser.
-        seconds: of the loop.
+        seconds: of the loop, without capturing the denoiser; of a loop that was learned from, those beside it.
     """
 
     frames: list[torch.Tensor]
@@ -118,7 +118,7 @@ class Trials:
 
     def references(self) -> list[Run]:
         """The calls in full."""
-        if not self._references:
+        if not self._references and self._calls:
             with in_full(self._rehash):
                 for number, call in enumerate(self._calls):
                     self._tell("runs in full", number)
@@ -165,11 +165,17 @@ class Trials:
             found = self.run(unguarded(waiting[0]))
             error = math.inf if found is None else statistics.median(d.rel_error for d in found)
             tried[_key(waiting[0])] = error, guarded(waiting[0], worst_guard(found or ()))
-        met = [(error, p) for error, own in tried.values() for p in self.corrected([own]) if p.speedup >= speedup]
-        if not met:
-            most_exact_at(self.corrected(plans), speedup)  # says that none is, as far as plans were tried
-            raise BadInput(f"no plan was found that is measured at speedup={speedup:g} in {MOST_TRIES} tries")
-        return min(met, key=lambda row: row[0])[1]
+        measured = [(error, p) for error, own in tried.values() for p in self.corrected([own])]
+        met = [(error, p) for error, p in measured if p.speedup >= speedup]
+        if met:
+            return min(met, key=lambda row: row[0])[1]
+        if not measured:
+            most_exact_at(self.corrected(plans), speedup)  # names the nearest, unless too big features are the reason
+            raise BadInput(f"speedup={speedup:g} can't be reached: the features leave too little of the budget")
+        raise BadInput(
+            f"speedup={speedup:g} is not reached in this budget; of {len(tried)} plans that were tried the fastest is "
+            f"measured at speedup={max(p.speedup for _, p in measured):.3g}"
+        )
 
     def _measure(self, plan: RehashPlan, runs: Sequence[Run]) -> None:
         evaluations = [e for run in runs for e in run.evaluations if not e.reason]
@@ -218,7 +224,7 @@ def run_call(state: PipelineState, call: Call) -> Run:
     loop = state.rehash.last
     if loop is None or loop.final is None:
         raise BadInput(f"no denoising loop was seen in this call of {state.name}: Step Rehash can't calibrate it")
-    return Run(frames_of(output), loop.final, tuple(loop.evaluations), loop.seconds)
+    return Run(frames_of(output), loop.final, tuple(loop.evaluations), loop.seconds - loop.busy)
 
 
 @contextlib.contextmanager

@@ -148,9 +148,9 @@ class LessonBook:
         """
         try:
             data: dict[str, Any] = json.loads(text)
+            setting = data["setting"]
             if data["version"] != BOOK_VERSION:
                 raise StalePlan(f"the lessons have format {data['version']}, this version reads {BOOK_VERSION}")
-            setting = data["setting"]
             return LessonBook(
                 data["pipeline"],
                 data["component"],
