@@ -34,7 +34,8 @@ def main() -> None:
     figure = Figure(figsize=(columns, 1.28 * rows), dpi=100, layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
     for case, frames, axes in zip(cases, clips, grid, strict=True):
-        axes[0].set_title(f"{case.scene.caption} (seed {case.seed})", loc="left", fontsize=8, pad=3)
+        title = axes[0].set_title(f"{case.scene.caption} (seed {case.seed})", loc="left", fontsize=8, pad=3)
+        title.set_in_layout(False)  # or the first column would be as wide as its title
         for frame, one in zip(frames, axes, strict=True):
             one.imshow(frame.permute(1, 2, 0).numpy(), interpolation="nearest")
             one.set_axis_off()
