@@ -23,7 +23,7 @@ from sicompiler.rehash.book import LearnedRun, LessonBook, WatchedCut
 from sicompiler.rehash.lessons import Lesson
 from sicompiler.rehash.setting import Setting
 from tests.mini_pipeline import MiniUNet, mini, picture
-from tests.mini_rehash import told_clock
+from tests.mini_rehash import skipping_is_fast, told_clock
 
 STEPS = 6
 Calls = list[dict[str, Any]]
@@ -37,7 +37,7 @@ def calls(count: int, steps: int = STEPS, size: int = 24) -> Calls:
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[], float]:
     """Evaluations take as long as they are told, so that plans can be compared."""
-    return told_clock(monkeypatch, lambda part: 1.0 if part is not None and part.kind == "skip" else 4.0)
+    return told_clock(monkeypatch, skipping_is_fast)
 
 
 def calibrated(

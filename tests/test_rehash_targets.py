@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,26 @@ import pytest
 import sicompiler
 from sicompiler import Rehash, RehashPlan
 from tests.mini_pipeline import mini
-from tests.mini_rehash import CALL, ROOMY, STEPS, call_list, error_of, half_plan, plan_of, rehashed
+from tests.mini_rehash import (
+    CALL,
+    ROOMY,
+    STEPS,
+    call_list,
+    error_of,
+    half_plan,
+    plan_of,
+    rehashed,
+    skipping_is_fast,
+    told_clock,
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def clock() -> Iterator[None]:
+    """A model this small is hardly faster where it skips: evaluations take as long as they are told."""
+    with pytest.MonkeyPatch.context() as patch:
+        told_clock(patch, skipping_is_fast)
+        yield
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import sicompiler
 from sicompiler import RehashPlan
 from sicompiler.adapters.component import ComponentState, Part
 from tests.mini_pipeline import mini
-from tests.mini_rehash import call_list, plan_of, rehashed, told_clock
+from tests.mini_rehash import call_list, plan_of, rehashed, skipping_is_fast, told_clock
 
 WHOLE, SKIP = 4.0, 1.0
 
@@ -60,7 +60,7 @@ def test_plans_that_are_slow_in_the_budget_are_passed_over(monkeypatch: pytest.M
 
 
 def test_plans_whose_features_leave_no_room_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    told_clock(monkeypatch, lambda part: SKIP if part is not None and part.kind == "skip" else WHOLE)
+    told_clock(monkeypatch, skipping_is_fast)
     part_for = ComponentState.part_for
 
     def narrow(self: ComponentState, part: Part, *args: Any, **kwargs: Any) -> Any:
@@ -87,7 +87,7 @@ def test_a_target_that_only_predictions_reach_names_what_was_measured(monkeypatc
 
 
 def test_a_speed_is_met_without_held_out_runs_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    told_clock(monkeypatch, lambda part: SKIP if part is not None and part.kind == "skip" else WHOLE)
+    told_clock(monkeypatch, skipping_is_fast)
     pipe = rehashed(mini(), calls=call_list(2), speedup=1.5)
     pipe(**call_list(1)[0])
     plan = plan_of(pipe)

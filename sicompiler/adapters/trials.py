@@ -94,6 +94,7 @@ class Trials:
         self._state, self._rehash, self._setting, self._calls = state, state.rehash, setting, list(calls)
         self._seconds: dict[Room, Seconds] = {}
         self._too_big: set[Room] = set()
+        self._known: dict[object, list[Difference]] = {}
         self._references: list[Run] = []
         self._whole_seconds: float | None = None
         self._step_seconds = 0.0
@@ -133,6 +134,8 @@ class Trials:
         Returns:
             None where its features leave too little of the budget.
         """
+        if (known := self._known.get(key_of(plan))) is not None:
+            return known
         references, runs = self.references(), list[Run]()
         before = self._rehash.plans.get(self._setting)
         self._rehash.plans[self._setting] = plan
@@ -148,7 +151,9 @@ class Trials:
             if before is not None:
                 self._rehash.plans[self._setting] = before
         self._measure(plan, runs)
-        return [difference(run, reference) for run, reference in zip(runs, references, strict=True)]
+        found = [difference(run, reference) for run, reference in zip(runs, references, strict=True)]
+        self._known[key_of(plan)] = found
+        return found
 
     def most_exact(self, plans: Sequence[RehashPlan], speedup: float) -> RehashPlan:
         """The plan of least measured error among those that are measured to be fast enough; its guard is set.
@@ -159,12 +164,12 @@ class Trials:
         tried: dict[object, tuple[float, RehashPlan]] = {}
         while len(tried) < MOST_TRIES:
             enough = [p for p in self.corrected(plans) if p.speedup >= speedup]
-            waiting = [p for p in worth_trying(enough, TRIED) if _key(p) not in tried]
+            waiting = [p for p in worth_trying(enough, TRIED) if key_of(p) not in tried]
             if not waiting:
                 break
             found = self.run(unguarded(waiting[0]))
             error = math.inf if found is None else statistics.median(d.rel_error for d in found)
-            tried[_key(waiting[0])] = error, guarded(waiting[0], worst_guard(found or ()))
+            tried[key_of(waiting[0])] = error, guarded(waiting[0], worst_guard(found or ()))
         measured = [(error, p) for error, own in tried.values() for p in self.corrected([own])]
         met = [(error, p) for error, p in measured if p.speedup >= speedup]
         if met:
@@ -247,7 +252,8 @@ def _room(plan: RehashPlan) -> Room:
     return plan.cut, plan.full_snapshots, plan.skip_snapshots, any(plan.checks)
 
 
-def _key(plan: RehashPlan) -> object:
+def key_of(plan: RehashPlan) -> object:
+    """What a plan does at every evaluation, whatever its guard."""
     return plan.cut, plan.steps
 
 

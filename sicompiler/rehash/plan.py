@@ -23,16 +23,22 @@ class Verified:
         runs: how many.
         rel_error: the worst relative error of the final latents.
         psnr: the worst of the frames, in dB.
+        tries: plans that were tried on these runs, this one the last.
     """
 
     runs: int
     rel_error: float
     psnr: float
+    tries: int = 1
 
     @property
     def confidence(self) -> float:
-        """Of exchangeable runs, the share whose error is at most the worst seen: m / (m + 1)."""
-        return self.runs / (self.runs + 1)
+        """Of exchangeable runs, the share whose error is at most the worst seen: m / (m + 1), less for each other try.
+
+        One more run is the worst of m + 1 with probability 1 / (m + 1); with k plans tried, that of any is k times it
+        at most.
+        """
+        return max(1 - self.tries / (self.runs + 1), 0.0)
 
 
 @dataclass(frozen=True)
