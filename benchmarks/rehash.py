@@ -8,8 +8,8 @@ made by every method in one go, in turns: in full, by the planned schedule, by t
 uniform reuse, by Taylor order 1, by DeepCache's rule, and by simply taking fewer steps. Errors are of the final latents
 and of the frames against the full run of the same seed; accuracy is the share of clips in which the detector sees the
 caption. Everything runs within 75 % of the memory that the untouched pipeline needs; peaks are of one clip a method, of
-the whole call, weights included. Seconds are of the denoising loop. Captions and seeds that are learned from are not
-those that are measured. Cells that the output file holds already are not run again, so that it can be filled in several
+whatever component needs most, weights included. Seconds are of the denoising loop. Captions and seeds that are learned
+from are not those that are measured. Cells that the output file holds already are not run again, so that it can be filled in several
 goes, or by two processes of one thread each.
 """
 
@@ -35,7 +35,6 @@ import sicompiler
 from sicompiler.adapters.calibrate import TRIALS, learn
 from sicompiler.adapters.pipeline import PipelineState, pipeline_state
 from sicompiler.adapters.trials import Trials, difference, in_full, run_call
-from sicompiler.adapters.verify import PipelineVerification
 from sicompiler.demo.detect import detect
 from sicompiler.demo.pipeline import MODEL_FOLDER
 from sicompiler.demo.quality import GUIDANCE, Case, held_out_cases
@@ -97,12 +96,12 @@ def one(state: PipelineState, case: Case, steps: int, reference: Any) -> tuple[A
     return run, Measured(found.rel_error, found.psnr, right, loop.seconds, full)
 
 
-def methods(state: PipelineState, full: int, learned: Sequence[dict[str, Any]]) -> dict[str, RehashPlan]:
+def methods(state: PipelineState, full: int, learned: Sequence[dict[str, Any]], deep: bool) -> dict[str, RehashPlan]:
     """The plan of every method that skips, each with `full` evaluations in full (or as near as its rule comes).
 
     The planned one is chosen as `compile_for_budget` chooses, by trying plans on calls that were learned from: the most
-    exact of those that are about as fast as the rule of the paper. Uniform reuse and Taylor get its cut. "planned,
-    slower" is the most exact of all, where that is another one.
+    exact of those that are about as fast as the rule of the paper. Uniform reuse and Taylor get its cut. With `deep`,
+    "planned, slower" is the most exact of all, where that is another one.
 
     The rule of Streamlined Inference gets the cut that leaves least: behind its own, the last temporal layer, nothing
     depends on the step, so that reusing that layer's output and reusing what comes of it are the same. DeepCache's gets
@@ -117,7 +116,7 @@ def methods(state: PipelineState, full: int, learned: Sequence[dict[str, Any]]) 
     trials.run(paper)
     (timed,) = trials.corrected([paper])
     planned = trials.most_exact(pool, AS_FAST * timed.speedup)
-    slower = trials.most_exact(pool, 1.0)
+    slower = trials.most_exact(pool, 1.0) if deep else planned
     same = next(rows for rows in lessons if rows.cut == planned.cut)
     return {
         "planned": planned,
@@ -135,6 +134,7 @@ def cell(
     shares: Mapping[str, float],
     clips: int,
     learned: int,
+    deep: bool,
     model: Path,
     tell: Callable[[int], None],
 ) -> list[dict[str, Any]]:
@@ -149,7 +149,7 @@ def cell(
     lessons = [call_of(case, steps) for case in learned_cases(learned)]
     learn(state, lessons)
     setting = next(iter(state.rehash.lessons))
-    plans = {share: methods(state, max(round(steps * part), 1), lessons) for share, part in shares.items()}
+    plans = {share: methods(state, max(round(steps * part), 1), lessons, deep) for share, part in shares.items()}
     for plan in (plan for by_method in plans.values() for plan in by_method.values()):
         state.rehash.plans[setting] = plan
         run_call(state, lessons[0])  # so that no time that is measured holds any planning
@@ -185,19 +185,20 @@ def budget_of(pipe: Any, steps: int) -> str:
 
 
 def peaks(plan: RehashPlan, name: str, steps: int, model: Path, budget: str) -> dict[str, Any]:
-    """Memory of one call by a fresh pipeline: the most of any component, predicted before it ran, and measured."""
+    """Memory of one call by a fresh pipeline: the most of any component, predicted before it ran and measured."""
     pipe = sicompiler.demo_pipeline(model)
     pipe.set_progress_bar_config(disable=True)
     pipe.scheduler = SCHEDULERS[name](pipe.scheduler.config)
     sicompiler.compile_for_budget(pipe, budget, rehash=sicompiler.Rehash(plan=plan))
-    seen: PipelineVerification = sicompiler.verify(pipe, ((), call_of(held_out_cases(1)[0], steps)))
-    predicted = (row.predicted_peak_bytes for row in seen.phases if row.predicted_peak_bytes is not None)
+    state = pipeline_state(pipe, "measure")
+    state.measure_calls = True
+    pipe(**call_of(held_out_cases(1)[0], steps))
+    phases = state.report().phases
     return {
-        "budget_bytes": seen.budget_bytes,
-        "predicted_peak_bytes": max(predicted),
-        "measured_peak_bytes": seen.measured_peak_bytes,
-        "untouched_peak_bytes": seen.untouched_peak_bytes,
-        "fits": seen.fits,
+        "budget_bytes": state.budget_bytes,
+        "predicted_peak_bytes": max(row.predicted_peak_bytes or 0 for row in phases),
+        "measured_peak_bytes": max(row.measured_peak_bytes or 0 for row in phases),
+        "fits": all(row.fits for row in phases),
     }
 
 
@@ -277,6 +278,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=24)
     parser.add_argument("--learn", type=int, default=6, help="full runs that are learned from")
     parser.add_argument("--model", type=Path, default=MODEL_FOLDER, help="folder of the demo pipeline")
+    parser.add_argument("--slower", action="store_true", help="plan deeper cuts, too: more exact, less is skipped")
     parser.add_argument("--threads", type=int, help="of torch; all cores by default")
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/rehash.json"))
     options = parser.parse_args()
@@ -293,7 +295,7 @@ def main() -> None:
                 task = progress.add_task(f"{name}, {steps} steps", total=options.clips)
                 shares = {share: SHARES[share] for share in options.shares}
                 rows = cell(
-                    name, steps, shares, options.clips, options.learn, options.model,
+                    name, steps, shares, options.clips, options.learn, options.slower, options.model,
                     lambda n, t=task: progress.update(t, completed=n),
                 )  # fmt: skip
             others = [r for r in kept_rows(options.output) if (r["scheduler"], r["steps"]) != (name, steps)]

@@ -16,7 +16,18 @@ from sicompiler import Rehash
 from sicompiler.adapters.pipeline import PipelineState, pipeline_state
 from sicompiler.adapters.trials import in_full
 from tests.mini_pipeline import MiniPipeline, MiniText, MiniUNet, MiniVae, mini, picture
-from tests.mini_rehash import CALL, ROOMY, STEPS, call_list, error_of, half_plan, plan_of, rehashed
+from tests.mini_rehash import (
+    CALL,
+    ROOMY,
+    STEPS,
+    call_list,
+    error_of,
+    half_plan,
+    plan_of,
+    rehashed,
+    skipping_is_fast,
+    told_clock,
+)
 
 
 def test_the_output_is_near_and_the_calls_are_those_of_the_plan() -> None:
@@ -154,7 +165,10 @@ def test_two_pipelines_in_two_threads_do_not_meet() -> None:
     assert all(torch.equal(x, wanted[number]) for number, row in found.items() for x in row)
 
 
-def test_other_step_counts_are_planned_again_and_said_to_be_uncertified(caplog: pytest.LogCaptureFixture) -> None:
+def test_other_step_counts_are_planned_again_and_said_to_be_uncertified(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told_clock(monkeypatch, skipping_is_fast)
     pipe = rehashed(calls=call_list(3), held_out=1, rel_error=0.9)
     pipe(**CALL)
     assert plan_of(pipe).certified
