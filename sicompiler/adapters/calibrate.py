@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from sicompiler.adapters.pipeline import PipelineState
-from sicompiler.adapters.rehash import PipelineRehash
+from sicompiler.adapters.rehash import PipelineRehash, parts_of
 from sicompiler.adapters.resume import Notes
 from sicompiler.adapters.trials import Difference, Trials, key_of, peak_of, run_call, tell, worst_guard
 from sicompiler.errors import BadInput
@@ -66,6 +66,8 @@ def calibrate(state: PipelineState) -> RehashPlan:
     else:
         plan = rehash.plan_for(setting)
     rehash.plans[setting] = plan = with_frontier(plan, plans)
+    for component in state.components.values():
+        component.forget_parts(but=parts_of(plan))
     rehash.expected = rehash.last = None  # later calls may be of other settings, and reports are of those calls
     tell(state, "calibrated", len(calls), len(calls))
     return plan

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -110,7 +110,7 @@ class ComponentState(State):
         self.beside: dict[int, frozenset[str]] = {}  # by id of a plan: what else was on the device when it was made
         self.reserved = Reserved()  # by the rest of the pipeline, in the newest call
         self.programs: dict[Hashable, Program] = {}  # clean and whole, of which parts are made
-        self.parts: dict[tuple[Hashable, Kind, tuple[int, ...]], Compiled] = {}  # by call, kind and cut
+        self.parts: dict[tuple[Hashable, Part], Compiled] = {}  # by call
         self._room: dict[tuple[Hashable, Part], int] = {}  # bytes of features beside each part, at each shape
 
     @property
@@ -174,15 +174,15 @@ class ComponentState(State):
             OverBudget: no plan fits beside them.
         """
         call = call_key(self._noticed, self.model, args, kwargs)
-        key, room = (call, part.kind, part.cut), (call, part)
+        key = (call, part)  # with what is held beside it: a plan that leaves room for much is slow where little is held
         found = self.parts.get(key)
-        if room not in self._room:
+        if key not in self._room:
             nodes = list(self.whole_program(args, kwargs).graph_module.graph.nodes)
             values = [nodes[p].meta["val"] for p in part.cut]
-            self._room[room] = (
+            self._room[key] = (
                 part.snapshots * sum(v.nbytes for v in values) + part.scratch_bytes(values) + part.beside_bytes
             )
-        wanted = self._room[room]
+        wanted = self._room[key]
         counted = kept_bytes if self.device_of(args, kwargs).type == "cuda" else 0  # by the allocator, in held_bytes
         self.reserved = replace(self.reserved, snapshot_bytes=max(wanted - counted, 0))
         if found is None or not self.still_fits(found, args, kwargs):
@@ -191,6 +191,10 @@ class ComponentState(State):
             plan = self.choose(planner, args, kwargs)
             found = self.parts[key] = Compiled(rewrite(cut, plan), plan)
         return found
+
+    def forget_parts(self, but: Collection[Part]) -> None:
+        """Let go of all parts but some."""
+        self.parts = {key: compiled for key, compiled in self.parts.items() if key[1] in but}
 
     def run_part(
         self, compiled: Compiled, inputs: Sequence[Any], kept: Sequence[torch.Tensor], device: torch.device
@@ -305,7 +309,7 @@ class ComponentState(State):
         return PhaseRow(
             phase=self.role.phase.value,
             component=self.role.label
-            + next((f", {kind}" for (_, kind, _), c in self.parts.items() if c is record.compiled), ""),
+            + next((f", {part.kind}" for (_, part), c in self.parts.items() if c is record.compiled), ""),
             resident=tuple(resident),
             weights_bytes=own + record.reserved.weights_bytes,
             held_bytes=record.reserved.held_bytes + record.reserved.margin_bytes,

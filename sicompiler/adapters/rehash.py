@@ -161,13 +161,11 @@ class PipelineRehash:
         step, (branch, prediction, reason) = loop.step, loop.next_call()
         began, error = time.perf_counter(), None
         if prediction is None:
-            part = component.part_for(
-                Part("full", plan.cut, plan.full_snapshots, any(plan.checks)), args, kwargs, loop.held_bytes
-            )
+            part = component.part_for(parts_of(plan)[0], args, kwargs, loop.held_bytes)
             result, features = component.run_part(part, flat, loop.held, device)
             error = loop.keep(branch, tuple(features))
         else:
-            part = component.part_for(Part("skip", plan.cut, plan.skip_snapshots), args, kwargs, loop.held_bytes)
+            part = component.part_for(parts_of(plan)[1], args, kwargs, loop.held_bytes)
             given = loop.predict(branch, prediction)
             result = component.run_part(part, [*flat, *given], loop.held, device)
         loop.note(Evaluation(step, branch, prediction, reason, error, 0, time.perf_counter() - began))
@@ -359,6 +357,12 @@ class PipelineRehash:
         plan = loop.plan if loop is not None else self.given
         known = plan or next(iter(self.plans.values()), None)
         return RehashReport(self.state.name, self.component, known, tuple(loop.evaluations) if loop else ())
+
+
+def parts_of(plan: RehashPlan) -> tuple[Part, Part]:
+    """What runs by a plan: the denoiser with its feature, and from the cut on."""
+    full = Part("full", plan.cut, plan.full_snapshots, any(plan.checks))
+    return full, Part("skip", plan.cut, plan.skip_snapshots)
 
 
 def _watching(recorder: Recorder, whole: Program) -> list[Part]:

@@ -74,8 +74,9 @@ class Difference:
 
 @dataclass(frozen=True)
 class Seconds:
-    """Medians of evaluations within the budget: in full with the features that a plan holds beside it, and skipped."""
+    """Medians of evaluations within the budget: untouched by rehash, in full with a plan's features beside, skipped."""
 
+    whole: float
     full: float
     skip: float
 
@@ -96,7 +97,6 @@ class Trials:
         self._too_big: set[Room] = set()
         self._known: dict[object, list[Difference]] = {}
         self._references: list[Run] = []
-        self._whole_seconds: float | None = None
         self._step_seconds = 0.0
 
     def corrected(self, plans: Sequence[RehashPlan]) -> list[RehashPlan]:
@@ -106,10 +106,10 @@ class Trials:
             room = _room(plan)
             if room in self._too_big:
                 continue
-            if (seconds := self._seconds.get(room)) is not None and self._whole_seconds is not None:
+            if (seconds := self._seconds.get(room)) is not None:
                 plan = replace(
                     plan,
-                    whole_seconds=self._whole_seconds,
+                    whole_seconds=seconds.whole,
                     full_seconds=seconds.full,
                     skip_seconds=seconds.skip,
                     step_seconds=self._step_seconds,
@@ -124,7 +124,6 @@ class Trials:
                 for number, call in enumerate(self._calls):
                     self._tell("runs in full", number)
                     self._references.append(run_call(self._state, call))
-            self._whole_seconds = statistics.median(e.seconds for run in self._references for e in run.evaluations)
             self._step_seconds = statistics.median(_beside(run) for run in self._references)
         return self._references
 
@@ -150,7 +149,9 @@ class Trials:
             self._rehash.plans.pop(self._setting)
             if before is not None:
                 self._rehash.plans[self._setting] = before
-        self._measure(plan, runs)
+        with in_full(self._rehash):  # again, as machines are faster now and slower then: what is compared runs in turns
+            again = run_call(self._state, self._calls[0])
+        self._measure(plan, runs, again)
         found = [difference(run, reference) for run, reference in zip(runs, references, strict=True)]
         self._known[key_of(plan)] = found
         return found
@@ -182,13 +183,17 @@ class Trials:
             f"measured at speedup={max(p.speedup for _, p in measured):.3g}"
         )
 
-    def _measure(self, plan: RehashPlan, runs: Sequence[Run]) -> None:
+    def _measure(self, plan: RehashPlan, runs: Sequence[Run], whole: Run) -> None:
         evaluations = [e for run in runs for e in run.evaluations if not e.reason]
         full = [e.seconds for e in evaluations if e.prediction is None]
         skipped = [e.seconds for e in evaluations if e.prediction is not None]
         if full and skipped:
             # medians: the first evaluation of each kind was planned, too
-            self._seconds[_room(plan)] = Seconds(statistics.median(full), statistics.median(skipped))
+            self._seconds[_room(plan)] = Seconds(
+                statistics.median(e.seconds for e in whole.evaluations),
+                statistics.median(full),
+                statistics.median(skipped),
+            )
 
     def _tell(self, what: str, number: int) -> None:
         tell(self._state, what, number, len(self._calls))
@@ -201,6 +206,10 @@ def worst_guard(found: Sequence[Difference]) -> dict[int, float]:
 
 def difference(run: Run, reference: Run) -> Difference:
     """Compare a run with the full one."""
+    if not bool(torch.isfinite(reference.final).all()):
+        raise BadInput("a full run ends in latents that are not finite: nothing can be compared with it")
+    if not bool(torch.isfinite(run.final).all()):
+        return Difference(math.inf, -math.inf, run.guard)
     off = float((run.final.double() - reference.final.double()).norm() / reference.final.double().norm())
     pairs = list(zip(run.frames, reference.frames, strict=True))
     squares = sum(float((a.double() - b.double()).square().sum()) for a, b in pairs)
@@ -229,7 +238,8 @@ def run_call(state: PipelineState, call: Call) -> Run:
     loop = state.rehash.last
     if loop is None or loop.final is None:
         raise BadInput(f"no denoising loop was seen in this call of {state.name}: Step Rehash can't calibrate it")
-    return Run(frames_of(output), loop.final, tuple(loop.evaluations), loop.seconds - loop.busy)
+    frames = [frame.cpu() for frame in frames_of(output)]  # on the device they would take from the budget
+    return Run(frames, loop.final.cpu(), tuple(loop.evaluations), loop.seconds - loop.busy)
 
 
 @contextlib.contextmanager
