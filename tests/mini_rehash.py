@@ -12,6 +12,7 @@ import torch
 import sicompiler
 from sicompiler import Rehash, RehashPlan
 from sicompiler.adapters import rehash as adapter
+from sicompiler.adapters.calibrate import learn
 from sicompiler.adapters.component import ComponentState, Part
 from sicompiler.adapters.pipeline import pipeline_state
 from tests.mini_pipeline import mini, picture
@@ -40,8 +41,10 @@ def plan_of(pipe: Any) -> RehashPlan:
 
 def half_plan(pipe: Any, skipped: int = STEPS // 2) -> RehashPlan:
     """A plan of a pipeline that skips half of its evaluations, whatever its time; the pipeline is released."""
-    state = pipeline_state(rehashed(pipe), "plan")
+    sicompiler.compile_for_budget(pipe, ROOMY, rehash=Rehash(speedup=2))
+    state = pipeline_state(pipe, "plan")
     assert state.rehash is not None
+    learn(state, call_list(1))
     setting = next(iter(state.rehash.lessons))
     plans = [p for p in state.rehash.candidates(setting) if p.evaluations - len(p.full) == skipped]
     plan = min(plans, key=lambda p: p.predicted_error)

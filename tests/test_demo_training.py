@@ -107,7 +107,7 @@ def test_the_demo_makes_its_clips(
     import sicompiler.cli.demo_clip as demo
 
     monkeypatch.setattr(demo, "STEPS", 4)
-    monkeypatch.setattr(demo, "SPEEDUP", 1.01)
+    monkeypatch.setattr(demo, "SPEEDUPS", (1.01,))
     monkeypatch.setattr(demo, "ROUNDS", 1)
     assert demo.run("a red circle moving left", whole, tmp_path, seed=0, as_json=True) == 0
     untouched, exact, rehashed = json.loads(capsys.readouterr().out)["rows"]

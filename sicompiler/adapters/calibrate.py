@@ -10,19 +10,19 @@ from typing import Any
 
 import torch
 
+from sicompiler.adapters.parts import parts_of
 from sicompiler.adapters.pipeline import PipelineState
-from sicompiler.adapters.rehash import PipelineRehash, parts_of
+from sicompiler.adapters.rehash import PipelineRehash
 from sicompiler.adapters.resume import Notes
 from sicompiler.adapters.trials import Difference, Trials, key_of, peak_of, run_call, tell, worst_guard
 from sicompiler.errors import BadInput
 from sicompiler.rehash.choose import fastest_within, guarded, most_exact_at, unguarded, with_frontier
 from sicompiler.rehash.plan import RehashPlan, Verified
 from sicompiler.rehash.request import Rehash
-from sicompiler.rehash.setting import Setting
 
 TRIALS = 3  # calls of those that were learned from that plans are tried on
 RETRIES = 8  # plans tried on them where the target is an error
-VERIFICATIONS = 4  # plans tried on held-out calls then
+SEARCHES = 4  # for ever smaller errors, each verified on held-out calls
 TIGHTER = 0.7  # of the error of before, where a plan missed the target
 
 
@@ -41,31 +41,30 @@ def calibrate(state: PipelineState) -> RehashPlan:
     assert rehash is not None
     request, calls = rehash.request, list(rehash.request.calls)
     learned, held_out = calls[: len(calls) - request.held_out], calls[len(calls) - request.held_out :]
-    if request.psnr is not None and not held_out:
-        raise BadInput("psnr= can only be met by measuring: give held_out of at least 1")
     learn(state, learned)
     if not rehash.lessons:
-        raise BadInput(f"nothing can be learned from these calls: {rehash.unlearned}; Step Rehash needs every step")
+        why = "; ".join(rehash.unskippable.values())
+        raise BadInput(f"nothing can be learned from these calls: {why}; Step Rehash needs every step")
     if len(rehash.lessons) != 1:
         raise BadInput(
             f"the calls are of {len(rehash.lessons)} settings (model, scheduler, number of steps); calibrate one at a "
             "time"
         )
-    setting = next(iter(rehash.lessons))
+    setting = rehash.expected = next(iter(rehash.lessons))  # held-out calls of another one would verify another plan
     plans = rehash.candidates(setting)
     verifying = Trials(state, setting, held_out)
     verifying.references()
+    trials = Trials(state, setting, learned[:TRIALS])
     if request.speedup is not None:
-        plan, plans = _at_speedup(state, setting, plans, request.speedup, learned[:TRIALS])
+        most_exact_at(plans, request.speedup)  # names the nearest if even predictions reach none
+        plan = trials.most_exact([*plans, *rehash.by_rules(setting)], request.speedup)
         if held_out:
-            found = verifying.run(plan)
-            assert found is not None  # it fitted while it was tried
-            plan = _verified(plan, found)
+            plan = _verified(plan, _fitting(verifying.run(plan)))
     elif held_out:
-        plan, plans = _within_error(Trials(state, setting, learned[:TRIALS]), verifying, plans, request)
+        plan = _within_error(trials, verifying, plans, request)
     else:
-        plan = rehash.plan_for(setting)
-    rehash.plans[setting] = plan = with_frontier(plan, plans)
+        plan = _fastest(trials, plans, request, 1.0)
+    rehash.plans[setting] = plan = with_frontier(plan, trials.corrected(plans))
     for component in state.components.values():
         component.forget_parts(but=parts_of(plan))
     rehash.expected = rehash.last = None  # later calls may be of other settings, and reports are of those calls
@@ -92,52 +91,39 @@ def learn(state: PipelineState, calls: Sequence[Mapping[str, Any]]) -> None:
             notes.add(number, run_call(state, calls[number]).final)
 
 
-def _at_speedup(
-    state: PipelineState,
-    setting: Setting,
-    plans: list[RehashPlan],
-    speedup: float,
-    learned: Sequence[Mapping[str, Any]],
-) -> tuple[RehashPlan, list[RehashPlan]]:
-    """The most exact plan of a speed, tried on calls that were learned from: what is held out takes no part in it.
+def _fitting(found: list[Difference] | None) -> list[Difference]:
+    """What held-out calls showed.
 
-    Returns:
-        The plan, and all plans with seconds as far as they were measured.
+    Raises:
+        BadInput: a plan that fitted on the calls that were learned from does not fit on them.
     """
-    assert state.rehash is not None
-    most_exact_at(plans, speedup)  # names the nearest if even predictions reach none
-    trials = Trials(state, setting, learned)
-    plan = trials.most_exact([*plans, *state.rehash.by_rules(setting)], speedup)
-    return plan, trials.corrected(plans)
+    if found is None:
+        raise BadInput("the features leave too little of the budget on a held-out call: is it larger than the others?")
+    return found
 
 
-def _within_error(
-    trials: Trials, verifying: Trials, plans: list[RehashPlan], request: Rehash
-) -> tuple[RehashPlan, list[RehashPlan]]:
+def _within_error(trials: Trials, verifying: Trials, plans: list[RehashPlan], request: Rehash) -> RehashPlan:
     """The fastest plan within the target on calls that were learned from, if it is within it on held-out ones, too.
 
     If it is not, the search goes on for a smaller error by a factor that is fixed beforehand: what held-out calls show
     takes no part in the choice but for how often it is made.
-
-    Returns:
-        The plan, and all plans with seconds as far as they were measured.
     """
-    best: RehashPlan | None = None
-    for number in range(VERIFICATIONS):
+    tried: dict[object, RehashPlan] = {}
+    for number in range(SEARCHES):
         try:
             plan = _fastest(trials, plans, request, TIGHTER**number)
         except BadInput:
-            if best is None:
+            if not tried:
                 raise
             break
-        found = verifying.run(plan)
-        if found is None:
+        if key_of(plan) in tried:
             continue
-        best = _verified(plan, found, number + 1)
+        found = _fitting(verifying.run(plan))
+        tried[key_of(plan)] = plan = _verified(plan, found, len(tried) + 1)
         if _met(found, request, 1.0):
-            return best, trials.corrected(plans)
-    if best is None or best.verified is None:
-        raise BadInput("no plan fits on held-out calls: the features leave too little of the budget")
+            return plan
+    best = list(tried.values())[-1]
+    assert best.verified is not None
     raise BadInput(
         f"the target was not met on {best.verified.runs} held-out runs; the nearest plan tried has relative error "
         f"{best.verified.rel_error:.3g} and PSNR {best.verified.psnr:.1f} dB at speedup={best.speedup:.3g}"

@@ -95,11 +95,11 @@ class PipelineState:
         """
         check_pipeline(pipe)
         register_outputs()
+        state = PipelineState(pipe, budget_bytes, progress, far_memory)
+        state.rehash = None if rehash is None else PipelineRehash(state, rehash)  # reads its plan, which may fail
         previous = pipe.__dict__.get(ATTRIBUTE)
         if isinstance(previous, PipelineState):
             previous.release()
-        state = PipelineState(pipe, budget_bytes, progress, far_memory)
-        state.rehash = None if rehash is None else PipelineRehash(state, rehash)
         state.install(pipe)
         return state
 

@@ -6,7 +6,6 @@ import contextlib
 import copy
 import functools
 import logging
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +15,8 @@ import torch
 import torch.utils._pytree as pytree
 
 from sicompiler.adapters.bars import Watched, begin_of
-from sicompiler.adapters.component import ComponentState, Part
+from sicompiler.adapters.component import ComponentState
+from sicompiler.adapters.parts import distance, nbytes_of, parts_of, watching
 from sicompiler.adapters.roles import Phase
 from sicompiler.capture import Program, flatten_inputs, structure
 from sicompiler.cost import MACHINES
@@ -31,6 +31,7 @@ from sicompiler.rehash.plan import RehashPlan
 from sicompiler.rehash.recorder import Recorder
 from sicompiler.rehash.request import Rehash
 from sicompiler.rehash.setting import Setting
+from sicompiler.rehash.timings import Timings
 from sicompiler.reports.rehash import RehashReport
 from sicompiler.search.search import whole_seconds_of
 from sicompiler.study import study
@@ -58,14 +59,18 @@ class PipelineRehash:
     def __init__(self, state: PipelineState, request: Rehash) -> None:
         self.state, self.request = state, request
         self.given = request.loaded()
+        if getattr(state.pipe, BAR, None) is None:
+            raise BadInput(f"{state.name} has no {BAR}, by which Step Rehash sees its denoising loop")
         self.plans: dict[Setting, RehashPlan] = {}
+        self.unskippable: dict[Setting, str] = {}  # settings in which nothing can be skipped, and why
+        self.timings = Timings()
         self.lessons: dict[Setting, list[Lessons]] = {}
         self.expected: Setting | None = None  # of lessons from a file: loops of any other are refused
         self.last: DenoisingLoop | None = None  # the newest loop that has begun
         self.resting = False  # loops run in full for a while
         self.exact = False  # loops are seen, but every call runs by the plan of the whole denoiser
         self.learning = False  # loops are learned from, whatever is known
-        self.unlearned = ""  # why nothing could be learned from the newest loop that was to be learned from
+        self.timed = False  # seconds are compared: a GPU is waited for before they are read
 
     @property
     def component(self) -> str:
@@ -77,9 +82,7 @@ class PipelineRehash:
 
     def watch(self, pipe: Any) -> None:
         """See the denoising loops of a pipeline begin and end."""
-        bar = getattr(pipe, BAR, None)
-        if bar is None:
-            raise BadInput(f"{type(pipe).__name__} has no {BAR}, by which Step Rehash sees its denoising loop")
+        bar = getattr(pipe, BAR)
 
         @functools.wraps(bar)
         def watched(*args: Any, **kwargs: Any) -> Any:
@@ -153,13 +156,13 @@ class PipelineRehash:
         if loop.recorder is not None:
             return self._record(component, loop, args, kwargs, device)
         if loop.plan is None:
-            began, (branch, _, _) = time.perf_counter(), loop.next_call()
+            began, (branch, _, _) = self._now(device), loop.next_call()
             result = component.run_whole(args, kwargs, device)
-            loop.note(Evaluation(loop.step, branch, None, "", None, 0, time.perf_counter() - began))
+            loop.note(Evaluation(loop.step, branch, None, "", None, 0, self._now(device) - began))
             return result
         plan, flat = loop.plan, flatten_inputs(args, kwargs)[0]
         step, (branch, prediction, reason) = loop.step, loop.next_call()
-        began, error = time.perf_counter(), None
+        began, error = self._now(device), None
         if prediction is None:
             part = component.part_for(parts_of(plan)[0], args, kwargs, loop.held_bytes)
             result, features = component.run_part(part, flat, loop.held, device)
@@ -168,7 +171,7 @@ class PipelineRehash:
             part = component.part_for(parts_of(plan)[1], args, kwargs, loop.held_bytes)
             given = loop.predict(branch, prediction)
             result = component.run_part(part, [*flat, *given], loop.held, device)
-        loop.note(Evaluation(step, branch, prediction, reason, error, 0, time.perf_counter() - began))
+        loop.note(Evaluation(step, branch, prediction, reason, error, 0, self._now(device) - began))
         return result
 
     def _resolve(
@@ -201,6 +204,8 @@ class PipelineRehash:
             loop.recorder = Recorder(self._cuts(component, program))
         elif setting in self.plans:
             loop.plan = self.plans[setting]
+        elif setting in self.unskippable:
+            log.warning("Step Rehash skips nothing in this call: %s", self.unskippable[setting])
         else:
             loop.plan = self._adapted(setting, loop)
             if loop.plan is None:
@@ -209,7 +214,7 @@ class PipelineRehash:
 
     def _adapted(self, setting: Setting, loop: DenoisingLoop) -> RehashPlan | None:
         """A plan from what was learned with other steps or another scheduler, uncertified."""
-        known = next((s for s in self.lessons if s.structure == setting.structure), None)
+        known = next((s for s in self.plans if s.structure == setting.structure and s in self.lessons), None)
         if known is None:
             return None
         log.warning(
@@ -221,7 +226,14 @@ class PipelineRehash:
         )
         importance = loop.importance()
         self.lessons[setting] = [rows.at(setting.times, importance) for rows in self.lessons[known]]
-        return self.plan_for(setting)
+        self.plans[setting] = plan = self.plan_for(setting)
+        return plan
+
+    def _now(self, device: torch.device) -> float:
+        """The time; where it will be compared, the device has done by then what it was asked for."""
+        if device.type == "cuda" and (self.timed or (self.last is not None and self.last.recorder is not None)):
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
 
     # Learning
 
@@ -255,8 +267,8 @@ class PipelineRehash:
         whole = component.whole_program(args, kwargs)
         while recorder.recorded(0) == 0:
             try:
-                for part in _watching(recorder, whole):
-                    component.part_for(part, args, kwargs, _nbytes(recorder.held))
+                for part in watching(recorder, whole):
+                    component.part_for(part, args, kwargs, nbytes_of(recorder.held))
                 break
             except OverBudget:
                 if len(recorder.cuts) == 1:
@@ -264,23 +276,23 @@ class PipelineRehash:
                 biggest = max(recorder.cuts, key=lambda cut: cut.nbytes)
                 log.warning("no room to watch a feature of %s while learning", format_bytes(biggest.nbytes))
                 loop.recorder = recorder = Recorder([cut for cut in recorder.cuts if cut is not biggest])
-        watched, *probes = _watching(recorder, whole)
+        watched, *probes = watching(recorder, whole)
         branch, _, _ = loop.next_call()
-        started = time.perf_counter()
-        full = component.part_for(watched, args, kwargs, _nbytes(recorder.held))
+        started = self._now(device)
+        full = component.part_for(watched, args, kwargs, nbytes_of(recorder.held))
         result, values = component.run_part(full, flat, recorder.held, device)
-        seconds = time.perf_counter() - started
+        seconds = self._now(device) - started
         features = dict(zip(recorder.positions, values, strict=True))
         for number, cut in enumerate(recorder.cuts):
             before = recorder.previous(number, branch)
             if before is None:
                 continue
-            started = time.perf_counter()
-            skip = component.part_for(probes[number], args, kwargs, _nbytes([*recorder.held, *values]))
+            started = self._now(device)
+            skip = component.part_for(probes[number], args, kwargs, nbytes_of([*recorder.held, *values]))
             moved = component.run_part(skip, [*flat, *before], [*recorder.held, *values], device)
-            taken = time.perf_counter() - started
+            taken = self._now(device) - started
             now = tuple(features[p] for p in cut.positions)
-            recorder.probed(number, branch, now, _distance(moved, result), taken)
+            recorder.probed(number, branch, now, distance(moved, result), taken)
         recorder.record(branch, features, seconds)
         loop.note(Evaluation(loop.step, branch, None, "learning", None, 0, seconds))
         loop.busy += time.perf_counter() - began
@@ -292,10 +304,10 @@ class PipelineRehash:
         assert recorder is not None and setting is not None
         lessons = recorder.lessons(len(setting.times), (loop.seconds - loop.busy) / len(setting.times))
         if not lessons:
-            self.unlearned = (
+            self.unskippable[setting] = (
                 f"the loop ran {self.component} at {recorder.recorded(0)} of its {len(setting.times)} steps"
             )
-            log.warning("Step Rehash learned nothing and skips nothing: %s", self.unlearned)
+            log.warning("Step Rehash learned nothing: %s", self.unskippable[setting])
             return
         norm = float(loop.final.norm()) if loop.final is not None else 1.0
         if setting not in self.lessons:
@@ -308,8 +320,13 @@ class PipelineRehash:
             lesson = next((x for x, c in zip(lessons, recorder.cuts, strict=True) if c.positions == rows.cut), None)
             if lesson is not None:
                 rows.add(lesson, norm)
-        if not self.learning:
+        if self.learning:
+            return
+        try:
             self.plans[setting] = self.plan_for(setting)
+        except BadInput as error:  # the call is done: its frames are not lost for it
+            self.unskippable[setting] = str(error)
+            log.warning("Step Rehash will skip nothing: %s", error)
 
     def _names(self, loop: DenoisingLoop) -> Mapping[int, str]:
         state = next(s for r, s in self.state.components.items() if r.component == self.component)
@@ -342,13 +359,15 @@ class PipelineRehash:
         Raises:
             BadInput: the target can't be reached, or can't be told from what was learned.
         """
-        plans, request = self.candidates(setting), self.request
+        plans, request = self.timings.corrected(self.candidates(setting)), self.request
         if request.speedup is not None:
             plan = most_exact_at(plans, request.speedup)
         elif request.rel_error is not None:
             plan = fastest_within(plans, request.rel_error)
-        else:
-            raise BadInput("psnr= can only be met by measuring: give calls=[...] with held_out of at least 1")
+        else:  # of other steps than those that were verified
+            raise BadInput(
+                "psnr= can only be met by measuring, which was done for another number of steps or scheduler"
+            )
         return with_frontier(plan, plans)
 
     def report(self) -> RehashReport:
@@ -357,30 +376,3 @@ class PipelineRehash:
         plan = loop.plan if loop is not None else self.given
         known = plan or next(iter(self.plans.values()), None)
         return RehashReport(self.state.name, self.component, known, tuple(loop.evaluations) if loop else ())
-
-
-def parts_of(plan: RehashPlan) -> tuple[Part, Part]:
-    """What runs by a plan: the denoiser with its feature, and from the cut on."""
-    full = Part("full", plan.cut, plan.full_snapshots, any(plan.checks))
-    return full, Part("skip", plan.cut, plan.skip_snapshots)
-
-
-def _watching(recorder: Recorder, whole: Program) -> list[Part]:
-    """What runs while learning: the denoiser with the features of all cuts, and from each cut on.
-
-    Features are held from this evaluation and the one before, but for those that a part is given.
-    """
-    nodes = list(whole.graph_module.graph.nodes)
-    nbytes = sum(nodes[p].meta["val"].nbytes for p in recorder.positions)
-    probes = [Part("skip", cut.positions, 0, beside_bytes=2 * nbytes - cut.nbytes) for cut in recorder.cuts]
-    return [Part("full", recorder.positions, 1, looked_at=True), *probes]
-
-
-def _nbytes(tensors: Sequence[torch.Tensor]) -> int:
-    return sum(t.nbytes for t in tensors)
-
-
-def _distance(one: Any, other: Any) -> float:
-    pairs = zip(pytree.tree_leaves(one), pytree.tree_leaves(other), strict=True)
-    squares = [float((a.float() - b.float()).square().sum()) for a, b in pairs if isinstance(a, torch.Tensor)]
-    return math.sqrt(sum(squares))

@@ -10,7 +10,7 @@ import contextlib
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,12 +23,12 @@ from sicompiler.rehash.choose import guarded, most_exact_at, unguarded, worth_tr
 from sicompiler.rehash.evaluation import Evaluation
 from sicompiler.rehash.plan import RehashPlan
 from sicompiler.rehash.setting import Setting
+from sicompiler.rehash.timings import Seconds
 
 TRIED = 5  # plans that are compared, beside those of rules
 MOST_TRIES = 16  # tries in all: what turns out to be too slow is tried again with fewer evaluations in full
 
 Call = Mapping[str, Any]
-Room = tuple[tuple[int, ...], int, int, bool]  # what a plan holds, of which its seconds depend
 
 
 @dataclass(frozen=True)
@@ -72,15 +72,6 @@ class Difference:
     guard: Mapping[int, float]
 
 
-@dataclass(frozen=True)
-class Seconds:
-    """Medians of evaluations within the budget: untouched by rehash, in full with a plan's features beside, skipped."""
-
-    whole: float
-    full: float
-    skip: float
-
-
 class Trials:
     """Plans of one setting, tried.
 
@@ -93,29 +84,12 @@ class Trials:
     def __init__(self, state: PipelineState, setting: Setting, calls: Sequence[Call]) -> None:
         assert state.rehash is not None
         self._state, self._rehash, self._setting, self._calls = state, state.rehash, setting, list(calls)
-        self._seconds: dict[Room, Seconds] = {}
-        self._too_big: set[Room] = set()
         self._known: dict[object, list[Difference]] = {}
         self._references: list[Run] = []
-        self._step_seconds = 0.0
 
     def corrected(self, plans: Sequence[RehashPlan]) -> list[RehashPlan]:
-        """The plans with seconds as they were measured, where plans that hold as much were tried; those fit, too."""
-        found = []
-        for plan in plans:
-            room = _room(plan)
-            if room in self._too_big:
-                continue
-            if (seconds := self._seconds.get(room)) is not None:
-                plan = replace(
-                    plan,
-                    whole_seconds=seconds.whole,
-                    full_seconds=seconds.full,
-                    skip_seconds=seconds.skip,
-                    step_seconds=self._step_seconds,
-                )
-            found.append(plan)
-        return found
+        """The plans with seconds as they were measured, as far as they were; those that fit."""
+        return self._rehash.timings.corrected(plans)
 
     def references(self) -> list[Run]:
         """The calls in full."""
@@ -124,7 +98,6 @@ class Trials:
                 for number, call in enumerate(self._calls):
                     self._tell("runs in full", number)
                     self._references.append(run_call(self._state, call))
-            self._step_seconds = statistics.median(_beside(run) for run in self._references)
         return self._references
 
     def run(self, plan: RehashPlan) -> list[Difference] | None:
@@ -136,21 +109,22 @@ class Trials:
         if (known := self._known.get(key_of(plan))) is not None:
             return known
         references, runs = self.references(), list[Run]()
-        before = self._rehash.plans.get(self._setting)
+        before, self._rehash.timed = self._rehash.plans.get(self._setting), True
         self._rehash.plans[self._setting] = plan
         try:
             for number, call in enumerate(self._calls):
                 self._tell("trying plans", number)
                 runs.append(run_call(self._state, call))
+            with in_full(self._rehash):  # machines are faster now and slower then: what is compared runs side by side
+                again = run_call(self._state, self._calls[0])
         except OverBudget:
-            self._too_big.add(_room(plan))
+            self._rehash.timings.too_big(plan)
             return None
         finally:
+            self._rehash.timed = False
             self._rehash.plans.pop(self._setting)
             if before is not None:
                 self._rehash.plans[self._setting] = before
-        with in_full(self._rehash):  # again, as machines are faster now and slower then: what is compared runs in turns
-            again = run_call(self._state, self._calls[0])
         self._measure(plan, runs, again)
         found = [difference(run, reference) for run, reference in zip(runs, references, strict=True)]
         self._known[key_of(plan)] = found
@@ -189,11 +163,13 @@ class Trials:
         skipped = [e.seconds for e in evaluations if e.prediction is not None]
         if full and skipped:
             # medians: the first evaluation of each kind was planned, too
-            self._seconds[_room(plan)] = Seconds(
+            seconds = Seconds(
                 statistics.median(e.seconds for e in whole.evaluations),
                 statistics.median(full),
                 statistics.median(skipped),
+                _beside(whole),
             )
+            self._rehash.timings.measured(plan, seconds)
 
     def _tell(self, what: str, number: int) -> None:
         tell(self._state, what, number, len(self._calls))
@@ -256,10 +232,6 @@ def tell(state: PipelineState, what: str, done: int, total: int) -> None:
     """Tell whoever watches how far a calibration is."""
     if state.progress is not None:
         state.progress(f"Step Rehash: {what}", done, total)
-
-
-def _room(plan: RehashPlan) -> Room:
-    return plan.cut, plan.full_snapshots, plan.skip_snapshots, any(plan.checks)
 
 
 def key_of(plan: RehashPlan) -> object:

@@ -25,7 +25,7 @@ from sicompiler.units import format_bytes, format_seconds
 
 STEPS = 25
 SHARE = 0.75  # of what the untouched pipeline needs: the budget
-SPEEDUP = 1.7
+SPEEDUPS = (1.7, 1.4, 1.1)  # the first that is measured to be met: a machine may be busy, or small
 ROUNDS = 3  # timed runs of each, in turns
 LEARNED = ("a green ring moving up", "a blue triangle moving right", "a yellow cross moving down")
 
@@ -111,8 +111,8 @@ def _rows(pipe: Any, call: Mapping[str, Any], progress: Progress) -> tuple[list[
     progress("compiling for the budget", 0, 1)
     exact = verify(compile_for_budget(pipe, f"{budget}B", progress=progress), ((), dict(call)))
     learned = [call_of(prompt, 1000 + number) for number, prompt in enumerate(LEARNED)]
-    wanted = Rehash(speedup=SPEEDUP, calls=learned, held_out=1)
-    rehashed = verify(compile_for_budget(pipe, f"{budget}B", rehash=wanted, progress=progress), ((), dict(call)))
+    _calibrate(pipe, f"{budget}B", learned, progress)
+    rehashed = verify(pipe, ((), dict(call)))
     plan = rehash_report(pipe).plan
     assert plan is not None
     release(pipe)
@@ -148,6 +148,22 @@ def _rows(pipe: Any, call: Mapping[str, Any], progress: Progress) -> tuple[list[
         clips,
         summary(plan),
     )
+
+
+def _calibrate(pipe: Any, budget: str, learned: list[dict[str, Any]], progress: Progress) -> None:
+    """Compile with the largest speed-up that is reached here.
+
+    Raises:
+        BadInput: none is.
+    """
+    for speedup in SPEEDUPS:
+        wanted = Rehash(speedup=speedup, calls=learned, held_out=1)
+        try:
+            compile_for_budget(pipe, budget, rehash=wanted, progress=progress)
+            return
+        except BadInput:
+            if speedup == SPEEDUPS[-1]:
+                raise
 
 
 def _again(call: Mapping[str, Any]) -> dict[str, Any]:

@@ -95,9 +95,10 @@ def _check_target(wanted: Calibration) -> None:
         raise BadInput(f"give exactly one of {', '.join(targets)}; got {' and '.join(given) or 'none'}")
     if wanted.strategy not in get_args(Strategy):
         raise BadInput(f"--strategy is one of {', '.join(get_args(Strategy))}, got {wanted.strategy!r}")
-    Rehash(speedup=wanted.speedup, psnr=wanted.psnr, rel_error=wanted.rel_error)  # refuses what can't be meant
     if wanted.psnr is not None and not wanted.held_out:
         raise BadInput("--psnr can only be met by measuring: give --held-out of at least 1")
+    some: list[Call] = [{}, {}]  # a PSNR needs calls to be measured on
+    Rehash(speedup=wanted.speedup, psnr=wanted.psnr, rel_error=wanted.rel_error, calls=some, held_out=1)
 
 
 def _prompts(wanted: Calibration) -> tuple[str, ...]:

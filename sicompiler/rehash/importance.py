@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import logging
 from typing import Any
 
 import numpy as np
 import torch
 
 from sicompiler.planners.steps import Floats
+
+log = logging.getLogger("sicompiler")
 
 PROBE = 1e-3  # size of the disturbance: schedulers are linear around zero, clipping and thresholds are far away
 
@@ -23,18 +26,24 @@ def scheduler_importance(scheduler: Any) -> Floats:
         scheduler: with its timesteps set; it is copied, and torch's random state is put back.
 
     Returns:
-        [evaluations].
+        [evaluations]; ones, with a warning, for a scheduler whose step can't be called this way.
     """
     count = len(scheduler.timesteps)
-    with torch.random.fork_rng(devices=[]):
-        base = _final(scheduler, count, None)
-        return np.array([abs(_final(scheduler, count, step) - base) / PROBE for step in range(count)])
+    try:
+        with torch.random.fork_rng(devices=[]):
+            base = _final(scheduler, count, None)
+            return np.array([abs(_final(scheduler, count, step) - base) / PROBE for step in range(count)])
+    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError) as error:
+        log.warning("Step Rehash takes all steps of %s to weigh the same: %s", type(scheduler).__name__, error)
+        return np.ones(count)
 
 
 def _final(scheduler: Any, count: int, moved: int | None) -> float:
     probe = copy.deepcopy(scheduler)
     probe.__dict__.pop("step", None)  # a loop counts steps there
-    torch.manual_seed(0)
+    if getattr(probe.config, "clip_sample", False):
+        probe.register_to_config(clip_sample=False)  # noise of size one would be cut off, and what is probed with it
+    torch.default_generator.manual_seed(0)  # of the CPU only: that of a GPU is the user's
     latents = torch.zeros(1, 1, 1, 1, dtype=torch.float64)
     for step in range(count):
         output = torch.full_like(latents, PROBE if step == moved else 0.0)
@@ -55,7 +64,7 @@ def evaluation_times(scheduler: Any) -> tuple[float, ...]:
         levels = [float(s) for s in sigmas[:count]]
     elif cumulative is not None:
         alphas = [float(cumulative[min(max(round(t), 0), len(cumulative) - 1)]) for t in steps]
-        levels = [((1 - a) / a) ** 0.5 for a in alphas]
+        levels = [((1 - a) / a) ** 0.5 if a > 0 else 0.0 for a in alphas]  # a terminal SNR of zero has no logarithm
     else:
         return tuple(float(i) for i in range(count))
     if any(level <= 0 for level in levels):

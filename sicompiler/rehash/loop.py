@@ -104,11 +104,11 @@ class DenoisingLoop:
             The relative error of what the guard predicts here; None where it does not measure.
         """
         plan = self.plan
-        if plan is None or self.step >= plan.evaluations:
+        if plan is None or self.step >= plan.evaluations or branch >= plan.branches:
             return None
         check = plan.checks[self.step]
         error = None if check is None else self._error(branch, snapshot, check.prediction)
-        if any(not bool(torch.isfinite(t.sum())) for t in snapshot):
+        if not bool(torch.isfinite(torch.stack([t.sum(dtype=torch.float32) for t in snapshot])).all()):
             self.stopped = f"the feature has values that are not finite at step {self.step}"
         elif check is not None and error is not None and error > check.bound:
             self.stopped = f"the guard measured an error of {error:.2g} at step {self.step}, above {check.bound:.2g}"
@@ -133,10 +133,11 @@ class DenoisingLoop:
         if any((branch, source) not in self._kept for source in prediction.sources):
             return None
         kept = [self._kept[branch, source] for source in prediction.sources]
-        off = total = 0.0
-        for index, value in enumerate(snapshot):
-            difference, norm = _difference(value, [parts[index] for parts in kept], prediction.weights)
-            off, total = off + difference, total + norm
+        rows = [
+            _difference(value, [parts[index] for parts in kept], prediction.weights)
+            for index, value in enumerate(snapshot)
+        ]
+        off, total = torch.stack(rows).sum(0).tolist()  # one transfer from the device
         return math.sqrt(off / total) if total > 0 else None
 
 
@@ -152,14 +153,14 @@ def _combined(parts: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.
     return result
 
 
-def _difference(value: torch.Tensor, parts: Sequence[torch.Tensor], weights: Sequence[float]) -> tuple[float, float]:
-    """Squared norms of `value - sum w_j parts_j` and of `value`, piece by piece."""
+def _difference(value: torch.Tensor, parts: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
+    """[2]: squared norms of `value - sum w_j parts_j` and of `value`, piece by piece, where they lie."""
     flat = [t.as_strided((t.numel(),), (1,)) for t in (value, *parts)]  # all are dense, in one order
-    off = total = 0.0
+    found = torch.zeros(2, dtype=torch.float64, device=value.device)
     for low in range(0, value.numel(), PIECE):
         own, *others = (t[low : low + PIECE].float() for t in flat)
-        total += float(own.square().sum())
+        norm = own.square().sum()
         for other, weight in zip(others, weights, strict=True):
             own = own - weight * other
-        off += float(own.square().sum())
-    return off, total
+        found += torch.stack((own.square().sum(), norm))
+    return found

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sicompiler.errors import StalePlan
+from sicompiler.errors import BadInput, StalePlan
 from sicompiler.planners.steps import Prediction, Schedule
 
 REHASH_VERSION = 2
@@ -33,10 +33,11 @@ class Verified:
 
     @property
     def confidence(self) -> float:
-        """Of exchangeable runs, the share whose error is at most the worst seen: m / (m + 1), less for each other try.
+        """How sure it is that another run is no worse than the worst seen: m / (m + 1) for the first plan tried.
 
-        One more run is the worst of m + 1 with probability 1 / (m + 1); with k plans tried, that of any is k times it
-        at most.
+        Of m + 1 exchangeable runs the last is the worst with probability 1 / (m + 1). So a calibration ends within k
+        tries, with a plan that the next run does worse by, with probability k / (m + 1) at most. For the error and for
+        the PSNR, each on its own.
         """
         return max(1 - self.tries / (self.runs + 1), 0.0)
 
@@ -204,7 +205,7 @@ class RehashPlan:
 
     def save(self, path: str | Path) -> None:
         """Write the plan to a file."""
-        Path(path).write_text(self.to_json())
+        Path(path).write_text(self.to_json(), encoding="utf-8")
 
     @staticmethod
     def from_json(text: str) -> RehashPlan:
@@ -235,9 +236,14 @@ class RehashPlan:
         """Read a plan from a file.
 
         Raises:
-            StalePlan: the file holds no rehash plan of this version.
+            BadInput: the file can't be read.
+            StalePlan: it holds no rehash plan of this version.
         """
-        return RehashPlan.from_json(Path(path).read_text())
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadInput(f"can't read the plan {path}: {getattr(error, 'strerror', None) or error}") from error
+        return RehashPlan.from_json(text)
 
 
 def _prediction(row: Mapping[str, Sequence[Any]] | None) -> Prediction | None:

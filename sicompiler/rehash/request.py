@@ -72,6 +72,10 @@ class Rehash:
         if not 0 <= self.held_out <= max(len(self.calls) - 1, 0):
             raise BadInput(f"of {len(self.calls)} calls at most {max(len(self.calls) - 1, 0)} can be held out")
 
+        if self.psnr is not None and not self.held_out:
+            raise BadInput("psnr= can only be met by measuring: give calls=[...] with held_out of at least 1")
+        if self.plan is not None and self.calls:
+            raise BadInput("a plan= is used as it is: leave the calls out, or ask for a target instead of the plan")
         if self.lessons is not None and not self.calls:
             raise BadInput("lessons= keeps what calls=[...] show; give the calls too")
 

@@ -37,4 +37,6 @@ class Setting:
             differs = "of another model: the graph of its denoiser has other operators"
         else:
             return
-        raise BadInput(f"the lessons were learned in a loop {differs}; keep these lessons in another file")
+        raise BadInput(
+            f"the lessons were learned in a loop {differs}; calibrate it on its own, with lessons in another file"
+        )

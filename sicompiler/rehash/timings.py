@@ -1,0 +1,65 @@
+"""Seconds of evaluations within a budget, as they were measured while plans were tried."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from sicompiler.rehash.plan import RehashPlan
+
+Room = tuple[tuple[int, ...], int, int, bool]  # what a plan holds, of which its seconds depend
+
+
+@dataclass(frozen=True)
+class Seconds:
+    """Medians of evaluations: untouched by rehash, in full with a plan's features beside, skipped; and beside them all.
+
+    Attributes:
+        whole: where nothing is skipped or kept.
+        full: in full.
+        skip: skipped.
+        step: of a step of the loop, beside the denoiser.
+    """
+
+    whole: float
+    full: float
+    skip: float
+    step: float
+
+
+class Timings:
+    """What trying plans has shown of time and room."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[Room, Seconds] = {}
+        self._too_big: set[Room] = set()
+
+    def measured(self, plan: RehashPlan, seconds: Seconds) -> None:
+        """Put down what a plan took."""
+        self._seconds[_room(plan)] = seconds
+
+    def too_big(self, plan: RehashPlan) -> None:
+        """Put down that a plan's features leave too little of the budget."""
+        self._too_big.add(_room(plan))
+
+    def corrected(self, plans: Sequence[RehashPlan]) -> list[RehashPlan]:
+        """The plans with seconds as measured, where one that holds as much was tried; those too big are left out."""
+        found = []
+        for plan in plans:
+            room = _room(plan)
+            if room in self._too_big:
+                continue
+            if (seconds := self._seconds.get(room)) is not None:
+                plan = replace(
+                    plan,
+                    whole_seconds=seconds.whole,
+                    full_seconds=seconds.full,
+                    skip_seconds=seconds.skip,
+                    step_seconds=seconds.step,
+                )
+            found.append(plan)
+        return found
+
+
+def _room(plan: RehashPlan) -> Room:
+    return plan.cut, plan.full_snapshots, plan.skip_snapshots, any(plan.checks)
