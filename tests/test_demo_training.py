@@ -13,6 +13,7 @@ import torch
 
 from sicompiler.demo import parts
 from sicompiler.errors import BadInput
+from tests.mini_rehash import skipping_is_fast, told_clock
 from tests.source_tree import ROOT
 
 diffusers = pytest.importorskip("diffusers")
@@ -106,6 +107,7 @@ def test_the_demo_makes_its_clips(
     """With weights that were hardly trained: what is tested is that all three ways run, fit and are shown."""
     import sicompiler.cli.demo_clip as demo
 
+    told_clock(monkeypatch, skipping_is_fast)
     monkeypatch.setattr(demo, "STEPS", 4)
     monkeypatch.setattr(demo, "SPEEDUPS", (1.01,))
     monkeypatch.setattr(demo, "ROUNDS", 1)

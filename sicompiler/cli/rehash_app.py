@@ -147,7 +147,7 @@ def calibrate(
     """Run a pipeline in full a few times, choose which evaluations to skip, and verify that on held-out runs.
 
     Exactly one of --speedup, --psnr and --rel-error is the target. Prompts are taken in turn, seeds count up. Needs the
-    weights and the time of the runs themselves: --runs + --held-out full runs, four more for every plan that is tried on
+    weights and the time of the runs themselves: --runs + --held-out full runs, four for every plan that is tried on
     calls that were learned from (up to 16 plans), and --held-out for every plan that is verified.
     """
     from sicompiler.cli.rehash_calibrate import run
