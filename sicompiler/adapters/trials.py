@@ -130,14 +130,14 @@ class Trials:
         self._known[key_of(plan)] = found
         return found
 
-    def most_exact(self, plans: Sequence[RehashPlan], speedup: float) -> RehashPlan:
+    def most_exact(self, plans: Sequence[RehashPlan], speedup: float, tries: int = MOST_TRIES) -> RehashPlan:
         """The plan of least measured error among those that are measured to be fast enough; its guard is set.
 
         Raises:
             BadInput: none is; names the nearest that can be had.
         """
         tried: dict[object, tuple[float, RehashPlan]] = {}
-        while len(tried) < MOST_TRIES:
+        while len(tried) < tries:
             enough = [p for p in self.corrected(plans) if p.speedup >= speedup]
             waiting = [p for p in worth_trying(enough, TRIED) if key_of(p) not in tried]
             if not waiting:
@@ -158,18 +158,13 @@ class Trials:
         )
 
     def _measure(self, plan: RehashPlan, runs: Sequence[Run], whole: Run) -> None:
-        evaluations = [e for run in runs for e in run.evaluations if not e.reason]
-        full = [e.seconds for e in evaluations if e.prediction is None]
-        skipped = [e.seconds for e in evaluations if e.prediction is not None]
-        if full and skipped:
-            # medians: the first evaluation of each kind was planned, too
-            seconds = Seconds(
-                statistics.median(e.seconds for e in whole.evaluations),
-                statistics.median(full),
-                statistics.median(skipped),
-                _beside(whole),
-            )
-            self._rehash.timings.measured(plan, seconds)
+        """Means of a run, as an evaluation in full is slower where weights have to be moved after a skipped one."""
+        timed = runs[1:] or runs  # the first run plans, too, if it is the first of its kind
+        full = [_mean(run, skipped=False) for run in timed]
+        skip = [_mean(run, skipped=True) for run in timed]
+        if not any(map(math.isnan, (*full, *skip))):
+            found = statistics.median(full), statistics.median(skip)
+            self._rehash.timings.measured(plan, Seconds(_mean(whole, skipped=False), *found, _beside(whole)))
 
     def _tell(self, what: str, number: int) -> None:
         tell(self._state, what, number, len(self._calls))
@@ -237,6 +232,12 @@ def tell(state: PipelineState, what: str, done: int, total: int) -> None:
 def key_of(plan: RehashPlan) -> object:
     """What a plan does at every evaluation, whatever its guard."""
     return plan.cut, plan.steps
+
+
+def _mean(run: Run, *, skipped: bool) -> float:
+    """Seconds of evaluations that were skipped, or of those in full; nan where there are none."""
+    seconds = [e.seconds for e in run.evaluations if (e.prediction is not None) == skipped]
+    return statistics.fmean(seconds) if seconds else math.nan
 
 
 def _beside(run: Run) -> float:
