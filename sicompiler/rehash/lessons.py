@@ -10,10 +10,9 @@ import numpy as np
 
 from sicompiler.planners.steps import Floats
 
-
 TEMPER = 0.25
-"""Power of the weights of evaluations around their mean: 1 believes the scheduler alone, 0 weighs all the same. Found on
-the demo pipeline's training captions (decision 23)."""
+"""Power of the weights of evaluations around their mean: 1 believes the scheduler alone, 0 weighs all the same. Found
+on the demo pipeline's training captions (decision 23)."""
 
 
 @dataclass(frozen=True)
