@@ -26,16 +26,13 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from sicompiler.cli.rehash_pipeline import set_scheduler
 from sicompiler.demo.detect import detect
 from sicompiler.demo.pipeline import MODEL_FOLDER
 from sicompiler.demo.quality import GUIDANCE, Case, Judged, held_out_cases, judge, make_clips
 from sicompiler.demo.shapes import FRAMES, all_scenes, clip
 
-SCHEDULERS = {
-    "ddim": diffusers.DDIMScheduler,
-    "euler": diffusers.EulerDiscreteScheduler,
-    "dpm++2m": diffusers.DPMSolverMultistepScheduler,
-}
+SCHEDULERS = ("ddim", "euler", "dpm++2m")
 BATCH = 8  # clips made at once
 
 
@@ -128,7 +125,7 @@ def main() -> None:
     cases = held_out_cases(options.clips)
     with Progress() as bar:
         for name in options.schedulers:
-            pipe.scheduler = SCHEDULERS[name].from_config(pipe.scheduler.config)
+            set_scheduler(pipe, name)
             for steps in options.steps:
                 began = time.perf_counter()
                 label = f"{name}, {steps} steps"

@@ -24,9 +24,10 @@ from rich.progress import Progress
 from rich.table import Table
 
 import sicompiler
-from benchmarks.rehash import SCHEDULERS, budget_of, call_of, learned_cases
+from benchmarks.rehash import SCHEDULERS, budget_of, clip_call, learned_cases
 from sicompiler.adapters.pipeline import pipeline_state
-from sicompiler.adapters.trials import difference, in_full, run_call
+from sicompiler.adapters.trials import difference, run_call
+from sicompiler.cli.rehash_pipeline import set_scheduler
 from sicompiler.demo.pipeline import MODEL_FOLDER
 from sicompiler.demo.quality import held_out_cases
 
@@ -40,7 +41,7 @@ def bound(
 
     Args:
         target: such as "psnr=30".
-        scheduler: a key of `SCHEDULERS`.
+        scheduler: one of `SCHEDULERS`.
         steps: denoising steps.
         counts: calls that are learned from, held out, and fresh.
         model: folder of the demo pipeline.
@@ -50,8 +51,8 @@ def bound(
     learned, held_out, fresh = counts
     pipe = sicompiler.demo_pipeline(model)
     pipe.set_progress_bar_config(disable=True)
-    pipe.scheduler = SCHEDULERS[scheduler](pipe.scheduler.config)
-    calls = [call_of(case, steps) for case in learned_cases(learned + held_out)]
+    set_scheduler(pipe, scheduler)
+    calls = [clip_call(case, steps) for case in learned_cases(learned + held_out)]
     request = sicompiler.Rehash(**{name: float(value)}, calls=calls, held_out=held_out)  # type: ignore[arg-type]
     state = pipeline_state(sicompiler.compile_for_budget(pipe, budget_of(pipe, steps), rehash=request), "measure")
     plan = sicompiler.rehash_report(pipe).plan
@@ -60,9 +61,9 @@ def bound(
     assert plan.verified is not None
     found = []
     for number, case in enumerate(held_out_cases(fresh)):
-        with in_full(state.rehash):
-            reference = run_call(state, call_of(case, steps))
-        found.append(difference(run_call(state, call_of(case, steps)), reference))
+        with state.rehash.switched("exact"):
+            reference = run_call(state, clip_call(case, steps))
+        found.append(difference(run_call(state, clip_call(case, steps)), reference))
         tell(number + 1)
     within = [f.psnr >= float(value) if name == "psnr" else f.rel_error <= float(value) for f in found]
     return {

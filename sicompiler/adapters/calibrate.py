@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +11,6 @@ import torch
 
 from sicompiler.adapters.parts import parts_of
 from sicompiler.adapters.pipeline import PipelineState
-from sicompiler.adapters.rehash import PipelineRehash
 from sicompiler.adapters.resume import Notes
 from sicompiler.adapters.trials import Difference, Trials, key_of, peak_of, run_call, tell, worst_guard
 from sicompiler.errors import BadInput
@@ -85,7 +83,7 @@ def learn(state: PipelineState, calls: Sequence[Mapping[str, Any]]) -> None:
     """
     assert state.rehash is not None
     notes = Notes(state.rehash, state.pipe, calls)
-    with _learning(state.rehash):
+    with state.rehash.switched("learning"):
         for number in notes.waiting:
             tell(state, "learning", number, len(calls))
             notes.add(number, run_call(state, calls[number]).final)
@@ -187,12 +185,3 @@ def _error_of(psnr: float | None, trials: Trials) -> float:
 def _verified(plan: RehashPlan, found: Sequence[Difference], tries: int = 1) -> RehashPlan:
     worst = max(d.rel_error for d in found)
     return replace(plan, verified=Verified(len(found), worst, min(d.psnr for d in found), tries))
-
-
-@contextlib.contextmanager
-def _learning(rehash: PipelineRehash) -> Iterator[None]:
-    before, rehash.learning = rehash.learning, True
-    try:
-        yield
-    finally:
-        rehash.learning = before

@@ -111,6 +111,7 @@ class ComponentState(State):
         self.reserved = Reserved()  # by the rest of the pipeline, in the newest call
         self.programs: dict[Hashable, Program] = {}  # clean and whole, of which parts are made
         self.parts: dict[tuple[Hashable, Part], Compiled] = {}  # by call
+        self.analyses: dict[tuple[Hashable, Kind, tuple[int, ...]], tuple[Program, Planner]] | None = None
         self._room: dict[tuple[Hashable, Part], int] = {}  # bytes of features beside each part, at each shape
 
     @property
@@ -186,14 +187,30 @@ class ComponentState(State):
         counted = kept_bytes if self.device_of(args, kwargs).type == "cuda" else 0  # by the allocator, in held_bytes
         self.reserved = replace(self.reserved, snapshot_bytes=max(wanted - counted, 0))
         if found is None or not self.still_fits(found, args, kwargs):
-            cut = part.of(self.whole_program(args, kwargs))
-            planner = analyse(self.model, cut, method=self.method, progress=self.progress)
+            cut, planner = self._analysed(call, part, args, kwargs)
             plan = self.choose(planner, args, kwargs)
             found = self.parts[key] = Compiled(rewrite(cut, plan), plan)
         return found
 
+    def _analysed(
+        self, call: Hashable, part: Part, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> tuple[Program, Planner]:
+        """The program of a part and its planner; while `analyses` is a dict they are kept there.
+
+        Parts that differ in what is held beside them are planned from one analysis, and analyses are large.
+        """
+        key, kept = (call, part.kind, part.cut), self.analyses
+        if kept is not None and key in kept:
+            return kept[key]
+        cut = part.of(self.whole_program(args, kwargs))
+        found = cut, analyse(self.model, cut, method=self.method, progress=self.progress)
+        if kept is not None:
+            kept[key] = found
+        return found
+
     def forget_parts(self, but: Collection[Part]) -> None:
-        """Let go of all parts but some."""
+        """Let go of all parts but some, and of what they were planned from."""
+        self.analyses = None
         self.parts = {key: compiled for key, compiled in self.parts.items() if key[1] in but}
 
     def run_part(

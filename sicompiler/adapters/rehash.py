@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.utils._pytree as pytree
@@ -77,6 +77,16 @@ class PipelineRehash:
         """The denoiser that is skipped: the first of the pipeline's."""
         roles = [r for r in self.state.components if r.phase is Phase.DENOISE and r.component != "controlnet"]
         return min(r.component for r in roles) if roles else ""
+
+    @contextlib.contextmanager
+    def switched(self, name: Literal["exact", "learning", "timed"]) -> Iterator[None]:
+        """A context in which one of these is on."""
+        before = getattr(self, name)
+        setattr(self, name, True)
+        try:
+            yield
+        finally:
+            setattr(self, name, before)
 
     # The loop
 

@@ -6,17 +6,15 @@ were measured while learning say nothing of what it costs to hold a plan's featu
 
 from __future__ import annotations
 
-import contextlib
 import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from sicompiler.adapters.pipeline import PipelineState
-from sicompiler.adapters.rehash import PipelineRehash
 from sicompiler.adapters.verify import frames_of, rewinder
 from sicompiler.errors import BadInput, OverBudget
 from sicompiler.rehash.choose import guarded, most_exact_at, unguarded, worth_trying
@@ -86,6 +84,8 @@ class Trials:
         self._state, self._rehash, self._setting, self._calls = state, state.rehash, setting, list(calls)
         self._known: dict[object, list[Difference]] = {}
         self._references: list[Run] = []
+        for component in state.components.values():
+            component.analyses = component.analyses or {}
 
     def corrected(self, plans: Sequence[RehashPlan]) -> list[RehashPlan]:
         """The plans with seconds as they were measured, as far as they were; those that fit."""
@@ -94,7 +94,7 @@ class Trials:
     def references(self) -> list[Run]:
         """The calls in full."""
         if not self._references and self._calls:
-            with in_full(self._rehash):
+            with self._rehash.switched("exact"):
                 for number, call in enumerate(self._calls):
                     self._tell("runs in full", number)
                     self._references.append(run_call(self._state, call))
@@ -109,19 +109,19 @@ class Trials:
         if (known := self._known.get(key_of(plan))) is not None:
             return known
         references, runs = self.references(), list[Run]()
-        before, self._rehash.timed = self._rehash.plans.get(self._setting), True
+        before = self._rehash.plans.get(self._setting)
         self._rehash.plans[self._setting] = plan
         try:
-            for number, call in enumerate(self._calls):
-                self._tell("trying plans", number)
-                runs.append(run_call(self._state, call))
-            with in_full(self._rehash):  # machines are faster now and slower then: what is compared runs side by side
-                again = run_call(self._state, self._calls[0])
+            with self._rehash.switched("timed"):
+                for number, call in enumerate(self._calls):
+                    self._tell("trying plans", number)
+                    runs.append(run_call(self._state, call))
+                with self._rehash.switched("exact"):  # machines are faster now and slower then: both run side by side
+                    again = run_call(self._state, self._calls[0])
         except OverBudget:
             self._rehash.timings.too_big(plan)
             return None
         finally:
-            self._rehash.timed = False
             self._rehash.plans.pop(self._setting)
             if before is not None:
                 self._rehash.plans[self._setting] = before
@@ -211,16 +211,6 @@ def run_call(state: PipelineState, call: Call) -> Run:
         raise BadInput(f"no denoising loop was seen in this call of {state.name}: Step Rehash can't calibrate it")
     frames = [frame.cpu() for frame in frames_of(output)]  # on the device they would take from the budget
     return Run(frames, loop.final.cpu(), tuple(loop.evaluations), loop.seconds - loop.busy)
-
-
-@contextlib.contextmanager
-def in_full(rehash: PipelineRehash) -> Iterator[None]:
-    """A context in which loops are seen but nothing is skipped."""
-    before, rehash.exact = rehash.exact, True
-    try:
-        yield
-    finally:
-        rehash.exact = before
 
 
 def tell(state: PipelineState, what: str, done: int, total: int) -> None:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sicompiler.adapters.pipeline import pipeline_state
 from sicompiler.api import compile_for_budget, rehash_report, release, verify
 from sicompiler.cli.output import Progress, quiet, show, show_json
 from sicompiler.demo.pipeline import demo_pipeline
-from sicompiler.demo.quality import GUIDANCE
+from sicompiler.demo.quality import call_of
 from sicompiler.demo.shapes import COLOURS, DIRECTIONS, SHAPES, all_scenes
 from sicompiler.errors import BadInput
 from sicompiler.rehash.request import Rehash
@@ -79,7 +82,7 @@ def run(prompt: str, model: Path | None, output: Path, *, seed: int, as_json: bo
         progress("loading the pipeline", 0, 1)
         pipe = demo_pipeline(model)
         pipe.set_progress_bar_config(disable=True)
-        rows, clips, plan = _rows(pipe, call_of(prompt, seed), progress)
+        rows, clips, plan = _rows(pipe, lambda: call_of(prompt, seed, STEPS), progress)
         progress("writing clips", 0, 1)
         difference = (clips["with Step Rehash"] - clips["untouched"]).abs().mul(5).clamp(0, 1)
         files = save_clips(output, {**clips, "difference x 5": difference})
@@ -90,46 +93,39 @@ def run(prompt: str, model: Path | None, output: Path, *, seed: int, as_json: bo
     return int(any(row.budget_bytes is not None and row.peak_bytes > row.budget_bytes for row in rows))
 
 
-def call_of(prompt: str, seed: int) -> dict[str, Any]:
-    """The arguments that make a clip."""
-    return {
-        "prompt": prompt,
-        "num_inference_steps": STEPS,
-        "guidance_scale": GUIDANCE,
-        "generator": torch.Generator().manual_seed(seed),
-        "output_type": "pt",
-    }
-
-
-def _rows(pipe: Any, call: Mapping[str, Any], progress: Progress) -> tuple[list[Row], dict[str, torch.Tensor], str]:
-    """Each way measured once, then timed in turns."""
+def _rows(
+    pipe: Any, call: Callable[[], dict[str, Any]], progress: Progress
+) -> tuple[list[Row], dict[str, torch.Tensor], str]:
+    """Each way measured once, then timed in turns by one compiled pipeline."""
     progress("running the untouched pipeline", 0, 1)
     compile_for_budget(pipe, 1)
-    untouched = verify(pipe, ((), dict(call))).untouched_peak_bytes
+    untouched = verify(pipe, ((), call())).untouched_peak_bytes
     release(pipe)
     budget = int(SHARE * untouched)
     progress("compiling for the budget", 0, 1)
-    exact = verify(compile_for_budget(pipe, f"{budget}B", progress=progress), ((), dict(call)))
-    learned = [call_of(prompt, 1000 + number) for number, prompt in enumerate(LEARNED)]
+    exact = verify(compile_for_budget(pipe, f"{budget}B", progress=progress), ((), call()))
+    learned = [call_of(prompt, 1000 + number, STEPS) for number, prompt in enumerate(LEARNED)]
     _calibrate(pipe, f"{budget}B", learned, progress)
-    rehashed = verify(pipe, ((), dict(call)))
+    rehashed = verify(pipe, ((), call()))
     plan = rehash_report(pipe).plan
+    state = pipeline_state(pipe, "demo")
     assert plan is not None
-    release(pipe)
-    ways = {"untouched": None, "exact": (None,), "with Step Rehash": (Rehash(plan=plan),)}
+    assert state.rehash is not None
+    ways: dict[str, Callable[[], AbstractContextManager[None]]] = {
+        "untouched": state.untouched,
+        "exact": partial(state.rehash.switched, "exact"),
+        "with Step Rehash": nullcontext,
+    }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     clips: dict[str, torch.Tensor] = {}
     for number in range(ROUNDS):
         progress("timing, in turns", number, ROUNDS)
         for name, way in ways.items():
-            if way is not None:
-                compile_for_budget(pipe, f"{budget}B", rehash=way[0])
-                pipe(**_again(call))  # plans
-            began = time.perf_counter()
-            clips[name] = pipe(**_again(call)).frames[0]
-            seconds[name].append(time.perf_counter() - began)
-            if way is not None:
-                release(pipe)
+            with way():
+                began = time.perf_counter()
+                clips[name] = pipe(**call()).frames[0]
+                seconds[name].append(time.perf_counter() - began)
+    release(pipe)
     times = {name: statistics.median(found) for name, found in seconds.items()}
     return (
         [
@@ -164,13 +160,6 @@ def _calibrate(pipe: Any, budget: str, learned: list[dict[str, Any]], progress: 
         except BadInput:
             if speedup == SPEEDUPS[-1]:
                 raise
-
-
-def _again(call: Mapping[str, Any]) -> dict[str, Any]:
-    """The same call with its generator as it was."""
-    generator = torch.Generator()
-    generator.set_state(call["generator"].get_state())
-    return {**call, "generator": generator}
 
 
 def _print(prompt: str, rows: Sequence[Row], plan: str, files: Sequence[Path]) -> None:

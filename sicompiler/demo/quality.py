@@ -47,6 +47,17 @@ def held_out_cases(count: int = 64) -> list[Case]:
     return [Case(scenes[number % len(scenes)], FIRST_SEED + number) for number in range(count)]
 
 
+def call_of(prompt: str, seed: int, steps: int) -> dict[str, Any]:
+    """The arguments with which the pipeline makes one clip, as tensors from 0 to 1."""
+    return {
+        "prompt": prompt,
+        "num_inference_steps": steps,
+        "guidance_scale": GUIDANCE,
+        "generator": torch.Generator().manual_seed(seed),
+        "output_type": "pt",
+    }
+
+
 def make_clips(pipe: Any, cases: Sequence[Case], *, steps: int, guidance: float = GUIDANCE) -> torch.Tensor:
     """Run the pipeline on some cases at once.
 

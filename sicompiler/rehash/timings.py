@@ -12,7 +12,7 @@ Room = tuple[tuple[int, ...], int, int, bool]  # what a plan holds, of which its
 
 @dataclass(frozen=True)
 class Seconds:
-    """Medians of evaluations: untouched by rehash, in full with a plan's features beside, skipped; and beside them all.
+    """Means over the evaluations of a run, median over the runs.
 
     Attributes:
         whole: where nothing is skipped or kept.
