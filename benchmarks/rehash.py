@@ -16,10 +16,11 @@ filled in several goes, or by two processes of one thread each.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import platform
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,25 +36,22 @@ from rich.table import Table
 import sicompiler
 from sicompiler.adapters.calibrate import learn
 from sicompiler.adapters.pipeline import PipelineState, pipeline_state
-from sicompiler.adapters.trials import Trials, difference, in_full, run_call
+from sicompiler.adapters.trials import Trials, difference, run_call
+from sicompiler.cli.rehash_pipeline import set_scheduler
 from sicompiler.demo.detect import detect
 from sicompiler.demo.pipeline import MODEL_FOLDER
-from sicompiler.demo.quality import GUIDANCE, Case, held_out_cases
+from sicompiler.demo.quality import Case, call_of, held_out_cases
 from sicompiler.demo.shapes import all_scenes
 from sicompiler.rehash.choose import deepcache, similar, uniform
 from sicompiler.rehash.plan import RehashPlan
 from sicompiler.units import format_bytes
 
-SCHEDULERS: Mapping[str, Callable[[Any], Any]] = {
-    "ddim": diffusers.DDIMScheduler.from_config,
-    "euler": diffusers.EulerDiscreteScheduler.from_config,
-    "dpm++2m": diffusers.DPMSolverMultistepScheduler.from_config,
-}
+SCHEDULERS = ("ddim", "euler", "dpm++2m")
 SHARES = {"13/25": 13 / 25, "1/3": 1 / 3}
 FEWER = "fewer steps"
-FAST = "planned, fast"
+PLANNED = "planned"
 TRIALS, TRIES = 2, 12  # calls that a plan is tried on, and plans that are tried
-AS_FAST = 0.9  # of the speed of the rule of the paper, which leaves out most: what the planned one has to reach
+AS_FAST = 0.95  # of the speed of the rule of the paper, which leaves out most: what the planned one has to reach
 SHARE = 0.75  # of what the untouched pipeline needs: the budget
 
 
@@ -68,15 +66,9 @@ class Measured:
     full: int  # evaluations
 
 
-def call_of(case: Case, steps: int) -> dict[str, Any]:
-    """The arguments that make a clip."""
-    return {
-        "prompt": case.scene.caption,
-        "num_inference_steps": steps,
-        "guidance_scale": GUIDANCE,
-        "generator": torch.Generator().manual_seed(case.seed),
-        "output_type": "pt",
-    }
+def clip_call(case: Case, steps: int) -> dict[str, Any]:
+    """The arguments that make the clip of a case."""
+    return call_of(case.scene.caption, case.seed, steps)
 
 
 def learned_cases(count: int) -> list[Case]:
@@ -88,7 +80,7 @@ def learned_cases(count: int) -> list[Case]:
 
 def one(state: PipelineState, case: Case, steps: int, reference: Any) -> tuple[Any, Measured]:
     """Make a clip and compare it with the full run; the first one made is its own reference."""
-    run = run_call(state, call_of(case, steps))
+    run = run_call(state, clip_call(case, steps))
     found = difference(run, reference or run)
     assert state.rehash is not None
     loop = state.rehash.last
@@ -101,10 +93,9 @@ def one(state: PipelineState, case: Case, steps: int, reference: Any) -> tuple[A
 def methods(state: PipelineState, full: int, learned: Sequence[dict[str, Any]]) -> dict[str, RehashPlan]:
     """The plan of every method that skips, each with `full` evaluations in full (or as near as its rule comes).
 
-    The planned ones are chosen as `compile_for_budget` chooses, by trying plans on calls that were learned from (rules
-    are left out, which it may choose as well): the most exact of all, and the most exact of those that are about as
-    fast as the rule of the paper, which leaves out most. Uniform reuse and Taylor get the cut of the fast one, or of
-    the paper's rule where there is none.
+    The planned one is chosen as `compile_for_budget` chooses, by trying plans on calls that were learned from (rules
+    are left out, which it may choose as well): the most exact of those that are about as fast as the rule of the paper,
+    which leaves out most, or the most exact of all where none is. Uniform reuse and Taylor get its cut.
 
     The rule of Streamlined Inference gets the cut that leaves least: behind its own, the last temporal layer, nothing
     depends on the step, so that reusing that layer's output and reusing what comes of it are the same. DeepCache's gets
@@ -118,12 +109,13 @@ def methods(state: PipelineState, full: int, learned: Sequence[dict[str, Any]]) 
     trials, paper = Trials(state, setting, learned[:TRIALS]), similar(subject, lessons[0], full)
     trials.run(paper)
     (timed,) = trials.corrected([paper])
-    found = {"planned": trials.most_exact(pool, 1.0, TRIES)}
-    with contextlib.suppress(sicompiler.BadInput):  # no planned one is that fast
-        found[FAST] = trials.most_exact(pool, AS_FAST * timed.speedup, TRIES)
-    same = next(rows for rows in lessons if rows.cut == found.get(FAST, paper).cut)
+    try:
+        planned = trials.most_exact(pool, AS_FAST * timed.speedup, TRIES)
+    except sicompiler.BadInput:
+        planned = trials.most_exact(pool, 1.0, TRIES)
+    same = next(rows for rows in lessons if rows.cut == planned.cut)
     return {
-        **found,
+        PLANNED: planned,
         "paper's rule": paper,
         "uniform": uniform(subject, same, full),
         "taylor": uniform(subject, same, full, order=1),
@@ -143,12 +135,12 @@ def cell(
     """All methods of one scheduler and number of steps."""
     pipe = sicompiler.demo_pipeline(model)
     pipe.set_progress_bar_config(disable=True)
-    pipe.scheduler = SCHEDULERS[name](pipe.scheduler.config)
+    set_scheduler(pipe, name)
     request = sicompiler.Rehash(speedup=1.5)
     budget = budget_of(pipe, steps)
     state = pipeline_state(sicompiler.compile_for_budget(pipe, budget, rehash=request), "measure")
     assert state.rehash is not None
-    lessons = [call_of(case, steps) for case in learned_cases(learned)]
+    lessons = [clip_call(case, steps) for case in learned_cases(learned)]
     learn(state, lessons)
     setting = next(iter(state.rehash.lessons))
     plans = {share: methods(state, max(round(steps * part), 1), lessons) for share, part in shares.items()}
@@ -158,15 +150,15 @@ def cell(
     found: dict[tuple[str, str], list[Measured]] = {}
     references: list[Measured] = []
     for number, case in enumerate(held_out_cases(clips)):
-        with in_full(state.rehash):
+        with state.rehash.switched("exact"):
             run, measured = one(state, case, steps, None)
         references.append(measured)
         for share, by_method in plans.items():
             for method, plan in turned(by_method, number):
                 state.rehash.plans[setting] = plan
                 found.setdefault((share, method), []).append(one(state, case, steps, run)[1])
-            with in_full(state.rehash):
-                fewer = one(state, case, len(by_method["planned"].full), run)[1]
+            with state.rehash.switched("exact"):
+                fewer = one(state, case, len(by_method[PLANNED].full), run)[1]
             found.setdefault((share, FEWER), []).append(fewer)
         tell(number + 1)
     rows = []
@@ -181,7 +173,7 @@ def cell(
 def budget_of(pipe: Any, steps: int) -> str:
     """The budget of all methods: a share of what a call of the untouched pipeline takes."""
     sicompiler.compile_for_budget(pipe, 1)
-    untouched = sicompiler.verify(pipe, ((), call_of(held_out_cases(1)[0], steps))).untouched_peak_bytes
+    untouched = sicompiler.verify(pipe, ((), clip_call(held_out_cases(1)[0], steps))).untouched_peak_bytes
     sicompiler.release(pipe)
     return f"{int(SHARE * untouched)}B"
 
@@ -190,11 +182,11 @@ def peaks(plan: RehashPlan, name: str, steps: int, model: Path, budget: str) -> 
     """Memory of one call by a fresh pipeline: the most of any component, predicted before it ran and measured."""
     pipe = sicompiler.demo_pipeline(model)
     pipe.set_progress_bar_config(disable=True)
-    pipe.scheduler = SCHEDULERS[name](pipe.scheduler.config)
+    set_scheduler(pipe, name)
     sicompiler.compile_for_budget(pipe, budget, rehash=sicompiler.Rehash(plan=plan))
     state = pipeline_state(pipe, "measure")
     state.measure_calls = True
-    pipe(**call_of(held_out_cases(1)[0], steps))
+    pipe(**clip_call(held_out_cases(1)[0], steps))
     phases = state.report().phases
     return {
         "budget_bytes": state.budget_bytes,
@@ -252,9 +244,7 @@ def show(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
     for column in columns:
         table.add_column(column)
     for r in rows:
-        cell_rows = [
-            o for o in rows if (o["scheduler"], o["steps"], o["share"]) == (r["scheduler"], r["steps"], r["share"])
-        ]
+        cell_rows = [o for o in rows if cell_of(o) == cell_of(r)]
         best = r["rel_error"] == min(o["rel_error"] for o in cell_rows)
         table.add_row(
             r["scheduler"], str(r["steps"]), r["share"], r["method"], f"{r['rel_error']:.4f}",
@@ -263,6 +253,11 @@ def show(rows: Sequence[Mapping[str, Any]], console: Console) -> None:
             style="bold" if best else "",
         )  # fmt: skip
     console.print(table)
+
+
+def cell_of(r: Mapping[str, Any]) -> tuple[str, int, str]:
+    """What a row was measured for, beside the method."""
+    return r["scheduler"], r["steps"], r["share"]
 
 
 def kept_rows(output: Path) -> list[dict[str, Any]]:
@@ -286,26 +281,29 @@ def main() -> None:
     console = Console(stderr=True)
     if options.threads:
         torch.set_num_threads(options.threads)
-    done = {(r["scheduler"], r["steps"]) for r in kept_rows(options.output) if r["clips"] >= options.clips}
     for name in options.schedulers:
         for steps in options.steps:
-            if (name, steps) in done:
+            done = {cell_of(r) for r in kept_rows(options.output) if r["clips"] >= options.clips}
+            shares = {share: SHARES[share] for share in options.shares if (name, steps, share) not in done}
+            if not shares:
                 continue
             began = time.perf_counter()
             with Progress(console=console) as progress:
                 task = progress.add_task(f"{name}, {steps} steps", total=options.clips)
-                shares = {share: SHARES[share] for share in options.shares}
                 rows = cell(
                     name, steps, shares, options.clips, options.learn, options.model,
                     lambda n, t=task: progress.update(t, completed=n),
                 )  # fmt: skip
-            others = [r for r in kept_rows(options.output) if (r["scheduler"], r["steps"]) != (name, steps)]
+            here = {
+                "threads": torch.get_num_threads(),
+                "command": shlex.join(["python", "-m", "benchmarks.rehash", *sys.argv[1:]]),
+            }
+            others = [r for r in kept_rows(options.output) if cell_of(r) not in {cell_of(row) for row in rows}]
             kept = {
                 "device": platform.processor() or platform.machine(),
                 "torch": torch.__version__,
                 "diffusers": diffusers.__version__,
-                "command": "python -m benchmarks.rehash",
-                "rows": others + [r | {"threads": torch.get_num_threads()} for r in rows],
+                "rows": others + [r | here for r in rows],
             }
             options.output.write_text(json.dumps(kept, indent=2) + "\n")
             console.print(f"{name}, {steps} steps: {time.perf_counter() - began:.0f} s")
