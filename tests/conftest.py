@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import hypothesis
@@ -69,3 +69,13 @@ def golden(request: pytest.FixtureRequest) -> Golden:
             )
 
     return compare
+
+
+@pytest.fixture(scope="module")
+def fast_skips() -> Iterator[None]:
+    """Times that are told: skipped evaluations take a quarter of full ones, which no model of a test's size shows."""
+    from tests.mini_rehash import skipping_is_fast, told_clock
+
+    with pytest.MonkeyPatch.context() as patch:
+        told_clock(patch, skipping_is_fast)
+        yield

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,13 +17,13 @@ from sicompiler.cli.rehash_app import SCHEDULERS
 from sicompiler.rehash.book import LessonBook
 from sicompiler.reports.rehash_plot import Curve, Panel, error_picture, measured_curves, panels
 from sicompiler.reports.rehash_tables import held_bytes
-from tests.mini_rehash import skipping_is_fast, told_clock
 from tests.pipeline_parts import image as picture
 from tests.rehash_models import PromptedPipeline, prompted
 from tests.source_tree import ROOT
 
 PIPELINE = "tests.rehash_models:prompted"
 BASE = ("--gb", "4MiB", "--steps", "8")
+pytestmark = pytest.mark.usefixtures("fast_skips")
 
 
 class Result(NamedTuple):
@@ -52,14 +52,6 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         return Result(status, captured.out, captured.err)
 
     return call
-
-
-@pytest.fixture(scope="module", autouse=True)
-def clock() -> Iterator[None]:
-    """A model this small is hardly faster where it skips: evaluations take as long as they are told."""
-    with pytest.MonkeyPatch.context() as patch:
-        told_clock(patch, skipping_is_fast)
-        yield
 
 
 class Saved(NamedTuple):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +26,10 @@ from tests.mini_rehash import (
     half_plan,
     plan_of,
     rehashed,
-    skipping_is_fast,
-    told_clock,
 )
+from tests.rehash_models import prompted
 
-
-@pytest.fixture(scope="module", autouse=True)
-def clock() -> Iterator[None]:
-    """A model this small is hardly faster where it skips: evaluations take as long as they are told."""
-    with pytest.MonkeyPatch.context() as patch:
-        told_clock(patch, skipping_is_fast)
-        yield
+pytestmark = pytest.mark.usefixtures("fast_skips")
 
 
 @pytest.mark.parametrize(
@@ -104,6 +96,28 @@ def test_an_error_that_was_asked_for_is_verified_on_runs_that_were_held_out() ->
     pipe(**CALL)
     assert (verified := plan_of(pipe).verified) is not None
     assert verified.psnr >= 25
+
+
+def test_a_plan_knows_what_it_competes_with_on_the_same_runs(caplog: pytest.LogCaptureFixture) -> None:
+    calls = [{"prompt": "a cat", "generator": torch.Generator().manual_seed(number)} for number in range(3)]
+    pipe = rehashed(prompted(), rel_error=0.3, calls=calls, held_out=2)
+    pipe(**calls[0])
+    plan = plan_of(pipe)
+    assert plan.verified is not None
+    even, fewer = plan.verified.others
+    assert (even.method, fewer.method) == ("uniform", "fewer steps")
+    assert even.full == fewer.full == len(plan.full)
+    state = pipeline_state(pipe, "compare")
+    assert state.rehash is not None
+    found = []
+    for call in calls[1:]:
+        with state.rehash.switched("exact"):
+            reference = run_call(state, call)
+            found.append(difference(run_call(state, {**call, "num_inference_steps": len(plan.full)}), reference))
+    assert fewer.rel_error == pytest.approx(max(d.rel_error for d in found), rel=1e-5)
+    assert fewer.psnr == pytest.approx(min(d.psnr for d in found), rel=1e-5)
+    nearer = [other for other in plan.verified.others if other.rel_error < plan.verified.rel_error]
+    assert len([r for r in caplog.records if "ends nearer to the full run than the plan" in r.message]) == len(nearer)
 
 
 @pytest.mark.parametrize("strategy", ["uniform", "taylor", "similarity", "deepcache"])

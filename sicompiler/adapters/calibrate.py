@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,9 +15,11 @@ from sicompiler.adapters.pipeline import PipelineState
 from sicompiler.adapters.resume import Notes
 from sicompiler.adapters.trials import Difference, Trials, key_of, peak_of, run_call, tell, worst_guard
 from sicompiler.errors import BadInput
-from sicompiler.rehash.choose import fastest_within, guarded, most_exact_at, unguarded, with_frontier
-from sicompiler.rehash.plan import RehashPlan, Verified
+from sicompiler.rehash.choose import fastest_within, guarded, most_exact_at, unguarded, uniform, with_frontier
+from sicompiler.rehash.plan import Other, RehashPlan, Verified
 from sicompiler.rehash.request import Rehash
+
+log = logging.getLogger("sicompiler")
 
 TRIALS = 3  # calls of those that were learned from that plans are tried on
 RETRIES = 8  # plans tried on them where the target is an error
@@ -62,6 +65,9 @@ def calibrate(state: PipelineState) -> RehashPlan:
         plan = _within_error(trials, verifying, plans, request)
     else:
         plan = _fastest(trials, plans, request, 1.0)
+    if plan.verified is not None:
+        same = next(rows for rows in rehash.lessons[setting] if rows.cut == plan.cut)
+        plan = _compared(plan, plan.verified, verifying, uniform(rehash.subject(setting), same, len(plan.full)))
     rehash.plans[setting] = plan = with_frontier(plan, trials.corrected(plans))
     for component in state.components.values():
         component.forget_parts(but=parts_of(plan))
@@ -168,6 +174,27 @@ def _fastest(trials: Trials, plans: list[RehashPlan], request: Rehash, share: fl
     raise BadInput("no plan that skips is faster than running in full: the features leave too little of the budget")
 
 
+def _compared(plan: RehashPlan, verified: Verified, verifying: Trials, even: RehashPlan) -> RehashPlan:
+    """The plan, told what uniform reuse and fewer steps make of the same held-out runs; warns where one is nearer."""
+    others = []
+    if key_of(even) != key_of(plan) and (found := verifying.run(even)) is not None:
+        others.append(Other("uniform", len(even.full), *_worst(found)))
+    if (fewer := verifying.fewer_steps(len(plan.full) / plan.evaluations)) is not None:
+        others.append(Other("fewer steps", fewer[1], *_worst(fewer[0])))
+    for other in others:
+        if other.full <= len(plan.full) and other.rel_error < verified.rel_error:
+            log.warning(
+                "Step Rehash: on %d held-out runs %s with %d evaluations ends nearer to the full run than the plan "
+                "with %d, relative error %.3g against %.3g",
+                verified.runs, other.method, other.full, len(plan.full), other.rel_error, verified.rel_error,
+            )  # fmt: skip
+    return replace(plan, verified=replace(verified, others=tuple(others)))
+
+
+def _worst(found: Sequence[Difference]) -> tuple[float, float]:
+    return max(d.rel_error for d in found), min(d.psnr for d in found)
+
+
 def _met(found: Sequence[Difference], request: Rehash, share: float) -> bool:
     """Whether all errors are within a share of the target."""
     if request.rel_error is not None:
@@ -183,5 +210,4 @@ def _error_of(psnr: float | None, trials: Trials) -> float:
 
 
 def _verified(plan: RehashPlan, found: Sequence[Difference], tries: int = 1) -> RehashPlan:
-    worst = max(d.rel_error for d in found)
-    return replace(plan, verified=Verified(len(found), worst, min(d.psnr for d in found), tries))
+    return replace(plan, verified=Verified(len(found), *_worst(found), tries))

@@ -6,6 +6,7 @@ were measured while learning say nothing of what it costs to hold a plan's featu
 
 from __future__ import annotations
 
+import inspect
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,8 @@ from sicompiler.rehash.timings import Seconds
 TRIED = 5  # plans that are compared, beside those of rules
 MOST_TRIES = 16  # tries in all: what turns out to be too slow is tried again with fewer evaluations in full
 
+STEPS = "num_inference_steps"  # what all pipelines of diffusers call it
+
 Call = Mapping[str, Any]
 
 
@@ -44,6 +47,11 @@ class Run:
     final: torch.Tensor
     evaluations: tuple[Evaluation, ...]
     seconds: float
+
+    @property
+    def steps(self) -> int:
+        """Evaluations, those of several branches of guidance counted once."""
+        return len({e.step for e in self.evaluations})
 
     @property
     def guard(self) -> dict[int, float]:
@@ -130,6 +138,32 @@ class Trials:
         self._known[key_of(plan)] = found
         return found
 
+    def fewer_steps(self, share: float) -> tuple[list[Difference], int] | None:
+        """Make the calls in full with a share of their steps, and compare each with its full run.
+
+        Args:
+            share: of the steps, above 0.
+
+        Returns:
+            The differences, and the evaluations of one call; None where the pipeline takes no `num_inference_steps`,
+            or takes its steps from elsewhere, so that there are as many as before.
+        """
+        fewer = [shortened(self._state.pipe, call, share) for call in self._calls]
+        references, runs = self.references(), list[Run]()
+        expected, self._rehash.expected = self._rehash.expected, None  # these are of another setting
+        try:
+            with self._rehash.switched("exact"):
+                for number, call in enumerate(fewer):
+                    if call is None:
+                        return None
+                    self._tell("runs of fewer steps", number)
+                    runs.append(run_call(self._state, call))
+        finally:
+            self._rehash.expected = expected
+        if len(runs[0].evaluations) >= len(references[0].evaluations):
+            return None
+        return [difference(run, own) for run, own in zip(runs, references, strict=True)], runs[0].steps
+
     def most_exact(self, plans: Sequence[RehashPlan], speedup: float, tries: int = MOST_TRIES) -> RehashPlan:
         """The plan of least measured error among those that are measured to be fast enough; its guard is set.
 
@@ -213,6 +247,13 @@ def run_call(state: PipelineState, call: Call) -> Run:
     return Run(frames, loop.final.cpu(), tuple(loop.evaluations), loop.seconds - loop.busy)
 
 
+def shortened(pipe: Any, call: Call, share: float) -> dict[str, Any] | None:
+    """A call with a share of its denoising steps; None where the pipeline is not told how many by number."""
+    parameter = inspect.signature(type(pipe).__call__).parameters.get(STEPS)
+    steps = call.get(STEPS, None if parameter is None else parameter.default)
+    return {**call, STEPS: max(round(share * steps), 1)} if isinstance(steps, int) else None
+
+
 def tell(state: PipelineState, what: str, done: int, total: int) -> None:
     """Tell whoever watches how far a calibration is."""
     if state.progress is not None:
@@ -232,5 +273,4 @@ def _mean(run: Run, *, skipped: bool) -> float:
 
 def _beside(run: Run) -> float:
     """Seconds of a step beside the denoiser."""
-    steps = len({e.step for e in run.evaluations})
-    return max(run.seconds - sum(e.seconds for e in run.evaluations), 0.0) / max(steps, 1)
+    return max(run.seconds - sum(e.seconds for e in run.evaluations), 0.0) / max(run.steps, 1)

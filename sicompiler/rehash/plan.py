@@ -12,7 +12,24 @@ from typing import Any
 from sicompiler.errors import BadInput, StalePlan
 from sicompiler.planners.steps import Prediction, Schedule
 
-REHASH_VERSION = 2
+REHASH_VERSION = 3
+
+
+@dataclass(frozen=True)
+class Other:
+    """Another way to spend as many evaluations, on the same held-out runs.
+
+    Attributes:
+        method: "uniform" (reuse at even distances, at the same cut) or "fewer steps".
+        full: evaluations in full.
+        rel_error: the worst relative error of the final latents against the full run.
+        psnr: the worst of the frames, in dB.
+    """
+
+    method: str
+    full: int
+    rel_error: float
+    psnr: float
 
 
 @dataclass(frozen=True)
@@ -24,12 +41,14 @@ class Verified:
         rel_error: the worst relative error of the final latents.
         psnr: the worst of the frames, in dB.
         tries: plans that were tried on these runs, this one the last.
+        others: what the plan competes with; they took no part in the choice.
     """
 
     runs: int
     rel_error: float
     psnr: float
     tries: int = 1
+    others: tuple[Other, ...] = ()
 
     @property
     def confidence(self) -> float:
@@ -225,7 +244,7 @@ class RehashPlan:
             data["points"] = tuple(
                 FrontierPoint(**{**row, "cut_names": tuple(row["cut_names"])}) for row in data["points"]
             )
-            data["verified"] = None if data["verified"] is None else Verified(**data["verified"])
+            data["verified"] = None if data["verified"] is None else _verified(data["verified"])
             data |= {name: tuple(data[name]) for name in ("cut", "cut_names")}
             return RehashPlan(**data)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -252,3 +271,7 @@ def _prediction(row: Mapping[str, Sequence[Any]] | None) -> Prediction | None:
 
 def _some(row: Mapping[str, Sequence[Any]]) -> Prediction:
     return Prediction(tuple(row["sources"]), tuple(map(float, row["weights"])))
+
+
+def _verified(row: Mapping[str, Any]) -> Verified:
+    return Verified(**{**row, "others": tuple(Other(**other) for other in row["others"])})

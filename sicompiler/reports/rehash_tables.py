@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from sicompiler.planners.steps import Prediction
-from sicompiler.rehash.plan import FrontierPoint, RehashPlan
+from sicompiler.rehash.plan import FrontierPoint, Other, RehashPlan, Verified
 from sicompiler.reports.summary import pairs, table
 from sicompiler.units import format_bytes, format_seconds
 
@@ -34,7 +34,7 @@ def plan_json(plan: RehashPlan) -> dict[str, Any]:
         "full": len(plan.full),
         "speedup": plan.speedup,
         "predicted_error": plan.predicted_error,
-        "verified": None if plan.verified is None else _finite(asdict(plan.verified)),
+        "verified": None if plan.verified is None else _verified_json(plan.verified),
         "cut_names": list(plan.cut_names),
         "calls_per_step": plan.branches,
         "feature_bytes": plan.snapshot_bytes,
@@ -45,6 +45,10 @@ def plan_json(plan: RehashPlan) -> dict[str, Any]:
         "step_seconds": plan.step_seconds,
         "steps": [_step_json(plan, step, prediction) for step, prediction in enumerate(plan.steps)],
     }
+
+
+def _verified_json(found: Verified) -> dict[str, Any]:
+    return _finite(asdict(found)) | {"others": [_finite(asdict(other)) for other in found.others]}
 
 
 def _finite(found: dict[str, Any]) -> dict[str, Any]:
@@ -79,6 +83,7 @@ def plan_tables(plan: RehashPlan) -> list[RenderableType]:
         ),
         ("predicted error", f"{plan.predicted_error:.2g} of the final latents, relative"),
         ("verified", verified(plan)),
+        *((other.method, _told_other(other)) for other in (plan.verified.others if plan.verified else ())),
         ("cut", ", ".join(plan.cut_names)),
         (
             "features",
@@ -118,6 +123,10 @@ def verified(plan: RehashPlan) -> str:
         f"worst of {found.runs} held-out runs: relative error {found.rel_error:.2g}, PSNR {found.psnr:.1f} dB "
         f"(another run is within with probability >= {found.confidence:.0%})"
     )
+
+
+def _told_other(other: Other) -> str:
+    return f"{other.full} evaluations on the same runs: relative error {other.rel_error:.2g}, PSNR {other.psnr:.1f} dB"
 
 
 def points_json(plan: RehashPlan) -> list[dict[str, Any]]:
