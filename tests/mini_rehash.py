@@ -15,6 +15,7 @@ from sicompiler.adapters import rehash as adapter
 from sicompiler.adapters.calibrate import learn
 from sicompiler.adapters.component import ComponentState, Part
 from sicompiler.adapters.pipeline import pipeline_state
+from sicompiler.rehash.request import Strategy
 from tests.mini_pipeline import mini, picture
 
 STEPS = 8
@@ -39,9 +40,9 @@ def plan_of(pipe: Any) -> RehashPlan:
     return plan
 
 
-def half_plan(pipe: Any, skipped: int = STEPS // 2) -> RehashPlan:
+def half_plan(pipe: Any, skipped: int = STEPS // 2, strategy: Strategy = "planned") -> RehashPlan:
     """A plan of a pipeline that skips half of its evaluations, whatever its time; the pipeline is released."""
-    sicompiler.compile_for_budget(pipe, ROOMY, rehash=Rehash(speedup=2))
+    sicompiler.compile_for_budget(pipe, ROOMY, rehash=Rehash(speedup=2, strategy=strategy))
     state = pipeline_state(pipe, "plan")
     assert state.rehash is not None
     learn(state, call_list(1))

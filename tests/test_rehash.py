@@ -14,6 +14,7 @@ import torch
 import sicompiler
 from sicompiler import Rehash
 from sicompiler.adapters.pipeline import PipelineState, pipeline_state
+from sicompiler.rehash.request import Strategy
 from tests.mini_pipeline import MiniPipeline, MiniText, MiniUNet, MiniVae, mini, picture
 from tests.mini_rehash import (
     CALL,
@@ -164,18 +165,21 @@ def test_two_pipelines_in_two_threads_do_not_meet() -> None:
     assert all(torch.equal(x, wanted[number]) for number, row in found.items() for x in row)
 
 
+@pytest.mark.parametrize("target", [{"rel_error": 0.9}, {"psnr": 20}, {"speedup": 1.5}], ids=lambda t: next(iter(t)))
 def test_other_step_counts_are_planned_again_and_said_to_be_uncertified(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, target: dict[str, Any]
 ) -> None:
     told_clock(monkeypatch, skipping_is_fast)
-    pipe = rehashed(calls=call_list(3), held_out=1, rel_error=0.9)
+    pipe = rehashed(calls=call_list(3), held_out=1, **target)
     pipe(**CALL)
-    assert plan_of(pipe).certified
+    certified = plan_of(pipe)
+    assert certified.certified
     with caplog.at_level(logging.WARNING):
         pipe(**{**CALL, "steps": 12})
     assert "not certified" in caplog.text
     assert plan_of(pipe).evaluations == 12
     assert not plan_of(pipe).certified
+    assert plan_of(pipe).predicted_error <= certified.predicted_error or "speedup" in target
     assert sicompiler.rehash_report(pipe).skipped > 0
 
 
@@ -235,9 +239,12 @@ def test_features_are_freed_before_the_decoder_runs() -> None:
     assert state.rehash.last.held_bytes == 0
 
 
-def test_the_guard_ends_skipping_where_features_move_as_never_before(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("strategy", ["planned", "uniform", "taylor", "similarity", "deepcache"])
+def test_the_guard_ends_skipping_where_features_move_as_never_before(
+    caplog: pytest.LogCaptureFixture, strategy: Strategy
+) -> None:
     pipe = mini()
-    plan = half_plan(pipe)
+    plan = half_plan(pipe, strategy=strategy)
     strict = dataclasses.replace(plan, checks=tuple(c and dataclasses.replace(c, bound=0.0) for c in plan.checks))
     sicompiler.compile_for_budget(pipe, ROOMY, rehash=Rehash(plan=strict))
     with caplog.at_level(logging.WARNING):
@@ -245,7 +252,7 @@ def test_the_guard_ends_skipping_where_features_move_as_never_before(caplog: pyt
     assert "the guard measured" in caplog.text
     report = sicompiler.rehash_report(pipe)
     assert any(e.guard_error is not None for e in report.evaluations)
-    assert report.skipped < STEPS - len(plan.full)
+    assert 0 < report.skipped < STEPS - len(plan.full)
     assert "the guard measured" in str(report)
 
 

@@ -67,7 +67,8 @@ def calibrate(state: PipelineState) -> RehashPlan:
         plan = _fastest(trials, plans, request, 1.0)
     if plan.verified is not None:
         same = next(rows for rows in rehash.lessons[setting] if rows.cut == plan.cut)
-        plan = _compared(plan, plan.verified, verifying, uniform(rehash.subject(setting), same, len(plan.full)))
+        even = uniform(rehash.subject(setting), same, len(plan.full), guard=False)
+        plan = _compared(plan, plan.verified, verifying, even)
     rehash.plans[setting] = plan = with_frontier(plan, trials.corrected(plans))
     for component in state.components.values():
         component.forget_parts(but=parts_of(plan))

@@ -236,7 +236,7 @@ class PipelineRehash:
         )
         importance = loop.importance()
         self.lessons[setting] = [rows.at(setting.times, importance) for rows in self.lessons[known]]
-        self.plans[setting] = plan = self.plan_for(setting)
+        self.plans[setting] = plan = self.plan_for(setting, like=self.plans[known])
         return plan
 
     def _now(self, device: torch.device) -> float:
@@ -363,8 +363,13 @@ class PipelineRehash:
         subject, lessons = self.subject(setting), self.lessons[setting]
         return [plan for strategy in RULES for plan in by_rule(strategy, subject, lessons)]
 
-    def plan_for(self, setting: Setting) -> RehashPlan:
+    def plan_for(self, setting: Setting, like: RehashPlan | None = None) -> RehashPlan:
         """The plan that meets the target by what was learned, unverified.
+
+        Args:
+            setting: what it is for.
+            like: the plan of another setting that met the target. Where that is an error, its predicted error is what
+                the plan has to keep: predictions compare better with one another than with what is measured.
 
         Raises:
             BadInput: the target can't be reached, or can't be told from what was learned.
@@ -372,12 +377,12 @@ class PipelineRehash:
         plans, request = self.timings.corrected(self.candidates(setting)), self.request
         if request.speedup is not None:
             plan = most_exact_at(plans, request.speedup)
+        elif like is not None:
+            plan = fastest_within(plans, like.predicted_error)
         elif request.rel_error is not None:
             plan = fastest_within(plans, request.rel_error)
-        else:  # of other steps than those that were verified
-            raise BadInput(
-                "psnr= can only be met by measuring, which was done for another number of steps or scheduler"
-            )
+        else:
+            raise BadInput("psnr= can only be met by measuring: give calls, some of them held out")
         return with_frontier(plan, plans)
 
     def report(self) -> RehashReport:

@@ -183,13 +183,13 @@ def by_rule(strategy: Strategy, subject: Subject, lessons: Sequence[Lessons]) ->
     return list(found.values())
 
 
-def uniform(subject: Subject, lessons: Lessons, full: int, order: int = 0) -> RehashPlan:
+def uniform(subject: Subject, lessons: Lessons, full: int, order: int = 0, *, guard: bool = True) -> RehashPlan:
     """Full evaluations at even distances; plain reuse, or Lagrange over the times (`order` 1: Taylor)."""
     costs = StepCosts(lessons.gram, lessons.weight, [float(i) for i in range(len(lessons.times))], "lagrange", order)
     steps = uniform_steps(costs.count, full)
     if order == 0:
-        return make_plan(subject, lessons, costs, schedule_of(costs, steps), "uniform", guard=False)
-    return make_plan(subject, lessons, costs, _of_full_order(costs, steps), "taylor", guard=False)
+        return make_plan(subject, lessons, costs, schedule_of(costs, steps), "uniform", guard=guard)
+    return make_plan(subject, lessons, costs, _of_full_order(costs, steps), "taylor", guard=guard)
 
 
 def _of_full_order(costs: StepCosts, full: Sequence[int]) -> Schedule:
@@ -205,19 +205,19 @@ def _of_full_order(costs: StepCosts, full: Sequence[int]) -> Schedule:
     return tuple(found)
 
 
-def deepcache(subject: Subject, lessons: Lessons, full: int) -> RehashPlan:
+def deepcache(subject: Subject, lessons: Lessons, full: int, *, guard: bool = True) -> RehashPlan:
     """The rule of DeepCache (arXiv 2312.00858): in full at every n-th evaluation; plain reuse. n fits `full` best."""
     costs = costs_of(lessons, "lagrange", 0)
     interval = max(-(-costs.count // full), 1)
     steps = tuple(range(0, costs.count, interval))
-    return make_plan(subject, lessons, costs, schedule_of(costs, steps), "deepcache", guard=False)
+    return make_plan(subject, lessons, costs, schedule_of(costs, steps), "deepcache", guard=guard)
 
 
-def similar(subject: Subject, lessons: Lessons, full: int) -> RehashPlan:
+def similar(subject: Subject, lessons: Lessons, full: int, *, guard: bool = True) -> RehashPlan:
     """The rule of Streamlined Inference: a threshold on the similarity with the last full evaluation; plain reuse."""
     costs = costs_of(lessons, "lagrange", 0)
     steps = similar_steps_of(costs.gram, full)
-    return make_plan(subject, lessons, costs, schedule_of(costs, steps), "similarity", guard=False)
+    return make_plan(subject, lessons, costs, schedule_of(costs, steps), "similarity", guard=guard)
 
 
 def taylor(subject: Subject, lessons: Lessons, full: int) -> RehashPlan:
