@@ -4,11 +4,15 @@ All that a schedule needs of a calibration is the Gram matrix of the feature ove
 are predicted by linear combinations of earlier ones: with weights w over sources S,
 
     |X_i - sum_j w_j X_j|^2 = G_ii - 2 sum_j w_j G_ij + sum_jk w_j w_k G_jk,   G_ij = <X_i, X_j>.
+
+Errors of evaluations that are skipped one after the other point the same way, as all of them miss the same change: what
+they do to the result adds up. What stretches of them do, with full evaluations in between, adds up in squares.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -156,18 +160,18 @@ def best_schedules(costs: StepCosts) -> dict[int, tuple[float, Schedule]]:
 
 
 def _segments(costs: StepCosts) -> Floats:
-    """[last full ones ..., next full one]: cost of all skipped in between; the last column stands for the end."""
+    """[last full ones ..., next full one]: cost of the stretch in between; the last column stands for the end."""
     n, memory = costs.count, costs.memory
     segment = np.full((n + 1,) * memory + (n + 2,), np.inf)
     for sources in (s for size in range(1, memory + 1) for s in itertools.combinations(range(n), size)):
         if len(sources) < memory and sources[0] != 0:
             continue  # fewer than memory allows are known only while the first evaluation is among them
         index = (0,) * (memory - len(sources)) + tuple(s + 1 for s in sources)
-        total = 0.0
+        root = 0.0
         for following in range(sources[-1] + 1, n + 1):
-            segment[(*index, following + 1)] = total
+            segment[(*index, following + 1)] = root**2
             if following < n:
-                total += costs.best(sources, following)[0]
+                root += costs.best(sources, following)[0] ** 0.5
     return segment
 
 
@@ -196,8 +200,13 @@ def schedule_of(costs: StepCosts, full: Sequence[int]) -> Schedule:
 
 def cost_of(costs: StepCosts, schedule: Schedule) -> float:
     """Root of the summed cost of a schedule, whatever its weights."""
-    total = sum(squared_error(costs.gram, p, i) * costs.scale[i] for i, p in enumerate(schedule) if p is not None)
-    return float(np.sqrt(total))
+    total = stretch = 0.0  # of the stretches that have ended; of the one at hand, its root
+    for step, prediction in enumerate((*schedule, None)):
+        if prediction is None:
+            total, stretch = total + stretch**2, 0.0
+        else:
+            stretch += math.sqrt(squared_error(costs.gram, prediction, step) * costs.scale[step])
+    return math.sqrt(total)
 
 
 def uniform_steps(count: int, full: int) -> tuple[int, ...]:

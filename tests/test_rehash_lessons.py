@@ -188,7 +188,7 @@ def test_files_that_hold_no_lessons_are_refused(known: str, tmp_path: Path) -> N
         ("{}", "no file of lessons: KeyError"),
         ("[1]", "no file of lessons"),
         ("lessons", "no file of lessons: JSONDecodeError"),
-        (json.dumps(json.loads(known) | {"version": 99}), "have format 99, this version reads 1"),
+        (json.dumps(json.loads(known) | {"version": 99}), "have format 99, this version reads 2"),
     ):
         path.write_text(text)
         with pytest.raises(sicompiler.StalePlan, match=message):

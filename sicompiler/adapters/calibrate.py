@@ -12,6 +12,7 @@ import torch
 
 from sicompiler.adapters.parts import parts_of
 from sicompiler.adapters.pipeline import PipelineState
+from sicompiler.adapters.response import measure_response
 from sicompiler.adapters.resume import Notes
 from sicompiler.adapters.trials import Difference, Trials, key_of, peak_of, run_call, tell, worst_guard
 from sicompiler.errors import BadInput
@@ -78,7 +79,7 @@ def calibrate(state: PipelineState) -> RehashPlan:
 
 
 def learn(state: PipelineState, calls: Sequence[Mapping[str, Any]]) -> None:
-    """Run calls in full and learn from them; those that are in the file of lessons, if there is one, are not run again.
+    """Learn from calls, run in full and with single evaluations skipped; what the file of lessons has is not run again.
 
     Args:
         state: of the pipeline.
@@ -94,6 +95,8 @@ def learn(state: PipelineState, calls: Sequence[Mapping[str, Any]]) -> None:
         for number in notes.waiting:
             tell(state, "learning", number, len(calls))
             notes.add(number, run_call(state, calls[number]).final)
+    if len(state.rehash.lessons) == 1:
+        measure_response(state, notes, calls)
 
 
 def _fitting(found: list[Difference] | None) -> list[Difference]:

@@ -208,6 +208,10 @@ class ComponentState(State):
             kept[key] = found
         return found
 
+    def keep_analyses(self) -> None:
+        """Keep what parts are planned from, until they are forgotten: many parts of the same cut are to come."""
+        self.analyses = self.analyses or {}
+
     def forget_parts(self, but: Collection[Part]) -> None:
         """Let go of all parts but some, and of what they were planned from."""
         self.analyses = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ class Notes:
         self._labels = [label_of(call) for call in calls]
         self.path = None if rehash.request.lessons is None else Path(rehash.request.lessons)
         self._book: LessonBook | None = None
+        self._errors: dict[int, dict[int, float]] = {}  # by call, by evaluation that alone was skipped
         self._counts: dict[tuple[int, ...], int] = {}  # of lessons, by cut: what is more has just been learned
         self.waiting = list(range(len(calls)))
         if self.path is None:
@@ -64,11 +66,29 @@ class Notes:
         for number, label in enumerate(self._labels):
             if label in left:
                 left.remove(label)
+                self._errors[number] = dict(next(run.errors for run in book.runs if run.label == label))
             else:
                 self.waiting.append(number)
         if book.runs:
             self._rehash.lessons[book.setting] = rows = book.lessons()
             self._counts = {row.cut: len(row.lessons) for row in rows}
+
+    def errors_of(self, number: int) -> Mapping[int, float]:
+        """By evaluation, the relative error of the final latents of a call where it alone was skipped."""
+        return self._errors.get(number, {})
+
+    def add_error(self, number: int, step: int, error: float) -> None:
+        """Write down what skipping one evaluation of a call did.
+
+        Args:
+            number: of the call.
+            step: the evaluation.
+            error: relative, of the final latents.
+        """
+        self._errors.setdefault(number, {})[step] = error
+        if self.path is not None and self._book is not None and math.isfinite(error):
+            self._book = self._book.with_error(self._labels[number], step, error)
+            self._book.save(self.path)
 
     def add(self, number: int, final: torch.Tensor) -> None:
         """Write down a call that has just been run.

@@ -93,7 +93,7 @@ class Trials:
         self._known: dict[object, list[Difference]] = {}
         self._references: list[Run] = []
         for component in state.components.values():
-            component.analyses = component.analyses or {}
+            component.keep_analyses()
 
     def corrected(self, plans: Sequence[RehashPlan]) -> list[RehashPlan]:
         """The plans with seconds as they were measured, as far as they were; those that fit."""
@@ -215,12 +215,18 @@ def difference(run: Run, reference: Run) -> Difference:
         raise BadInput("a full run ends in latents that are not finite: nothing can be compared with it")
     if not bool(torch.isfinite(run.final).all()):
         return Difference(math.inf, -math.inf, run.guard)
-    off = float((run.final.double() - reference.final.double()).norm() / reference.final.double().norm())
+    off = relative_error(run.final, reference.final)
     pairs = list(zip(run.frames, reference.frames, strict=True))
     squares = sum(float((a.double() - b.double()).square().sum()) for a, b in pairs)
     mean = squares / max(sum(a.numel() for a, _ in pairs), 1)
     psnr = math.inf if mean == 0 else 10 * math.log10(peak_of(reference.frames) ** 2 / mean)
     return Difference(off, psnr, run.guard)
+
+
+def relative_error(found: torch.Tensor, reference: torch.Tensor) -> float:
+    """Of latents, by 2-norms; infinite where they are not finite."""
+    off = float((found.double() - reference.double()).norm() / reference.double().norm())
+    return off if math.isfinite(off) else math.inf
 
 
 def peak_of(frames: Sequence[torch.Tensor]) -> float:

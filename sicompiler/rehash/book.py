@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from sicompiler.rehash.choose import Subject
 from sicompiler.rehash.lessons import Lesson, Lessons
 from sicompiler.rehash.setting import Setting
 
-BOOK_VERSION = 1
+BOOK_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,13 @@ class LearnedRun:
         label: by which its call is known again.
         final_norm: of the latents at the end.
         lessons: by the positions of the cut; those there was no room to watch are left out.
+        errors: by evaluation, the relative error of the final latents where it alone was skipped.
     """
 
     label: str
     final_norm: float
     lessons: Mapping[tuple[int, ...], Lesson]
+    errors: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,19 @@ class LessonBook:
                 )
         return replace(self, cuts=tuple(known.values()), runs=(*self.runs, run))
 
+    def with_error(self, label: str, step: int, error: float) -> LessonBook:
+        """The book with what skipping one evaluation did, put down at the first run of a call, if it has one.
+
+        Args:
+            label: of the call.
+            step: the evaluation that was skipped.
+            error: relative, of the final latents.
+        """
+        runs = list(self.runs)
+        for place in [i for i, run in enumerate(runs) if run.label == label][:1]:
+            runs[place] = replace(runs[place], errors={**runs[place].errors, step: error})
+        return replace(self, runs=tuple(runs))
+
     def of(self, labels: Sequence[str]) -> LessonBook:
         """The book with the runs of some calls only, in the order of the calls; each run stands for one of them."""
         left, found = list(self.runs), list[LearnedRun]()
@@ -125,6 +140,7 @@ class LessonBook:
                 "label": run.label,
                 "final_norm": run.final_norm,
                 "lessons": [{"cut": cut, **_written(lesson)} for cut, lesson in run.lessons.items()],
+                "errors": dict(run.errors),
             }
             for run in self.runs
         ]
@@ -159,7 +175,10 @@ class LessonBook:
                 tuple(WatchedCut(tuple(c["positions"]), tuple(c["names"]), c["nbytes"]) for c in data["cuts"]),
                 tuple(
                     LearnedRun(
-                        run["label"], run["final_norm"], {tuple(row["cut"]): _read(row) for row in run["lessons"]}
+                        run["label"],
+                        run["final_norm"],
+                        {tuple(row["cut"]): _read(row) for row in run["lessons"]},
+                        {int(step): float(error) for step, error in run["errors"].items()},
                     )
                     for run in data["runs"]
                 ),

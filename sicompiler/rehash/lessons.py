@@ -46,6 +46,8 @@ class Lessons:
         importance: [n]: what an error of the output does to the final latents (`rehash.importance`).
         final_norm: of the latents at the end, mean over the runs.
         lessons: one a run.
+        response: [n]: relative error of the final latents per 2-norm of an error of the output, as runs with skipped
+            evaluations have shown (`rehash.response`); None where there were none.
     """
 
     cut: tuple[int, ...]
@@ -55,6 +57,7 @@ class Lessons:
     importance: Floats
     final_norm: float = 0.0
     lessons: list[Lesson] = field(default_factory=list)
+    response: Floats | None = None
 
     def add(self, lesson: Lesson, final_norm: float) -> None:
         """Put down one more run, and the norm of its latents at the end."""
@@ -70,17 +73,29 @@ class Lessons:
         return np.asarray(np.sum(grams, axis=0))
 
     @property
-    def weight(self) -> Floats:
-        """[n]: relative error of the final latents per relative error of the feature, at each evaluation, tempered.
-
-        A scheduler alone forgets early errors, a trained denoiser answers to them and keeps what they began.
-        """
+    def gain(self) -> Floats:
+        """[n]: change of the output, as a 2-norm, per relative error of the feature; interpolated where not probed."""
         rows = np.array([lesson.gains for lesson in self.lessons])
         seen = np.isfinite(rows)
         gains = np.where(seen, rows, 0.0).sum(axis=0) / np.maximum(seen.sum(axis=0), 1)
         known = np.flatnonzero(seen.any(axis=0))
-        gains = np.interp(np.arange(len(gains)), known, gains[known]) if len(known) else np.ones_like(gains)
-        weight = gains * self.importance / max(self.final_norm, 1e-300)
+        return np.interp(np.arange(len(gains)), known, gains[known]) if len(known) else np.ones_like(gains)
+
+    @property
+    def floored_importance(self) -> Floats:
+        """[n]: the importance, nowhere zero, so that it has a logarithm."""
+        return np.maximum(self.importance, 1e-9 * max(float(np.max(self.importance)), 1e-300))
+
+    @property
+    def weight(self) -> Floats:
+        """[n]: relative error of the final latents per relative error of the feature, at each evaluation.
+
+        Where that was not measured, what the scheduler alone makes of it, tempered: it forgets early errors, a trained
+        denoiser answers to them and keeps what they began.
+        """
+        if self.response is not None:
+            return self.gain * self.response
+        weight = self.gain * self.importance / max(self.final_norm, 1e-300)
         return np.asarray(weight**TEMPER * float(np.mean(weight)) ** (1 - TEMPER))
 
     @property
@@ -121,7 +136,11 @@ class Lessons:
             )
             for lesson in self.lessons
         ]
-        return Lessons(self.cut, self.names, self.nbytes, tuple(times), importance, self.final_norm, moved)
+        rows = Lessons(self.cut, self.names, self.nbytes, tuple(times), importance, self.final_norm, moved)
+        if self.response is not None:
+            ratios = matrix @ np.log(self.response / self.floored_importance)
+            rows.response = rows.floored_importance * np.exp(ratios)
+        return rows
 
 
 def _between(known: Sequence[float], wanted: Sequence[float]) -> Floats:
