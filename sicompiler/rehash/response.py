@@ -47,7 +47,7 @@ def response_of(lessons: Lessons, errors: Mapping[int, Sequence[float]]) -> Floa
     for step, seen in errors.items():
         off = squared_error(gram, Prediction((step - 1,), (1.0,)), step) / max(float(gram[step, step]), 1e-300)
         moved = float(gains[step]) * math.sqrt(off)
-        error = math.sqrt(float(np.mean(np.square(seen))))
+        error = math.sqrt(float(np.mean(np.square(seen)))) if len(seen) else 0.0
         if moved > 0 and error > 0 and math.isfinite(error / moved):
             found[step] = error / moved
     if not found:
