@@ -26,6 +26,9 @@ Predictor = Literal["least squares", "lagrange"]
 RIDGE = 1e-6
 """Of the mean squared norm of the sources, added to the diagonal of the normal equations."""
 
+PART = 4096
+"""Sets of sources that are worked on at a time."""
+
 DEEPEST = 64
 """Evaluations beyond which schedules remember two full ones at most: the table of three has their fourth power."""
 
@@ -46,31 +49,42 @@ class Prediction:
 Schedule = tuple[Prediction | None, ...]  # for each evaluation, None where it runs in full
 
 
-def lagrange_weights(times: Sequence[float], time: float) -> tuple[float, ...]:
-    """Weights that continue the polynomial through values at `times` to `time`.
+def lagrange_weights(times: npt.ArrayLike, wanted: npt.ArrayLike) -> Floats:
+    """Weights that continue the polynomial through values at some times to others.
 
-    Exact on polynomials of degree `len(times) - 1`, however uneven the gaps (Lagrange's formula).
+    Exact on polynomials of degree `k - 1`, however uneven the gaps (Lagrange's formula).
+
+    Args:
+        times: [..., k], of what is known; no two of a row the same.
+        wanted: [n].
+
+    Returns:
+        [..., k, n].
     """
-    return tuple(
-        float(np.prod([(time - other) / (own - other) for k, other in enumerate(times) if k != j]))
-        for j, own in enumerate(times)
-    )
+    known, to = np.asarray(times, dtype=np.float64)[..., None], np.asarray(wanted, dtype=np.float64)
+    found = np.ones((*known.shape[:-1], len(to)))
+    for j, k in itertools.permutations(range(known.shape[-2]), 2):
+        found[..., j, :] *= (to - known[..., k, :]) / (known[..., j, :] - known[..., k, :])
+    return found
 
 
-def least_squares_weights(gram: Floats, sources: Sequence[int], step: int) -> tuple[float, ...]:
+def least_squares_weights(gram: Floats, sources: npt.ArrayLike) -> Floats:
     """Weights of least squared error over the runs a Gram matrix was summed over, with a small ridge towards the last.
 
     Args:
         gram: [n, n].
-        sources: earlier evaluations, oldest first.
-        step: the evaluation to predict.
+        sources: [..., k], earlier evaluations, oldest first.
+
+    Returns:
+        [..., k, n], to predict every evaluation.
     """
-    index = list(sources)
-    normal = gram[np.ix_(index, index)]
-    prior = np.zeros(len(index))
+    index = np.asarray(sources)
+    normal = gram[index[..., :, None], index[..., None, :]]
+    prior = np.zeros((index.shape[-1], 1))
     prior[-1] = 1.0
-    ridge = RIDGE * float(np.trace(normal)) / len(index) * np.eye(len(index))
-    return tuple(float(w) for w in np.linalg.solve(normal + ridge, gram[index, step] + ridge @ prior))
+    trace = np.maximum(np.trace(normal, axis1=-2, axis2=-1), 1e-300)[..., None, None]
+    ridge = RIDGE * trace / len(prior)
+    return np.asarray(np.linalg.solve(normal + ridge * np.eye(len(prior)), gram[index] + ridge * prior))
 
 
 def squared_error(gram: Floats, prediction: Prediction, step: int) -> float:
@@ -106,27 +120,44 @@ class StepCosts:
         """The cheapest prediction from the newest of some sources, and what it costs."""
         key = (sources, step)
         if key not in self._known:
-            used = sources[-1:]
-            weights = self.weights(used, step)
-            prediction = Prediction(used, weights)
+            prediction = Prediction(sources, self.weights(sources, step))
             found = (squared_error(self.gram, prediction, step) * self.scale[step], prediction)
             if len(sources) > 1:
-                full = Prediction(sources, self.weights(sources, step))
-                cost = squared_error(self.gram, full, step) * self.scale[step]
-                found = min(found, (cost, full), self.best(sources[1:], step), key=lambda row: row[0])
+                found = min(self.best(sources[1:], step), found, key=lambda row: row[0])
             self._known[key] = found
         return self._known[key]
 
     def weights(self, sources: tuple[int, ...], step: int) -> tuple[float, ...]:
         """The weights of the predictor with all of some sources."""
-        if len(sources) == 1:
-            return (1.0,)
-        if self.predictor == "lagrange":
-            own = [self.times[s] for s in sources]
-            if len(set(own)) < len(own):  # Heun evaluates twice at some times: reuse the newer
-                return (*(0.0 for _ in own[1:]), 1.0)
-            return lagrange_weights(own, self.times[step])
-        return least_squares_weights(self.gram, sources, step)
+        return tuple(map(float, self._weights(np.array([sources]))[0, :, step]))
+
+    def table(self, sources: npt.NDArray[np.int64]) -> Floats:
+        """[m, n]: what predicting each evaluation costs.
+
+        Args:
+            sources: [m, k], all of which are used.
+        """
+        parts = np.array_split(sources, max(len(sources) // PART, 1))
+        return np.concatenate([self._costs(part) for part in parts])
+
+    def _costs(self, sources: npt.NDArray[np.int64]) -> Floats:
+        weights = self._weights(sources)
+        normal = self.gram[sources[:, :, None], sources[:, None, :]]
+        off = np.diag(self.gram) + ((normal @ weights - 2 * self.gram[sources]) * weights).sum(axis=1)
+        return np.asarray(np.maximum(off, 0.0) * self.scale)
+
+    def _weights(self, sources: npt.NDArray[np.int64]) -> Floats:
+        """[m, k, n]: weights of [m, k] sources for each evaluation."""
+        if sources.shape[1] == 1:
+            return np.ones((len(sources), 1, self.count))
+        if self.predictor == "least squares":
+            return least_squares_weights(self.gram, sources)
+        own = np.array(self.times)[sources]
+        twice = np.array([len(set(row)) < len(row) for row in own.tolist()])  # Heun evaluates twice at some times:
+        found = np.zeros((*sources.shape, self.count))
+        found[twice, -1] = 1.0  # reuse the newer
+        found[~twice] = lagrange_weights(own[~twice], self.times)
+        return found
 
 
 def best_schedules(costs: StepCosts) -> dict[int, tuple[float, Schedule]]:
@@ -163,15 +194,20 @@ def _segments(costs: StepCosts) -> Floats:
     """[last full ones ..., next full one]: cost of the stretch in between; the last column stands for the end."""
     n, memory = costs.count, costs.memory
     segment = np.full((n + 1,) * memory + (n + 2,), np.inf)
-    for sources in (s for size in range(1, memory + 1) for s in itertools.combinations(range(n), size)):
-        if len(sources) < memory and sources[0] != 0:
-            continue  # fewer than memory allows are known only while the first evaluation is among them
-        index = (0,) * (memory - len(sources)) + tuple(s + 1 for s in sources)
-        root = 0.0
-        for following in range(sources[-1] + 1, n + 1):
-            segment[(*index, following + 1)] = root**2
-            if following < n:
-                root += costs.best(sources, following)[0] ** 0.5
+    least = np.empty(0)  # [sources ..., step]: of the cheapest prediction from the newest of some sources
+    for size in range(1, memory + 1):
+        sources = np.array(list(itertools.combinations(range(n), size)), dtype=np.int64).reshape(-1, size)
+        found = costs.table(sources)
+        if size > 1:
+            found = np.minimum(found, least[tuple(sources[:, 1:].T)])
+        least = np.full((n,) * (size + 1), np.inf)
+        least[tuple(sources.T)] = found
+        if size < memory:  # fewer than memory allows are known only while the first evaluation is among them
+            sources, found = sources[sources[:, 0] == 0], found[sources[:, 0] == 0]
+        later = np.arange(n) > sources[:, -1:]
+        ended = np.cumsum(np.where(later, np.sqrt(found), 0.0), axis=1) ** 2
+        place = tuple(np.concatenate([np.zeros((memory - size, len(sources)), dtype=np.int64), sources.T + 1]))
+        segment[(*place, slice(2, None))] = np.where(np.arange(1, n + 1) > sources[:, -1:], ended, np.inf)
     return segment
 
 

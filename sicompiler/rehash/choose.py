@@ -78,16 +78,12 @@ def make_plan(
         steps=schedule,
         checks=_checks(costs, schedule) if guard else (None,) * len(schedule),
         strategy=strategy,
-        predicted_error=cost_of(costs, schedule) / max(_samples(lessons), 1) ** 0.5,
+        predicted_error=cost_of(costs, schedule),
         whole_seconds=lessons.full_seconds,
         full_seconds=lessons.full_seconds,
         skip_seconds=lessons.skip_seconds,
         step_seconds=lessons.step_seconds,
     )
-
-
-def _samples(lessons: Lessons) -> int:
-    return sum(len(lesson.grams) for lesson in lessons.lessons)
 
 
 def unguarded(plan: RehashPlan) -> RehashPlan:
