@@ -106,18 +106,19 @@ def test_a_plan_knows_what_it_competes_with_on_the_same_runs(caplog: pytest.LogC
     assert plan.verified is not None
     even, fewer = plan.verified.others
     assert (even.method, fewer.method) == ("uniform", "fewer steps")
-    assert even.full == fewer.full == len(plan.full)
+    steps = round(plan.evaluations / plan.speedup)
+    assert (even.full, fewer.full) == (len(plan.full), steps)
     state = pipeline_state(pipe, "compare")
     assert state.rehash is not None
     found = []
     for call in calls[1:]:
         with state.rehash.switched("exact"):
             reference = run_call(state, call)
-            found.append(difference(run_call(state, {**call, "num_inference_steps": len(plan.full)}), reference))
+            found.append(difference(run_call(state, {**call, "num_inference_steps": steps}), reference))
     assert fewer.rel_error == pytest.approx(max(d.rel_error for d in found), rel=1e-5)
     assert fewer.psnr == pytest.approx(min(d.psnr for d in found), rel=1e-5)
-    nearer = [other for other in plan.verified.others if other.rel_error < plan.verified.rel_error]
-    assert len([r for r in caplog.records if "ends nearer to the full run than the plan" in r.message]) == len(nearer)
+    assert len(plan.verified.nearer) == sum(o.rel_error < plan.verified.rel_error for o in (even, fewer))
+    assert all(f"Step Rehash: {line}" in caplog.messages for line in plan.verified.nearer)
 
 
 @pytest.mark.parametrize("strategy", ["uniform", "taylor", "similarity", "deepcache"])

@@ -45,7 +45,7 @@ def calibrate(state: PipelineState) -> RehashPlan:
     learned, held_out = calls[: len(calls) - request.held_out], calls[len(calls) - request.held_out :]
     learn(state, learned)
     if not rehash.lessons:
-        why = "; ".join(rehash.unskippable.values())
+        why = "; ".join(rehash.unskippable.values()) or "their loops ended before the last step"
         raise BadInput(f"nothing can be learned from these calls: {why}; Step Rehash needs every step")
     if len(rehash.lessons) != 1:
         raise BadInput(
@@ -54,6 +54,8 @@ def calibrate(state: PipelineState) -> RehashPlan:
         )
     setting = rehash.expected = next(iter(rehash.lessons))  # held-out calls of another one would verify another plan
     plans = rehash.candidates(setting)
+    if not plans:
+        raise BadInput(f"no plan skips any of {len(setting.times)} evaluations: give the calls more steps")
     verifying = Trials(state, setting, held_out)
     verifying.references()
     trials = Trials(state, setting, learned[:TRIALS])
@@ -183,16 +185,12 @@ def _compared(plan: RehashPlan, verified: Verified, verifying: Trials, even: Reh
     others = []
     if key_of(even) != key_of(plan) and (found := verifying.run(even)) is not None:
         others.append(Other("uniform", len(even.full), *_worst(found)))
-    if (fewer := verifying.fewer_steps(len(plan.full) / plan.evaluations)) is not None:
+    if (fewer := verifying.fewer_steps(1 / plan.speedup)) is not None:
         others.append(Other("fewer steps", fewer[1], *_worst(fewer[0])))
-    for other in others:
-        if other.full <= len(plan.full) and other.rel_error < verified.rel_error:
-            log.warning(
-                "Step Rehash: on %d held-out runs %s with %d evaluations ends nearer to the full run than the plan "
-                "with %d, relative error %.3g against %.3g",
-                verified.runs, other.method, other.full, len(plan.full), other.rel_error, verified.rel_error,
-            )  # fmt: skip
-    return replace(plan, verified=replace(verified, others=tuple(others)))
+    verified = replace(verified, others=tuple(others))
+    for line in verified.nearer:
+        log.warning("Step Rehash: %s", line)
+    return replace(plan, verified=verified)
 
 
 def _worst(found: Sequence[Difference]) -> tuple[float, float]:

@@ -162,14 +162,13 @@ class ComponentState(State):
                 self.programs[key] = run_stage("clean", capture(self.model, args, kwargs, method=self.method))
         return self.programs[key]
 
-    def part_for(self, part: Part, args: Sequence[Any], kwargs: Mapping[str, Any], kept_bytes: int) -> Compiled:
+    def part_for(self, part: Part, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Compiled:
         """A part of the graph, planned within what is left of the budget beside the features that are held.
 
         Args:
             part: which.
             args: of the call of the whole denoiser.
             kwargs: of the same.
-            kept_bytes: of features, held now.
 
         Raises:
             OverBudget: no plan fits beside them.
@@ -183,9 +182,7 @@ class ComponentState(State):
             self._room[key] = (
                 part.snapshots * sum(v.nbytes for v in values) + part.scratch_bytes(values) + part.beside_bytes
             )
-        wanted = self._room[key]
-        counted = kept_bytes if self.device_of(args, kwargs).type == "cuda" else 0  # by the allocator, in held_bytes
-        self.reserved = replace(self.reserved, snapshot_bytes=max(wanted - counted, 0))
+        self.reserved = replace(self.reserved, snapshot_bytes=self._room[key])
         if found is None or not self.still_fits(found, args, kwargs):
             cut, planner = self._analysed(call, part, args, kwargs)
             plan = self.choose(planner, args, kwargs)
@@ -215,7 +212,9 @@ class ComponentState(State):
     def forget_parts(self, but: Collection[Part]) -> None:
         """Let go of all parts but some, and of what they were planned from."""
         self.analyses = None
-        self.parts = {key: compiled for key, compiled in self.parts.items() if key[1] in but}
+        gone = {id(compiled) for key, compiled in self.parts.items() if key[1] not in but}
+        self.parts = {key: compiled for key, compiled in self.parts.items() if id(compiled) not in gone}
+        self.records = [record for record in self.records if id(record.compiled) not in gone]
 
     def run_part(
         self, compiled: Compiled, inputs: Sequence[Any], kept: Sequence[torch.Tensor], device: torch.device

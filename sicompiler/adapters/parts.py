@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,17 +23,14 @@ def parts_of(plan: RehashPlan) -> tuple[Part, Part]:
 def watching(recorder: Recorder, whole: Program) -> list[Part]:
     """What runs while learning: the denoiser with the features of all cuts, and from each cut on.
 
-    Features are held from this evaluation and the one before, but for those that a part is given.
+    Held are features of this evaluation and, of each branch, of the one before, but for those that a part is given.
     """
+    branches = max(recorder.branches, 1)
     nodes = list(whole.graph_module.graph.nodes)
     nbytes = sum(nodes[p].meta["val"].nbytes for p in recorder.positions)
-    probes = [Part("skip", cut.positions, 0, beside_bytes=2 * nbytes - cut.nbytes) for cut in recorder.cuts]
-    return [Part("full", recorder.positions, 1, looked_at=True), *probes]
-
-
-def nbytes_of(tensors: Sequence[torch.Tensor]) -> int:
-    """Of all of them."""
-    return sum(t.nbytes for t in tensors)
+    held = (branches + 1) * nbytes
+    probes = [Part("skip", cut.positions, 0, beside_bytes=held - cut.nbytes) for cut in recorder.cuts]
+    return [Part("full", recorder.positions, branches, looked_at=True), *probes]
 
 
 def distance(one: Any, other: Any) -> float:

@@ -7,14 +7,15 @@ import functools
 import logging
 import weakref
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from sicompiler.adapters.component import ComponentState
-from sicompiler.adapters.held import ATTRIBUTE, Reserved, reserved, weights_of
+from sicompiler.adapters.held import ATTRIBUTE, Reserved, reserved, storages, weights_of
 from sicompiler.adapters.outputs import register_outputs
-from sicompiler.adapters.rehash import BAR, PipelineRehash
+from sicompiler.adapters.rehash import PipelineRehash
 from sicompiler.adapters.residency import Residency
 from sicompiler.adapters.roles import (
     Phase,
@@ -78,6 +79,7 @@ class PipelineState:
         self.measure_calls = False  # measure the calls of components, each on its own
         self.measuring = False  # somebody measures a whole run
         self.rehash: PipelineRehash | None = None
+        self._before: dict[str, Any] = {}  # what the pipeline itself had in the place of what is patched
         self._resting = False  # the components run untouched for a while
 
     @staticmethod
@@ -128,7 +130,12 @@ class PipelineState:
             self.check()
             return entrance(*args, **kwargs)
 
-        setattr(pipe, ENTRANCE, watched)
+        self.patch(ENTRANCE, watched)
+
+    def patch(self, name: str, value: Any) -> None:
+        """Set an attribute of the pipeline until it is released."""
+        self._before.setdefault(name, self.pipe.__dict__.get(name))
+        setattr(self.pipe, name, value)
 
     def _install(self, pipe: Any, role: Role) -> None:
         model = getattr(pipe, role.component)
@@ -198,8 +205,16 @@ class PipelineState:
         self.residency.bring(model, state.last[0].plan.streamed if state.last else ())
 
     def reserved(self, state: ComponentState, inputs: Any, device: torch.device) -> Reserved:
-        """What the rest of the pipeline occupies while a component runs."""
-        return reserved(self.pipe, state.model, inputs, device)
+        """What the rest of the pipeline occupies while a component runs.
+
+        Features that Step Rehash keeps are left out for the denoiser, whose plans have room for them.
+        """
+        rehash = self.rehash
+        kept = rehash.kept() if rehash is not None else []
+        found = reserved(self.pipe, state.model, (inputs, kept), device)
+        if rehash is not None and state.role.component != rehash.component:
+            found = replace(found, held_bytes=found.held_bytes + sum(storages(kept, device).values()))
+        return found
 
     def make_room(self, state: ComponentState, device: torch.device, keep: frozenset[str] = frozenset()) -> bool:
         """Move an idle component away: first those that never run, then those of other phases, big ones first.
@@ -257,8 +272,10 @@ class PipelineState:
         if pipe is not None:
             for part in modules_of(pipe).values():
                 self.residency.bring(part)
-            pipe.__dict__.pop(ENTRANCE, None)
-            pipe.__dict__.pop(BAR, None)
+            for name, value in self._before.items():
+                pipe.__dict__.pop(name, None)
+                if value is not None:
+                    pipe.__dict__[name] = value  # a user's
             pipe.__dict__.pop(ATTRIBUTE, None)
 
     def report(self) -> PipelineReport:

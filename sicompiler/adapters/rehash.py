@@ -16,26 +16,21 @@ import torch.utils._pytree as pytree
 
 from sicompiler.adapters.bars import Watched, begin_of
 from sicompiler.adapters.component import ComponentState
-from sicompiler.adapters.parts import distance, nbytes_of, parts_of, watching
+from sicompiler.adapters.learning import record, recorder_for
+from sicompiler.adapters.parts import parts_of
 from sicompiler.adapters.roles import Phase
-from sicompiler.capture import Program, flatten_inputs, structure
-from sicompiler.cost import MACHINES
-from sicompiler.errors import BadInput, OverBudget
-from sicompiler.planners.cuts import Cut, candidate_cuts
+from sicompiler.capture import flatten_inputs, structure
+from sicompiler.errors import BadInput
 from sicompiler.rehash.choose import RULES, Subject, by_rule, fastest_within, most_exact_at, planned, with_frontier
 from sicompiler.rehash.evaluation import Evaluation
 from sicompiler.rehash.importance import evaluation_times, scheduler_importance, scheduler_line
 from sicompiler.rehash.lessons import Lessons
 from sicompiler.rehash.loop import CURRENT, DenoisingLoop
 from sicompiler.rehash.plan import RehashPlan
-from sicompiler.rehash.recorder import Recorder
 from sicompiler.rehash.request import Rehash
 from sicompiler.rehash.setting import Setting
 from sicompiler.rehash.timings import Timings
 from sicompiler.reports.rehash import RehashReport
-from sicompiler.search.search import whole_seconds_of
-from sicompiler.study import study
-from sicompiler.units import format_bytes
 
 if TYPE_CHECKING:
     from sicompiler.adapters.pipeline import PipelineState
@@ -44,8 +39,6 @@ log = logging.getLogger("sicompiler")
 
 BAR = "progress_bar"  # what pipelines enter around their denoising loop, or iterate over
 COUNTED = "_sicompiler_counted"  # on the step of a scheduler that a loop counts: the scheduler's own
-CUTS = 4  # that one run watches: each is probed at every step
-MOST_LEFT = 0.35  # share of the time a skipped evaluation may cost
 
 
 class PipelineRehash:
@@ -70,6 +63,7 @@ class PipelineRehash:
         self.resting = False  # loops run in full for a while
         self.exact = False  # loops are seen, but every call runs by the plan of the whole denoiser
         self.learning = False  # loops are learned from, whatever is known
+        self.observed = False  # loops leave their final latents behind
         self.timed = False  # seconds are compared: a GPU is waited for before they are read
 
     @property
@@ -79,7 +73,7 @@ class PipelineRehash:
         return min(r.component for r in roles) if roles else ""
 
     @contextlib.contextmanager
-    def switched(self, name: Literal["exact", "learning", "timed"]) -> Iterator[None]:
+    def switched(self, name: Literal["exact", "learning", "observed", "timed"]) -> Iterator[None]:
         """A context in which one of these is on."""
         before = getattr(self, name)
         setattr(self, name, True)
@@ -99,7 +93,7 @@ class PipelineRehash:
             inner = bar(*args, **kwargs)
             return inner if self.resting else Watched(inner, lambda: self._looping(pipe, kwargs.get("total")))
 
-        setattr(pipe, BAR, watched)
+        self.state.patch(BAR, watched)
 
     @contextlib.contextmanager
     def _looping(self, pipe: Any, total: int | None) -> Iterator[None]:
@@ -119,6 +113,7 @@ class PipelineRehash:
 
         setattr(counted, COUNTED, step)
         CURRENT.set((*CURRENT.get(), loop))
+        own = scheduler.__dict__.get("step")  # a user's
         scheduler.__dict__["step"] = counted
         self.last = loop
         began = time.perf_counter()
@@ -128,9 +123,11 @@ class PipelineRehash:
             self._finished(loop)
         finally:
             if scheduler.__dict__.get("step") is counted:
-                del scheduler.__dict__["step"]
+                scheduler.__dict__.pop("step")
+                if own is not None and not hasattr(own, COUNTED):
+                    scheduler.__dict__["step"] = own
             CURRENT.set(tuple(other for other in CURRENT.get() if other is not loop))
-            loop.end()
+            loop.end(keep_final=self.observed)
 
     def loop_of(self, component: ComponentState) -> DenoisingLoop | None:
         """The loop a call of a component belongs to; None where nothing is skipped or learned."""
@@ -148,6 +145,11 @@ class PipelineRehash:
             reasons = {e.reason for e in loop.evaluations if e.reason} or {"the plan's steps were never reached"}
             log.warning("Step Rehash skipped nothing in this call: %s", "; ".join(sorted(reasons)))
 
+    def kept(self) -> list[torch.Tensor]:
+        """The features that the loop at hand keeps."""
+        loops = [loop for loop in CURRENT.get() if loop.owner is self]
+        return [t for loop in loops for t in (*loop.held, *(loop.recorder.held if loop.recorder else ()))]
+
     # A call of the denoiser
 
     def evaluate(
@@ -164,7 +166,10 @@ class PipelineRehash:
             self._resolve(component, loop, args, kwargs)
             loop.busy += time.perf_counter() - began
         if loop.recorder is not None:
-            return self._record(component, loop, args, kwargs, device)
+            began = time.perf_counter()
+            result = record(component, loop, args, kwargs, device, self._now)
+            loop.busy += time.perf_counter() - began
+            return result
         if loop.plan is None:
             began, (branch, _, _) = self._now(device), loop.next_call()
             result = component.run_whole(args, kwargs, device)
@@ -174,11 +179,11 @@ class PipelineRehash:
         step, (branch, prediction, reason) = loop.step, loop.next_call()
         began, error = self._now(device), None
         if prediction is None:
-            part = component.part_for(parts_of(plan)[0], args, kwargs, loop.held_bytes)
+            part = component.part_for(parts_of(plan)[0], args, kwargs)
             result, features = component.run_part(part, flat, loop.held, device)
             error = loop.keep(branch, tuple(features))
         else:
-            part = component.part_for(parts_of(plan)[1], args, kwargs, loop.held_bytes)
+            part = component.part_for(parts_of(plan)[1], args, kwargs)
             given = loop.predict(branch, prediction)
             result = component.run_part(part, [*flat, *given], loop.held, device)
         loop.note(Evaluation(step, branch, prediction, reason, error, 0, self._now(device) - began))
@@ -191,7 +196,7 @@ class PipelineRehash:
 
         Raises:
             StalePlan: the plan that was given is for another model, scheduler or number of steps.
-            BadInput: the target can't be reached; the loop is of another setting than the lessons of a file.
+            BadInput: the loop is of another setting than the lessons of a file.
         """
         program = component.whole_program(args, kwargs)
         mark = structure(program.graph_module.graph)
@@ -211,21 +216,31 @@ class PipelineRehash:
             )
             loop.plan = self.given
         elif self.learning:
-            loop.recorder = Recorder(self._cuts(component, program))
+            loop.recorder = recorder_for(component, program)
         elif setting in self.plans:
             loop.plan = self.plans[setting]
         elif setting in self.unskippable:
             log.warning("Step Rehash skips nothing in this call: %s", self.unskippable[setting])
         else:
             loop.plan = self._adapted(setting, loop)
-            if loop.plan is None:
+            if setting in self.unskippable:
+                log.warning("Step Rehash skips nothing in this call: %s", self.unskippable[setting])
+            elif loop.plan is None:
                 log.warning("Step Rehash: this call runs in full and is learned from; later ones will skip")
-                loop.recorder = Recorder(self._cuts(component, program))
+                loop.recorder = recorder_for(component, program)
 
     def _adapted(self, setting: Setting, loop: DenoisingLoop) -> RehashPlan | None:
         """A plan from what was learned with other steps or another scheduler, uncertified."""
-        known = next((s for s in self.plans if s.structure == setting.structure and s in self.lessons), None)
+        known = next((s for s in self.plans if s.is_like(setting) and s in self.lessons), None)
         if known is None:
+            return None
+        importance = loop.importance()
+        self.lessons[setting] = [rows.at(setting.times, importance) for rows in self.lessons[known]]
+        try:
+            plan = self.plan_for(setting, like=self.plans[known])
+        except BadInput as error:  # a call that can be made in full is not refused
+            del self.lessons[setting]
+            self.unskippable[setting] = str(error)
             return None
         log.warning(
             "Step Rehash: planned again for %d evaluations of %s from what was learned of %d of %s; not certified",
@@ -234,9 +249,7 @@ class PipelineRehash:
             len(known.times),
             known.scheduler.partition("(")[0],
         )
-        importance = loop.importance()
-        self.lessons[setting] = [rows.at(setting.times, importance) for rows in self.lessons[known]]
-        self.plans[setting] = plan = self.plan_for(setting, like=self.plans[known])
+        self.plans[setting] = plan
         return plan
 
     def _now(self, device: torch.device) -> float:
@@ -245,68 +258,7 @@ class PipelineRehash:
             torch.cuda.synchronize(device)
         return time.perf_counter()
 
-    # Learning
-
-    def _cuts(self, component: ComponentState, program: Program) -> list[Cut]:
-        """The cuts that are watched.
-
-        Raises:
-            BadInput: there is no legal cut.
-        """
-        device_type = component.home.type
-        graph = study(program, device_type)
-        seconds = whole_seconds_of(graph, MACHINES[device_type])
-        found = candidate_cuts(graph.facts, seconds, MOST_LEFT)
-        if not found:
-            raise BadInput(
-                f"{component.role.label} has no cut at which it can be entered again with at most {MOST_LEFT:.0%} of "
-                "its time left: Step Rehash can't skip any of it"
-            )
-        return list(found[:CUTS])
-
-    def _record(
-        self,
-        component: ComponentState,
-        loop: DenoisingLoop,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        device: torch.device,
-    ) -> Any:
-        began, recorder, flat = time.perf_counter(), loop.recorder, flatten_inputs(args, kwargs)[0]
-        assert recorder is not None
-        whole = component.whole_program(args, kwargs)
-        while recorder.recorded(0) == 0:
-            try:
-                for part in watching(recorder, whole):
-                    component.part_for(part, args, kwargs, nbytes_of(recorder.held))
-                break
-            except OverBudget:
-                if len(recorder.cuts) == 1:
-                    raise
-                biggest = max(recorder.cuts, key=lambda cut: cut.nbytes)
-                log.warning("no room to watch a feature of %s while learning", format_bytes(biggest.nbytes))
-                loop.recorder = recorder = Recorder([cut for cut in recorder.cuts if cut is not biggest])
-        watched, *probes = watching(recorder, whole)
-        branch, _, _ = loop.next_call()
-        started = self._now(device)
-        full = component.part_for(watched, args, kwargs, nbytes_of(recorder.held))
-        result, values = component.run_part(full, flat, recorder.held, device)
-        seconds = self._now(device) - started
-        features = dict(zip(recorder.positions, values, strict=True))
-        for number, cut in enumerate(recorder.cuts):
-            before = recorder.previous(number, branch)
-            if before is None:
-                continue
-            started = self._now(device)
-            skip = component.part_for(probes[number], args, kwargs, nbytes_of([*recorder.held, *values]))
-            moved = component.run_part(skip, [*flat, *before], [*recorder.held, *values], device)
-            taken = self._now(device) - started
-            now = tuple(features[p] for p in cut.positions)
-            recorder.probed(number, branch, now, distance(moved, result), taken)
-        recorder.record(branch, features, seconds)
-        loop.note(Evaluation(loop.step, branch, None, "learning", None, 0, seconds))
-        loop.busy += time.perf_counter() - began
-        return result
+    # Lessons and plans
 
     def _learn(self, loop: DenoisingLoop) -> None:
         """Keep what a finished loop showed, and plan from it where nothing more is to come."""
@@ -314,17 +266,17 @@ class PipelineRehash:
         assert recorder is not None and setting is not None
         lessons = recorder.lessons(len(setting.times), (loop.seconds - loop.busy) / len(setting.times))
         if not lessons:
-            self.unskippable[setting] = (
-                f"the loop ran {self.component} at {recorder.recorded(0)} of its {len(setting.times)} steps"
-            )
-            log.warning("Step Rehash learned nothing: %s", self.unskippable[setting])
+            why = f"the loop ran {self.component} at {recorder.recorded(0)} of its {len(setting.times)} steps"
+            log.warning("Step Rehash learned nothing: %s", why)
+            if loop.step >= len(setting.times):  # it was not interrupted: the next one will be like it
+                self.unskippable[setting] = why
             return
         norm = float(loop.final.norm()) if loop.final is not None else 1.0
         if setting not in self.lessons:
-            importance, names = loop.importance(), self._names(loop)
+            importance = loop.importance()
             self.lessons[setting] = [
-                Lessons(cut.positions, tuple(names[p] for p in cut.positions), cut.nbytes, setting.times, importance)
-                for cut in recorder.cuts
+                Lessons(cut.positions, names, cut.nbytes, setting.times, importance)
+                for cut, names in recorder.names.items()
             ]
         for rows in self.lessons[setting]:
             lesson = next((x for x, c in zip(lessons, recorder.cuts, strict=True) if c.positions == rows.cut), None)
@@ -337,12 +289,6 @@ class PipelineRehash:
         except BadInput as error:  # the call is done: its frames are not lost for it
             self.unskippable[setting] = str(error)
             log.warning("Step Rehash will skip nothing: %s", error)
-
-    def _names(self, loop: DenoisingLoop) -> Mapping[int, str]:
-        state = next(s for r, s in self.state.components.items() if r.component == self.component)
-        program = next(iter(state.programs.values()))
-        nodes = list(program.graph_module.graph.nodes)
-        return {p: nodes[p].name for cut in (loop.recorder.cuts if loop.recorder else ()) for p in cut.positions}
 
     def subject(self, setting: Setting) -> Subject:
         """What plans are made for."""
@@ -375,6 +321,8 @@ class PipelineRehash:
             BadInput: the target can't be reached, or can't be told from what was learned.
         """
         plans, request = self.timings.corrected(self.candidates(setting)), self.request
+        if not plans:
+            raise BadInput(f"no plan skips any of {len(setting.times)} evaluations within the budget")
         if request.speedup is not None:
             plan = most_exact_at(plans, request.speedup)
         elif like is not None:
@@ -388,6 +336,8 @@ class PipelineRehash:
     def report(self) -> RehashReport:
         """What happened in the newest loop."""
         loop = self.last
-        plan = loop.plan if loop is not None else self.given
-        known = plan or next(iter(self.plans.values()), None)
-        return RehashReport(self.state.name, self.component, known, tuple(loop.evaluations) if loop else ())
+        if loop is None:
+            plan = self.given or next(iter(self.plans.values()), None)
+        else:
+            plan = loop.plan or (self.plans.get(loop.setting) if loop.setting is not None else None)
+        return RehashReport(self.state.name, self.component, plan, tuple(loop.evaluations) if loop else ())

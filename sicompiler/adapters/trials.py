@@ -117,12 +117,13 @@ class Trials:
         if (known := self._known.get(key_of(plan))) is not None:
             return known
         references, runs = self.references(), list[Run]()
+        calls = self._calls if len(self._calls) > 1 else 2 * self._calls  # the first run plans, too: it is not timed
         before = self._rehash.plans.get(self._setting)
         self._rehash.plans[self._setting] = plan
         try:
             with self._rehash.switched("timed"):
-                for number, call in enumerate(self._calls):
-                    self._tell("trying plans", number)
+                for number, call in enumerate(calls):
+                    self._tell("trying plans", min(number, len(references) - 1))
                     runs.append(run_call(self._state, call))
                 with self._rehash.switched("exact"):  # machines are faster now and slower then: both run side by side
                     again = run_call(self._state, self._calls[0])
@@ -134,7 +135,7 @@ class Trials:
             if before is not None:
                 self._rehash.plans[self._setting] = before
         self._measure(plan, runs, again)
-        found = [difference(run, reference) for run, reference in zip(runs, references, strict=True)]
+        found = [difference(run, reference) for run, reference in zip(runs, references, strict=False)]
         self._known[key_of(plan)] = found
         return found
 
@@ -193,7 +194,7 @@ class Trials:
 
     def _measure(self, plan: RehashPlan, runs: Sequence[Run], whole: Run) -> None:
         """Means of a run, as an evaluation in full is slower where weights have to be moved after a skipped one."""
-        timed = runs[1:] or runs  # the first run plans, too, if it is the first of its kind
+        timed = runs[1:]
         full = [_mean(run, skipped=False) for run in timed]
         skip = [_mean(run, skipped=True) for run in timed]
         if not any(map(math.isnan, (*full, *skip))):
@@ -243,7 +244,8 @@ def run_call(state: PipelineState, call: Call) -> Run:
     assert state.rehash is not None
     rewind = rewinder((), dict(call))
     try:
-        output = state.pipe(**call)
+        with state.rehash.switched("observed"):
+            output = state.pipe(**call)
     finally:
         rewind()
     loop = state.rehash.last

@@ -107,7 +107,8 @@ def _rows(
     learned = [call_of(prompt, 1000 + number, STEPS) for number, prompt in enumerate(LEARNED)]
     _calibrate(pipe, f"{budget}B", learned, progress)
     rehashed = verify(pipe, ((), call()))
-    plan = rehash_report(pipe).plan
+    report = rehash_report(pipe)
+    plan = report.plan
     state = pipeline_state(pipe, "demo")
     assert plan is not None
     assert state.rehash is not None
@@ -136,7 +137,7 @@ def _rows(
                 budget,
                 rehashed.measured_peak_bytes,
                 times["with Step Rehash"],
-                len(plan.full),
+                report.full,
                 rehashed.max_abs_error,
                 rehashed.bitwise,
             ),

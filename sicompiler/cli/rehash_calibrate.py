@@ -57,6 +57,8 @@ def run(wanted: Calibration, *, as_json: bool) -> int:
             strategy=cast(Strategy, wanted.strategy),  # checked by `_check_target`
         )
         plan = _calibrated(wanted, pipe, budget, request, progress)
+    for line in plan.verified.nearer if plan.verified else ():
+        note(line)
     plan.save(wanted.output)
     if as_json:
         show_json({"plan": str(wanted.output), **plan_json(plan), "points": points_json(plan)})

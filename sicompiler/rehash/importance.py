@@ -55,8 +55,9 @@ def _final(scheduler: Any, count: int, moved: int | None) -> float:
 
 
 def evaluation_times(scheduler: Any) -> tuple[float, ...]:
-    """Where each evaluation stands, for extrapolation: logarithms of the noise level, or the timestep without one."""
+    """Where each evaluation stands, for extrapolation: logarithms of noise levels, else shares of the run."""
     count = len(scheduler.timesteps)
+    shares = tuple(i / max(count - 1, 1) for i in range(count))
     steps = [float(t) for t in scheduler.timesteps]
     sigmas = getattr(scheduler, "sigmas", None)
     cumulative = getattr(scheduler, "alphas_cumprod", None)
@@ -66,9 +67,9 @@ def evaluation_times(scheduler: Any) -> tuple[float, ...]:
         alphas = [float(cumulative[min(max(round(t), 0), len(cumulative) - 1)]) for t in steps]
         levels = [((1 - a) / a) ** 0.5 if a > 0 else 0.0 for a in alphas]  # a terminal SNR of zero has no logarithm
     else:
-        return tuple(float(i) for i in range(count))
+        return shares
     if any(level <= 0 for level in levels):
-        return tuple(float(i) for i in range(count))
+        return shares
     return tuple(float(np.log(level)) for level in levels)
 
 

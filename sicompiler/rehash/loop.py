@@ -108,7 +108,7 @@ class DenoisingLoop:
             return None
         check = plan.checks[self.step]
         error = None if check is None else self._error(branch, snapshot, check.prediction)
-        if not bool(torch.isfinite(torch.stack([t.sum(dtype=torch.float32) for t in snapshot])).all()):
+        if not bool(torch.isfinite(torch.stack([_total(t) for t in snapshot])).all()):
             self.stopped = f"the feature has values that are not finite at step {self.step}"
         elif check is not None and error is not None and error > check.bound:
             self.stopped = f"the guard measured an error of {error:.2g} at step {self.step}, above {check.bound:.2g}"
@@ -122,9 +122,12 @@ class DenoisingLoop:
         """Put down what happened."""
         self.evaluations.append(replace(evaluation, held_bytes=self.held_bytes))
 
-    def end(self) -> None:
-        """Free everything."""
+    def end(self, *, keep_final: bool) -> None:
+        """Free everything; the final latents stay where somebody wants to see them."""
         self._kept.clear()
+        self.importance = _unknown  # it has a scheduler
+        if not keep_final:
+            self.final = None
         if self.recorder is not None:
             self.recorder.free()
 
@@ -153,14 +156,21 @@ def _combined(parts: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.
     return result
 
 
+def _total(value: torch.Tensor) -> torch.Tensor:
+    """The sum, piece by piece, where the tensor lies; not finite if an entry is not."""
+    flat = value.as_strided((value.numel(),), (1,))  # it is dense
+    return torch.stack([flat[low : low + PIECE].sum(dtype=torch.float32) for low in range(0, len(flat), PIECE)]).sum()
+
+
 def _difference(value: torch.Tensor, parts: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:
     """[2]: squared norms of `value - sum w_j parts_j` and of `value`, piece by piece, where they lie."""
     flat = [t.as_strided((t.numel(),), (1,)) for t in (value, *parts)]  # all are dense, in one order
     found = torch.zeros(2, dtype=torch.float64, device=value.device)
     for low in range(0, value.numel(), PIECE):
-        own, *others = (t[low : low + PIECE].float() for t in flat)
+        own, *others = (t[low : low + PIECE] for t in flat)
+        own = own.float()
         norm = own.square().sum()
         for other, weight in zip(others, weights, strict=True):
-            own = own - weight * other
+            own = torch.sub(own, other.float(), alpha=weight)
         found += torch.stack((own.square().sum(), norm))
     return found

@@ -17,10 +17,11 @@ REHASH_VERSION = 3
 
 @dataclass(frozen=True)
 class Other:
-    """Another way to spend as many evaluations, on the same held-out runs.
+    """Another way to be as fast as a plan, on the same held-out runs.
 
     Attributes:
-        method: "uniform" (reuse at even distances, at the same cut) or "fewer steps".
+        method: "uniform" (reuse at even distances, at the same cut and with as many evaluations in full), or "fewer
+            steps" (as many as take the time of the plan).
         full: evaluations in full.
         rel_error: the worst relative error of the final latents against the full run.
         psnr: the worst of the frames, in dB.
@@ -59,6 +60,16 @@ class Verified:
         the PSNR, each on its own.
         """
         return max(1 - self.tries / (self.runs + 1), 0.0)
+
+    @property
+    def nearer(self) -> tuple[str, ...]:
+        """What ends nearer to the full run than the plan, in words; nothing where the plan is best."""
+        return tuple(
+            f"{other.method} with {other.full} evaluations ends nearer to the full run than the plan, relative error "
+            f"{other.rel_error:.3g} against {self.rel_error:.3g} on {self.runs} held-out runs"
+            for other in self.others
+            if other.rel_error < self.rel_error
+        )
 
 
 @dataclass(frozen=True)

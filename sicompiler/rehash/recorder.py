@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -17,16 +17,20 @@ class Recorder:
     """What is written down of one denoising loop.
 
     Args:
-        cuts: whose features are watched.
+        names: of the nodes of every cut whose features are watched.
     """
 
-    def __init__(self, cuts: Sequence[Cut]) -> None:
-        self.cuts = tuple(cuts)
-        self._sketches: list[dict[int, list[torch.Tensor]]] = [{} for _ in cuts]
-        self._moves: list[dict[int, list[float]]] = [{} for _ in cuts]  # by step: change of output per relative error
+    def __init__(self, names: Mapping[Cut, tuple[str, ...]]) -> None:
+        self.names, self.cuts = dict(names), tuple(names)
+        self._sketches: list[dict[int, list[torch.Tensor]]] = [{} for _ in names]
+        self._moves: list[dict[int, list[float]]] = [{} for _ in names]  # by step: change of output per relative error
         self._previous: dict[int, dict[int, torch.Tensor]] = {}  # by branch, by position
         self._full_seconds: list[float] = []
-        self._skip_seconds: list[list[float]] = [[] for _ in cuts]
+        self._skip_seconds: list[list[float]] = [[] for _ in names]
+
+    def without(self, cut: Cut) -> Recorder:
+        """What watches all cuts but one, from the start."""
+        return Recorder({other: names for other, names in self.names.items() if other is not cut})
 
     @property
     def positions(self) -> tuple[int, ...]:
@@ -37,6 +41,11 @@ class Recorder:
     def held(self) -> list[torch.Tensor]:
         """Features held until the next step."""
         return [t for kept in self._previous.values() for t in kept.values()]
+
+    @property
+    def branches(self) -> int:
+        """Calls in one step, as far as they were seen."""
+        return len(self._previous)
 
     def recorded(self, branch: int) -> int:
         """How many evaluations of a branch are written down."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -31,7 +32,7 @@ class Rehash:
         order: of the predictor at most, 0 to 2; order k keeps k + 1 features.
         predictor: "least squares" or "lagrange".
         strategy: "planned", or a rule to compare with: "uniform" reuse, "taylor" (a line through the last two),
-            "similarity" (Streamlined Inference's threshold), "deepcache" (every n-th in full). Rules have no guard.
+            "similarity" (Streamlined Inference's threshold), "deepcache" (every n-th in full).
         lessons: a file that keeps what the calls show, written after every one of them. Calls that are in it are not
             run again, so that a calibration that was interrupted goes on where it was.
     """
@@ -57,6 +58,13 @@ class Rehash:
         given = [name for name, value in targets.items() if value is not None]
         if len(given) != 1:
             raise BadInput(f"Rehash takes exactly one of {', '.join(targets)}; got {' and '.join(given) or 'none'}")
+        for name in ("speedup", "psnr", "rel_error"):
+            if not isinstance(targets[name], (Real, type(None))):
+                raise BadInput(f"{name} is a number, got {targets[name]!r}")
+        if not isinstance(self.plan, (RehashPlan, str, Path, type(None))):
+            raise BadInput(f"plan is a RehashPlan or the path of one, got {self.plan!r}")
+        if not isinstance(self.calls, Sequence) or not all(isinstance(call, Mapping) for call in self.calls):
+            raise BadInput("calls is a list of dicts, the keyword arguments of one call each")
         if self.speedup is not None and self.speedup <= 1:
             raise BadInput(f"a speed-up is above 1, got {self.speedup}; leave rehash out to run every step in full")
         if self.rel_error is not None and not 0 < self.rel_error < 1:
@@ -71,7 +79,6 @@ class Rehash:
             raise BadInput(f"strategy is one of {', '.join(get_args(Strategy))}, got {self.strategy!r}")
         if not 0 <= self.held_out <= max(len(self.calls) - 1, 0):
             raise BadInput(f"of {len(self.calls)} calls at most {max(len(self.calls) - 1, 0)} can be held out")
-
         if self.psnr is not None and not self.held_out:
             raise BadInput("psnr= can only be met by measuring: give calls=[...] with held_out of at least 1")
         if self.plan is not None and self.calls:

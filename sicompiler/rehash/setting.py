@@ -21,6 +21,14 @@ class Setting:
     scheduler: str
     times: tuple[float, ...]
 
+    def is_like(self, other: Setting) -> bool:
+        """Whether lessons of this setting say something of the other one: the same denoiser, times of the same kind.
+
+        Logarithms of noise levels fall; where there are none, shares of the run rise (`rehash.importance`).
+        """
+        rising = [setting.times[:1] <= setting.times[-1:] for setting in (self, other)]
+        return self.structure == other.structure and rising[0] == rising[1]
+
     def check(self, other: Setting) -> None:
         """Make sure that what was learned in this setting is used in no other.
 
