@@ -118,7 +118,7 @@ def methods(state: PipelineState, full: int, learned: Sequence[dict[str, Any]]) 
     same = next(rows for rows in lessons if rows.cut == planned.cut)
     return {
         PLANNED: planned,
-        "paper's rule": paper,
+        "similarity": paper,
         "uniform": uniform(subject, same, full, guard=False),
         "taylor": uniform(subject, same, full, order=1, guard=False),
         "deepcache": deepcache(subject, lessons[-1], full, guard=False),

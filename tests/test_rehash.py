@@ -13,7 +13,9 @@ import torch
 
 import sicompiler
 from sicompiler import Rehash
-from sicompiler.adapters.pipeline import PipelineState, pipeline_state
+from sicompiler.adapters.component import ComponentState
+from sicompiler.adapters.pipeline import pipeline_state
+from sicompiler.adapters.roles import Phase
 from sicompiler.rehash.request import Strategy
 from tests.mini_pipeline import MiniPipeline, MiniText, MiniUNet, MiniVae, mini, picture
 from tests.mini_rehash import (
@@ -228,15 +230,22 @@ def test_features_are_charged_to_the_budget() -> None:
         pipe(**CALL)
 
 
-def test_features_are_freed_before_the_decoder_runs() -> None:
+def test_features_are_freed_before_the_decoder_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = rehashed()
     pipe(**CALL)
+    forward, decoding = ComponentState.forward, list[int]()
+
+    def watched(self: ComponentState, *args: Any, **kwargs: Any) -> Any:
+        rehash = self.pipeline.rehash
+        if self.role.phase is Phase.DECODE and rehash is not None and rehash.last is not None:
+            decoding.append(rehash.last.held_bytes + sum(t.nbytes for t in rehash.kept()))
+        return forward(self, *args, **kwargs)
+
+    monkeypatch.setattr(ComponentState, "forward", watched)
+    pipe(**CALL)
+    assert decoding == [0]
     held = sicompiler.rehash_report(pipe).evaluations
     assert max(e.held_bytes for e in held) <= plan_of(pipe).snapshots_bytes
-    state: PipelineState = pipeline_state(pipe, "ask")
-    assert state.rehash is not None
-    assert state.rehash.last is not None
-    assert state.rehash.last.held_bytes == 0
 
 
 @pytest.mark.parametrize("strategy", ["planned", "uniform", "taylor", "similarity", "deepcache"])

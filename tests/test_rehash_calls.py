@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from typing import Any
 
@@ -78,6 +79,25 @@ def test_an_interrupted_first_call_is_not_the_last_to_learn_from(caplog: pytest.
     pipe(**CALL)
     pipe(**CALL)
     assert sicompiler.rehash_report(pipe).skipped > 0
+
+
+class Hidden(diffusers.DDIMScheduler):  # type: ignore[misc]
+    """Steps are taken where nobody sees them, as by a copy."""
+
+    step = property(lambda self: functools.partial(diffusers.DDIMScheduler.step, self))
+
+
+def test_a_loop_whose_steps_are_not_seen_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    pipe = _learning(mini(scheduler=Hidden(clip_sample=False)))
+    with caplog.at_level(logging.WARNING):
+        pipe(**CALL)
+    assert "learned nothing: the loop took no step of the scheduler" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        pipe(**CALL)
+    assert "skips nothing in this call: the loop took no step" in caplog.text
+    with pytest.raises(sicompiler.BadInput, match="took no step of the scheduler of MiniPipeline"):
+        rehashed(mini(scheduler=Hidden(clip_sample=False)), speedup=1.5, calls=call_list(1))
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["first call", "later call"])

@@ -15,7 +15,7 @@ import sicompiler.cli
 from sicompiler import RehashPlan
 from sicompiler.cli.rehash_app import SCHEDULERS
 from sicompiler.rehash.book import LessonBook
-from sicompiler.reports.rehash_plot import Curve, Panel, error_picture, measured_curves, panels
+from sicompiler.reports.rehash_plot import Curve, Panel, error_picture, measured_panels, panels
 from sicompiler.reports.rehash_tables import held_bytes
 from tests.pipeline_parts import image as picture
 from tests.rehash_models import PromptedPipeline, prompted
@@ -310,10 +310,13 @@ def test_the_picture(cli: Cli, saved: Saved, tmp_path: Path, ending: str) -> Non
 
 def test_what_the_picture_shows(saved: Saved) -> None:
     plan, book = RehashPlan.load(saved.plan), LessonBook.load(saved.lessons)
-    first, second, *cuts = panels(plan, book, measured_curves(json.dumps({"rows": ROWS})))
+    first, second, *cuts = panels(plan, book, measured_panels(json.dumps({"rows": ROWS})))
     assert first.curves[0].points == tuple((p.speedup, p.predicted_error) for p in reversed(plan.frontier()))
     assert (second.title, [c.method for c in second.curves]) == ("measured", ["planned", "fewer steps"])
     assert len(cuts) == len(book.cuts)
+    cells = [row | {"scheduler": "ddim", "steps": steps} for row in ROWS for steps in (25, 50)]
+    titles = [panel.title for panel in measured_panels(json.dumps(cells))]
+    assert titles == ["measured: ddim, 25 steps", "measured: ddim, 50 steps"]
     for panel in cuts:
         best = dict(panel.curves[0].points)
         assert [c.method for c in panel.curves] == ["planned", "uniform", "taylor", "similarity", "deepcache"]

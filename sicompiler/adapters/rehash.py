@@ -266,9 +266,12 @@ class PipelineRehash:
         assert recorder is not None and setting is not None
         lessons = recorder.lessons(len(setting.times), (loop.seconds - loop.busy) / len(setting.times))
         if not lessons:
-            why = f"the loop ran {self.component} at {recorder.recorded(0)} of its {len(setting.times)} steps"
+            steps = len(setting.times)
+            why = f"the loop ran {self.component} at {recorder.recorded(0)} of its {steps} steps"
+            if loop.final is None:
+                why = f"the loop took no step of the scheduler of {self.state.name}: does it use a copy?"
             log.warning("Step Rehash learned nothing: %s", why)
-            if loop.step >= len(setting.times):  # it was not interrupted: the next one will be like it
+            if loop.final is None or loop.step >= steps:  # it was not interrupted: the next one will be like it
                 self.unskippable[setting] = why
             return
         norm = float(loop.final.norm()) if loop.final is not None else 1.0

@@ -239,7 +239,7 @@ def run_call(state: PipelineState, call: Call) -> Run:
     """Call the pipeline; random generators among the arguments, and torch's own, are left as they were.
 
     Raises:
-        BadInput: the pipeline has no denoising loop.
+        BadInput: the pipeline has no denoising loop, or none whose steps are seen.
     """
     assert state.rehash is not None
     rewind = rewinder((), dict(call))
@@ -249,8 +249,10 @@ def run_call(state: PipelineState, call: Call) -> Run:
     finally:
         rewind()
     loop = state.rehash.last
-    if loop is None or loop.final is None:
+    if loop is None:
         raise BadInput(f"no denoising loop was seen in this call of {state.name}: Step Rehash can't calibrate it")
+    if loop.final is None:
+        raise BadInput(f"the loop took no step of the scheduler of {state.name}: does it use a copy?")
     frames = [frame.cpu() for frame in frames_of(output)]  # on the device they would take from the budget
     return Run(frames, loop.final.cpu(), tuple(loop.evaluations), loop.seconds - loop.busy)
 

@@ -38,11 +38,11 @@ def frontier(path: Path, plot: Path | None, lessons: Path | None, measured: Path
     if plot is None and (lessons is not None or measured is not None):
         raise BadInput("--lessons and --measured are for the picture: add --plot FILE")
     if plot is not None:
-        from sicompiler.reports.rehash_plot import error_picture, measured_curves, panels
+        from sicompiler.reports.rehash_plot import error_picture, measured_panels, panels
 
         book = None if lessons is None else LessonBook.load(lessons)
-        curves = [] if measured is None else measured_curves(read(measured, "measurements"))
-        error_picture(plot, plan, panels(plan, book, curves))
+        shown = [] if measured is None else measured_panels(read(measured, "measurements"))
+        error_picture(plot, plan, panels(plan, book, shown))
     if as_json:
         show_json({"points": points_json(plan), "picture": None if plot is None else str(plot)})
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,27 +63,27 @@ class Panel:
     Attributes:
         title: above it.
         curves: in it.
+        compared: whether the plan's frontier lies behind them; that of another setting says nothing here.
     """
 
     title: str
     curves: tuple[Curve, ...]
+    compared: bool = True
 
 
-def panels(plan: RehashPlan, book: LessonBook | None = None, measured: Sequence[Curve] = ()) -> list[Panel]:
+def panels(plan: RehashPlan, book: LessonBook | None = None, measured: Sequence[Panel] = ()) -> list[Panel]:
     """What the picture shows: the frontier, then what was measured, then every cut that was learned of.
 
     Args:
         plan: with its frontier.
         book: lessons of the same setting, by which every method is predicted at every cut.
-        measured: curves of a benchmark.
+        measured: of a benchmark.
 
     Raises:
         BadInput: the lessons are of another model, scheduler or number of steps than the plan.
     """
     frontier = Curve("planned", tuple((p.speedup, p.predicted_error) for p in reversed(plan.frontier())))
-    found = [Panel(FRONTIER, (frontier,))]
-    if measured:
-        found.append(Panel("measured", tuple(measured)))
+    found = [Panel(FRONTIER, (frontier,)), *measured]
     if book is None:
         return found
     known = (book.pipeline, book.setting.structure, book.setting.scheduler, len(book.setting.times))
@@ -114,11 +114,12 @@ def _best(plans: Sequence[RehashPlan]) -> tuple[tuple[float, float], ...]:
     return tuple(sorted(found.items()))
 
 
-def measured_curves(text: str) -> list[Curve]:
-    """The curves of a benchmark's result.
+def measured_panels(text: str) -> list[Panel]:
+    """A benchmark's result: a panel for each scheduler and number of steps.
 
     Args:
-        text: JSON, a list of objects with `method`, `speedup` and `rel_error`, or an object with such a list as `rows`.
+        text: JSON, a list of objects with `method`, `speedup` and `rel_error`, or an object with such a list as `rows`;
+            `scheduler` and `steps` may be missing.
 
     Raises:
         BadInput: it is none.
@@ -126,14 +127,25 @@ def measured_curves(text: str) -> list[Curve]:
     try:
         found: Any = json.loads(text)
         rows = found["rows"] if isinstance(found, dict) else found
-        points = [(str(row["method"]), float(row["speedup"]), float(row["rel_error"])) for row in rows]
+        points = [
+            (_setting_of(row), str(row["method"]), float(row["speedup"]), float(row["rel_error"])) for row in rows
+        ]
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(
             "this is no result of the benchmark (rows with method, speedup and rel_error): "
             f"{type(error).__name__}: {error}"
         ) from error
-    methods = dict.fromkeys(method for method, _, _ in points)
-    return [Curve(name, tuple(sorted((s, e) for method, s, e in points if method == name))) for name in methods]
+    shown = []
+    for setting in dict.fromkeys(row[0] for row in points):
+        own = [row[1:] for row in points if row[0] == setting]
+        methods = dict.fromkeys(method for method, _, _ in own)
+        curves = [Curve(name, tuple(sorted((s, e) for method, s, e in own if method == name))) for name in methods]
+        shown.append(Panel(f"measured{setting}", tuple(curves), compared=not setting))
+    return shown
+
+
+def _setting_of(row: Mapping[str, Any]) -> str:
+    return f": {row['scheduler']}, {row['steps']} steps" if "scheduler" in row and "steps" in row else ""
 
 
 def error_picture(path: str | Path, plan: RehashPlan, shown: Sequence[Panel]) -> Path:
@@ -212,7 +224,7 @@ def _styles(shown: Sequence[Panel]) -> dict[str, tuple[str, str]]:
 
 def _draw(axis: Any, panel: Panel, frontier: Curve, styles: dict[str, tuple[str, str]]) -> None:
     """One panel; the predicted frontier lies faint behind all but its own."""
-    if frontier not in panel.curves and frontier.points:
+    if panel.compared and frontier not in panel.curves and frontier.points:
         axis.plot(
             *zip(*frontier.points, strict=True),
             color=FAINT,
