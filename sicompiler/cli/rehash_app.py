@@ -147,8 +147,9 @@ def calibrate(
     """Run a pipeline in full a few times, choose which evaluations to skip, and verify that on held-out runs.
 
     Exactly one of --speedup, --psnr and --rel-error is the target. Prompts are taken in turn, seeds count up. Needs the
-    weights and the time of the runs themselves: --runs + --held-out full runs, four for every plan that is tried on
-    calls that were learned from (up to 16 plans), and --held-out for every plan that is verified.
+    weights and the time of the runs themselves: --runs + --held-out full runs, up to 14 that measure how errors grow,
+    four for every plan that is tried on calls that were learned from (up to 16 plans), and --held-out each for every
+    plan that is verified, for uniform reuse and for fewer steps.
     """
     from sicompiler.cli.rehash_calibrate import run
 
