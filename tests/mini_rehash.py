@@ -11,6 +11,7 @@ import torch
 
 import sicompiler
 from sicompiler import Rehash, RehashPlan
+from sicompiler.adapters import component
 from sicompiler.adapters import rehash as adapter
 from sicompiler.adapters.calibrate import learn
 from sicompiler.adapters.component import ComponentState, Part
@@ -90,7 +91,8 @@ def told_clock(monkeypatch: pytest.MonkeyPatch, seconds: Callable[[Part | None],
     monkeypatch.setattr(ComponentState, "part_for", watched)
     monkeypatch.setattr(ComponentState, "run_part", timed)
     monkeypatch.setattr(ComponentState, "run_whole", timed_whole)
-    monkeypatch.setattr(adapter, "time", SimpleNamespace(perf_counter=read))
+    for module in (adapter, component):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=read))
     return read
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -112,6 +114,7 @@ class ComponentState(State):
         self.programs: dict[Hashable, Program] = {}  # clean and whole, of which parts are made
         self.parts: dict[tuple[Hashable, Part], Compiled] = {}  # by call
         self.analyses: dict[tuple[Hashable, Kind, tuple[int, ...]], tuple[Program, Planner]] | None = None
+        self.planning_seconds = 0.0  # spent so far, in calls that were timed otherwise
         self._room: dict[tuple[Hashable, Part], int] = {}  # bytes of features beside each part, at each shape
 
     @property
@@ -184,10 +187,24 @@ class ComponentState(State):
             )
         self.reserved = replace(self.reserved, snapshot_bytes=self._room[key])
         if found is None or not self.still_fits(found, args, kwargs):
-            cut, planner = self._analysed(call, part, args, kwargs)
-            plan = self.choose(planner, args, kwargs)
-            found = self.parts[key] = Compiled(rewrite(cut, plan), plan)
+            with self._planning():
+                cut, planner = self._analysed(call, part, args, kwargs)
+                plan = self.choose(planner, args, kwargs)
+                found = self.parts[key] = Compiled(rewrite(cut, plan), plan)
         return found
+
+    def compile(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Compiled:
+        """Capture, plan and rewrite for the shapes of a call."""
+        with self._planning():
+            return super().compile(args, kwargs)
+
+    @contextlib.contextmanager
+    def _planning(self) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.planning_seconds += time.perf_counter() - began
 
     def _analysed(
         self, call: Hashable, part: Part, args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -227,8 +244,12 @@ class ComponentState(State):
             kept: features that are held meanwhile.
             device: where.
         """
-        place(self.model, compiled.plan.streamed, device)
+        self.place_weights(compiled, device)
         return self._run(compiled, lambda: compiled.run(self.model, inputs), (inputs, kept), device)
+
+    def place_weights(self, compiled: Compiled, device: torch.device) -> None:
+        """Move weights to where a plan wants them."""
+        place(self.model, compiled.plan.streamed, device)
 
     def still_fits(self, compiled: Compiled, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         """Whether a plan made before leaves room for what the pipeline holds by now.

@@ -86,8 +86,8 @@ def record(
             loop.recorder = recorder = recorder.without(biggest)
     watched, *probes = watching(recorder, whole)
     branch, _, _ = loop.next_call()
-    started = now(device)
     full = component.part_for(watched, args, kwargs)
+    started = now(device)
     result, values = component.run_part(full, flat, recorder.held, device)
     seconds = now(device) - started
     features = dict(zip(recorder.positions, values, strict=True))
@@ -95,8 +95,9 @@ def record(
         before = recorder.previous(number, branch)
         if before is None:
             continue
-        started = now(device)
         skip = component.part_for(probes[number], args, kwargs)
+        component.place_weights(skip, device)  # other parts are watched here than will run: they move other weights
+        started = now(device)
         moved = component.run_part(skip, [*flat, *before], [*recorder.held, *values], device)
         taken = now(device) - started
         own = tuple(features[p] for p in cut.positions)

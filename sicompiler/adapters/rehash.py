@@ -170,15 +170,12 @@ class PipelineRehash:
             result = record(component, loop, args, kwargs, device, self._now)
             loop.busy += time.perf_counter() - began
             return result
-        if loop.plan is None:
-            began, (branch, _, _) = self._now(device), loop.next_call()
+        plan, step, (branch, prediction, reason) = loop.plan, loop.step, loop.next_call()
+        began, planning, error = self._now(device), component.planning_seconds, None
+        flat = flatten_inputs(args, kwargs)[0]
+        if plan is None:
             result = component.run_whole(args, kwargs, device)
-            loop.note(Evaluation(loop.step, branch, None, "", None, 0, self._now(device) - began))
-            return result
-        plan, flat = loop.plan, flatten_inputs(args, kwargs)[0]
-        step, (branch, prediction, reason) = loop.step, loop.next_call()
-        began, error = self._now(device), None
-        if prediction is None:
+        elif prediction is None:
             part = component.part_for(parts_of(plan)[0], args, kwargs)
             result, features = component.run_part(part, flat, loop.held, device)
             error = loop.keep(branch, tuple(features))
@@ -186,7 +183,9 @@ class PipelineRehash:
             part = component.part_for(parts_of(plan)[1], args, kwargs)
             given = loop.predict(branch, prediction)
             result = component.run_part(part, [*flat, *given], loop.held, device)
-        loop.note(Evaluation(step, branch, prediction, reason, error, 0, self._now(device) - began))
+        planning = component.planning_seconds - planning
+        loop.busy += planning
+        loop.note(Evaluation(step, branch, prediction, reason, error, 0, self._now(device) - began - planning))
         return result
 
     def _resolve(

@@ -106,6 +106,9 @@ class Trials:
                 for number, call in enumerate(self._calls):
                     self._tell("runs in full", number)
                     self._references.append(run_call(self._state, call))
+            last = self._references[-1]
+            if last.evaluations:
+                self._rehash.timings.seen(_mean(last, skipped=False), _beside(last))
         return self._references
 
     def run(self, plan: RehashPlan) -> list[Difference] | None:
@@ -172,6 +175,7 @@ class Trials:
             BadInput: none is; names the nearest that can be had.
         """
         tried: dict[object, tuple[float, RehashPlan]] = {}
+        self.references()  # they show what an evaluation takes
         while len(tried) < tries:
             enough = [p for p in self.corrected(plans) if p.speedup >= speedup]
             waiting = [p for p in worth_trying(enough, TRIED) if key_of(p) not in tried]

@@ -32,18 +32,27 @@ class Timings:
 
     def __init__(self) -> None:
         self._seconds: dict[Room, Seconds] = {}
+        self._whole: tuple[float, float] | None = None  # of an evaluation where nothing is skipped, and beside it
         self._too_big: set[Room] = set()
 
     def measured(self, plan: RehashPlan, seconds: Seconds) -> None:
         """Put down what a plan took."""
         self._seconds[_room(plan)] = seconds
+        self.seen(seconds.whole, seconds.step)
+
+    def seen(self, whole: float, step: float) -> None:
+        """Put down what an evaluation takes where nothing is skipped or kept, and a step beside it."""
+        self._whole = whole, step
 
     def too_big(self, plan: RehashPlan) -> None:
         """Put down that a plan's features leave too little of the budget."""
         self._too_big.add(_room(plan))
 
     def corrected(self, plans: Sequence[RehashPlan]) -> list[RehashPlan]:
-        """The plans with seconds as measured, where one that holds as much was tried; those too big are left out."""
+        """The plans with seconds as measured, where one that holds as much was tried; those too big are left out.
+
+        Of others, evaluations in full are taken to be as fast as where nothing is kept: while learning, much was.
+        """
         found = []
         for plan in plans:
             room = _room(plan)
@@ -57,6 +66,9 @@ class Timings:
                     skip_seconds=seconds.skip,
                     step_seconds=seconds.step,
                 )
+            elif self._whole is not None:
+                whole, step = self._whole
+                plan = replace(plan, whole_seconds=whole, full_seconds=whole, step_seconds=step)
             found.append(plan)
         return found
 
