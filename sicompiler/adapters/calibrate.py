@@ -141,33 +141,42 @@ def _within_error(trials: Trials, verifying: Trials, plans: list[RehashPlan], re
 
 
 def _fastest(trials: Trials, plans: list[RehashPlan], request: Rehash, share: float) -> RehashPlan:
-    """The fastest plan whose error on the calls of the trials is within a share of the target; its guard is set."""
+    """The fastest plan whose error on the calls of the trials is within a share of the target; its guard is set.
+
+    Predicted errors order plans, trials say which are within: the search closes in on the border between them.
+    """
     wanted = share * (request.rel_error if request.rel_error is not None else _error_of(request.psnr, trials))
     best: RehashPlan | None = None
     missed: tuple[RehashPlan, list[Difference]] | None = None
+    met_at, missed_at = 0.0, math.inf  # predicted errors, of the plans next to the border
     tried: set[object] = set()
     for _ in range(RETRIES):
         faster = best.speedup if best is not None else 1.0
-        waiting = [p for p in trials.corrected(plans) if p.speedup > faster and key_of(p) not in tried]
+        waiting = [
+            p
+            for p in trials.corrected(plans)
+            if p.speedup > faster and key_of(p) not in tried and met_at < p.predicted_error < missed_at
+        ]
         if not waiting:
             break
-        try:
-            plan = fastest_within(waiting, wanted)
-        except BadInput:
-            if best is None and missed is None:
-                raise
-            break
+        if tried:
+            wanted = max(wanted, min(p.predicted_error for p in waiting))
+        plan = fastest_within(waiting, wanted)
         tried.add(key_of(plan))
         found = trials.run(unguarded(plan))
         if found is None:
             continue
         (plan,) = trials.corrected([guarded(plan, worst_guard(found))])
-        if _met(found, request, share):
-            best = plan if plan.speedup > faster else best
-            continue
-        missed = plan, found
-        worst = max(d.rel_error for d in found)
-        wanted = min(wanted * TIGHTER, wanted * wanted / worst if worst else wanted)
+        if not _met(found, request, share):
+            missed, missed_at = (plan, found), plan.predicted_error
+        elif plan.speedup > faster:
+            best, met_at = plan, plan.predicted_error
+        else:
+            continue  # slower within the budget than it looked; others are as exact
+        if math.isinf(missed_at):
+            wanted = met_at / TIGHTER
+        else:
+            wanted = math.sqrt(met_at * missed_at) if met_at else missed_at * TIGHTER
     if best is not None:
         return best
     if missed is not None:
