@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sicompiler.errors import BadInput, SicompilerError
+from sicompiler.ops import far_tensor
 from sicompiler.runtime.measure import MAX_POINTS, Peak, levels, measure_peak, thin
 from sicompiler.units import KIB, MIB
 
@@ -31,6 +32,16 @@ def test_known_allocations() -> None:
     assert peak.reserved_bytes is None
     assert peak.allocated_at_entry is None
     assert peak.method == "allocator events of torch.profiler"
+
+
+def test_far_memory_never_counted_so_that_its_release_lowers_nothing() -> None:
+    """As when weights come back from far memory: they count from then on."""
+    weight = torch.nn.Parameter(far_tensor((MIB // 4,), (1,), torch.float32, torch.device("cpu")))
+    with measure_peak("cpu", older=[weight]) as peak:
+        weight.data = weight.data.clone()
+        later = _block(2 * MIB)
+    assert peak.bytes == 3 * MIB
+    assert later.numel()
 
 
 def test_the_release_of_older_tensors_is_followed_where_asked_for() -> None:

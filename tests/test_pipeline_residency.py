@@ -83,6 +83,18 @@ def test_idle_components_leave_below_the_floor_and_come_back_when_called(floor_b
     assert all(torch.equal(part, weights[name]) for name, part in pipe.unet.state_dict().items())
 
 
+def test_the_untouched_peak_has_what_was_away_before(floor_bytes: int) -> None:
+    pipe = mini()
+    call: tuple[tuple[Any, ...], dict[str, Any]] = ((picture(),), {})
+    wanted = sicompiler.verify(sicompiler.compile_for_budget(pipe, 1), call).untouched_peak_bytes
+    sicompiler.compile_for_budget(pipe, f"{floor_bytes - 2000}B")
+    pipe(picture())
+    assert pipeline_state(pipe, "look").residency.away
+    found = sicompiler.verify(pipe, call)
+    assert found.fits, str(found)
+    assert found.untouched_peak_bytes == wanted
+
+
 class Spare(MiniText):
     """What a pipeline registers and never calls, as AnimateDiff its motion adapter."""
 

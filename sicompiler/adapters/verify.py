@@ -80,9 +80,9 @@ def compare_runs(state: PipelineState, example_inputs: Inputs) -> PipelineVerifi
     args, kwargs = example_inputs
     device = _device(state)
     rewind = rewinder(args, kwargs)
-    resident = _resident(state, device, example_inputs)
     rewind()
     with state.untouched():
+        resident = _resident(state, device, example_inputs)  # with all that was moved away back again
         began = time.perf_counter()
         with measure_peak(device, older=_weights(state)) as untouched, _whole_run(state):
             theirs = state.pipe(*args, **kwargs)

@@ -135,8 +135,7 @@ def _rows(
             Row(
                 "with Step Rehash",
                 budget,
-                # whole, or of a component: weights that were in far memory when it began are not seen to come back
-                max(rehashed.measured_peak_bytes, *(row.measured_peak_bytes or 0 for row in rehashed.phases)),
+                rehashed.measured_peak_bytes,
                 times["with Step Rehash"],
                 report.full,
                 rehashed.max_abs_error,

@@ -29,6 +29,7 @@ from torch.autograd.profiler import profile
 from torch.profiler import ProfilerActivity
 
 from sicompiler.errors import BadInput, SicompilerError
+from sicompiler.ops import is_far
 
 autograd: Any = torch._C._autograd  # its stubs leave out the scopes
 
@@ -115,12 +116,15 @@ def _measure_cpu(device: torch.device, older: Iterable[torch.Tensor]) -> Iterato
 
 
 def _watch(tensors: Iterable[torch.Tensor], released: list[tuple[int, int]]) -> list[weakref.ref[Any]]:
-    """Note when a storage dies, and its bytes, for as long as what is returned lives."""
+    """Note when a storage dies, and its bytes, for as long as what is returned lives; far memory was never counted."""
 
     def note(nbytes: int) -> Callable[[object], None]:
         return lambda _: released.append((time.time_ns(), nbytes))
 
-    storages = {t.untyped_storage()._cdata: t.untyped_storage() for t in tensors if t.device.type == "cpu"}
+    def near(tensor: torch.Tensor) -> bool:
+        return tensor.device.type == "cpu" and not is_far(tensor)
+
+    storages = {t.untyped_storage()._cdata: t.untyped_storage() for t in tensors if near(t)}
     return [weakref.ref(storage, note(storage.nbytes())) for storage in storages.values()]
 
 
