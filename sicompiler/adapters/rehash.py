@@ -218,10 +218,8 @@ class PipelineRehash:
             loop.recorder = recorder_for(component, program)
         elif setting in self.plans:
             loop.plan = self.plans[setting]
-        elif setting in self.unskippable:
-            log.warning("Step Rehash skips nothing in this call: %s", self.unskippable[setting])
         else:
-            loop.plan = self._adapted(setting, loop)
+            loop.plan = None if setting in self.unskippable else self._adapted(setting, loop)
             if setting in self.unskippable:
                 log.warning("Step Rehash skips nothing in this call: %s", self.unskippable[setting])
             elif loop.plan is None:
