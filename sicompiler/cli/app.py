@@ -239,7 +239,7 @@ def demo(
 ) -> int:
     """Make a clip with the small trained pipeline that comes along: untouched, in a budget, and with Step Rehash.
 
-    The budget is 75 % of what the untouched pipeline needs. Takes about three minutes on two cores. Prints peaks, times
+    The budget is 75 % of what the untouched pipeline needs. Takes a few minutes on two cores. Prints peaks, times
     and differences, and shows the clips side by side as GIF and MP4.
 
     With --budgets it runs a UNet (every block of Stable Video Diffusion's, random weights) under ever smaller budgets
