@@ -75,7 +75,7 @@ def compile_for_budget(
         example_inputs: `(args, kwargs)` of a call of a module. Given, the model is planned now and errors come now;
             otherwise at the first call. Every new input shape gets a plan of its own.
         plan: a plan made earlier for a module (a `Plan`, or the path of its JSON), used for the first shape that is
-            planned.
+            planned. It has to be within the budget.
         far_memory: where nothing else fits, "auto" spills values to far memory and streams weights from there, with
             the same output: pinned host memory for a CUDA device, a memory-mapped file for the CPU (in the folder that
             the environment variable SICOMPILER_FAR_MEMORY names, else in the system's temporary one). "none" keeps
@@ -92,7 +92,7 @@ def compile_for_budget(
         CaptureError: the model can't be traced.
         FarMemoryError: there is no room in far memory.
         OverBudget: no plan fits; names the floor and the operator that sets it.
-        StalePlan: the given plan was made for another model, shape or version.
+        StalePlan: the given plan was made for another model, shape, machine or version, or is broken.
     """
     if far_memory not in get_args(FarMemory):
         raise BadInput(f"far_memory is one of {', '.join(get_args(FarMemory))}, got {far_memory!r}")
@@ -122,7 +122,7 @@ def compile_for_budget(
     budget = parse_bytes(gb)
     device_type_of(model)
     if isinstance(plan, (str, Path)):
-        plan = Plan.from_json(Path(plan).read_text())
+        plan = Plan.load(plan)
     previous = installed_state(model)
     if previous is not None:
         previous.uninstall()

@@ -4,29 +4,30 @@ from __future__ import annotations
 
 import functools
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import torch
-
-from sicompiler.capture import Program, Source, fingerprint, paused_gc
+from sicompiler.capture import Program, paused_gc
 from sicompiler.cost import MACHINES, Machine
 from sicompiler.errors import OverBudget
 from sicompiler.facts.modules import common_module, describe
+from sicompiler.graph_view import GraphView
 from sicompiler.passes.loop import outline_loops
 from sicompiler.passes.manager import Observer, run_stage
 from sicompiler.passes.outer import wrap_outer
 from sicompiler.plan import Plan, RegionPlan
 from sicompiler.planners.dp import Choice
 from sicompiler.planners.registry import Solver, planner_named
-from sicompiler.region import Walk
-from sicompiler.search.search import Progress, Search, make_search, recomputed_graph, with_far
+from sicompiler.search.basis import basis, region_digest
+from sicompiler.search.restore import Restored, check_prediction, region_of, restore
+from sicompiler.search.search import Progress, Search, make_search, recomputed_graph, rematerialized_bytes, with_far
 from sicompiler.search.settle import Settled, settle
-from sicompiler.study import Graph, make_outer, outer_loops, outer_region, study
+from sicompiler.study import Graph, make_outer, outer_loops, study
 from sicompiler.units import budget_hint, format_bytes
 
 FarMemory = Literal["none", "auto"]  # keep everything on the device; or spill and stream what a budget asks for
 
+UNBOUND = {"fingerprint": "", "torch_version": ""}  # of plans that are for their numbers
 TRIES = (1.0, 0.5, 0.0)  # how far from the floor to the budget activations may go, where weights want room too
 
 
@@ -36,7 +37,6 @@ class Planner:
 
     Attributes:
         model: its name.
-        fingerprint: of the cleaned graph.
         graph: the legal graph.
         searches: the graph itself, and the graphs of possible outer loops.
         weights_bytes: weights, all of them resident.
@@ -44,10 +44,10 @@ class Planner:
         timings: seconds spent so far, by stage.
         phase: what part of a pipeline the call is: "denoise", "decode", ...
         progress: told about long work.
+        bound: whether its plans can be carried out; those of regions known from another size are for their numbers.
     """
 
     model: str
-    fingerprint: str
     graph: Graph
     searches: tuple[Search, ...]
     weights_bytes: int
@@ -55,6 +55,7 @@ class Planner:
     timings: dict[str, float]
     phase: str = "denoise"
     progress: Progress | None = None
+    bound: bool = True
 
     @property
     def unsliced_bytes(self) -> int:
@@ -112,12 +113,12 @@ class Planner:
             )
         search, settled = found
         solution, facts = settled.solution, search.graph.facts
+        view = search.graph.view.with_far(settled.far) if self.bound else None
         timings = {**self.timings, "plan": self.timings.get("plan", 0.0) + time.perf_counter() - began}
         weights = self.weights_bytes - settled.streamed_bytes
         return Plan(
             model=self.model,
-            fingerprint=self.fingerprint,
-            torch_version=torch.__version__.split("+")[0],
+            **(basis(self.graph, search.graph) if self.bound else UNBOUND),
             device=facts.device_type,
             dtype=self.dtype,
             budget_bytes=budget_bytes,
@@ -127,12 +128,12 @@ class Planner:
             floor_bytes=floor_bytes,
             floor_operator=culprit,
             outer=search.outer.loop if search.outer else None,
-            regions=tuple(_region_plan(search, choice) for choice in solution.choices),
+            regions=tuple(_region_plan(search, choice, view) for choice in solution.choices),
             seconds=solution.seconds * search.repeats,
             timings=timings,
             held_bytes=search.graph.extra_bytes,
             phase=self.phase,
-            recomputed=search.recomputed,
+            rematerialized_bytes=search.rematerialized_bytes,
             **_far_fields(search, settled),
         )
 
@@ -176,10 +177,11 @@ def _far_fields(search: Search, settled: Settled) -> dict[str, Any]:
     }
 
 
-def _region_plan(search: Search, choice: Choice) -> RegionPlan:
+def _region_plan(search: Search, choice: Choice, view: GraphView | None) -> RegionPlan:
+    """One region of a plan; with the digest of what it is on a graph, if there is one to carry it out on."""
     candidate, nodes = choice.candidate, search.graph.facts.nodes
     labels = search.labels[candidate.start]
-    return RegionPlan(
+    found = RegionPlan(
         start=candidate.start,
         stop=candidate.stop,
         seed=candidate.seed,
@@ -193,6 +195,7 @@ def _region_plan(search: Search, choice: Choice) -> RegionPlan:
         peak_bytes=choice.peak_bytes,
         seconds=choice.seconds,
     )
+    return found if view is None else replace(found, digest=region_digest(region_of(view, found)))
 
 
 def make_planner(
@@ -224,7 +227,6 @@ def make_planner(
     """
     began = time.perf_counter()
     clean = run_stage("clean", program, observer=observer)
-    mark = fingerprint(clean.graph_module.graph)
     graph = study(run_stage("legal", clean, observer=observer), device_type)
     analysed = time.perf_counter()
     machine = machine or MACHINES[device_type]
@@ -234,53 +236,36 @@ def make_planner(
         for loop, region in loops:
             outer = make_outer(graph, loop, region)
             searches.append(make_search(outer.graph, outer, [], machine, progress))
-        again = recomputed_graph(graph)
+        least = rematerialized_bytes(graph)
+        again = recomputed_graph(graph, least)
         if again is not None:
-            searches.append(make_search(again, None, [], machine, progress, recomputed=True))
+            searches.append(make_search(again, None, [], machine, progress, rematerialized_bytes=least))
     timings = {**(timings or {}), "analyse": analysed - began, "plan": time.perf_counter() - analysed}
-    return Planner(model, mark, graph, tuple(searches), weights_bytes, dtype, timings, phase, progress)
+    return Planner(model, graph, tuple(searches), weights_bytes, dtype, timings, phase, progress)
 
 
-def rewrite(program: Program, plan: Plan, *, observer: Observer | None = None) -> Program:
+def rewrite(program: Program, plan: Plan, *, given: bool = False, observer: Observer | None = None) -> Program:
     """Carry a plan out on a captured program.
 
     Args:
         program: from `capture`, of the model the plan was made for.
         plan: what to do.
+        given: the plan comes from elsewhere (a file), so what it predicts is worked out again for this machine.
         observer: shown every stage.
 
     Raises:
-        StalePlan: the plan was made for another graph.
+        StalePlan: the plan was made for another graph, by other rules, passes or thresholds, or for another machine.
     """
     clean = run_stage("clean", program, observer=observer)
-    version = torch.__version__.split("+")[0]
-    plan.check(fingerprint=fingerprint(clean.graph_module.graph), torch_version=version, device=plan.device)
-    graph = study(run_stage("legal", clean, observer=observer), plan.device)
-    if plan.recomputed:
-        again = recomputed_graph(graph)
-        assert again is not None, "the fingerprint matches, so there are values to make again"
-        rewritten = _outline(again, plan)
-    elif plan.outer is None:
-        rewritten = _outline(graph, plan)
-    else:
-        region = outer_region(graph, dict(plan.outer.seeds))
-        assert region is not None, "the fingerprint matches, so the outer loop of the plan is legal"
-        outer = make_outer(graph, plan.outer, region)
-        rewritten = wrap_outer(graph.program, graph.view, region, outer.inner, _outline(outer.graph, plan))
+    legal = study(run_stage("legal", clean, observer=observer), plan.device)
+    restored = restore(legal, plan)
+    if given:
+        check_prediction(restored, plan)
+    rewritten = _outline(restored, plan)
+    if restored.outer is not None:
+        rewritten = wrap_outer(legal.program, legal.view, restored.outer.region, restored.outer.inner, rewritten)
     return run_stage("rewritten", rewritten, observer=observer)
 
 
-def _outline(graph: Graph, plan: Plan) -> Program:
-    view, regions = graph.view.with_far(_far(graph, plan)), []
-    for chosen in plan.regions:
-        walk = Walk(view, chosen.start, chosen.seed)
-        walk.extend_to(chosen.stop)
-        regions.append((walk.region(), chosen.slice_length))
-    return outline_loops(graph.program, view, regions, dict(plan.prefetched))
-
-
-def _far(graph: Graph, plan: Plan) -> frozenset[int]:
-    """Storages that a plan puts into far memory."""
-    weights = {b.name: p for p, b in enumerate(graph.program.bindings) if b.source is not Source.INPUT}
-    positions = (*plan.spilled, *(weights[name] for name in plan.streamed))
-    return frozenset(storage for p in positions for storage in graph.view.made[p])
+def _outline(restored: Restored, plan: Plan) -> Program:
+    return outline_loops(restored.graph.program, restored.view, restored.regions, dict(plan.prefetched))

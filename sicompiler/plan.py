@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
+from sicompiler._version import __version__
 from sicompiler.axes.factor_map import Slicing
-from sicompiler.errors import StalePlan
+from sicompiler.codec import Malformed, decode, digest, kind_of, read_object
+from sicompiler.errors import BadInput, StalePlan
 
-PLAN_VERSION = 2
+PLAN_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class RegionPlan:
         module: path of the module that most of them belong to.
         peak_bytes: predicted peak of activations while the loop runs.
         seconds: predicted time.
+        digest: of what the region is, operator by operator: slicings, halos, what is read and written. Carried out,
+            it has to come to the same again. Empty for a region written by hand.
     """
 
     start: int
@@ -42,6 +47,7 @@ class RegionPlan:
     module: str
     peak_bytes: int
     seconds: float
+    digest: str = ""
 
     @property
     def slices(self) -> int:
@@ -77,8 +83,12 @@ class Plan:
 
     Attributes:
         model: name of the model, for people.
-        fingerprint: of the cleaned graph; a plan is refused for any other.
-        torch_version: the torch it was made with.
+        fingerprint: of the graph whose positions the plan counts: the legal graph, the one in which values are
+            rematerialized, or one slice of the outer loop.
+        legal_fingerprint: of the legal graph that one was made from.
+        rules: digest of the factor maps of every call in both graphs.
+        settings: digest of the passes and of the thresholds that decide what becomes of a graph and a plan.
+        sicompiler_version, torch_version: what it was made with.
         device: "cpu" or "cuda".
         dtype: of the weights.
         budget_bytes: weights, inputs, activations and workspace together.
@@ -99,7 +109,8 @@ class Plan:
             which that starts.
         streamed_bytes: of the streamed weights.
         moved_bytes: carried to and from far memory in one run.
-        recomputed: whether large values are made again rather than kept (`passes.recompute`).
+        rematerialized_bytes: values of so many bytes or more that wait for their own statistics are rematerialized
+            (`passes.recompute`); 0 for none. A share of the unsliced peak, so it depends on the machine.
     """
 
     model: str
@@ -124,13 +135,22 @@ class Plan:
     prefetched: tuple[tuple[int, int], ...] = ()
     streamed_bytes: int = 0
     moved_bytes: int = 0
-    recomputed: bool = False
+    rematerialized_bytes: int = 0
+    legal_fingerprint: str = ""
+    rules: str = ""
+    settings: str = ""
+    sicompiler_version: str = ""
     version: int = PLAN_VERSION
 
     @property
     def uses_far_memory(self) -> bool:
         """Whether anything is spilled or streamed."""
         return bool(self.spilled or self.streamed)
+
+    @property
+    def recomputed(self) -> bool:
+        """Whether large values are rematerialized rather than kept."""
+        return self.rematerialized_bytes > 0
 
     @property
     def fits(self) -> bool:
@@ -143,41 +163,141 @@ class Plan:
 
     def to_json(self, *, indent: int | None = 2) -> str:
         """Write the plan as JSON; `Plan.from_json` reads it back, equal."""
-        return json.dumps(asdict(self), indent=indent)
+        data = asdict(self)
+        return json.dumps({**data, CHECKSUMS: _checksums(json.loads(json.dumps(data)))}, indent=indent)
 
     @staticmethod
     def from_json(text: str) -> Plan:
         """Read a plan.
 
         Raises:
-            StalePlan: the text is no plan, or of another version of the format.
+            StalePlan: the text is no plan, of another version of the format, or was changed since it was written; names
+                the field that is wrong.
         """
         try:
-            data: dict[str, Any] = json.loads(text)
-            if data["version"] != PLAN_VERSION:
-                raise StalePlan(
-                    f"the plan has format {data['version']}, this version reads format {PLAN_VERSION}; plan again"
-                )
-            outer = data.pop("outer")
-            regions = tuple(RegionPlan(**{**r, "seed": Slicing(**r["seed"])}) for r in data.pop("regions"))
-            if outer is not None:
-                outer = OuterLoop(**{**outer, "seeds": tuple((p, Slicing(**s)) for p, s in outer["seeds"])})
-            data |= {name: tuple(data[name]) for name in ("spilled", "streamed")}
-            data["prefetched"] = tuple((step, before) for step, before in data["prefetched"])
-            return Plan(outer=outer, regions=regions, **data)
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise StalePlan(f"this is not a plan: {type(error).__name__}: {error}") from error
+            data = read_object(text)
+            kind = kind_of(data)
+            if kind is not None and not kind.startswith("a plan"):
+                raise StalePlan(f"this is not a plan: it is {kind}")
+            if data.get("version") != PLAN_VERSION:
+                what = f"has format {data['version']!r}" if "version" in data else "names no format"
+                raise StalePlan(f"the plan {what}, this version reads format {PLAN_VERSION}; plan again")
+            sums = data.pop(CHECKSUMS, None)
+            plan = decode(Plan, data)
+            for path, why in _impossible(plan):
+                raise Malformed(f"{path} {why}")
+            for name, checksum in _checksums(data).items():
+                if not isinstance(sums, dict) or sums.get(name) != checksum:
+                    raise Malformed(f"{name} was changed after the plan was written (its checksum differs)")
+        except Malformed as error:
+            raise StalePlan(f"this is not a plan: {error}") from error
+        return plan
 
-    def check(self, *, fingerprint: str, torch_version: str, device: str) -> None:
-        """Make sure that the plan belongs to a graph.
+    @staticmethod
+    def load(path: str | Path) -> Plan:
+        """Read a plan from a file.
 
         Raises:
-            StalePlan: it was made for another model or input shape, another torch or another device.
+            BadInput: the file can't be read.
+            StalePlan: it holds no plan of this version; names the file.
         """
-        wanted = {"fingerprint": fingerprint, "torch_version": torch_version, "device": device}
+        try:
+            text = Path(path).expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise BadInput(f"can't read the plan {path}: {getattr(error, 'strerror', None) or error}") from error
+        try:
+            return Plan.from_json(text)
+        except StalePlan as error:
+            raise StalePlan(f"{path}: {error}") from error
+
+    def check(self, **wanted: str) -> None:
+        """Make sure that the plan belongs to a graph.
+
+        Args:
+            wanted: what fields of the plan have to be, by name: `fingerprint`, `torch_version`, `device`, ...
+
+        Raises:
+            StalePlan: it was made for another model or input shape, another version or another device; names the first
+                field that differs.
+        """
         for name, value in wanted.items():
             if getattr(self, name) != value:
                 raise StalePlan(
-                    f"the plan of {self.model} was made for {name} {getattr(self, name)}, but this is {value}; "
-                    "plan again"
+                    f"the plan of {self.model} was made for {_FIELDS.get(name, name)} {getattr(self, name)}, but this "
+                    f"is {value}; plan again"
                 )
+
+    def check_values(self) -> None:
+        """Make sure that positions and lengths are possible in some graph.
+
+        Raises:
+            StalePlan: they are not; names the field.
+        """
+        for path, why in _impossible(self):
+            raise StalePlan(f"the plan of {self.model} can't be carried out: {path} {why}; plan again")
+
+
+CHECKSUMS = "checksums"  # of a plan in JSON: a short digest of every field by name
+
+_FIELDS = {
+    "sicompiler_version": "sicompiler",
+    "torch_version": "torch",
+    "settings": "passes and thresholds (settings)",
+    "rules": "axis rules (rules)",
+    "legal_fingerprint": "the graph of fingerprint",
+}
+
+
+def _checksums(data: Mapping[str, Any]) -> dict[str, str]:
+    """A short digest of every field, so that an error names the one that was changed."""
+    return {name: digest(json.dumps(value, sort_keys=True))[:8] for name, value in data.items()}
+
+
+def _impossible(plan: Plan) -> Iterator[tuple[str, str]]:
+    """Fields whose values can't be right, whatever the graph: path, and what is wrong with it."""
+    names = ("budget_bytes", "weights_bytes", "unsliced_peak_bytes", "predicted_peak_bytes", "floor_bytes")
+    for name in (*names, "held_bytes", "streamed_bytes", "moved_bytes", "rematerialized_bytes", "seconds"):
+        if getattr(plan, name) < 0:
+            yield name, f"is negative: {getattr(plan, name)}"
+    outer, end = plan.outer, 0
+    if outer is not None:
+        if not 1 <= outer.slice_length <= outer.size:
+            yield "outer.slice_length", f"is {outer.slice_length} of an axis of {outer.size}"
+        if not outer.seeds or any(seed.size != outer.size for _, seed in outer.seeds):
+            yield "outer.seeds", f"must slice axes of {outer.size}"
+        if plan.rematerialized_bytes:
+            yield "rematerialized_bytes", "goes with no outer loop"
+        yield from ((f"outer.seeds[{i}]", why) for i, (p, s) in enumerate(outer.seeds) for why in _wrong_seed(p, s))
+    for i, region in enumerate(plan.regions):
+        path = f"regions[{i}]"
+        yield from ((f"{path}.seed", why) for why in _wrong_seed(region.start, region.seed))
+        if region.start < end:
+            yield f"{path}.start", f"is {region.start}, before {end}, where the region before it ends"
+        if region.stop <= region.start:
+            yield f"{path}.stop", f"is {region.stop}, not after its start at {region.start}"
+        if region.size != region.seed.size:
+            yield f"{path}.size", f"is {region.size}, but its seed has {region.seed.size}"
+        if not 1 <= region.slice_length <= region.size:
+            yield f"{path}.slice_length", f"is {region.slice_length} of an axis of {region.size}"
+        end = max(end, region.stop)
+    if len(set(plan.spilled)) < len(plan.spilled) or any(p < 0 for p in plan.spilled):
+        yield "spilled", f"must be different positions, got {plan.spilled}"
+    if len(set(plan.streamed)) < len(plan.streamed):
+        yield "streamed", "names a weight twice"
+    for step, before in plan.prefetched:
+        if not 0 <= before < step:
+            yield "prefetched", f"fetches for step {step} before step {before}"
+
+
+def _wrong_seed(position: int, seed: Slicing) -> Iterator[str]:
+    if position < 0:
+        yield f"is of position {position}"
+    if seed.dim < 0 or min(seed.outer, seed.size, seed.inner) < 1:
+        yield f"is no slicing: {seed}"
+
+
+def current_versions() -> dict[str, str]:
+    """The versions that a plan made now is for, by the names of its fields."""
+    import torch
+
+    return {"sicompiler_version": __version__, "torch_version": torch.__version__.split("+")[0]}

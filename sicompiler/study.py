@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 
 import torch
 
 from sicompiler.axes.factor_map import Kind, Slicing
 from sicompiler.axes.table import AxisTable, Transfer
-from sicompiler.capture import Program, Source
+from sicompiler.capture import Program, Source, fingerprint
+from sicompiler.codec import digest
 from sicompiler.facts.kernels import node_workspaces
 from sicompiler.facts.lifetimes import lifetimes
 from sicompiler.facts.storages import (
@@ -52,6 +54,18 @@ class Graph:
     def facts(self) -> GraphFacts:
         """Sizes and aliases."""
         return self.view.facts
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """A short hash of the graph and of the names of the weights behind its placeholders."""
+        weights = [b.name if b.source is not Source.INPUT else "" for b in self.program.bindings]
+        return digest(f"{fingerprint(self.program.graph_module.graph)} {weights}")
+
+    @functools.cached_property
+    def rules(self) -> str:
+        """A short hash of the axis rules as they apply here: the factor map of every call, in order."""
+        maps = (self.view.table.map_of(p) for p in range(len(self.facts.nodes)))
+        return digest("\n".join("" if m is None else f"{m} {dict(m.sizes)}" for m in maps))
 
 
 def study(program: Program, device_type: str, extra_bytes: int = 0) -> Graph:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sicompiler.cli.options import ModelOptions, Stage
@@ -26,7 +25,7 @@ def run(
 
     Raises:
         BadInput: neither or both were asked for, or a file can't be read.
-        StalePlan: a file holds no plan.
+        StalePlan: a file holds no plan; names the file.
     """
     if stages is not None:
         if second is not None:
@@ -34,7 +33,7 @@ def run(
         return _stages(options, stages, gb, as_json=as_json)
     if second is None:
         raise BadInput("diff takes two plan files, or one model and --stages A B")
-    found = plan_diff(_read(options.model), _read(second))
+    found = plan_diff(Plan.load(options.model), Plan.load(second))
     if as_json:
         show_json(found.to_json())
     else:
@@ -55,14 +54,6 @@ def _stages(options: ModelOptions, stages: tuple[Stage, Stage], gb: str | None, 
     else:
         show_text(found or f"{stages[0]} and {stages[1]} are the same\n")
     return 0
-
-
-def _read(path: str) -> Plan:
-    try:
-        content = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"can't read the plan {path}: {getattr(error, 'strerror', None) or error}") from error
-    return Plan.from_json(content)
 
 
 def _tables(found: PlanDiff, a: str, b: str) -> list[RenderableType]:

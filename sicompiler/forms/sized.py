@@ -91,7 +91,7 @@ class Learned:
                 outer = replace(loop.outer, loop=replace(loop.outer.loop, size=size))
                 searches.append(carried(inner, loop.regions, outer, machine))
         return replace(
-            self.planner, fingerprint="", graph=searches[0].graph, searches=tuple(searches), weights_bytes=weights
+            self.planner, bound=False, graph=searches[0].graph, searches=tuple(searches), weights_bytes=weights
         )
 
 

@@ -44,7 +44,7 @@ class Search:
         problem: all candidates of it.
         skip: (position, slicing of the first result) from which no region is sought: axes of loops around the graph.
         streamed_bytes: of the weights that lie in far memory.
-        recomputed: whether it is the graph in which large values are made again.
+        rematerialized_bytes: values of so many bytes or more are rematerialized in it; 0 for none.
     """
 
     graph: Graph
@@ -54,7 +54,12 @@ class Search:
     problem: Problem
     skip: frozenset[tuple[int, Slicing | None]] = frozenset()
     streamed_bytes: int = 0
-    recomputed: bool = False
+    rematerialized_bytes: int = 0
+
+    @property
+    def recomputed(self) -> bool:
+        """Whether it is the graph in which large values are rematerialized."""
+        return self.rematerialized_bytes > 0
 
     @functools.cached_property
     def lowest(self) -> Solution:
@@ -74,7 +79,7 @@ def make_search(
     machine: Machine,
     progress: Progress | None,
     *,
-    recomputed: bool = False,
+    rematerialized_bytes: int = 0,
 ) -> Search:
     """Collect the candidates of a graph.
 
@@ -84,7 +89,7 @@ def make_search(
         regions: loops around the whole graph; no smaller region is sought along their axes.
         machine: cost model.
         progress: told about long work.
-        recomputed: whether it is the graph in which large values are made again.
+        rematerialized_bytes: values of so many bytes or more are rematerialized in it; 0 for none.
     """
     labels = axis_labels(graph.view, named_axes(graph))
     evaluator = Evaluator(graph.view, graph.line, machine)
@@ -93,7 +98,7 @@ def make_search(
         (p, slicing) for region in regions for p, transfer in region.sliced.items() for slicing in transfer.results[:1]
     )
     problem = _problem(evaluator, graph, labels, skip, what, progress)
-    return Search(graph, outer, labels, evaluator, problem, skip, recomputed=recomputed)
+    return Search(graph, outer, labels, evaluator, problem, skip, rematerialized_bytes=rematerialized_bytes)
 
 
 def whole_seconds_of(graph: Graph, machine: Machine) -> Sequence[float]:
@@ -104,10 +109,20 @@ def whole_seconds_of(graph: Graph, machine: Machine) -> Sequence[float]:
     return found
 
 
-def recomputed_graph(graph: Graph) -> Graph | None:
-    """The graph in which large values are made again after their statistics; None if there are none."""
+def rematerialized_bytes(graph: Graph) -> int:
+    """The smallest value worth rematerializing, in bytes."""
+    return max(1, int(graph.line.peak_bytes * RECOMPUTED_SHARE))
+
+
+def recomputed_graph(graph: Graph, least_bytes: int | None = None) -> Graph | None:
+    """The graph in which large values are rematerialized after their statistics; None if there are none.
+
+    Args:
+        graph: the legal graph.
+        least_bytes: the smallest value worth it, as a plan says; `rematerialized_bytes(graph)` if not given.
+    """
     program = copy_program(graph.program)
-    if not compute_again(program, int(graph.line.peak_bytes * RECOMPUTED_SHARE)):
+    if not compute_again(program, least_bytes or rematerialized_bytes(graph)):
         return None
     program.graph_module.recompile()
     return study(program, graph.facts.device_type)
@@ -157,10 +172,15 @@ def graph_with_far(graph: Graph, far: frozenset[int]) -> Graph:
     return replace(graph, view=view, line=timeline(view.facts, view.lives, graph.line.workspace_bytes, far))
 
 
-def spillable(graph: Graph) -> frozenset[int]:
-    """Values that may lie in far memory: big, dense, made by one operator, and nothing the caller holds."""
+def spillable(graph: Graph, least_bytes: float | None = None) -> frozenset[int]:
+    """Values that may lie in far memory: big, dense, made by one operator, and nothing the caller holds.
+
+    Args:
+        graph: what is searched.
+        least_bytes: the smallest value worth it; a share of the unsliced peak if not given.
+    """
     facts, view, found = graph.facts, graph.view, []
-    smallest = SPILL_SHARE * graph.line.peak_bytes
+    smallest = SPILL_SHARE * graph.line.peak_bytes if least_bytes is None else least_bytes
     for p in range(facts.num_placeholders, len(facts.nodes)):
         node = facts.nodes[p]
         if not isinstance(node.meta.get("val"), torch.Tensor) or takes_statistics(node):
