@@ -114,11 +114,12 @@ class Planner:
         search, settled = found
         solution, facts = settled.solution, search.graph.facts
         view = search.graph.view.with_far(settled.far) if self.bound else None
+        marks: dict[str, Any] = {**basis(self.graph, search.graph)} if self.bound else UNBOUND
         timings = {**self.timings, "plan": self.timings.get("plan", 0.0) + time.perf_counter() - began}
         weights = self.weights_bytes - settled.streamed_bytes
         return Plan(
             model=self.model,
-            **(basis(self.graph, search.graph) if self.bound else UNBOUND),
+            **marks,
             device=facts.device_type,
             dtype=self.dtype,
             budget_bytes=budget_bytes,

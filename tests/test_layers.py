@@ -12,7 +12,7 @@ from tests.source_tree import library_modules
 # meet in Plan only. docs/README.md shows the same table with what each layer is for.
 LAYERS = {
     "_version": 0, "entry": 0, "errors": 0,
-    "capture": 1, "demo": 1, "ops": 1, "units": 1,
+    "capture": 1, "codec": 1, "demo": 1, "ops": 1, "units": 1,
     "facts": 2,
     "axes": 3,
     "graph_view": 4, "halo": 4,
