@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from sicompiler.adapters.component import ComponentState
+from sicompiler.adapters.eviction import IdleComponent, eviction_order
 from sicompiler.adapters.held import ATTRIBUTE, Reserved, reserved, storages, weights_of
 from sicompiler.adapters.outputs import register_outputs
 from sicompiler.adapters.rehash import PipelineRehash
@@ -217,7 +218,7 @@ class PipelineState:
         return found
 
     def make_room(self, state: ComponentState, device: torch.device, keep: frozenset[str] = frozenset()) -> bool:
-        """Move an idle component away: first those that never run, then those of other phases, big ones first.
+        """Move an idle component away, in the order of `eviction_order`.
 
         Args:
             state: what is about to run.
@@ -228,13 +229,13 @@ class PipelineState:
         phases: dict[str, set[Phase]] = {}
         for role in self.components:
             phases.setdefault(role.component, set()).add(role.phase)
-
-        def price(row: tuple[str, torch.nn.Module]) -> tuple[int, int]:
-            later = [p for p in phases.get(row[0], ()) if list(Phase).index(p) >= list(Phase).index(state.role.phase)]
-            return (1 + bool(later) if row[0] in phases else 0, -sum(weights_of(row[1], device).values()))
-
-        idle = sorted(((n, p) for n, p in parts.items() if p is not state.model and n not in keep), key=price)
-        return self.residency.make_room(idle, device) is not None
+        idle = [
+            IdleComponent(name, frozenset(phases.get(name, ())), sum(weights_of(part, device).values()))
+            for name, part in parts.items()
+            if part is not state.model and name not in keep
+        ]
+        order = eviction_order(idle, state.role.phase)
+        return self.residency.make_room([(name, parts[name]) for name in order], device) is not None
 
     def clear(self, device: torch.device) -> None:
         """Move every component away, if the budget asks to move any: a CPU's counter sees only what comes."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from sicompiler.adapters.eviction import IdleComponent, eviction_order
 from sicompiler.adapters.outputs import register_outputs
+from sicompiler.adapters.roles import Phase
 from sicompiler.capture import weights_bytes
 from sicompiler.cli.frontier import DENOISE, ENCODE, Frontiers, pipeline_frontiers
 from sicompiler.cli.options import ModelOptions
@@ -76,6 +78,18 @@ class Pipeline:
         floor_bytes, culprit = part.planner.floor(far_memory)
         return floor_bytes + self.held + (0 if self.movable else self._others(part)), culprit
 
+    def eviction_order(self, part: Part) -> tuple[str, ...]:
+        """The other components while a part runs, in the order in which a running pipeline would move them away."""
+        phases: dict[str, set[Phase]] = {}
+        for each in self.parts:
+            phases.setdefault(each.call.component, set()).add(Phase(each.call.phase))
+        idle = [
+            IdleComponent(name, frozenset(phases.get(name, ())), nbytes)
+            for name, nbytes in self.weights.items()
+            if name != part.call.component
+        ]
+        return eviction_order(idle, Phase(part.call.phase))
+
     def plan(self, part: Part, budget: int) -> PlannedPart:
         """One phase within a budget, as a running pipeline would plan it; at its floor where nothing fits.
 
@@ -83,12 +97,7 @@ class Pipeline:
         of the one that runs lie in far memory.
         """
         own = part.call.component
-        order = [p.call.component for p in self.parts]
-        now = max(i for i, name in enumerate(order) if name == own)
-        here = [name for name in self.weights if name != own]
-        if self.movable:  # what never runs goes first, then what has run, then what is still to come; big ones first
-            later = {name: any(i > now for i, n in enumerate(order) if n == name) for name in here}
-            here.sort(key=lambda name: (1 + later[name] if name in order else 0, -self.weights[name]))
+        here = list(self.eviction_order(part))
         plan: Plan | None = None
         while plan is None:
             beside = sum(self.weights[name] for name in here) + self.held
