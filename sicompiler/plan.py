@@ -11,7 +11,8 @@ from typing import Any
 from sicompiler._version import __version__
 from sicompiler.axes.factor_map import Slicing
 from sicompiler.codec import Malformed, decode, digest, kind_of, read_object
-from sicompiler.errors import BadInput, StalePlan
+from sicompiler.errors import BadInput, OverBudget, StalePlan
+from sicompiler.units import budget_hint, format_bytes
 
 PLAN_VERSION = 3
 
@@ -226,6 +227,27 @@ class Plan:
                     f"the plan of {self.model} was made for {_FIELDS.get(name, name)} {getattr(self, name)}, but this "
                     f"is {value}; plan again"
                 )
+
+    def check_bytes(self, weights_bytes: int, budget_bytes: int) -> None:
+        """Make sure that the plan counts the weights of a model, and is within a budget.
+
+        Raises:
+            StalePlan: it was made for other weights.
+            OverBudget: it needs more.
+        """
+        if weights_bytes != self.weights_bytes + self.streamed_bytes:
+            raise StalePlan(
+                f"the plan of {self.model} was made for {self.weights_bytes + self.streamed_bytes} bytes of weights, "
+                f"but this model has {weights_bytes}; plan again"
+            )
+        if self.predicted_peak_bytes > budget_bytes:
+            raise OverBudget(
+                f"the plan of {self.model} needs {format_bytes(self.predicted_peak_bytes)}, but the budget is "
+                f"{format_bytes(budget_bytes)}: give {budget_hint(self.predicted_peak_bytes)}, or plan for this budget",
+                budget_bytes=budget_bytes,
+                floor_bytes=self.floor_bytes,
+                culprit=self.floor_operator,
+            )
 
     def check_values(self) -> None:
         """Make sure that positions and lengths are possible in some graph.

@@ -24,7 +24,7 @@ from sicompiler.capture import Program, capture, flatten_inputs, named_tensors, 
 from sicompiler.compiler import FarMemory, Planner, make_planner, rewrite
 from sicompiler.cost import MACHINES
 from sicompiler.entry import FORWARD, entry_label
-from sicompiler.errors import BadInput, OverBudget, StalePlan
+from sicompiler.errors import BadInput
 from sicompiler.passes.manager import Observer
 from sicompiler.plan import Plan
 from sicompiler.reports.report import Report
@@ -33,7 +33,7 @@ from sicompiler.runtime.noticed import Noticed
 from sicompiler.runtime.placement import place, restore, streams
 from sicompiler.runtime.verify import Verification, compare
 from sicompiler.search.search import Progress
-from sicompiler.units import budget_hint, format_bytes, format_seconds
+from sicompiler.units import format_bytes, format_seconds
 
 log = logging.getLogger("sicompiler")
 
@@ -153,30 +153,6 @@ def analyse(
     )
 
 
-def check_given(plan: Plan, model: torch.nn.Module, budget_bytes: int) -> None:
-    """Make sure that a plan made earlier is for the weights of a model, on their device, and within a budget.
-
-    Raises:
-        StalePlan: the weights are others, or on another kind of device.
-        OverBudget: the plan needs more than the budget.
-    """
-    plan.check(device=device_type_of(model), dtype=dtype_name(model))
-    here, planned = weights_bytes(model), plan.weights_bytes + plan.streamed_bytes
-    if here != planned:
-        raise StalePlan(
-            f"the plan of {plan.model} was made for {planned} bytes of weights, but this {type(model).__name__} has "
-            f"{here}; plan again"
-        )
-    if plan.predicted_peak_bytes > budget_bytes:
-        raise OverBudget(
-            f"the plan of {plan.model} needs {format_bytes(plan.predicted_peak_bytes)}, but the budget is "
-            f"{format_bytes(budget_bytes)}: give {budget_hint(plan.predicted_peak_bytes)}, or plan for this budget",
-            budget_bytes=budget_bytes,
-            floor_bytes=plan.floor_bytes,
-            culprit=plan.floor_operator,
-        )
-
-
 class State:
     """What sicompiler keeps for one method of a live model.
 
@@ -272,7 +248,8 @@ class State:
         with self.untouched():
             given = self.given_plan
             if given is not None:
-                check_given(given, self.model, self.budget_bytes)
+                given.check(device=device_type_of(self.model), dtype=dtype_name(self.model))
+                given.check_bytes(weights_bytes(self.model), self.budget_bytes)
                 program, plan = capture(self.model, args, kwargs, method=self.method), given
             else:
                 program, planner = prepare(self.model, args, kwargs, method=self.method, progress=self.progress)

@@ -1,4 +1,4 @@
-"""Which idle component of a pipeline leaves the device first: one policy, for running pipelines and for plans of them."""
+"""Which idle component of a pipeline leaves the device first: one policy, for a running pipeline and for its plans."""
 
 from __future__ import annotations
 
