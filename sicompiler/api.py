@@ -15,6 +15,7 @@ from sicompiler.adapters.supported import SupportedPipeline, supported_pipelines
 from sicompiler.adapters.verify import PipelineVerification
 from sicompiler.compiler import FarMemory
 from sicompiler.errors import BadInput, NotCompiled
+from sicompiler.ops.mapped import offload_folder
 from sicompiler.plan import Plan
 from sicompiler.rehash.request import Rehash
 from sicompiler.reports.phases import PipelineReport
@@ -78,7 +79,7 @@ def compile_for_budget(
             planned. It has to be within the budget.
         far_memory: where nothing else fits, "auto" spills values to far memory and streams weights from there, with
             the same output: pinned host memory for a CUDA device, a memory-mapped file for the CPU (in the folder that
-            the environment variable SICOMPILER_FAR_MEMORY names, else in the system's temporary one). "none" keeps
+            the environment variable SICOMPILER_FAR_MEMORY names now, else in the system's temporary one). "none" keeps
             everything on the device.
         rehash: of a pipeline, and approximate: reuse a feature of the denoiser on some steps (docs/rehash.md). None
             leaves the output what it is.
@@ -96,6 +97,7 @@ def compile_for_budget(
     """
     if far_memory not in get_args(FarMemory):
         raise BadInput(f"far_memory is one of {', '.join(get_args(FarMemory))}, got {far_memory!r}")
+    offload_folder(fix=True)
     if is_pipeline(model):
         if example_inputs is not None or plan is not None:
             raise BadInput(

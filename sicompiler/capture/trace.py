@@ -24,6 +24,7 @@ from sicompiler.capture.bounded import bound_lengths
 from sicompiler.capture.contexts import casts_by_itself, graphs, inline_contexts
 from sicompiler.capture.program import Binding, Program, Source, named_tensors
 from sicompiler.capture.reasons import advice, reason, source_line
+from sicompiler.capture.silence import silent_torch
 from sicompiler.entry import FORWARD, entry_module, has_method
 from sicompiler.errors import BadInput, CaptureError
 
@@ -87,6 +88,7 @@ def capture(
     _check_entry(model, method)
     with (
         _capture_errors(model),
+        silent_torch(),
         torch.no_grad(),
         _fake_mode_of(tensors) or contextlib.nullcontext(),
         paused_gc(),

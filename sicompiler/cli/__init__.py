@@ -1,13 +1,17 @@
-"""The command line. Exit status: 0 done, 2 does not fit or bad input (one line on stderr), 1 internal error."""
+"""The command line. Exit status: 0 done, 2 does not fit or bad input (one line on stderr), 1 internal error.
+
+130 after Ctrl-C, 141 where whoever reads the output has gone.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
 from sicompiler.errors import PassError, SicompilerError
 
-INTERRUPTED = 130  # as shells count: 128 and the number of the signal
+INTERRUPTED, READER_GONE = 130, 141  # as shells count: 128 and the number of the signal
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -28,24 +32,33 @@ def run(arguments: Sequence[str]) -> int:
     Returns:
         The exit status. Errors that are no decision of the user (ours) are raised, with their traceback.
     """
-    from sicompiler.cli.app import app
-
     try:
+        from sicompiler.cli.app import app
+
         status = app(args=list(arguments) or ["--help"], prog_name="sicompiler", standalone_mode=False)
+        sys.stdout.flush()
     except PassError:  # a bug of ours
         raise
     except SicompilerError as error:
         return _refuse(str(error))
     except KeyboardInterrupt:
-        return INTERRUPTED
+        return _interrupted()
+    except BrokenPipeError:  # `sicompiler dump svd | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_GONE
     except Exception as error:
         if type(error).__name__ == "Abort":  # what typer makes of Ctrl-C, whichever click it is built on
-            return INTERRUPTED
+            return _interrupted()
         message = getattr(error, "format_message", None)  # typer's usage errors, whichever click it is built on
         if message is None:
             raise
         return _refuse(f"{message()} (see sicompiler --help)")
     return status if isinstance(status, int) else 0
+
+
+def _interrupted() -> int:
+    print("sicompiler: interrupted", file=sys.stderr)
+    return INTERRUPTED
 
 
 def _refuse(message: str) -> int:

@@ -12,6 +12,7 @@ import torch
 
 from sicompiler.api import prepare
 from sicompiler.capture import Program, flatten_inputs
+from sicompiler.cli.files import check_folder
 from sicompiler.cli.output import Progress, quiet, show, show_json
 from sicompiler.compiler import Planner, rewrite
 from sicompiler.models.build import ModelCall, build_model
@@ -76,6 +77,7 @@ def run(output: Path, *, as_json: bool) -> int:
     Returns:
         0; 1 if a measured peak is above its prediction.
     """
+    output = check_folder(output, "the pictures and reports")
     with Progress() as progress, quiet():
         progress("building the model", 0, 1)
         call = build_model("demo", CLASS, CONFIG, SIZES, dtype="float32", fake=False)

@@ -15,6 +15,7 @@ import torch
 
 from sicompiler.adapters.pipeline import pipeline_state
 from sicompiler.api import compile_for_budget, rehash_report, release, verify
+from sicompiler.cli.files import check_folder
 from sicompiler.cli.output import Progress, quiet, show, show_json
 from sicompiler.demo.pipeline import demo_pipeline
 from sicompiler.demo.quality import call_of
@@ -78,6 +79,7 @@ def run(prompt: str, model: Path | None, output: Path, *, seed: int, as_json: bo
             f"the demo pipeline can't show {prompt!r}; it knows 'a COLOUR SHAPE moving DIRECTION' of "
             f"{', '.join(COLOURS)}; {', '.join(SHAPES)}; {', '.join(DIRECTIONS)}"
         )
+    output = check_folder(output, "the pictures and reports")
     with Progress() as progress, quiet():
         progress("loading the pipeline", 0, 1)
         pipe = demo_pipeline(model)

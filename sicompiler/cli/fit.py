@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from sicompiler.cli.files import check_file, save
 from sicompiler.cli.grid import Grid
 from sicompiler.cli.options import ModelOptions
 from sicompiler.cli.output import Progress, quiet, show, show_json
@@ -31,19 +32,22 @@ def run(options: ModelOptions, gb: str, wanted: Wanted, html: Path | None, *, ex
     budget = parse_bytes(gb)
     numbers = (frames_of(wanted.frames), sizes_of(wanted.size))
     first = (next(iter(numbers[0]), None), *next(iter(numbers[1]), (None, None)))
+    html = check_file(html, "the page")
     with Progress() as progress, quiet():
         found = subject(options, progress, first)
         grid = Grid(found, found.scale.grid(*numbers), budget, exact)
         grid.fill(progress)
     report = grid.report()
-    if html is not None:
-        from sicompiler.reports.fit_page import fit_page
-
-        html.write_text(fit_page(report), encoding="utf-8")
     if as_json:
         show_json(report.to_dict())
     else:
         show(*report.renderables())
+    if html is not None:
+        from sicompiler.reports.fit_page import fit_page
+
+        save(html, fit_page(report), "the page")
+    if grid.interrupted:
+        raise KeyboardInterrupt
     return 0
 
 

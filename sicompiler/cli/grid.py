@@ -46,6 +46,7 @@ class Grid:
         videos: the sizes asked for.
         budget: in bytes.
         exact: plan every size in full.
+        interrupted: the user stopped it; what was there by then is in the table.
     """
 
     subject: Subject
@@ -55,6 +56,7 @@ class Grid:
     cells: list[Cell] = field(default_factory=list)
     forms: list[PeakForm] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    interrupted: bool = False
 
     def fill(self, progress: Progress) -> None:
         """Find the closed forms, then look at every size; stop where the user interrupts."""
@@ -74,6 +76,7 @@ class Grid:
         except KeyboardInterrupt:
             if not self.cells:
                 raise
+            self.interrupted = True
             self.notes.append(f"interrupted: {len(self.cells)} of {len(points)} sizes")
 
     def _leave_out_what_cannot_be_captured(self) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 SHOW_AFTER_SECONDS = 1.0
 PIPED_WIDTH = 150
+LEAST_WIDTH = 20  # columns; a terminal that says less does not know its size
 
 
 def show(*renderables: RenderableType) -> None:
@@ -25,7 +26,7 @@ def show(*renderables: RenderableType) -> None:
     from rich.console import Console
 
     console = Console(highlight=False, markup=False)
-    if not console.is_terminal:
+    if not console.is_terminal or console.width < LEAST_WIDTH:
         console.width = PIPED_WIDTH
     for renderable in renderables:
         console.print(renderable)
@@ -48,14 +49,17 @@ def note(text: str) -> None:
 
 @contextlib.contextmanager
 def quiet(*, prints: bool = False) -> Iterator[None]:
-    """Run code that likes to talk: no warnings, no log, nothing on stdout.
+    """Run code that likes to talk: no warnings, no log, nothing on stdout. With TORCH_LOGS set, torch's log is shown.
 
     Args:
         prints: let what it prints through, to stderr (the user's own code); else it is dropped (torch.export's graphs).
     """
+    from sicompiler.capture.silence import silent_torch
+
     disabled = logging.root.manager.disable
     target = sys.stderr if prints else io.StringIO()
-    with contextlib.redirect_stdout(target), contextlib.redirect_stderr(target), warnings.catch_warnings():
+    streams = (contextlib.redirect_stdout(target), contextlib.redirect_stderr(target))
+    with silent_torch(), streams[0], streams[1], warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
         try:
@@ -115,7 +119,10 @@ class Progress:
             if self._timer is None:
                 return
             columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-            self._bar = Bar(*columns, console=Console(file=self._stream), transient=True)
+            console = Console(file=self._stream)
+            if console.width < LEAST_WIDTH:
+                console.width = PIPED_WIDTH // 2
+            self._bar = Bar(*columns, console=console, transient=True)
             self._task = self._bar.add_task("", total=None)
             self._update()
             self._bar.start()

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sicompiler.cli import pipelines
+from sicompiler.cli.files import check_file, save
 from sicompiler.cli.frontier import frontier
 from sicompiler.cli.options import ModelOptions
 from sicompiler.cli.output import Progress, json_rows, note, show, show_json
@@ -29,7 +30,7 @@ def run(options: ModelOptions, gb: str | None, output: Path | None, *, memory: b
             raise BadInput(f"{options.model} is a pipeline: --output and --memory are for plans of one model")
         return pipelines.run(options, gb, as_json=as_json)
     budget = None if gb is None else parse_bytes(gb)
-    _check_writable(output)
+    output = check_file(output, "the plan")
     with Progress() as progress:
         _, planner = prepare(find(options), progress)
         far = options.far
@@ -42,8 +43,6 @@ def run(options: ModelOptions, gb: str | None, output: Path | None, *, memory: b
             plan = replace(planner.plan(error.floor_bytes, far_memory=far), budget_bytes=error.budget_bytes)
         floor_bytes, culprit = planner.floor(far)
         plan = replace(plan, floor_bytes=floor_bytes, floor_operator=culprit)
-    if output is not None and refused is None:
-        output.write_text(plan.to_json() + "\n", encoding="utf-8")
     if as_json:
         found = summary(plan)
         if budget is None:
@@ -55,7 +54,9 @@ def run(options: ModelOptions, gb: str | None, output: Path | None, *, memory: b
         show(*plan_tables(plan), *([frontier_table(rows)] if rows else []))
         if memory:
             note(f"planning took up to {format_bytes(host_peak_bytes())} of host memory")
-        if output is not None and refused is None:
+    if output is not None and refused is None:
+        save(output, plan.to_json() + "\n", "the plan")
+        if not as_json:
             note(f"saved {output}")
     if refused is not None:
         raise refused
@@ -66,10 +67,3 @@ def host_peak_bytes() -> int:
     """The most memory this process has held, as the operating system counts."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _check_writable(output: Path | None) -> None:
-    """Find out before the work, not after it."""
-    if output is not None and (output.is_dir() or not output.absolute().parent.is_dir()):
-        what = "is a folder" if output.is_dir() else "is in a folder that does not exist"
-        raise BadInput(f"can't save the plan: {output} {what}")

@@ -6,6 +6,7 @@ import inspect
 import json
 import traceback
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -13,6 +14,7 @@ import torch
 
 from sicompiler.adapters.calibrate import calibrate
 from sicompiler.adapters.pipeline import PipelineState
+from sicompiler.cli.files import check_file, save
 from sicompiler.cli.output import Progress, note, quiet, show, show_json
 from sicompiler.cli.rehash_app import Calibration
 from sicompiler.cli.rehash_pipeline import load_pipeline, set_scheduler
@@ -37,9 +39,8 @@ def run(wanted: Calibration, *, as_json: bool) -> int:
     """
     budget = parse_bytes(wanted.gb)
     _check_target(wanted)
-    for path in (wanted.output, wanted.lessons):
-        if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-            raise BadInput(f"can't save {path}: it is a folder, or in one that does not exist")
+    output = check_file(wanted.output, "the plan")
+    wanted = replace(wanted, output=output or wanted.output, lessons=check_file(wanted.lessons, "the lessons"))
     prompts, settings = _prompts(wanted), dict(map(_setting, wanted.settings))
     with Progress() as progress:
         progress("loading the pipeline", 0, 1)
@@ -59,11 +60,12 @@ def run(wanted: Calibration, *, as_json: bool) -> int:
         plan = _calibrated(wanted, pipe, budget, request, progress)
     for line in plan.verified.nearer if plan.verified else ():
         note(line)
-    plan.save(wanted.output)
     if as_json:
         show_json({"plan": str(wanted.output), **plan_json(plan), "points": points_json(plan)})
     else:
         show(*plan_tables(plan), points_table(plan))
+    save(wanted.output, plan.to_json() + "\n", "the plan")
+    if not as_json:
         note(
             f'saved {wanted.output}: compile_for_budget(pipe, gb={wanted.gb!r}, rehash=Rehash(plan="{wanted.output}"))'
         )

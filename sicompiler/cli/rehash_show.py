@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sicompiler.cli.files import check_file
 from sicompiler.cli.output import note, show_json
 from sicompiler.cli.output import show as show_tables
 from sicompiler.errors import BadInput, StalePlan
@@ -34,7 +35,7 @@ def frontier(path: Path, plot: Path | None, lessons: Path | None, measured: Path
         BadInput: a file can't be read, is of something else, or there is nothing to draw.
         StalePlan: a file holds no rehash plan, or no lessons.
     """
-    plan = read_plan(path)
+    plan, plot = read_plan(path), check_file(plot, "the picture")
     if plot is None and (lessons is not None or measured is not None):
         raise BadInput("--lessons and --measured are for the picture: add --plot FILE")
     if plot is not None:

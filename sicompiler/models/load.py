@@ -46,6 +46,7 @@ def resolve(
             class_name, config = read_folder(path)
             return build_model(spec, class_name, config, sizes, dtype=dtype or "float16", fake=fake, seed=seed)
         if _FUNCTION.fullmatch(spec):
+            Sizes(1, 1, 1, 1).replaced(**sizes)  # refuses what is no size
             given: dict[str, Any] = {
                 name: value for name, value in {**sizes, "dtype": dtype}.items() if value is not None
             }

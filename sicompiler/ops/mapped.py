@@ -14,6 +14,7 @@ from sicompiler.errors import FarMemoryError
 
 FOLDER_VARIABLE = "SICOMPILER_FAR_MEMORY"  # names the folder of mapped files; the system's temporary one otherwise
 
+_folders: dict[str, str] = {}  # absolute, by what the environment says
 _mapped: weakref.WeakValueDictionary[int, mmap.mmap] = weakref.WeakValueDictionary()  # by address, while in use
 
 
@@ -44,8 +45,22 @@ def far_tensor(size: Sequence[int], stride: Sequence[int], dtype: torch.dtype, d
     return flat.as_strided(size, stride)
 
 
+def offload_folder(*, fix: bool = False) -> str:
+    """The folder of mapped files, absolute: what SICOMPILER_FAR_MEMORY names, `~` expanded, else the temporary one.
+
+    Args:
+        fix: from now on, a relative folder is seen from the current one, wherever the process goes.
+    """
+    named = os.environ.get(FOLDER_VARIABLE)
+    if not named:
+        return tempfile.gettempdir()
+    if fix or named not in _folders:
+        _folders[named] = os.path.abspath(os.path.expanduser(named))
+    return _folders[named]
+
+
 def _file(nbytes: int) -> mmap.mmap:
-    folder = os.environ.get(FOLDER_VARIABLE) or tempfile.gettempdir()
+    folder = offload_folder()
     try:
         with tempfile.TemporaryFile(prefix="sicompiler-", dir=folder) as file:
             if hasattr(os, "posix_fallocate"):
