@@ -10,6 +10,8 @@ import types
 from collections.abc import Mapping
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
+from sicompiler.errors import StalePlan
+
 T = TypeVar("T")
 
 # Which of our files a JSON object is, by keys that no other has; the first row that fits.
@@ -53,6 +55,21 @@ def read_object(text: str) -> dict[str, Any]:
 def kind_of(found: Mapping[str, Any]) -> str | None:
     """Which of the files that sicompiler reads or writes an object is; None for others."""
     return next((name for name, keys in _KINDS if keys <= found.keys()), None)
+
+
+def refuse_other(found: Any, wanted: str) -> None:
+    """Refuse a JSON value that is another of our files, by its name.
+
+    Args:
+        found: what the JSON holds.
+        wanted: what is expected, as it is called: "a plan", "a rehash plan", "a file of lessons".
+
+    Raises:
+        StalePlan: it is something else.
+    """
+    kind = kind_of(found) if isinstance(found, dict) else None
+    if kind is not None and not kind.startswith(f"{wanted} ("):
+        raise StalePlan(f"this is not {wanted}: it is {kind}")
 
 
 def decode(kind: type[T], data: Any, path: str = "") -> T:

@@ -10,7 +10,7 @@ from typing import Any
 
 from sicompiler._version import __version__
 from sicompiler.axes.factor_map import Slicing
-from sicompiler.codec import Malformed, decode, digest, kind_of, read_object
+from sicompiler.codec import Malformed, decode, digest, read_object, refuse_other
 from sicompiler.errors import BadInput, OverBudget, StalePlan
 from sicompiler.units import budget_hint, format_bytes
 
@@ -177,9 +177,7 @@ class Plan:
         """
         try:
             data = read_object(text)
-            kind = kind_of(data)
-            if kind is not None and not kind.startswith("a plan"):
-                raise StalePlan(f"this is not a plan: it is {kind}")
+            refuse_other(data, "a plan")
             if data.get("version") != PLAN_VERSION:
                 what = f"has format {data['version']!r}" if "version" in data else "names no format"
                 raise StalePlan(f"the plan {what}, this version reads format {PLAN_VERSION}; plan again")

@@ -249,7 +249,8 @@ def test_ctrl_c_says_what_is_kept_and_the_same_command_goes_on(
     monkeypatch.setattr(Progress, "__call__", interrupted)
     result = cli(*command)
     assert result.status == 130
-    assert result.err == f"sicompiler: 2 runs are in {lessons}: the same command goes on from there\n"
+    known = f"sicompiler: 2 runs are in {lessons}: the same command goes on from there\n"
+    assert result.err == f"{known}sicompiler: interrupted\n"
     assert not path.exists()
     assert cli(*command).status == 0
     again = [row for row in told[3:] if row[0] in ("Step Rehash: learning", "Step Rehash: calibrated")]

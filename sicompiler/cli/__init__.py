@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -36,7 +37,9 @@ def run(arguments: Sequence[str]) -> int:
         from sicompiler.cli.app import app
 
         status = app(args=list(arguments) or ["--help"], prog_name="sicompiler", standalone_mode=False)
-        sys.stdout.flush()
+        sys.stdout.flush()  # while an error can still be told
+        if status == INTERRUPTED:  # some versions of typer make this of Ctrl-C, others raise
+            return _interrupted()
     except PassError:  # a bug of ours
         raise
     except SicompilerError as error:
@@ -44,8 +47,13 @@ def run(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return _interrupted()
     except BrokenPipeError:  # `sicompiler dump svd | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_stdout()
         return READER_GONE
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename is not None:  # files say so themselves
+            raise
+        _drop_stdout()
+        return _refuse(f"can't write to stdout: {error.strerror}")
     except Exception as error:
         if type(error).__name__ == "Abort":  # what typer makes of Ctrl-C, whichever click it is built on
             return _interrupted()
@@ -54,6 +62,11 @@ def run(arguments: Sequence[str]) -> int:
             raise
         return _refuse(f"{message()} (see sicompiler --help)")
     return status if isinstance(status, int) else 0
+
+
+def _drop_stdout() -> None:
+    """Let what is left in the buffer go nowhere, so that the interpreter says nothing about it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _interrupted() -> int:

@@ -40,6 +40,8 @@ def resolve(
     Raises:
         BadInput: there is no such preset, folder or function, or it can't be used; the message says what is wrong.
     """
+    if not spec.strip():
+        raise BadInput("no model is named; give a preset, a diffusers folder or package.module:function")
     path = Path(spec).expanduser()
     if spec not in PRESETS:
         if path.is_dir():
@@ -190,7 +192,8 @@ def _describe(error: Exception) -> str:
     """One line: the exception and where it was raised."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({frames[-1].filename}:{frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {error}{where}"
+    lines = str(error).splitlines() or [""]  # torch puts its own stack below
+    return f"{type(error).__name__}: {lines[0]}{where}"
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from sicompiler.codec import refuse_other
 from sicompiler.errors import BadInput, StalePlan
 from sicompiler.rehash.choose import Subject
 from sicompiler.rehash.lessons import Lesson, Lessons
@@ -164,6 +165,7 @@ class LessonBook:
         """
         try:
             data: dict[str, Any] = json.loads(text)
+            refuse_other(data, "a file of lessons")
             setting = data["setting"]
             if data["version"] != BOOK_VERSION:
                 raise StalePlan(f"the lessons have format {data['version']}, this version reads {BOOK_VERSION}")

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from sicompiler.codec import refuse_other
 from sicompiler.errors import BadInput, StalePlan
 from sicompiler.planners.steps import Prediction, Schedule
 
@@ -246,6 +247,7 @@ class RehashPlan:
         """
         try:
             data: dict[str, Any] = json.loads(text)
+            refuse_other(data, "a rehash plan")
             if data["version"] != REHASH_VERSION:
                 raise StalePlan(f"the rehash plan has format {data['version']}, this version reads {REHASH_VERSION}")
             data["steps"] = tuple(_prediction(row) for row in data["steps"])
