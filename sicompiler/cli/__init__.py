@@ -46,7 +46,9 @@ def run(arguments: Sequence[str]) -> int:
         return _refuse(str(error))
     except KeyboardInterrupt:
         return _interrupted()
-    except BrokenPipeError:  # `sicompiler dump svd | head`
+    except (BrokenPipeError, SystemExit) as error:  # `sicompiler dump svd | head`, of which typer makes an exit
+        if not isinstance(error.__context__ or error, BrokenPipeError):
+            raise
         _drop_stdout()
         return READER_GONE
     except OSError as error:
