@@ -14,7 +14,6 @@ from sicompiler.forms.sized import Call, SizedModel
 from sicompiler.models.build import ModelCall
 from sicompiler.models.family import Config, Family
 from sicompiler.models.geometry import Sizes
-from sicompiler.models.inputs import FAMILIES
 from sicompiler.models.load import family_of
 from sicompiler.models.pipelines import PIPELINE_PRESETS, PartName, idle_weights, part_specs
 from sicompiler.search.search import Progress
@@ -175,8 +174,7 @@ def subject(options: ModelOptions, progress: Progress, video: Video) -> Subject:
         device = find(replace(options, frames=frames, height=height, width=width)).device
         given = [n is not None for n in (frames, height, width)]
     else:
-        class_name, config, default = found
-        scale = Scale(FAMILIES[class_name], config, default.replaced(batch=options.batch), options.model)
+        scale = Scale(found.family, found.config, found.sizes.replaced(batch=options.batch), options.model)
         device, given = _device(options), [True] * 3
 
     def make(point: Point) -> Call:
@@ -195,8 +193,7 @@ def _pipeline(options: ModelOptions, progress: Progress) -> Subject:
     register_outputs()
     found = family_of(preset.denoiser)
     assert found is not None
-    class_name, config, default = found
-    scale = Scale(FAMILIES[class_name], config, default.replaced(batch=options.batch), options.model)
+    scale = Scale(found.family, found.config, found.sizes.replaced(batch=options.batch), options.model)
     models = []
     for spec in part_specs(options.model, dtype):
 

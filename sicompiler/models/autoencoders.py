@@ -34,12 +34,23 @@ def _ltx(config: Config, latent: Sizes, text_tokens: int, draw: Draw) -> Inputs:
 
 
 _RATIOS = {"spatial": "spatial_compression_ratio", "temporal": "temporal_compression_ratio"}
+_LEVELS = "block_out_channels"
 _SCALES = {"spatial": "scale_factor_spatial", "temporal": "scale_factor_temporal"}
 
 AUTOENCODERS: Mapping[str, Family] = MappingProxyType(
     {
-        "AutoencoderKL": Family(Geometry(8, 1, 8), Sizes(1, 16, 576, 1024), 0, _frames_in_batch, method=DECODE),
-        "AutoencoderKLCogVideoX": Family(Geometry(8, 4, 8), Sizes(1, 49, 480, 720), 0, _video, method=DECODE),
+        "AutoencoderKL": Family(
+            Geometry(8, 1, 8), Sizes(1, 16, 576, 1024), 0, _frames_in_batch, method=DECODE, levels_key=_LEVELS
+        ),
+        "AutoencoderKLCogVideoX": Family(
+            Geometry(8, 4, 8),
+            Sizes(1, 49, 480, 720),
+            0,
+            _video,
+            method=DECODE,
+            geometry_keys={"temporal": "temporal_compression_ratio"},
+            levels_key=_LEVELS,
+        ),
         "AutoencoderKLHunyuanVideo": Family(
             Geometry(8, 4, 8), Sizes(1, 65, 512, 512), 0, _video, method=DECODE, geometry_keys=_RATIOS
         ),
@@ -48,7 +59,7 @@ AUTOENCODERS: Mapping[str, Family] = MappingProxyType(
         ),
         "AutoencoderKLMochi": Family(Geometry(8, 6, 8), Sizes(1, 79, 480, 848), 0, _video, method=DECODE),
         "AutoencoderKLTemporalDecoder": Family(
-            Geometry(8, 1, 8), Sizes(1, 14, 576, 1024), 0, _temporal_decoder, method=DECODE
+            Geometry(8, 1, 8), Sizes(1, 14, 576, 1024), 0, _temporal_decoder, method=DECODE, levels_key=_LEVELS
         ),
         "AutoencoderKLWan": Family(
             Geometry(8, 4, 8), Sizes(1, 81, 480, 832), 0, _video, method=DECODE, geometry_keys=_SCALES

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Unpack
 
 from sicompiler.errors import BadInput
-from sicompiler.models.family import Draw
+from sicompiler.models.family import Draw, Family
 from sicompiler.models.geometry import GivenSizes, Sizes
 from sicompiler.models.inputs import FAMILIES
 from sicompiler.models.presets import PRESETS, Preset
@@ -109,6 +109,7 @@ def build_model(
     sizes: GivenSizes,
     *,
     default_sizes: Sizes | None = None,
+    family: Family | None = None,
     dtype: str = "float16",
     fake: bool = True,
     seed: int = 0,
@@ -121,6 +122,7 @@ def build_model(
         config: its configuration; what is missing takes the default of the class.
         sizes: batch, frames, height and width, in pixels and video frames, as far as the user gives them.
         default_sizes: the others; None for those that the configuration or the class says.
+        family: what its calls look like behind a VAE of its own; None for those of the class.
         dtype: of weights and inputs.
         fake: build under fake tensors.
         seed: of the random weights and inputs.
@@ -130,7 +132,7 @@ def build_model(
     """
     if dtype not in _DTYPES:
         raise BadInput(f"unknown dtype {dtype!r}; known: {', '.join(_DTYPES)}")
-    family = FAMILIES[class_name]
+    family = family or FAMILIES[class_name]
     pixels = (default_sizes or family.default_sizes(config)).replaced(**sizes)
     latent = family.geometry_of(config).latent(pixels, config, name)
     config = family.config_for(config, pixels)

@@ -69,6 +69,11 @@ class Family:
         tables: whether the class builds tables for the sizes in its configuration, so that a preset has to say there
             what it is asked for.
         levels: how many resolutions a UNet works at, if its configuration does not say; 1 for others.
+        levels_key: the configuration key of the levels of a VAE, each of which but one halves height and width.
+        patch_key: the configuration key of the patch size of a transformer: a number, or one each dim.
+        latent_channels: the configuration key of the channels of a denoiser's latents, and how many those of the usual
+            VAE have; others come from another VAE, with another compression.
+        variants: other makers, by the key of the pipeline's index that asks for them.
     """
 
     geometry: Geometry
@@ -80,6 +85,10 @@ class Family:
     geometry_keys: Mapping[str, str] = field(default_factory=dict)
     tables: bool = False
     levels: int = 1
+    levels_key: str = ""
+    patch_key: str = ""
+    latent_channels: tuple[str, int] | None = None
+    variants: Mapping[str, Callable[[Config, Sizes, int, Draw], Inputs]] = field(default_factory=dict)
 
     def default_sizes(self, config: Config) -> Sizes:
         """Sizes in pixels when the user gives none: what the configuration says, else those of the class."""
@@ -107,7 +116,24 @@ class Family:
 
     def geometry_of(self, config: Config) -> Geometry:
         """The geometry of the class, with what the configuration says otherwise."""
+        own = self.geometry
         found = {name: config[key] for name, key in self.geometry_keys.items() if isinstance(config.get(key), int)}
-        if "spatial" in found:
-            found["multiple"] = self.geometry.multiple // self.geometry.spatial * found["spatial"]
-        return replace(self.geometry, **found)
+        if self.levels_key in config:
+            found["spatial"] = 2 ** (len(config[self.levels_key]) - 1)
+        patch = config.get(self.patch_key)
+        side = patch[-1] if isinstance(patch, (list, tuple)) and patch else patch
+        multiple = side if isinstance(side, int) else own.multiple // own.spatial
+        return replace(own, **found, multiple=multiple * found.get("spatial", own.spatial))
+
+    def behind(self, vae: Geometry) -> Family:
+        """The family of a denoiser whose latents come from a VAE; default sizes become those it can take."""
+        multiple = self.geometry.multiple // self.geometry.spatial * vae.spatial
+        geometry = replace(self.geometry, spatial=vae.spatial, temporal=vae.temporal, multiple=multiple)
+        frames = (self.sizes.frames - 1) // vae.temporal * vae.temporal + 1
+        sides = {side: max(getattr(self.sizes, side) // multiple, 1) * multiple for side in ("height", "width")}
+        return replace(self, geometry=geometry, sizes=replace(self.sizes, frames=frames, **sides))
+
+    def called_by(self, index: Config) -> Family:
+        """The family as a pipeline calls it, by what its index says."""
+        makers = [make for key, make in self.variants.items() if index.get(key) is True]
+        return replace(self, make=makers[0]) if makers else self

@@ -79,6 +79,14 @@ def _wan(config: Config, latent: Sizes, text_tokens: int, draw: Draw) -> Inputs:
     return (), kwargs
 
 
+def _wan_expanded(config: Config, latent: Sizes, text_tokens: int, draw: Draw) -> Inputs:
+    """A step of its own for every token, as where the first frame is given and stays (`expand_timesteps`)."""
+    args, kwargs = _wan(config, latent, text_tokens, draw)
+    time, rows, columns = config["patch_size"]
+    tokens = latent.frames // time * (latent.height // rows) * (latent.width // columns)
+    return args, kwargs | {"timestep": draw.timestep(981.0).expand(latent.batch, tokens)}
+
+
 def _ltx(config: Config, latent: Sizes, text_tokens: int, draw: Draw) -> Inputs:
     positions = latent.frames * latent.height * latent.width
     return (), {
@@ -125,12 +133,16 @@ _SQUARE = {"height": "sample_size", "width": "sample_size"}
 FAMILIES: Mapping[str, Family] = MappingProxyType(
     {
         "CogVideoXTransformer3DModel": Family(
-            Geometry(8, 4, 16), Sizes(2, 49, 480, 720), 226, _cogvideox, _SAMPLE, tables=True
+            Geometry(8, 4, 16), Sizes(2, 49, 480, 720), 226, _cogvideox, _SAMPLE, tables=True, patch_key="patch_size"
         ),
-        "HunyuanVideoTransformer3DModel": Family(Geometry(8, 4, 16), Sizes(1, 129, 720, 1280), 256, _hunyuanvideo),
+        "HunyuanVideoTransformer3DModel": Family(
+            Geometry(8, 4, 16), Sizes(1, 129, 720, 1280), 256, _hunyuanvideo, patch_key="patch_size"
+        ),
         "I2VGenXLUNet": Family(Geometry(8, 1, 8), Sizes(2, 16, 704, 1280), 77, _i2vgenxl, levels=4),
         "LTXVideoTransformer3DModel": Family(Geometry(32, 8, 32), Sizes(2, 121, 512, 768), 128, _ltx),
-        "MochiTransformer3DModel": Family(Geometry(8, 6, 16), Sizes(2, 79, 480, 848), 256, _mochi),
+        "MochiTransformer3DModel": Family(
+            Geometry(8, 6, 16), Sizes(2, 79, 480, 848), 256, _mochi, patch_key="patch_size"
+        ),
         "UNet3DConditionModel": Family(Geometry(8, 1, 8), Sizes(2, 16, 256, 256), 77, _modelscope, _SQUARE, levels=4),
         "UNetMotionModel": Family(
             Geometry(8, 1, 8, max_frames_key="motion_max_seq_length"),
@@ -143,7 +155,15 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "UNetSpatioTemporalConditionModel": Family(
             Geometry(8, 1, 8), Sizes(2, 14, 576, 1024), 1, _svd, {"frames": "num_frames"}, levels=4
         ),
-        "WanTransformer3DModel": Family(Geometry(8, 4, 16), Sizes(1, 81, 480, 832), 512, _wan),
+        "WanTransformer3DModel": Family(
+            Geometry(8, 4, 16),
+            Sizes(1, 81, 480, 832),
+            512,
+            _wan,
+            patch_key="patch_size",
+            latent_channels=("out_channels", 16),
+            variants={"expand_timesteps": _wan_expanded},
+        ),
         **AUTOENCODERS,
     }
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
-import json
 import os
 import re
 import sys
@@ -16,11 +15,11 @@ from typing import Any, Unpack
 
 from sicompiler.errors import BadInput, SicompilerError
 from sicompiler.models.build import ModelCall, build_model, build_preset, preset_named, sizes_of
+from sicompiler.models.folders import Known, read_folder
 from sicompiler.models.geometry import GivenSizes, Sizes
 from sicompiler.models.inputs import FAMILIES
 from sicompiler.models.presets import PRESETS
 
-_DENOISERS = ("unet", "transformer")
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
@@ -45,8 +44,18 @@ def resolve(
     path = Path(spec).expanduser()
     if spec not in PRESETS:
         if path.is_dir():
-            class_name, config = read_folder(path)
-            return build_model(spec, class_name, config, sizes, dtype=dtype or "float16", fake=fake, seed=seed)
+            known = read_folder(path)
+            return build_model(
+                spec,
+                known.class_name,
+                known.config,
+                sizes,
+                default_sizes=known.sizes,
+                family=known.family,
+                dtype=dtype or "float16",
+                fake=fake,
+                seed=seed,
+            )
         if _FUNCTION.fullmatch(spec):
             Sizes(1, 1, 1, 1).replaced(**sizes)  # refuses what is no size
             given: dict[str, Any] = {
@@ -60,8 +69,8 @@ def resolve(
     return build_preset(spec, **sizes, dtype=dtype or "float16", fake=fake, seed=seed)
 
 
-def family_of(spec: str) -> tuple[str, dict[str, Any], Sizes] | None:
-    """The class of diffusers behind a preset or a folder, its configuration and its default sizes; None for a function.
+def family_of(spec: str) -> Known | None:
+    """What is known of a preset or a folder; None for a function.
 
     Args:
         spec: as for `resolve`.
@@ -71,47 +80,28 @@ def family_of(spec: str) -> tuple[str, dict[str, Any], Sizes] | None:
     """
     if spec not in PRESETS:
         if Path(spec).expanduser().is_dir():
-            class_name, config = read_folder(Path(spec).expanduser())
-            return class_name, config, FAMILIES[class_name].default_sizes(config)
+            return read_folder(Path(spec).expanduser())
         if _FUNCTION.fullmatch(spec):
             return None
     preset = preset_named(spec)
-    return preset.class_name, dict(preset.config), sizes_of(spec, {})
+    return Known(preset.class_name, preset.config, FAMILIES[preset.class_name], sizes_of(spec, {}))
 
 
-def read_folder(folder: Path) -> tuple[str, dict[str, Any]]:
-    """The class name and the configuration of the denoiser in a diffusers folder."""
-    index = folder / "model_index.json"
-    if index.is_file():
-        components = {name: row for name, row in _read_json(index).items() if isinstance(row, list)}
-        found = [name for name in _DENOISERS if name in components]
-        if not found:
-            raise BadInput(f"{index} has no {' or '.join(_DENOISERS)}, only {', '.join(components) or 'nothing'}")
-        folder = folder / found[0]
-    path = folder / "config.json"
-    if not path.is_file():
-        raise BadInput(f"there is no {path}; a diffusers folder has a model_index.json (pipeline) or a config.json")
-    config = _read_json(path)
-    class_name = config.get("_class_name")
-    if not isinstance(class_name, str):
-        raise BadInput(f"{path} has no _class_name, so it is no configuration of a diffusers model")
-    if class_name not in FAMILIES:
-        raise BadInput(
-            f"{path} is of class {class_name}, for which no example inputs are known (they are for "
-            f"{', '.join(FAMILIES)}); write a function that returns (module, args, kwargs) and name it instead, "
-            "as package.module:function"
-        )
-    return class_name, {key: value for key, value in config.items() if not key.startswith("_")}
+def pixels_of(spec: str, given: GivenSizes) -> Sizes:
+    """The sizes of a preset or a folder in pixels and video frames.
 
+    Args:
+        spec: names it.
+        given: what the user says.
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{path} can't be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise BadInput(f"{path} must hold a JSON object, it holds a {type(content).__name__}")
-    return content
+    Raises:
+        BadInput: there is no such preset or folder, or it can't take these sizes.
+    """
+    known = family_of(spec)
+    assert known is not None, "a function knows no sizes"
+    pixels = known.sizes.replaced(**given)
+    known.family.geometry_of(known.config).latent(pixels, known.config, spec)
+    return pixels
 
 
 def call_function(spec: str, **given: Any) -> Any:
