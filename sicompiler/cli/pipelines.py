@@ -16,7 +16,7 @@ from sicompiler.cli.work import Target, prepare
 from sicompiler.compiler import FarMemory, Planner
 from sicompiler.errors import CaptureError, OverBudget
 from sicompiler.facts.storages import GraphFacts, Origin
-from sicompiler.models.pipelines import PIPELINE_PRESETS, PartName, build_pipeline, idle_weights
+from sicompiler.models.pipelines import PartName, build_pipeline, idle_weights, pipeline_named
 from sicompiler.plan import Plan
 from sicompiler.reports.phases import PhaseRow, PipelineReport
 from sicompiler.units import budget_hint, format_bytes, parse_bytes
@@ -160,7 +160,8 @@ def run(options: ModelOptions, gb: str | None, *, as_json: bool) -> int:
             frontiers = pipeline_frontiers(pipeline, progress)
     planned = [pipeline.plan(part, budget).row for part in parts]
     rows = (*(_untouched(name, why, pipeline, budget) for name, why in untouched.items()), *planned)
-    report = PipelineReport(PIPELINE_PRESETS[options.model].pipeline, budget, rows)
+    preset = pipeline_named(options.model)
+    report = PipelineReport(preset.pipeline, budget, rows)
     if as_json:
         found = {"model": options.model, "device": device, "dtype": dtype, **report.to_dict()}
         if frontiers is not None:
@@ -169,11 +170,14 @@ def run(options: ModelOptions, gb: str | None, *, as_json: bool) -> int:
             found["phases"] = [
                 row | {"frontier": json_rows(cost)} for row, cost in zip(found["phases"], costs, strict=True)
             ]
+        found["unplanned"] = [{"component": name, "why": why} for name, why in preset.unplanned]
         show_json(found)
     else:
         show_text(str(report))
         if frontiers is not None:
             show(*frontiers.tables([row.component for row in planned]))
+        for name, why in preset.unplanned:
+            note(f"{name} is not planned: {why}")
         note("held is an estimate; what a pipeline computes between its components is not planned")
     if not report.fits:
         worst = max(rows, key=lambda row: row.floor_bytes or 0)

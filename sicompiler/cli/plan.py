@@ -14,7 +14,7 @@ from sicompiler.cli.options import ModelOptions
 from sicompiler.cli.output import Progress, json_rows, note, show, show_json
 from sicompiler.cli.work import find, prepare
 from sicompiler.errors import BadInput, OverBudget
-from sicompiler.models.pipelines import PIPELINE_PRESETS
+from sicompiler.models.pipelines import is_pipeline_name
 from sicompiler.reports.summary import frontier_table, plan_tables, summary
 from sicompiler.units import format_bytes, parse_bytes
 
@@ -25,9 +25,12 @@ def run(options: ModelOptions, gb: str | None, output: Path | None, *, memory: b
     Raises:
         OverBudget: no plan fits; the plan at the floor has been printed.
     """
-    if options.model in PIPELINE_PRESETS:
+    if is_pipeline_name(options.model):
         if output is not None or memory:
-            raise BadInput(f"{options.model} is a pipeline: --output and --memory are for plans of one model")
+            raise BadInput(
+                f"{options.model} is a pipeline: --output and --memory are for plans of one model; name a preset or "
+                "the folder of one of its components"
+            )
         return pipelines.run(options, gb, as_json=as_json)
     budget = None if gb is None else parse_bytes(gb)
     output = check_file(output, "the plan")

@@ -15,7 +15,7 @@ from sicompiler.models.build import ModelCall
 from sicompiler.models.family import Config, Family
 from sicompiler.models.geometry import Sizes
 from sicompiler.models.load import family_of
-from sicompiler.models.pipelines import PIPELINE_PRESETS, PartName, idle_weights, part_specs
+from sicompiler.models.pipelines import PartName, idle_weights, is_pipeline_name, part_specs, pipeline_named
 from sicompiler.search.search import Progress
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def subject(options: ModelOptions, progress: Progress, video: Video) -> Subject:
     Raises:
         BadInput: it does not exist.
     """
-    if options.model in PIPELINE_PRESETS:
+    if is_pipeline_name(options.model):
         return _pipeline(options, progress)
     found = family_of(options.model)
     if found is None:
@@ -189,7 +189,7 @@ def subject(options: ModelOptions, progress: Progress, video: Video) -> Subject:
 
 
 def _pipeline(options: ModelOptions, progress: Progress) -> Subject:
-    preset, dtype, device = PIPELINE_PRESETS[options.model], options.dtype or "float16", _device(options)
+    preset, dtype, device = pipeline_named(options.model), options.dtype or "float16", _device(options)
     register_outputs()
     found = family_of(preset.denoiser)
     assert found is not None

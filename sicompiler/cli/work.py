@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import gc
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sicompiler.api import device_type_of
 from sicompiler.api import prepare as prepare_model
 from sicompiler.capture import Program, capture
 from sicompiler.cli.options import ModelOptions, Stage
-from sicompiler.cli.output import Progress, quiet
+from sicompiler.cli.output import Progress, note, quiet
 from sicompiler.compiler import Planner, rewrite
+from sicompiler.models.folders import denoisers_of, is_pipeline_folder
 from sicompiler.models.load import resolve
 from sicompiler.passes.manager import run_stage
 from sicompiler.reports.dump import Bracket, brackets
@@ -50,6 +52,9 @@ def find(options: ModelOptions, *, fake: bool = True) -> Target:
     Raises:
         BadInput: it does not exist, or can't take these sizes.
     """
+    if fake and is_pipeline_folder(options.model):
+        names = denoisers_of(Path(options.model).expanduser())
+        note(f"{options.model} is a whole pipeline; this is its {names[0]} alone")
     with quiet(prints=True):
         call = resolve(options.model, dtype=options.dtype, fake=fake, **options.sizes)
     if options.device is not None:

@@ -40,6 +40,8 @@ def _prompt(tokens: int, *, mask: bool = False, **kwargs: Any) -> Callable[[Draw
     return make
 
 
+LLAMA_TEMPLATE = 95  # tokens that HunyuanVideo puts in front of the prompt
+
 _CLIP_L = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 _CLIP_H = {
     "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16,
@@ -87,5 +89,30 @@ def umt5_xxl() -> Encoder:
 def llama_8b() -> Encoder:
     """The language model of LLaVA-LLaMA-3 8B, behind HunyuanVideo's template of 95 tokens."""
     return Encoder(
-        "text_encoder", "LlamaModel", _LLAMA_8B, _prompt(351, mask=True, output_hidden_states=True, use_cache=False)
+        "text_encoder",
+        "LlamaModel",
+        _LLAMA_8B,
+        _prompt(256 + LLAMA_TEMPLATE, mask=True, output_hidden_states=True, use_cache=False),
     )
+
+
+def encoder_of(name: str, class_name: str, config: Mapping[str, Any], tokens: int) -> Encoder | None:
+    """An encoder of a folder and its call; None for a class whose calls are not known.
+
+    Args:
+        name: of the component.
+        class_name: of transformers.
+        config: its configuration.
+        tokens: what the pipeline pads prompts to.
+    """
+    if class_name in ("CLIPTextModel", "CLIPTextModelWithProjection"):
+        return Encoder(name, class_name, config, _prompt(config.get("max_position_embeddings", 77)))
+    if class_name in ("CLIPVisionModel", "CLIPVisionModelWithProjection"):
+        side = config.get("image_size", 224)
+        return Encoder(name, class_name, config, lambda draw: ((draw.normal(1, 3, side, side),), {}))
+    if class_name in ("T5EncoderModel", "UMT5EncoderModel"):
+        return Encoder(name, class_name, config, _prompt(tokens, mask=True))
+    if class_name == "LlamaModel":
+        inputs = _prompt(tokens + LLAMA_TEMPLATE, mask=True, output_hidden_states=True, use_cache=False)
+        return Encoder(name, class_name, config, inputs)
+    return None

@@ -4,21 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from sicompiler.capture import weights_bytes
 from sicompiler.entry import FORWARD, entry_label
 from sicompiler.errors import BadInput
-from sicompiler.models import encoders
-from sicompiler.models.build import ModelCall, build_preset, construct, default_dtype, fake_buffers_, sizes_of
+from sicompiler.models.build import ModelCall, construct, default_dtype, fake_buffers_
 from sicompiler.models.encoders import Encoder
 from sicompiler.models.family import Draw, Inputs
+from sicompiler.models.folders import is_pipeline_folder
 from sicompiler.models.geometry import GivenSizes, Sizes
-from sicompiler.models.presets import PRESETS
+from sicompiler.models.load import family_of, pixels_of, resolve
+from sicompiler.models.pipeline_folders import read_pipeline
+from sicompiler.models.pipeline_presets import PIPELINE_PRESETS, PipelinePreset
 
 if TYPE_CHECKING:
     import torch
+
+__all__ = [
+    "PIPELINE_PRESETS",
+    "PartCall",
+    "PartName",
+    "PartSpec",
+    "build_pipeline",
+    "idle_weights",
+    "is_pipeline_name",
+    "part_specs",
+    "pipeline_named",
+]
 
 
 @dataclass(frozen=True)
@@ -71,137 +85,45 @@ class PartSpec(PartName):
         return PartCall(self.phase, self.component, self.method, self.make(pixels))
 
 
-@dataclass(frozen=True)
-class PipelinePreset:
-    """A whole pipeline.
+def is_pipeline_name(spec: str) -> bool:
+    """Whether the user means a whole pipeline: a preset of one, or its folder."""
+    return spec in PIPELINE_PRESETS or is_pipeline_folder(spec)
 
-    Attributes:
-        name: what the user says.
-        pipeline: its class of diffusers.
-        denoiser: a preset.
-        component: the name of the denoiser in the pipeline.
-        encoders: what encodes the prompt and the image.
-        vae: a preset.
-        idle: name, class of diffusers and configuration of components that are registered but never run.
-        encode: the image goes through `vae.encode`.
-        upcast: in float32, where the pipeline is in float16.
-        decoded: the most frames that go through `vae.decode` at once; None for all.
+
+def pipeline_named(spec: str) -> PipelinePreset:
+    """The components of a pipeline.
+
+    Args:
+        spec: a key of `PIPELINE_PRESETS`, or the folder of a pipeline.
+
+    Raises:
+        BadInput: a component can't be planned; names it.
     """
-
-    name: str
-    pipeline: str
-    denoiser: str
-    component: str
-    encoders: tuple[Encoder, ...]
-    vae: str
-    idle: tuple[tuple[str, str, Mapping[str, Any]], ...] = ()
-    encode: bool = False
-    upcast: bool = False
-    decoded: int | None = None
-
-
-def _svd(denoiser: str) -> PipelinePreset:
-    image = (encoders.open_clip_image(),)
-    name = f"{denoiser}-pipeline"
-    return PipelinePreset(
-        name, "StableVideoDiffusionPipeline", denoiser, "unet", image, "svd-vae", encode=True, upcast=True
-    )
-
-
-_ROWS = (
-    _svd("svd"),
-    _svd("svd-xt"),
-    PipelinePreset(
-        "animatediff-pipeline",
-        "AnimateDiffPipeline",
-        "animatediff",
-        "unet",
-        (encoders.clip_text(),),
-        "sd-vae",
-        (("motion_adapter", "MotionAdapter", {"use_motion_mid_block": True}),),
-        decoded=16,
-    ),
-    PipelinePreset(
-        "modelscope-pipeline",
-        "TextToVideoSDPipeline",
-        "modelscope",
-        "unet",
-        (encoders.open_clip_text(),),
-        "sd-vae",
-    ),
-    PipelinePreset(
-        "i2vgenxl-pipeline",
-        "I2VGenXLPipeline",
-        "i2vgenxl",
-        "unet",
-        (encoders.open_clip_text(), encoders.open_clip_image()),
-        "sd-vae",
-        encode=True,
-        decoded=1,
-    ),
-    PipelinePreset(
-        "cogvideox-2b-pipeline",
-        "CogVideoXPipeline",
-        "cogvideox-2b",
-        "transformer",
-        (encoders.t5_xxl(226),),
-        "cogvideox-vae",
-    ),
-    PipelinePreset(
-        "wan2.1-1.3b-pipeline",
-        "WanPipeline",
-        "wan2.1-1.3b",
-        "transformer",
-        (encoders.umt5_xxl(),),
-        "wan-vae",
-    ),
-    PipelinePreset(
-        "ltx-video-pipeline",
-        "LTXPipeline",
-        "ltx-video",
-        "transformer",
-        (encoders.t5_xxl(128),),
-        "ltx-vae",
-    ),
-    PipelinePreset(
-        "hunyuanvideo-pipeline",
-        "HunyuanVideoPipeline",
-        "hunyuanvideo",
-        "transformer",
-        (encoders.llama_8b(), encoders.clip_text("text_encoder_2")),
-        "hunyuanvideo-vae",
-    ),
-    PipelinePreset(
-        "mochi-pipeline",
-        "MochiPipeline",
-        "mochi",
-        "transformer",
-        (encoders.t5_xxl(256, mask=True),),
-        "mochi-vae",
-    ),
-)
-
-PIPELINE_PRESETS: Mapping[str, PipelinePreset] = MappingProxyType({row.name: row for row in _ROWS})
+    return PIPELINE_PRESETS.get(spec) or read_pipeline(Path(spec).expanduser())
 
 
 def part_specs(name: str, dtype: str) -> tuple[PartSpec, ...]:
     """The calls of a pipeline, in the order of its phases.
 
     Args:
-        name: a key of `PIPELINE_PRESETS`.
+        name: a key of `PIPELINE_PRESETS`, or the folder of a pipeline.
         dtype: of weights and inputs; the encoding VAE is in float32 where the pipeline upcasts float16.
     """
-    preset = PIPELINE_PRESETS[name]
+    preset = pipeline_named(name)
 
-    def denoise(pixels: Sizes) -> ModelCall:
-        return build_preset(preset.denoiser, dtype=dtype, **_given(pixels))
+    def denoiser(component: str, spec: str) -> PartSpec:
+        def denoise(pixels: Sizes) -> ModelCall:
+            return resolve(spec, dtype=dtype, **_given(pixels))
+
+        return PartSpec("denoise", component, FORWARD, True, denoise)
 
     def decode(pixels: Sizes) -> ModelCall:
         frames = pixels.frames if preset.decoded is None else min(pixels.frames, preset.decoded)
-        return build_preset(preset.vae, dtype=dtype, **_given(pixels.replaced(batch=1, frames=frames)))
+        return resolve(preset.vae, dtype=dtype, **_given(pixels.replaced(batch=1, frames=frames)))
 
     def encode(pixels: Sizes) -> ModelCall:
-        row = PRESETS[preset.vae]
+        row = family_of(preset.vae)
+        assert row is not None
         return _fake(
             f"{name}.vae.encode",
             "float32" if preset.upcast and dtype == "float16" else dtype,
@@ -216,7 +138,7 @@ def part_specs(name: str, dtype: str) -> tuple[PartSpec, ...]:
     found = [encoder(row) for row in preset.encoders]
     if preset.encode:
         found.append(PartSpec("encode", "vae", "encode", True, encode, frames=1))
-    found.append(PartSpec("denoise", preset.component, FORWARD, True, denoise))
+    found += [denoiser(*row) for row in ((preset.component, preset.denoiser), *preset.more)]
     found.append(PartSpec("decode", "vae", "decode", True, decode, frames=preset.decoded))
     return tuple(found)
 
@@ -225,14 +147,14 @@ def build_pipeline(name: str, *, dtype: str = "float16", **sizes: Unpack[GivenSi
     """Build the calls of a pipeline, in the order of its phases.
 
     Args:
-        name: a key of `PIPELINE_PRESETS`.
+        name: a key of `PIPELINE_PRESETS`, or the folder of a pipeline.
         dtype: of weights and inputs.
         sizes: batch of the denoiser, frames, height and width; its own where they are not given.
 
     Raises:
         BadInput: sizes the model can't take, or diffusers or transformers is missing.
     """
-    pixels = sizes_of(PIPELINE_PRESETS[name].denoiser, sizes)
+    pixels = pixels_of(pipeline_named(name).denoiser, sizes)
     return tuple(spec.build(pixels) for spec in part_specs(name, dtype))
 
 
@@ -241,9 +163,14 @@ def idle_weights(name: str, dtype: str = "float16") -> dict[str, int]:
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    with FakeTensorMode():
-        parts = {part: construct(c, config, getattr(torch, dtype)) for part, c, config in PIPELINE_PRESETS[name].idle}
-    return {part: weights_bytes(module) for part, module in parts.items()}
+    found: dict[str, int] = {}
+    for part, class_name, config in pipeline_named(name).idle:
+        try:
+            with FakeTensorMode():
+                found[part] = weights_bytes(_bare(class_name, config, getattr(torch, dtype)))
+        except BadInput as error:
+            raise BadInput(f"the {part} of {name} can't be counted: {error}") from error
+    return found
 
 
 def _given(pixels: Sizes) -> GivenSizes:
@@ -251,18 +178,36 @@ def _given(pixels: Sizes) -> GivenSizes:
 
 
 def _encoder(pipeline: str, encoder: Encoder, dtype: str) -> ModelCall:
-    def make(torch_dtype: torch.dtype) -> Any:
-        try:
-            import transformers
-        except ImportError as error:
-            raise BadInput(
-                f"{encoder.class_name} needs transformers: pip install 'sicompiler[diffusers]' ({error})"
-            ) from error
-        model_class = getattr(transformers, encoder.class_name)
-        with default_dtype(torch_dtype):
-            return model_class(model_class.config_class(**encoder.config)).eval()
+    return _fake(
+        f"{pipeline}.{encoder.name}",
+        dtype,
+        lambda torch_dtype: _of_transformers(encoder.class_name, encoder.config, torch_dtype),
+        encoder.inputs,
+    )
 
-    return _fake(f"{pipeline}.{encoder.name}", dtype, make, encoder.inputs)
+
+def _bare(class_name: str, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
+    """A component of diffusers or transformers without its weights' values."""
+    import diffusers
+
+    if hasattr(diffusers, class_name):
+        return construct(class_name, config, dtype)
+    return _of_transformers(class_name, config, dtype)
+
+
+def _of_transformers(class_name: str, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
+    try:
+        import transformers
+    except ImportError as error:
+        raise BadInput(f"{class_name} needs transformers: pip install 'sicompiler[diffusers]' ({error})") from error
+    model_class = getattr(transformers, class_name, None)
+    if model_class is None:
+        raise BadInput(f"neither diffusers nor transformers {transformers.__version__} has the class {class_name}")
+    with default_dtype(dtype):
+        try:
+            return model_class(model_class.config_class.from_dict(dict(config))).eval()
+        except Exception as error:  # whatever the class raises, it is the configuration that it refuses
+            raise BadInput(f"{class_name} refuses its configuration: {type(error).__name__}: {error}") from error
 
 
 def _fake(
