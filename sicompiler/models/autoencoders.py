@@ -33,14 +33,28 @@ def _ltx(config: Config, latent: Sizes, text_tokens: int, draw: Draw) -> Inputs:
     return (latents, time), kwargs
 
 
+def _levels(config: Config) -> Mapping[str, int]:
+    """Each level but one halves height and width."""
+    levels = config.get("block_out_channels")
+    return {} if levels is None else {"spatial": 2 ** (len(levels) - 1)}
+
+
+def _scalings(config: Config) -> Mapping[str, int]:
+    """Patches first, then levels that halve frames, height and width."""
+    halved = config.get("spatio_temporal_scaling")
+    if halved is None:
+        return {}
+    factor = 2 ** sum(map(bool, halved))
+    return {"spatial": config.get("patch_size", 4) * factor, "temporal": config.get("patch_size_t", 1) * factor}
+
+
 _RATIOS = {"spatial": "spatial_compression_ratio", "temporal": "temporal_compression_ratio"}
-_LEVELS = "block_out_channels"
 _SCALES = {"spatial": "scale_factor_spatial", "temporal": "scale_factor_temporal"}
 
 AUTOENCODERS: Mapping[str, Family] = MappingProxyType(
     {
         "AutoencoderKL": Family(
-            Geometry(8, 1, 8), Sizes(1, 16, 576, 1024), 0, _frames_in_batch, method=DECODE, levels_key=_LEVELS
+            Geometry(8, 1, 8), Sizes(1, 16, 576, 1024), 0, _frames_in_batch, method=DECODE, derived=_levels
         ),
         "AutoencoderKLCogVideoX": Family(
             Geometry(8, 4, 8),
@@ -49,17 +63,23 @@ AUTOENCODERS: Mapping[str, Family] = MappingProxyType(
             _video,
             method=DECODE,
             geometry_keys={"temporal": "temporal_compression_ratio"},
-            levels_key=_LEVELS,
+            derived=_levels,
         ),
         "AutoencoderKLHunyuanVideo": Family(
             Geometry(8, 4, 8), Sizes(1, 65, 512, 512), 0, _video, method=DECODE, geometry_keys=_RATIOS
         ),
         "AutoencoderKLLTXVideo": Family(
-            Geometry(32, 8, 32), Sizes(1, 121, 512, 768), 0, _ltx, method=DECODE, geometry_keys=_RATIOS
+            Geometry(32, 8, 32),
+            Sizes(1, 121, 512, 768),
+            0,
+            _ltx,
+            method=DECODE,
+            geometry_keys=_RATIOS,
+            derived=_scalings,
         ),
         "AutoencoderKLMochi": Family(Geometry(8, 6, 8), Sizes(1, 79, 480, 848), 0, _video, method=DECODE),
         "AutoencoderKLTemporalDecoder": Family(
-            Geometry(8, 1, 8), Sizes(1, 14, 576, 1024), 0, _temporal_decoder, method=DECODE, levels_key=_LEVELS
+            Geometry(8, 1, 8), Sizes(1, 14, 576, 1024), 0, _temporal_decoder, method=DECODE, derived=_levels
         ),
         "AutoencoderKLWan": Family(
             Geometry(8, 4, 8), Sizes(1, 81, 480, 832), 0, _video, method=DECODE, geometry_keys=_SCALES

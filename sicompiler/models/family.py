@@ -69,7 +69,7 @@ class Family:
         tables: whether the class builds tables for the sizes in its configuration, so that a preset has to say there
             what it is asked for.
         levels: how many resolutions a UNet works at, if its configuration does not say; 1 for others.
-        levels_key: the configuration key of the levels of a VAE, each of which but one halves height and width.
+        derived: fields of `geometry` that follow from other parts of the configuration; `geometry_keys` go before.
         patch_key: the configuration key of the patch size of a transformer: a number, or one each dim.
         latent_channels: the configuration key of the channels of a denoiser's latents, and how many those of the usual
             VAE have; others come from another VAE, with another compression.
@@ -85,7 +85,7 @@ class Family:
     geometry_keys: Mapping[str, str] = field(default_factory=dict)
     tables: bool = False
     levels: int = 1
-    levels_key: str = ""
+    derived: Callable[[Config], Mapping[str, int]] | None = None
     patch_key: str = ""
     latent_channels: tuple[str, int] | None = None
     variants: Mapping[str, Callable[[Config, Sizes, int, Draw], Inputs]] = field(default_factory=dict)
@@ -117,13 +117,13 @@ class Family:
     def geometry_of(self, config: Config) -> Geometry:
         """The geometry of the class, with what the configuration says otherwise."""
         own = self.geometry
-        found = {name: config[key] for name, key in self.geometry_keys.items() if isinstance(config.get(key), int)}
-        if self.levels_key in config:
-            found["spatial"] = 2 ** (len(config[self.levels_key]) - 1)
+        found = dict(self.derived(config)) if self.derived is not None else {}
+        found |= {name: config[key] for name, key in self.geometry_keys.items() if isinstance(config.get(key), int)}
         patch = config.get(self.patch_key)
         side = patch[-1] if isinstance(patch, (list, tuple)) and patch else patch
         multiple = side if isinstance(side, int) else own.multiple // own.spatial
-        return replace(own, **found, multiple=multiple * found.get("spatial", own.spatial))
+        spatial, temporal = found.get("spatial", own.spatial), found.get("temporal", own.temporal)
+        return replace(own, spatial=spatial, temporal=temporal, multiple=multiple * spatial)
 
     def behind(self, vae: Geometry) -> Family:
         """The family of a denoiser whose latents come from a VAE; default sizes become those it can take."""

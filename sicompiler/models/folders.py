@@ -17,6 +17,7 @@ from sicompiler.models.inputs import FAMILIES
 
 INDEX, CONFIG = "model_index.json", "config.json"
 DENOISER = re.compile(r"(unet|transformer|prior)(_\d+)?|controlnet")
+_MAIN = re.compile(r"(unet|transformer)(_\d+)?")
 ENCODER = re.compile(r"(text_encoder|image_encoder|prompt_encoder)(_\d+)?")
 
 
@@ -88,14 +89,14 @@ def components_of(folder: Path) -> dict[str, Component]:
 
 
 def denoisers_of(folder: Path) -> list[str]:
-    """The names of the denoisers that the index of a pipeline lists, in order.
+    """The names of what runs in every step by the index of a pipeline, the denoiser itself first.
 
     Raises:
         BadInput: there are none.
     """
     names = listed(index_of(folder))
-    found = sorted(name for name in names if DENOISER.fullmatch(name))
-    if not found:
+    found = sorted(filter(DENOISER.fullmatch, names), key=lambda name: (_MAIN.fullmatch(name) is None, name))
+    if not any(map(_MAIN.fullmatch, found)):
         raise BadInput(f"{folder / INDEX} has no unet or transformer, only {', '.join(names) or 'nothing'}")
     return found
 
