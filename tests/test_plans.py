@@ -14,16 +14,18 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import sicompiler
 from sicompiler import Plan, cost, region, study
 from sicompiler.api import prepare
 from sicompiler.axes import registry
 from sicompiler.axes.factor_map import FactorMap, Kind
-from sicompiler.capture import Program
+from sicompiler.capture import Program, fingerprint
 from sicompiler.compiler import Planner, rewrite
 from sicompiler.facts import workspace
 from sicompiler.passes import manager
+from sicompiler.passes.edit import copy_program
 from sicompiler.planners import tally
 from sicompiler.search import basis, search
 from sicompiler.search.restore import check_prediction, restore
@@ -326,6 +328,40 @@ def test_a_given_plan_keeps_the_budget_and_is_never_replaced_silently(tmp_path: 
 def test_what_is_no_plan_says_what_it_is(text: str, says: str) -> None:
     with pytest.raises(sicompiler.StalePlan, match=says):
         Plan.from_json(text)
+
+
+class Positions(nn.Module):
+    """Makes a table on the device of its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(8, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Add it."""
+        y: torch.Tensor = x @ self.weight + torch.arange(8, device=x.device, dtype=x.dtype)
+        return y
+
+
+def test_a_plan_made_without_a_device_is_for_the_graph_that_is_captured_on_it() -> None:
+    """The plan of a preset for CUDA is made from a graph on the CPU."""
+    found = []
+    for device in ("cpu", "cuda"):
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        with mode, torch.device(device):
+            model, x = Positions().eval(), torch.empty(2, 8)
+        found.append(prepare(model, (x,), {}, device_type="cuda")[1])
+    there, here = (planner.plan(planner.unsliced_bytes) for planner in found)
+    assert there.fingerprint == here.fingerprint
+    mixed = fingerprint(_with_one_value_elsewhere(found[0].graph.program))
+    assert mixed != fingerprint(found[0].graph.program.graph_module.graph)
+
+
+def _with_one_value_elsewhere(program: Program) -> Any:
+    graph = copy_program(program).graph_module.graph
+    node = next(n for n in graph.nodes if n.op == "call_function")
+    node.meta["val"] = node.meta["val"].to("meta")
+    return graph
 
 
 def test_every_threshold_between_capture_and_plan_is_in_the_digest() -> None:

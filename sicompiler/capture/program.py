@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -99,20 +100,24 @@ def weights_bytes(model: torch.nn.Module) -> int:
 def fingerprint(graph: fx.Graph) -> str:
     """A short hash of a graph: operators, arguments, shapes, strides, dtypes and devices of every value.
 
-    Node names do not count, so the same model captured twice has the same fingerprint.
+    Node names do not count, so the same model captured twice has the same fingerprint. Nor does which device most
+    values are on: a plan for another kind of device is made from a graph that is captured here.
     """
     number = {node: index for index, node in enumerate(graph.nodes)}
+    tensors = {
+        node: [t for t in pytree.tree_leaves(node.meta.get("val")) if isinstance(t, torch.Tensor)] for node in number
+    }
+    devices = Counter(t.device for found in tensors.values() for t in found)
+    home = devices.most_common(1)[0][0] if devices else None
 
     def show(argument: Any) -> str:
-        return repr(fx.node.map_arg(argument, lambda n: f"%{number[n]}"))
+        return repr(fx.node.map_arg(argument, lambda n: f"%{number[n]}")).replace(repr(home), "home")
 
     digest = hashlib.sha256()
     for node in graph.nodes:
-        value = node.meta.get("val")
         facts = [
-            (tuple(t.shape), t.stride(), str(t.dtype), str(t.device))
-            for t in pytree.tree_leaves(value)
-            if isinstance(t, torch.Tensor)
+            (tuple(t.shape), t.stride(), str(t.dtype), "home" if t.device == home else str(t.device))
+            for t in tensors[node]
         ]
         target = str(node.target) if node.op == "call_function" else ""
         digest.update(f"{node.op} {target} {show(node.args)} {show(node.kwargs)} {facts}\n".encode())

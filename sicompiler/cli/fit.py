@@ -12,6 +12,7 @@ from sicompiler.cli.options import ModelOptions
 from sicompiler.cli.output import Progress, quiet, show, show_json
 from sicompiler.cli.subjects import subject
 from sicompiler.errors import BadInput
+from sicompiler.models.pipelines import pipeline_named
 from sicompiler.units import parse_bytes
 
 
@@ -37,6 +38,8 @@ def run(options: ModelOptions, gb: str, wanted: Wanted, html: Path | None, *, ex
         found = subject(options, progress, first)
         grid = Grid(found, found.scale.grid(*numbers), budget, exact)
         grid.fill(progress)
+        if found.pipeline:
+            grid.notes += [f"{name} is not in it: {why}" for name, why in pipeline_named(options.model).unplanned]
     report = grid.report()
     if as_json:
         show_json(report.to_dict())
