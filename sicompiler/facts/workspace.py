@@ -8,35 +8,40 @@ UNets and transformers among the presets.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch._ops import OpOverload
 
 from sicompiler.facts import workspace_cpu, workspace_cuda
 from sicompiler.facts.storages import TensorFact
-from sicompiler.facts.workspace_layout import Formula
+from sicompiler.facts.workspace_layout import Formula, kernel_call
 
 FORMULAS: Mapping[str, Mapping[OpOverload, Formula]] = {"cpu": workspace_cpu.ROWS, "cuda": workspace_cuda.ROWS}
 
 
 def workspace_bytes(
-    target: OpOverload, operands: Sequence[TensorFact], results: Sequence[TensorFact], device_type: str
+    target: OpOverload,
+    operands: Sequence[TensorFact],
+    results: Sequence[TensorFact],
+    device_type: str,
+    arguments: Mapping[str, Any] | None = None,
 ) -> int:
     """Most bytes that a kernel has allocated at any time, beyond its operands and its whole results.
-
-    Formulas see tensors only, not strides, padding or flags; what they need of those they read off the shapes.
 
     Args:
         target: the operator.
         operands: its tensors in schema order, lists flattened, None left out.
         results: its tensor results.
         device_type: "cpu" or "cuda"; anything else counts as "cuda".
+        arguments: every argument by name (`bind`), of the unsliced call; None: all at their defaults.
     """
     rows = FORMULAS.get(device_type, workspace_cuda.ROWS)
     formula = rows.get(target)
+    call = kernel_call(target, operands, results, arguments)
     if formula is not None:
-        return formula(operands, results) if operands else 0
+        return formula(call) if operands else 0
     if device_type == "cpu":
-        return workspace_cpu.promoted_copies(target, operands, results)
+        return workspace_cpu.promoted_copies(call)
     return 0
 
 

@@ -13,7 +13,7 @@ import torch
 
 from sicompiler.facts import workspace_onednn as onednn
 from sicompiler.facts.storages import TensorFact
-from sicompiler.facts.workspace_layout import channels_last, strided_copy
+from sicompiler.facts.workspace_layout import KernelCall, channels_last, row_major_copy
 from sicompiler.facts.workspace_onednn import HALF, round_up
 
 
@@ -42,9 +42,9 @@ def _goes_to_onednn(x: TensorFact, weight: TensorFact, result: TensorFact) -> bo
     return grouped or min(kernel) > 3 or x.shape[0] > 1 or math.prod(sizes[:4]) > 20480
 
 
-def convolution(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
+def convolution(call: KernelCall) -> int:
     """conv1d, conv2d, conv3d: `_half`, `_onednn`, `_unfolding`; and X for an input the kernel can't take as it lies."""
-    x, weight, y = operands[0], operands[1], results[0]
+    x, weight, y = call.operands[0], call.operands[1], call.results[0]
     if len(x.shape) < len(weight.shape):  # no batch dim
         x, y = (TensorFact((1, *t.shape), (t.nbytes, *t.stride), t.dtype, t.storage) for t in (x, y))
     groups = x.shape[1] // weight.shape[1] if weight.shape[1] else 1
@@ -67,11 +67,11 @@ def _half(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int) -> int:
         copied = 0 if channels_last(x) else x.nbytes
         return copied + filled + (0 if channels_last(weight) else weight.nbytes) + scratchpad
     if groups == 1:
-        return strided_copy([x], []) + max(x.nbytes + filled + scratchpad, 2 * y.nbytes)
+        return row_major_copy(x) + max(x.nbytes + filled + scratchpad, 2 * y.nbytes)
     x_filled = x.nbytes * round_up(x.shape[1], 16) // x.shape[1]
     y_filled = y.nbytes * round_up(y.shape[1], 16) // y.shape[1]
     filled = 16 * weight.nbytes + y_filled - y.nbytes
-    return strided_copy([x], []) + max(x_filled + filled + scratchpad, 2 * y_filled)
+    return row_major_copy(x) + max(x_filled + filled + scratchpad, 2 * y_filled)
 
 
 def _onednn(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int) -> int:
@@ -92,7 +92,7 @@ def _onednn(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int) -> in
     inputs, outputs = weight.shape[1], weight.shape[0] // groups
     if groups > 1 and (inputs % block or outputs % block) and not inputs == outputs == 1:
         columns = math.prod(weight.shape[1:]) * math.prod(y.shape[-2:]) * x.dtype.itemsize
-        return strided_copy([x], []) + max(torch.get_num_threads() * columns + 128, y.nbytes)
+        return row_major_copy(x) + max(torch.get_num_threads() * columns + 128, y.nbytes)
     strided_point = math.prod(weight.shape[2:]) == 1 and x.shape[2:] != y.shape[2:]
     point = math.prod(weight.shape[2:]) == 1  # with AVX512 its few channels are filled up like more
     few = x.shape[1] < block and not strided_point and not (point and block == 16)
@@ -107,7 +107,7 @@ def _onednn(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int) -> in
     elif strided_point:  # the positions that are read, of one sample
         read = round_up(x.shape[1], block) * math.prod(y.shape[2:]) * x.dtype.itemsize
         w_filled += torch.get_num_threads() * (read + 128)
-    return strided_copy([x], []) + max(x_filled + w_filled + y_filled - y.nbytes, after)
+    return row_major_copy(x) + max(x_filled + w_filled + y_filled - y.nbytes, after)
 
 
 def _unfolding(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int) -> int:
@@ -120,19 +120,19 @@ def _unfolding(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int) ->
     unfolded = x.shape[0] * math.prod(weight.shape[1:]) * positions * x.dtype.itemsize
     pointwise = math.prod(weight.shape[2:]) == 1 and x.shape[2:] == y.shape[2:]
     if len(x.shape) == 5:
-        return strided_copy([x], []) + (0 if pointwise and groups == 1 else groups * unfolded)
+        return row_major_copy(x) + (0 if pointwise and groups == 1 else groups * unfolded)
     last = channels_last(x) and len(x.shape) == 4
     unfolded = 0 if pointwise else unfolded + (weight.nbytes if last else 0)
     if groups > 1:
         unfolded = max(unfolded + (x.nbytes // groups if x.shape[0] > 1 else 0), y.nbytes)
-    return unfolded if last else unfolded + strided_copy([x], [])
+    return unfolded if last else unfolded + row_major_copy(x)
 
 
-def transposed_convolution(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
+def transposed_convolution(call: KernelCall) -> int:
     """The columns to fold: (output channels * kernel) * (positions of the input); with oneDNN an upper bound."""
-    x, weight, y = operands[0], operands[1], results[0]
+    x, weight, y = call.operands[0], call.operands[1], call.results[0]
     if x.dtype in HALF and onednn.takes(x.dtype):
         scratchpad = torch.get_num_threads() * (x.nbytes + 2**16)
-        return strided_copy(operands, results) + max(2 * (x.nbytes + weight.nbytes) + scratchpad, 2 * y.nbytes)
+        return row_major_copy(x) + max(2 * (x.nbytes + weight.nbytes) + scratchpad, 2 * y.nbytes)
     columns = x.shape[0] * math.prod(weight.shape[1:]) * math.prod(x.shape[2:]) * x.dtype.itemsize
-    return strided_copy(operands, results) + max(columns, x.nbytes + 2 * weight.nbytes + y.nbytes)
+    return row_major_copy(x) + max(columns, x.nbytes + 2 * weight.nbytes + y.nbytes)

@@ -15,7 +15,7 @@ from torch._ops import OpOverload
 
 from sicompiler.facts.storages import TensorFact
 from sicompiler.facts.workspace_conv import convolution, transposed_convolution
-from sicompiler.facts.workspace_layout import Formula, channels_last, strided_copy
+from sicompiler.facts.workspace_layout import Formula, KernelCall, channels_last, row_major_copy, strided_copy
 from sicompiler.facts.workspace_onednn import HALF, has_amx
 from sicompiler.facts.workspace_products import product, product_and_sum
 from sicompiler.ops import groupnorm
@@ -24,7 +24,7 @@ aten = torch.ops.aten
 ops = torch.ops.sicompiler
 
 
-def attention(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
+def attention(call: KernelCall) -> int:
     """Flash kernel: logsumexp of all queries, and per thread a block of scores; else the whole matrix of scores twice.
 
     With A bytes per accumulator (float32 for half dtypes), aten/src/ATen/native/cpu/FlashAttentionKernel.cpp makes
@@ -35,6 +35,7 @@ def attention(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> 
     other than 1. Its peak: scaled queries (in half dtypes: and float32 copies of q, k, v), scores, their softmax, and
     a bool of their size.
     """
+    operands, results = call.operands, call.results
     query, key, value = operands[:3]
     mask = operands[3] if len(operands) > 3 else None
     size = 4 if query.dtype in HALF else query.dtype.itemsize
@@ -83,73 +84,75 @@ def _packed(query: TensorFact, key: TensorFact, block: int) -> int:
 # Norms, softmax, reductions
 
 
-def group_norm(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
+def group_norm(call: KernelCall) -> int:
     """Mean and rstd of each group (at most 16 bytes); X for an input neither row-major nor channels-last.
 
     Channels-last: sums of each channel, per thread. The number of groups isn't known here: at most the channels.
     """
-    x = operands[0]
+    x = call.operands[0]
     channels = x.shape[0] * x.shape[1]
     if channels_last(x):
         return channels * (16 + 8 * (1 + torch.get_num_threads()))
-    return min(channels, 32 * x.shape[0]) * 16 + strided_copy(operands, results)
+    return min(channels, 32 * x.shape[0]) * 16 + row_major_copy(x)
 
 
-def layer_norm(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
+def layer_norm(call: KernelCall) -> int:
     """Mean and rstd of each row, counting all dims but the last as rows; X for an input that is not row-major."""
-    x = operands[0]
-    stats = operands[1].dtype.itemsize if len(operands) > 1 else x.dtype.itemsize
-    return 2 * x.numel // max(x.shape[-1], 1) * stats + strided_copy(operands, results)
+    x = call.operands[0]
+    stats = call.operands[1].dtype.itemsize if len(call.operands) > 1 else x.dtype.itemsize
+    return 2 * x.numel // max(x.shape[-1], 1) * stats + row_major_copy(x)
 
 
-def rms_norm(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
+def rms_norm(call: KernelCall) -> int:
     """A chain of operators: in float32 X for the product with the weight; in half dtypes float32 copies, up to 5 X."""
-    x = operands[0]
+    x = call.operands[0]
     rows = 3 * x.numel // max(x.shape[-1], 1) * max(x.dtype.itemsize, 4) + 8 * x.shape[-1]
-    more = len(operands) > 1 or not x.is_contiguous
+    more = len(call.operands) > 1 or not x.is_contiguous
     if x.dtype in HALF:
         return (5 if more else 3) * x.nbytes + rows
     return (x.nbytes if more else 0) + rows
 
 
-def softmax(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
+def softmax(call: KernelCall) -> int:
     """X in the dtype of the result, if that is another; and once more if the input is permuted or narrowed."""
-    x, y = operands[0], results[0]
+    x, y = call.operands[0], call.results[0]
     if x.dtype == y.dtype:
-        return strided_copy(operands, results)
+        return row_major_copy(x)
     return y.nbytes * (2 if x.is_dense and not x.is_contiguous else 1)
 
 
-def mean(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
+def mean(call: KernelCall) -> int:
     """A float32 copy of half input, and the result in float32."""
-    x = operands[0]
-    return 4 * (x.numel + results[0].numel) if x.dtype in HALF else 0
+    x = call.operands[0]
+    return 4 * (x.numel + call.results[0].numel) if x.dtype in HALF else 0
 
 
-def upsample(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
+def upsample(call: KernelCall) -> int:
     """X + Y in channels-last, if height plus width of the result is at most 128 (else only indices).
 
     `_use_vectorized_kernel_cond_2d` in aten/src/ATen/native/cpu/UpSampleKernel.cpp. The stride of a batch of one says
     nothing about the layout, yet the kernel goes by it, and a sum may leave another there than its fake tensor tells.
     """
-    x, y = operands[0], results[0]
+    x, y = call.operands[0], call.results[0]
     if channels_last(x) and x.shape[0] > 1:
         return 0
     return x.nbytes + y.nbytes if sum(y.shape[2:]) <= 128 else 2 * (8 + y.dtype.itemsize) * sum(y.shape[2:])
 
 
-def max_pool(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
+def max_pool(call: KernelCall) -> int:
     """Where each largest entry was found, as int64; X for an input that is not row-major."""
-    return 8 * results[0].numel + strided_copy(operands, results)
+    return 8 * call.results[0].numel + row_major_copy(call.operands[0])
 
 
-def resample_indices(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
+def resample_indices(call: KernelCall) -> int:
     """Indices and weights for each row and column of the result."""
-    return 4 * (8 + results[0].dtype.itemsize) * sum(results[0].shape[2:])
+    y = call.results[0]
+    return 4 * (8 + y.dtype.itemsize) * sum(y.shape[2:])
 
 
-def promoted_copies(target: OpOverload, operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
+def promoted_copies(call: KernelCall) -> int:
     """Pointwise operators: a copy of each operand that is not of the dtype they compute in (0-dim operands: free)."""
+    target, operands, results = call.target, call.operands, call.results
     if torch.Tag.pointwise not in target.tags or target in _CONVERSIONS or not results:
         return 0
     full = [t for t in operands if t.shape and t.dtype != torch.bool] or list(operands)
@@ -166,9 +169,9 @@ _CONVERSIONS = {aten._to_copy.default, aten.copy.default, aten.copy_.default}
 # Our own operators
 
 
-def group_stats(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
+def group_stats(call: KernelCall) -> int:
     """The piece `sicompiler.ops.group_stats` copies at a time, and a few numbers per channel."""
-    x = operands[0]
+    x = call.operands[0]
     size = 8 if x.dtype == torch.float64 else 4
     channels = math.prod(x.shape[:2])
     rest = x.numel // max(channels, 1)
@@ -177,16 +180,16 @@ def group_stats(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -
         pieces = 1 + 2 * sample // groupnorm.PIECE
         return min(sample, groupnorm.PIECE) * size + 64 * (channels + x.shape[1] * pieces)
     if x.numel <= groupnorm.PIECE:
-        return x.numel * size + 32 * (results[0].numel // 3)  # mean, sum of squares and count of each group
+        return x.numel * size + 32 * (call.results[0].numel // 3)  # mean, sum of squares and count of each group
     few = 128 * channels * (1 + rest // groupnorm.FUSED_ROW)
     if x.dtype in HALF and x.is_contiguous:
         return few
     return min(max(1, groupnorm.PIECE // rest) * rest, x.shape[1] * rest, groupnorm.PIECE) * size + few
 
 
-def group_apply(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
+def group_apply(call: KernelCall) -> int:
     """A few numbers per channel."""
-    return 64 * math.prod(operands[0].shape[:2])
+    return 64 * math.prod(call.operands[0].shape[:2])
 
 
 ROWS: dict[OpOverload, Formula] = {

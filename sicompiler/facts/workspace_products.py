@@ -10,6 +10,7 @@ import torch
 
 from sicompiler.facts import workspace_onednn as onednn
 from sicompiler.facts.storages import TensorFact
+from sicompiler.facts.workspace_layout import KernelCall
 
 
 def _mergeable(shape: Sequence[int], stride: Sequence[int]) -> bool:
@@ -38,21 +39,27 @@ def _has_unit_stride(tensor: TensorFact) -> bool:
     return any(step == 1 or size == 1 for size, step in zip(tensor.shape[-2:], tensor.stride[-2:], strict=True))
 
 
-def product(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
+def product(call: KernelCall) -> int:
     """linear, matmul, mm, bmm: nothing, but a copy of a factor whose strides MKL can't take, or that is broadcast.
 
     So linear takes a transposed or narrowed [b, n, c] as it is; a permuted [b, f, n, c] it copies. Half dtypes, where
     oneDNN takes them: see `_half`.
     """
-    first, second = operands[0], operands[1]
-    if first.dtype in onednn.HALF and onednn.takes(first.dtype) and results:
-        return _half(first, second, results[0])
-    return blas_copies([first, second], [])
+    return _product(call.operands[0], call.operands[1], call.results[0])
 
 
-def blas_copies(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
+def _product(first: TensorFact, second: TensorFact, y: TensorFact) -> int:
+    if first.dtype in onednn.HALF and onednn.takes(first.dtype):
+        return _half(first, second, y)
+    return _blas_copies(first, second)
+
+
+def blas_copies(call: KernelCall) -> int:
     """Copies of the factors of a product that a BLAS library can't take as they lie."""
-    first, second = operands[0], operands[1]
+    return _blas_copies(call.operands[0], call.operands[1])
+
+
+def _blas_copies(first: TensorFact, second: TensorFact) -> int:
     if len(first.shape) < 2 or len(second.shape) < 2:
         return 0
     batch = torch.broadcast_shapes(first.shape[:-2], second.shape[:-2])
@@ -63,14 +70,14 @@ def blas_copies(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -
     return sum(_copied_for_product(t, batch) for t in (first, second))
 
 
-def product_and_sum(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
+def product_and_sum(call: KernelCall) -> int:
     """addmm, baddbmm: as `product`, of the second and third operand."""
-    return product(operands[1:], results)
+    return _product(call.operands[1], call.operands[2], call.results[0])
 
 
-def blas_copies_and_sum(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
+def blas_copies_and_sum(call: KernelCall) -> int:
     """addmm, baddbmm: as `blas_copies`, of the second and third operand."""
-    return blas_copies(operands[1:], results)
+    return _blas_copies(call.operands[1], call.operands[2])
 
 
 def _half(first: TensorFact, second: TensorFact, y: TensorFact) -> int:
@@ -87,13 +94,13 @@ def _half(first: TensorFact, second: TensorFact, y: TensorFact) -> int:
     total = y.numel * depth
     merged = len(second.shape) == 2 and _mergeable(first.shape[:-1], first.stride[:-1])
     if total <= onednn.SMALL_PRODUCT:
-        return blas_copies([first, second], [])
+        return _blas_copies(first, second)
     if merged:
         rows = math.prod(first.shape[:-1])
         steps = [step for size, step in zip(first.shape[:-1], first.stride[:-1], strict=True) if size > 1]
         transposed = depth > 1 and bool(steps) and steps[-1] == 1 and first.stride[-1] != 1
         scratchpad = onednn.product_scratchpad(rows, depth, columns, first.dtype, batch=1, transposed=transposed)
-        return blas_copies([first, second], []) + scratchpad
+        return _blas_copies(first, second) + scratchpad
     batch = torch.broadcast_shapes(first.shape[:-2], second.shape[:-2])
     weight = second
     if len(second.shape) == 2:  # of a linear, [columns, depth]; of a product [depth, columns]: as many bytes
