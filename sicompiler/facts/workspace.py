@@ -1,8 +1,8 @@
 """Workspace: what a kernel allocates beside its results, and has released when it returns.
 
 One row per operator, one column per device: `workspace_cpu.py` holds what was measured, `workspace_cuda.py` estimates.
-An operator without a row allocates nothing worth counting: on the CPU that was checked for every operator of the
-UNets and transformers among the presets.
+Every operator with an axis rule has one, those that need nothing too (`workspace_families.py`). An operator without,
+one of a user's library say, is taken to copy its operands.
 """
 
 from __future__ import annotations
@@ -10,13 +10,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch._ops import OpOverload
 
 from sicompiler.facts import workspace_cpu, workspace_cuda
 from sicompiler.facts.storages import TensorFact
 from sicompiler.facts.workspace_layout import Formula, kernel_call
 
-FORMULAS: Mapping[str, Mapping[OpOverload, Formula]] = {"cpu": workspace_cpu.ROWS, "cuda": workspace_cuda.ROWS}
+DEVICES: Mapping[str, Mapping[OpOverload, Formula]] = {"cpu": workspace_cpu.ROWS, "cuda": workspace_cuda.ROWS}
+
+
+def has_row(target: OpOverload, device_type: str) -> bool:
+    """Whether something is known of what an operator allocates; else a copy of its operands is counted."""
+    return target in DEVICES[device_type] or torch.Tag.pointwise in target.tags
 
 
 def workspace_bytes(
@@ -35,14 +41,8 @@ def workspace_bytes(
         device_type: "cpu" or "cuda"; anything else counts as "cuda".
         arguments: every argument by name (`bind`), of the unsliced call; None: all at their defaults.
     """
-    rows = FORMULAS.get(device_type, workspace_cuda.ROWS)
-    formula = rows.get(target)
-    call = kernel_call(target, operands, results, arguments)
-    if formula is not None:
-        return formula(call) if operands else 0
-    if device_type == "cpu":
-        return workspace_cpu.promoted_copies(call)
-    return 0
+    count = workspace_cpu.workspace if device_type == "cpu" else workspace_cuda.workspace
+    return count(kernel_call(target, operands, results, arguments)) if operands else 0
 
 
 def standing_bytes(device_type: str) -> int:

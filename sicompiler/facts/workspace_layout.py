@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any
 
@@ -82,6 +83,12 @@ def channels_last(tensor: TensorFact) -> bool:
     return True
 
 
+def mergeable(shape: Sequence[int], stride: Sequence[int]) -> bool:
+    """Whether dims can be seen as one."""
+    pairs = [(size, step) for size, step in zip(shape, stride, strict=True) if size != 1]
+    return all(outer == size * inner for (_, outer), (size, inner) in pairwise(pairs))
+
+
 def row_major_copy(tensor: TensorFact) -> int:
     """Bytes of a tensor if it is not row-major (the kernel works on a copy), else nothing."""
     return 0 if tensor.is_contiguous else tensor.nbytes
@@ -90,3 +97,19 @@ def row_major_copy(tensor: TensorFact) -> int:
 def strided_copy(call: KernelCall) -> int:
     """X if the input is not row-major (the kernel works on a copy), else nothing."""
     return row_major_copy(call.operands[0])
+
+
+def image_copy(call: KernelCall) -> int:
+    """X if the input is neither row-major nor channels-last, else nothing."""
+    x = call.operands[0]
+    return 0 if channels_last(x) else row_major_copy(x)
+
+
+def nothing(call: KernelCall) -> int:
+    """No workspace: said, rather than left out."""
+    return 0
+
+
+def operand_copies(call: KernelCall) -> int:
+    """A copy of every operand: what an operator that nobody measured is taken to need."""
+    return sum(t.nbytes for t in call.operands)

@@ -4,19 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 
 from sicompiler.facts import workspace_onednn as onednn
 from sicompiler.facts.storages import TensorFact
-from sicompiler.facts.workspace_layout import KernelCall
-
-
-def _mergeable(shape: Sequence[int], stride: Sequence[int]) -> bool:
-    """Whether dims can be seen as one."""
-    pairs = [(size, step) for size, step in zip(shape, stride, strict=True) if size != 1]
-    return all(outer == size * inner for (_, outer), (size, inner) in pairwise(pairs))
+from sicompiler.facts.workspace_layout import KernelCall, mergeable
 
 
 def _copied_for_product(tensor: TensorFact, batch: Sequence[int]) -> int:
@@ -30,7 +23,7 @@ def _copied_for_product(tensor: TensorFact, batch: Sequence[int]) -> int:
     stride = (*[0] * missing, *tensor.stride[:-2])
     expanded = [step if size == whole else 0 for size, step, whole in zip(own, stride, batch, strict=True)]
     matrix = math.prod(tensor.shape[-2:]) * tensor.dtype.itemsize
-    if not _mergeable(batch, expanded):
+    if not mergeable(batch, expanded):
         return math.prod(batch) * matrix
     return 0 if _has_unit_stride(tensor) else matrix
 
@@ -61,13 +54,27 @@ def blas_copies(call: KernelCall) -> int:
 
 def _blas_copies(first: TensorFact, second: TensorFact) -> int:
     if len(first.shape) < 2 or len(second.shape) < 2:
-        return 0
+        return _vector_product(first, second)
     batch = torch.broadcast_shapes(first.shape[:-2], second.shape[:-2])
-    if len(second.shape) == 2 and _mergeable(first.shape[:-1], first.stride[:-1]):  # one large matrix
+    if len(second.shape) == 2 and mergeable(first.shape[:-1], first.stride[:-1]):  # one large matrix
         return sum(0 if _has_unit_stride(t) else t.nbytes for t in (first, second))
     if len(second.shape) == 2:
         return _copied_for_product(first, batch) + (0 if _has_unit_stride(second) else second.nbytes)
     return sum(_copied_for_product(t, batch) for t in (first, second))
+
+
+def _vector_product(first: TensorFact, second: TensorFact) -> int:
+    """A matrix without a unit stride and a vector with gaps are copied; float32 sums of each row in half dtypes."""
+    copied = 0
+    rows = 0
+    for tensor in (first, second):
+        if len(tensor.shape) >= 2:
+            rows = max(rows, math.prod(tensor.shape[:-1]), tensor.shape[-1])
+            merged = mergeable(tensor.shape[:-1], tensor.stride[:-1])
+            copied += 0 if _has_unit_stride(tensor) and merged else tensor.nbytes
+        elif tensor.stride[-1:] != (1,):
+            copied += tensor.nbytes
+    return copied + (8 * rows + 512 if first.dtype in onednn.HALF else 0)
 
 
 def product_and_sum(call: KernelCall) -> int:
@@ -88,11 +95,11 @@ def _half(first: TensorFact, second: TensorFact, y: TensorFact) -> int:
     seen as one matrix, once for each matrix of the batch.
     """
     if len(first.shape) < 2 or len(second.shape) < 2:
-        return 0
+        return _vector_product(first, second)
     depth, rows = first.shape[-1], first.shape[-2]
     columns = y.shape[-1]
     total = y.numel * depth
-    merged = len(second.shape) == 2 and _mergeable(first.shape[:-1], first.stride[:-1])
+    merged = len(second.shape) == 2 and mergeable(first.shape[:-1], first.stride[:-1])
     if total <= onednn.SMALL_PRODUCT:
         return _blas_copies(first, second)
     if merged:
