@@ -142,21 +142,37 @@ def arguments(
     return changed(changed(args, _to(dtype)), LAYOUTS[layout]), kwargs
 
 
-def calls(target: OpOverload, seeds: int, layouts: Sequence[str]) -> Iterator[tuple[str, Allocated]]:
+def calls(target: OpOverload, seeds: int, *, every_layout: bool, least: int = 0) -> Iterator[tuple[str, Allocated]]:
     """Sampled calls of an operator that its kernels accept, each run.
+
+    Args:
+        target: the operator.
+        seeds: how many calls for each dtype and layout.
+        every_layout: all of `LAYOUTS`; else dense, and one other for each dtype.
+        least: bytes of operands below which a call is left out.
 
     Yields:
         The call in words, and what it allocated.
     """
     for dtype in DTYPES:
-        for layout in layouts:
+        other = random.Random(f"{target} {dtype}").choice(list(LAYOUTS)[1:])
+        for layout in LAYOUTS if every_layout else ("dense", other):
             for seed in range(seeds):
                 args, kwargs = arguments(target, seed, dtype, layout)
+                if least and sum(t.numel() * t.element_size() for t in tensors(args)) < least:
+                    continue
                 try:
                     done = allocated(target, args, kwargs)
                 except (RuntimeError, NotImplementedError, ValueError):
                     continue  # a view of strides it refuses, a dtype it isn't written for
                 yield f"{target} in {dtype}, {layout}, {shapes(args)} {kwargs}: {done}", done
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """The tensors among arguments."""
+    if isinstance(value, Tensor):
+        return [value]
+    return [t for item in value for t in tensors(item)] if isinstance(value, (list, tuple)) else []
 
 
 def shapes(value: Any) -> Any:

@@ -75,7 +75,7 @@ def product_scratchpad(rows: int, depth: int, columns: int, dtype: torch.dtype, 
         return 0
     threads = torch.get_num_threads()
     if dtype == torch.bfloat16 and not multiplies_bfloat16():
-        return 4 * batch * rows * columns + 1024
+        return (1 if batch == 1 else threads) * (4 * rows * columns + 1024)  # a batch: one matrix per thread
     if not has_amx(dtype):
         return threads * _avx512_product(rows, depth, columns, dtype, transposed)
     if transposed:
