@@ -7,12 +7,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
+from torch import fx
 from torch._ops import OpOverload
 
 from sicompiler.axes.factor_map import Slicing
 from sicompiler.axes.span import Span
 from sicompiler.axes.table import Transfer
 from sicompiler.cost import Cut, Machine, Work, slice_lengths, sliced_seconds, waste, whole_seconds, work_of
+from sicompiler.facts.calls import bind
 from sicompiler.facts.storages import ALLOCATION_GRANULE_BYTES, Origin, TensorFact
 from sicompiler.facts.timeline import Timeline
 from sicompiler.facts.workspace import workspace_bytes
@@ -49,13 +51,14 @@ class Evaluator:
         return np.asarray(np.maximum(seconds, moving) if self.machine.far_overlaps else seconds + moving)
 
     def _alike(self) -> list[int]:
-        """For each operator, a number that those with the same work on tensors of the same layout share."""
+        """For each operator, a number shared by those with the same arguments and work on tensors of the same layout."""
         facts, numbers = self.view.facts, dict[object, int]()
         found = []
         for p, node in enumerate(facts.nodes):
             tensors = [*map(self.view.tensor, self.view.table.operands[p]), *facts.tensors[p]]
             layouts = tuple((t.shape, t.stride, t.dtype) for t in tensors)
-            key = (node.target if p >= facts.num_placeholders else p, layouts, self.work[p], bool(self.view.made[p]))
+            called = (node.target, _plain(node)) if p >= facts.num_placeholders else p
+            key = (called, layouts, self.work[p], bool(self.view.made[p]))
             found.append(numbers.setdefault(key, len(numbers)))
         return found
 
@@ -157,18 +160,35 @@ class Evaluator:
             [_shortened(t, s, n) for t, s, n in zip(tensors, transfer.operands, operands, strict=True)],
             [_shortened(t, s, n) for t, s, n in zip(facts.tensors[p], transfer.results, results, strict=True)],
             facts.device_type,
+            bind(target, facts.nodes[p].args, facts.nodes[p].kwargs),
         )
 
 
+def _plain(node: fx.Node) -> str:
+    """The arguments of a node that are not values of the graph, written out."""
+    return repr(fx.node.map_arg((node.args, node.kwargs), lambda _: None))
+
+
 def _shortened(tensor: TensorFact, slicing: Slicing | None, count: int | None) -> TensorFact:
-    """A tensor cut to one slice of so many entries; strides of the same order, dense."""
+    """A tensor cut to one slice of so many entries, as it lies in a loop's body: strides of the same order.
+
+    What was dense is dense again; what is a part of something, or expanded, keeps its gaps and its strides of 0: the
+    dims that lie outside the sliced one move together as it gets shorter.
+    """
     if slicing is None or count is None:
         return tensor
+    dim = slicing.dim
     shape = list(tensor.shape)
-    shape[slicing.dim] = slicing.outer * count
+    shape[dim] = slicing.outer * count
+    if not tensor.is_dense:
+        step = tensor.stride[dim]
+        stride = [
+            st if st <= step or not step else st * shape[dim] // max(tensor.shape[dim], 1) for st in tensor.stride
+        ]
+        return TensorFact(tuple(shape), tuple(stride), tensor.dtype, tensor.storage)
     stride = [0] * len(shape)
     expected = 1
-    for dim in sorted(range(len(shape)), key=lambda d: (tensor.stride[d], -d)):
-        stride[dim] = expected
-        expected *= shape[dim]
+    for other in sorted(range(len(shape)), key=lambda d: (tensor.stride[d], -d)):
+        stride[other] = expected
+        expected *= shape[other]
     return TensorFact(tuple(shape), tuple(stride), tensor.dtype, tensor.storage)

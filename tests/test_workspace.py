@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch._ops import OpOverload
 
+from sicompiler.facts.calls import bind
 from sicompiler.facts.storages import TensorFact
 from sicompiler.facts.workspace import workspace_bytes
 from sicompiler.facts.workspace_onednn import HALF, has_amx, takes
@@ -56,7 +57,8 @@ def _compare(target: OpOverload, *args: Any, closeness: float | None = 0.05, **k
     owned = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in results}
     owned = {pointer: nbytes for pointer, nbytes in owned.items() if pointer not in given_storages}
     measured = peak.bytes - sum(owned.values())
-    predicted = workspace_bytes(target, [_fact(t) for t in operands], [_fact(t) for t in results], "cpu")
+    arguments = bind(target, args, kwargs)
+    predicted = workspace_bytes(target, [*map(_fact, operands)], [*map(_fact, results)], "cpu", arguments)
     assert measured <= predicted + SLACK, f"{measured} measured, {predicted} predicted"
     if closeness is not None:
         total = peak.bytes + sum(t.numel() * t.element_size() for t in operands)

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from torch._ops import OpOverload
 
-from sicompiler.facts.calls import operands_of
+from sicompiler.facts.calls import bind, operands_of
 from sicompiler.facts.storages import GraphFacts
 from sicompiler.facts.workspace import workspace_bytes
 
@@ -18,5 +18,7 @@ def node_workspaces(facts: GraphFacts) -> npt.NDArray[np.int64]:
         node = facts.nodes[p]
         if isinstance(node.target, OpOverload) and facts.tensors[p]:
             operands = [facts.tensors[facts.position[source]][index] for source, index in operands_of(node)]
-            found[p] = workspace_bytes(node.target, operands, facts.tensors[p], facts.device_type)
+            found[p] = workspace_bytes(
+                node.target, operands, facts.tensors[p], facts.device_type, bind(node.target, node.args, node.kwargs)
+            )
     return found

@@ -1,43 +1,48 @@
 """Workspace: what a kernel allocates beside its results, and has released when it returns.
 
 One row per operator, one column per device: `workspace_cpu.py` holds what was measured, `workspace_cuda.py` estimates.
-An operator without a row allocates nothing worth counting: on the CPU that was checked for every operator of the
-UNets and transformers among the presets.
+Every operator with an axis rule has one, those that need nothing too (`workspace_families.py`). An operator without,
+one of a user's library say, is taken to copy its operands.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import torch
 from torch._ops import OpOverload
 
 from sicompiler.facts import workspace_cpu, workspace_cuda
 from sicompiler.facts.storages import TensorFact
-from sicompiler.facts.workspace_layout import Formula
+from sicompiler.facts.workspace_layout import Formula, kernel_call
 
-FORMULAS: Mapping[str, Mapping[OpOverload, Formula]] = {"cpu": workspace_cpu.ROWS, "cuda": workspace_cuda.ROWS}
+DEVICES: Mapping[str, Mapping[OpOverload, Formula]] = {"cpu": workspace_cpu.ROWS, "cuda": workspace_cuda.ROWS}
+
+
+def has_row(target: OpOverload, device_type: str) -> bool:
+    """Whether something is known of what an operator allocates; else a copy of its operands is counted."""
+    return target in DEVICES[device_type] or torch.Tag.pointwise in target.tags
 
 
 def workspace_bytes(
-    target: OpOverload, operands: Sequence[TensorFact], results: Sequence[TensorFact], device_type: str
+    target: OpOverload,
+    operands: Sequence[TensorFact],
+    results: Sequence[TensorFact],
+    device_type: str,
+    arguments: Mapping[str, Any] | None = None,
 ) -> int:
     """Most bytes that a kernel has allocated at any time, beyond its operands and its whole results.
-
-    Formulas see tensors only, not strides, padding or flags; what they need of those they read off the shapes.
 
     Args:
         target: the operator.
         operands: its tensors in schema order, lists flattened, None left out.
         results: its tensor results.
         device_type: "cpu" or "cuda"; anything else counts as "cuda".
+        arguments: every argument by name (`bind`), of the unsliced call; None: all at their defaults.
     """
-    rows = FORMULAS.get(device_type, workspace_cuda.ROWS)
-    formula = rows.get(target)
-    if formula is not None:
-        return formula(operands, results) if operands else 0
-    if device_type == "cpu":
-        return workspace_cpu.promoted_copies(target, operands, results)
-    return 0
+    count = workspace_cpu.workspace if device_type == "cpu" else workspace_cuda.workspace
+    return count(kernel_call(target, operands, results, arguments)) if operands else 0
 
 
 def standing_bytes(device_type: str) -> int:

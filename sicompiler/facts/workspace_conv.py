@@ -6,14 +6,13 @@ X, W and Y stand for the bytes of the input, the weight and the result.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import cache
 
 import torch
 
 from sicompiler.facts import workspace_onednn as onednn
 from sicompiler.facts.storages import TensorFact
-from sicompiler.facts.workspace_layout import channels_last, strided_copy
+from sicompiler.facts.workspace_layout import KernelCall, channels_last, row_major_copy
 from sicompiler.facts.workspace_onednn import HALF, round_up
 
 
@@ -23,7 +22,7 @@ def _onednn_block() -> int:
     return 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8
 
 
-def _goes_to_onednn(x: TensorFact, weight: TensorFact, result: TensorFact) -> bool:
+def _goes_to_onednn(x: TensorFact, weight: TensorFact, result: TensorFact, grouped: bool) -> bool:
     """The choice of `ConvParams::use_mkldnn` in aten/src/ATen/native/Convolution.cpp, confirmed by measurement.
 
     Small convolutions, and convolutions whose last two kernel sizes are 1 (also conv3d (3, 1, 1)) on one thread, go to
@@ -38,21 +37,35 @@ def _goes_to_onednn(x: TensorFact, weight: TensorFact, result: TensorFact) -> bo
     strided = any(out < size for out, size in zip(result.shape[-2:], x.shape[-2:], strict=True))
     if kernel == (1, 1) and not strided and x.shape[0] < 16 and torch.get_num_threads() == 1:
         return False
-    grouped = weight.shape[1] != x.shape[1]
     return grouped or min(kernel) > 3 or x.shape[0] > 1 or math.prod(sizes[:4]) > 20480
 
 
-def convolution(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
+def convolution(call: KernelCall) -> int:
     """conv1d, conv2d, conv3d: `_half`, `_onednn`, `_unfolding`; and X for an input the kernel can't take as it lies."""
-    x, weight, y = operands[0], operands[1], results[0]
-    if len(x.shape) < len(weight.shape):  # no batch dim
-        x, y = (TensorFact((1, *t.shape), (t.nbytes, *t.stride), t.dtype, t.storage) for t in (x, y))
+    x, weight, y = _as_image(call.operands[0], call.operands[1], call.results[0])
     groups = x.shape[1] // weight.shape[1] if weight.shape[1] else 1
+    copied = 0 if channels_last(weight) and len(weight.shape) == 4 else row_major_copy(weight)
     if onednn.works_channels_last(x.dtype):
-        return _half(x, weight, y, groups)
-    if _goes_to_onednn(x, weight, y):
-        return _onednn(x, weight, y, groups)
-    return _unfolding(x, weight, y, groups)
+        return copied + _half(x, weight, y, groups)
+    if _goes_to_onednn(x, weight, y, groups > 1):
+        return copied + _onednn(x, weight, y, groups) + 256
+    if any(step > 1 for step in call["dilation"]):  # one sample after the other
+        return copied + _dilated(x, weight, y, groups) + (row_major_copy(x) if copied else 0)
+    return copied + _unfolding(x, weight, y, groups) + 64
+
+
+def _as_image(x: TensorFact, weight: TensorFact, y: TensorFact) -> tuple[TensorFact, TensorFact, TensorFact]:
+    """Input, weight and result with a batch dim, and those in 1-D as images of one row."""
+    if len(x.shape) < len(weight.shape):
+        x, y = (TensorFact((1, *t.shape), (t.nbytes, *t.stride), t.dtype, t.storage) for t in (x, y))
+    if len(weight.shape) == 3:
+        x, weight, y = (
+            TensorFact(
+                (*t.shape[:2], 1, t.shape[2]), (*t.stride[:2], t.stride[2] * t.shape[2], t.stride[2]), t.dtype, 0
+            )
+            for t in (x, weight, y)
+        )
+    return x, weight, y
 
 
 def _half(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int) -> int:
@@ -67,11 +80,11 @@ def _half(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int) -> int:
         copied = 0 if channels_last(x) else x.nbytes
         return copied + filled + (0 if channels_last(weight) else weight.nbytes) + scratchpad
     if groups == 1:
-        return strided_copy([x], []) + max(x.nbytes + filled + scratchpad, 2 * y.nbytes)
+        return row_major_copy(x) + max(x.nbytes + filled + scratchpad, 2 * y.nbytes)
     x_filled = x.nbytes * round_up(x.shape[1], 16) // x.shape[1]
     y_filled = y.nbytes * round_up(y.shape[1], 16) // y.shape[1]
     filled = 16 * weight.nbytes + y_filled - y.nbytes
-    return strided_copy([x], []) + max(x_filled + filled + scratchpad, 2 * y_filled)
+    return row_major_copy(x) + max(x_filled + filled + scratchpad, 2 * y_filled)
 
 
 def _onednn(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int) -> int:
@@ -80,34 +93,56 @@ def _onednn(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int) -> in
     - Row-major input: X + W, then Y, each with its channels filled up to a block of 8 (the input's not if it has less).
     - Channels-last input or weight: W, and W again unless the weight is channels-last; an upper bound, as W is not
       always filled up. No copies of input or result.
-    - A kernel of 1 in bfloat16: Y once or twice more, as a scratchpad.
+    - A kernel of 1 in bfloat16: float32 sums of one sample per thread.
     - Groups of some channels that don't fill blocks: the unfolded input of one group and frame, per thread; an upper
       bound. (One channel per group: as without groups.)
     """
     if channels_last(x) or channels_last(weight):
         filled = weight.nbytes * round_up(weight.shape[0], 24) // weight.shape[0] + 2**14
+        if x.dtype in HALF:
+            filled = filled * round_up(weight.shape[1], 2) // weight.shape[1] + _point_sums(weight, y)
         copied = 0 if channels_last(x) else x.nbytes
         return copied + filled + (0 if channels_last(weight) else weight.nbytes)
     block = _onednn_block()
     inputs, outputs = weight.shape[1], weight.shape[0] // groups
     if groups > 1 and (inputs % block or outputs % block) and not inputs == outputs == 1:
-        columns = math.prod(weight.shape[1:]) * math.prod(y.shape[-2:]) * x.dtype.itemsize
-        return strided_copy([x], []) + max(torch.get_num_threads() * columns + 128, y.nbytes)
+        positions = math.prod(y.shape[-2:])
+        columns = math.prod(weight.shape[1:]) * positions * x.dtype.itemsize
+        columns += (4 * outputs * positions + 256) if x.dtype in HALF else 0  # float32 sums
+        return row_major_copy(x) + max(torch.get_num_threads() * columns + 128, y.nbytes)
     strided_point = math.prod(weight.shape[2:]) == 1 and x.shape[2:] != y.shape[2:]
     point = math.prod(weight.shape[2:]) == 1  # with AVX512 its few channels are filled up like more
     few = x.shape[1] < block and not strided_point and not (point and block == 16)
     x_filled = 0 if few and groups == 1 else x.nbytes * round_up(x.shape[1], 1 if few else block) // x.shape[1]
     y_filled = y.nbytes * round_up(y.shape[1], block) // y.shape[1]
     w_filled = weight.nbytes * round_up(weight.shape[0], block) // weight.shape[0]
+    if x.dtype in HALF and few:  # pairs of inputs lie side by side
+        w_filled = w_filled * round_up(inputs, 2) // inputs
     if groups == 1 and not few:
         w_filled = w_filled * round_up(inputs, block) // inputs
     after = 2 * y.nbytes if groups > 1 and few else y_filled
     if x.dtype in HALF and math.prod(weight.shape[2:]) == 1:
-        w_filled += 2 * y_filled + (x.nbytes // x.shape[0] if x.shape[2:] != y.shape[2:] else 0)
+        w_filled += _point_sums(weight, y) + (x.nbytes // x.shape[0] if x.shape[2:] != y.shape[2:] else 0)
     elif strided_point:  # the positions that are read, of one sample
         read = round_up(x.shape[1], block) * math.prod(y.shape[2:]) * x.dtype.itemsize
         w_filled += torch.get_num_threads() * (read + 128)
-    return strided_copy([x], []) + max(x_filled + w_filled + y_filled - y.nbytes, after)
+    return row_major_copy(x) + max(x_filled + w_filled + y_filled - y.nbytes, after)
+
+
+def _dilated(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int) -> int:
+    """With a dilation: copies, and the unfolded input of one sample; as much as `_unfolding` for groups."""
+    unfolded = math.prod(weight.shape[1:]) * math.prod(y.shape[2:]) * x.dtype.itemsize
+    if groups > 1:
+        return _unfolding(x, weight, y, groups) + row_major_copy(x)
+    return row_major_copy(x) + max(unfolded, row_major_copy(x) - y.nbytes) + 64
+
+
+def _point_sums(weight: TensorFact, y: TensorFact) -> int:
+    """Float32 sums of a kernel of 1 in half dtypes: of one sample per thread."""
+    if math.prod(weight.shape[2:]) > 1:
+        return 0
+    samples = min(y.shape[0], torch.get_num_threads())
+    return samples * (4 * round_up(y.shape[1], _onednn_block()) * math.prod(y.shape[2:]) + 1024)
 
 
 def _unfolding(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int) -> int:
@@ -120,19 +155,59 @@ def _unfolding(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int) ->
     unfolded = x.shape[0] * math.prod(weight.shape[1:]) * positions * x.dtype.itemsize
     pointwise = math.prod(weight.shape[2:]) == 1 and x.shape[2:] == y.shape[2:]
     if len(x.shape) == 5:
-        return strided_copy([x], []) + (0 if pointwise and groups == 1 else groups * unfolded)
+        return row_major_copy(x) + (0 if pointwise and groups == 1 else groups * unfolded)
     last = channels_last(x) and len(x.shape) == 4
     unfolded = 0 if pointwise else unfolded + (weight.nbytes if last else 0)
     if groups > 1:
         unfolded = max(unfolded + (x.nbytes // groups if x.shape[0] > 1 else 0), y.nbytes)
-    return unfolded if last else unfolded + strided_copy([x], [])
+    return unfolded if last else unfolded + row_major_copy(x)
 
 
-def transposed_convolution(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
-    """The columns to fold: (output channels * kernel) * (positions of the input); with oneDNN an upper bound."""
-    x, weight, y = operands[0], operands[1], results[0]
-    if x.dtype in HALF and onednn.takes(x.dtype):
+def transposed_convolution(call: KernelCall) -> int:
+    """conv_transpose1d, 2d, 3d: as `_transposed_onednn`, or the columns to fold.
+
+    Columns are (output channels * kernel) * (positions of the input). With groups one of them after the other, and the
+    results are joined. On CPUs with AMX a bound.
+    """
+    x, weight, y = _as_image(call.operands[0], call.operands[1], call.results[0])
+    groups = call["groups"]
+    copied = (0 if channels_last(weight) else row_major_copy(weight)) + (0 if channels_last(x) else row_major_copy(x))
+    if onednn.has_amx(x.dtype) or onednn.works_channels_last(x.dtype):
         scratchpad = torch.get_num_threads() * (x.nbytes + 2**16)
-        return strided_copy(operands, results) + max(2 * (x.nbytes + weight.nbytes) + scratchpad, 2 * y.nbytes)
+        return copied + max(2 * (x.nbytes + weight.nbytes) + scratchpad, 2 * y.nbytes)
+    bias = call["bias"] is not None
+    if _goes_to_onednn(x, weight, y, groups > 1):
+        return copied + _transposed_onednn(x, weight, y, groups, bias)
     columns = x.shape[0] * math.prod(weight.shape[1:]) * math.prod(x.shape[2:]) * x.dtype.itemsize
-    return strided_copy(operands, results) + max(columns, x.nbytes + 2 * weight.nbytes + y.nbytes)
+    columns += weight.nbytes if channels_last(x) and not channels_last(weight) else 0
+    if groups > 1:
+        columns = max(columns + x.nbytes // groups, y.nbytes)
+    ones = math.prod(y.shape[2:]) * x.dtype.itemsize if bias and len(x.shape) == 5 else 0
+    return copied + columns + ones
+
+
+def _transposed_onednn(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int, bias: bool) -> int:
+    """Copies of input, weight and result in the layouts of oneDNN; the result comes back in one step more in float32.
+
+    Channels are filled up to a block, in float32 only where there are as many. A stride takes scratch memory in
+    float32, which is bounded; a bias float32 sums of the result, but for strides in float32.
+    """
+    block, half = _onednn_block(), x.dtype in HALF
+    inputs, outputs = weight.shape[:2] if groups == 1 else (block, block)
+
+    def filled(channels: int) -> int:
+        return round_up(channels, block) if half or channels >= block else channels
+
+    threads = torch.get_num_threads()
+    strided = any(out > size for out, size in zip(y.shape[2:], x.shape[2:], strict=True))
+    w_filled = weight.nbytes * filled(inputs) * filled(outputs) // (inputs * outputs)
+    x_filled, y_filled = x.nbytes, y.nbytes
+    if half or not strided:
+        x_filled, y_filled = x_filled * filled(inputs) // inputs, y_filled * filled(outputs) // outputs
+    scratchpad = threads * min(440000, 2**16 + 8 * x.nbytes) if strided and not half else 2048
+    if bias and (half or not strided):
+        scratchpad += 4 * y_filled // x.dtype.itemsize
+    if channels_last(x):
+        return 2 * w_filled + scratchpad
+    after = y_filled if half or groups > 1 or not strided else 2 * y_filled
+    return max(scratchpad + x_filled + w_filled + y_filled - y.nbytes, after)

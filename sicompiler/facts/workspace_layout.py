@@ -1,13 +1,70 @@
-"""Memory layouts, as far as kernels care: row-major, channels-last, other."""
+"""Memory layouts, as far as kernels care: row-major, channels-last, other; and what a formula is told of a call."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from types import MappingProxyType
+from typing import Any
 
+import torch
+from torch import fx
+from torch._ops import OpOverload
+
+from sicompiler.facts.calls import bind
 from sicompiler.facts.storages import TensorFact
 
-Formula = Callable[[Sequence[TensorFact], Sequence[TensorFact]], int]
-"""Bytes from the facts of operands and results."""
+
+@dataclass(frozen=True)
+class KernelCall:
+    """One call of an operator, as a workspace formula sees it.
+
+    Attributes:
+        target: the operator.
+        operands: its tensors in schema order, lists flattened, None left out.
+        results: its tensor results.
+        arguments: every argument by its schema name, defaults filled in. Tensors are the `TensorFact`s of `operands`.
+            Sizes among the others (of a view, of a resampled image) are those of the unsliced call.
+    """
+
+    target: OpOverload
+    operands: Sequence[TensorFact]
+    results: Sequence[TensorFact]
+    arguments: Mapping[str, Any]
+
+    def __getitem__(self, name: str) -> Any:
+        return self.arguments[name]
+
+
+Formula = Callable[[KernelCall], int]
+"""Bytes a kernel allocates beside its results."""
+
+
+def kernel_call(
+    target: OpOverload,
+    operands: Sequence[TensorFact],
+    results: Sequence[TensorFact],
+    arguments: Mapping[str, Any] | None = None,
+) -> KernelCall:
+    """Build a `KernelCall`.
+
+    Args:
+        target: the operator.
+        operands: its tensors in schema order, lists flattened, None left out.
+        results: its tensor results.
+        arguments: from `bind`, with nodes or tensors in the places of the operands; None: all at their defaults.
+    """
+    if arguments is None:
+        return KernelCall(target, operands, results, MappingProxyType(bind(target, tuple(operands), {})))
+    rest = iter(operands)
+
+    def swap(value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return [swap(item) for item in value]
+        return next(rest, value) if isinstance(value, (fx.Node, torch.Tensor)) else value
+
+    return KernelCall(target, operands, results, MappingProxyType({n: swap(v) for n, v in arguments.items()}))
 
 
 def channels_last(tensor: TensorFact) -> bool:
@@ -26,6 +83,33 @@ def channels_last(tensor: TensorFact) -> bool:
     return True
 
 
-def strided_copy(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
+def mergeable(shape: Sequence[int], stride: Sequence[int]) -> bool:
+    """Whether dims can be seen as one."""
+    pairs = [(size, step) for size, step in zip(shape, stride, strict=True) if size != 1]
+    return all(outer == size * inner for (_, outer), (size, inner) in pairwise(pairs))
+
+
+def row_major_copy(tensor: TensorFact) -> int:
+    """Bytes of a tensor if it is not row-major (the kernel works on a copy), else nothing."""
+    return 0 if tensor.is_contiguous else tensor.nbytes
+
+
+def strided_copy(call: KernelCall) -> int:
     """X if the input is not row-major (the kernel works on a copy), else nothing."""
-    return 0 if operands[0].is_contiguous else operands[0].nbytes
+    return row_major_copy(call.operands[0])
+
+
+def image_copy(call: KernelCall) -> int:
+    """X if the input is neither row-major nor channels-last, else nothing."""
+    x = call.operands[0]
+    return 0 if channels_last(x) else row_major_copy(x)
+
+
+def nothing(call: KernelCall) -> int:
+    """No workspace: said, rather than left out."""
+    return 0
+
+
+def operand_copies(call: KernelCall) -> int:
+    """A copy of every operand: what an operator that nobody measured is taken to need."""
+    return sum(t.nbytes for t in call.operands)

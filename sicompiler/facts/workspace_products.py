@@ -4,18 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
 
 import torch
 
 from sicompiler.facts import workspace_onednn as onednn
 from sicompiler.facts.storages import TensorFact
-
-
-def _mergeable(shape: Sequence[int], stride: Sequence[int]) -> bool:
-    """Whether dims can be seen as one."""
-    pairs = [(size, step) for size, step in zip(shape, stride, strict=True) if size != 1]
-    return all(outer == size * inner for (_, outer), (size, inner) in pairwise(pairs))
+from sicompiler.facts.workspace_layout import KernelCall, mergeable
 
 
 def _copied_for_product(tensor: TensorFact, batch: Sequence[int]) -> int:
@@ -29,7 +23,7 @@ def _copied_for_product(tensor: TensorFact, batch: Sequence[int]) -> int:
     stride = (*[0] * missing, *tensor.stride[:-2])
     expanded = [step if size == whole else 0 for size, step, whole in zip(own, stride, batch, strict=True)]
     matrix = math.prod(tensor.shape[-2:]) * tensor.dtype.itemsize
-    if not _mergeable(batch, expanded):
+    if not mergeable(batch, expanded):
         return math.prod(batch) * matrix
     return 0 if _has_unit_stride(tensor) else matrix
 
@@ -38,39 +32,59 @@ def _has_unit_stride(tensor: TensorFact) -> bool:
     return any(step == 1 or size == 1 for size, step in zip(tensor.shape[-2:], tensor.stride[-2:], strict=True))
 
 
-def product(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
+def product(call: KernelCall) -> int:
     """linear, matmul, mm, bmm: nothing, but a copy of a factor whose strides MKL can't take, or that is broadcast.
 
     So linear takes a transposed or narrowed [b, n, c] as it is; a permuted [b, f, n, c] it copies. Half dtypes, where
     oneDNN takes them: see `_half`.
     """
-    first, second = operands[0], operands[1]
-    if first.dtype in onednn.HALF and onednn.takes(first.dtype) and results:
-        return _half(first, second, results[0])
-    return blas_copies([first, second], [])
+    return _product(call.operands[0], call.operands[1], call.results[0])
 
 
-def blas_copies(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
+def _product(first: TensorFact, second: TensorFact, y: TensorFact) -> int:
+    if first.dtype in onednn.HALF and onednn.takes(first.dtype):
+        return _half(first, second, y)
+    return _blas_copies(first, second)
+
+
+def blas_copies(call: KernelCall) -> int:
     """Copies of the factors of a product that a BLAS library can't take as they lie."""
-    first, second = operands[0], operands[1]
+    return _blas_copies(call.operands[0], call.operands[1])
+
+
+def _blas_copies(first: TensorFact, second: TensorFact) -> int:
     if len(first.shape) < 2 or len(second.shape) < 2:
-        return 0
+        return _vector_product(first, second)
     batch = torch.broadcast_shapes(first.shape[:-2], second.shape[:-2])
-    if len(second.shape) == 2 and _mergeable(first.shape[:-1], first.stride[:-1]):  # one large matrix
+    if len(second.shape) == 2 and mergeable(first.shape[:-1], first.stride[:-1]):  # one large matrix
         return sum(0 if _has_unit_stride(t) else t.nbytes for t in (first, second))
     if len(second.shape) == 2:
         return _copied_for_product(first, batch) + (0 if _has_unit_stride(second) else second.nbytes)
     return sum(_copied_for_product(t, batch) for t in (first, second))
 
 
-def product_and_sum(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
+def _vector_product(first: TensorFact, second: TensorFact) -> int:
+    """A matrix without a unit stride and a vector with gaps are copied; float32 sums of each row in half dtypes."""
+    copied = 0
+    rows = 0
+    for tensor in (first, second):
+        if len(tensor.shape) >= 2:
+            rows = max(rows, math.prod(tensor.shape[:-1]), tensor.shape[-1])
+            merged = mergeable(tensor.shape[:-1], tensor.stride[:-1])
+            copied += 0 if _has_unit_stride(tensor) and merged else tensor.nbytes
+        elif tensor.stride[-1:] != (1,):
+            copied += tensor.nbytes
+    return copied + (8 * rows + 512 if first.dtype in onednn.HALF else 0)
+
+
+def product_and_sum(call: KernelCall) -> int:
     """addmm, baddbmm: as `product`, of the second and third operand."""
-    return product(operands[1:], results)
+    return _product(call.operands[1], call.operands[2], call.results[0])
 
 
-def blas_copies_and_sum(operands: Sequence[TensorFact], results: Sequence[TensorFact]) -> int:
+def blas_copies_and_sum(call: KernelCall) -> int:
     """addmm, baddbmm: as `blas_copies`, of the second and third operand."""
-    return blas_copies(operands[1:], results)
+    return _blas_copies(call.operands[1], call.operands[2])
 
 
 def _half(first: TensorFact, second: TensorFact, y: TensorFact) -> int:
@@ -81,19 +95,19 @@ def _half(first: TensorFact, second: TensorFact, y: TensorFact) -> int:
     seen as one matrix, once for each matrix of the batch.
     """
     if len(first.shape) < 2 or len(second.shape) < 2:
-        return 0
+        return _vector_product(first, second)
     depth, rows = first.shape[-1], first.shape[-2]
     columns = y.shape[-1]
     total = y.numel * depth
-    merged = len(second.shape) == 2 and _mergeable(first.shape[:-1], first.stride[:-1])
+    merged = len(second.shape) == 2 and mergeable(first.shape[:-1], first.stride[:-1])
     if total <= onednn.SMALL_PRODUCT:
-        return blas_copies([first, second], [])
+        return _blas_copies(first, second)
     if merged:
         rows = math.prod(first.shape[:-1])
         steps = [step for size, step in zip(first.shape[:-1], first.stride[:-1], strict=True) if size > 1]
         transposed = depth > 1 and bool(steps) and steps[-1] == 1 and first.stride[-1] != 1
         scratchpad = onednn.product_scratchpad(rows, depth, columns, first.dtype, batch=1, transposed=transposed)
-        return blas_copies([first, second], []) + scratchpad
+        return _blas_copies(first, second) + scratchpad
     batch = torch.broadcast_shapes(first.shape[:-2], second.shape[:-2])
     weight = second
     if len(second.shape) == 2:  # of a linear, [columns, depth]; of a product [depth, columns]: as many bytes

@@ -15,7 +15,7 @@ from torch import fx
 from torch._ops import OpOverload
 
 from sicompiler.capture import Program, Source
-from sicompiler.facts.calls import operands_of
+from sicompiler.facts.calls import bind, operands_of
 from sicompiler.facts.modules import module_path
 from sicompiler.facts.storages import ALLOCATION_GRANULE_BYTES, TensorFact, fake_tensors, rounded
 from sicompiler.facts.workspace import workspace_bytes
@@ -271,7 +271,8 @@ class _Lister:
             return 0
         found = ((self._fakes(source), index) for source, index in operands_of(node))
         operands = [_fact(fakes[index]) for fakes, index in found if fakes]
-        return workspace_bytes(node.target, operands, [_fact(fake) for fake in self._fakes(node)], self.device_type)
+        results, arguments = [_fact(fake) for fake in self._fakes(node)], bind(node.target, node.args, node.kwargs)
+        return workspace_bytes(node.target, operands, results, self.device_type, arguments)
 
     def _with_bytes(self, base: int) -> tuple[Step, ...]:
         count = len(self.steps)

@@ -1,0 +1,78 @@
+"""Workspace of operators that look up, sort and rearrange, on the CPU, measured as described in `workspace_cpu.py`."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from sicompiler.facts.workspace_layout import KernelCall, mergeable, row_major_copy
+from sicompiler.facts.workspace_onednn import HALF
+
+
+def roll(call: KernelCall) -> int:
+    """One dim: nothing. No dims: X if it can't be seen as one dim. Several: one after the other, each a new tensor.
+
+    `roll_common` in aten/src/ATen/native/TensorTransformations.h keeps the first of them until all are done.
+    """
+    x, count = call.operands[0], len(call["dims"])
+    if count == 0:
+        return row_major_copy(x)
+    return x.nbytes * min(count - 1, 2)
+
+
+def strided_operands(call: KernelCall) -> int:
+    """A copy of each operand that is not row-major."""
+    return sum(row_major_copy(operand) for operand in call.operands)
+
+
+def triangle(call: KernelCall) -> int:
+    """X if the matrices of a batch don't lie one after the other."""
+    x = call.operands[0]
+    expected = math.prod(x.shape[-2:])
+    for size, step in zip(reversed(x.shape[:-2]), reversed(x.stride[:-2]), strict=True):
+        if size != 1 and step != expected:
+            return row_major_copy(x)
+        expected *= size
+    return 0
+
+
+def index_copy(call: KernelCall) -> int:
+    """A copy of an index that is not row-major."""
+    return row_major_copy(call.operands[1])
+
+
+def gather(call: KernelCall) -> int:
+    """Half dtypes: the result in float32."""
+    y = call.results[0]
+    return 4 * y.numel if y.dtype in HALF else 0
+
+
+def fourier(call: KernelCall) -> int:
+    """X, unless the dims that are not transformed can be seen as one, in the order they lie in memory."""
+    x = call.operands[0]
+    dims = {d % len(x.shape) for d in call["dim"]}
+    rest = sorted((d for d in range(len(x.shape)) if d not in dims), key=lambda d: -x.stride[d])
+    merged = mergeable([x.shape[d] for d in rest], [x.stride[d] for d in rest])
+    return 64 + (0 if merged and call.target is not torch.ops.aten._fft_c2r.default else x.nbytes)
+
+
+def sort(call: KernelCall) -> int:
+    """Entries of one row with their indices; X and as many indices for a dim that is not innermost."""
+    x = call.operands[0]
+    return 32 * max(x.shape, default=1) + 64
+
+
+def cumulated(call: KernelCall) -> int:
+    """One row."""
+    return 16 * max(call.operands[0].shape, default=1) + 64
+
+
+def repeat(call: KernelCall) -> int:
+    """A list of sizes and strides."""
+    return 32 * (len(call.results[0].shape) + 1)
+
+
+def index(call: KernelCall) -> int:
+    """Offsets of all indices, one int64 each for as many as are broadcast."""
+    return 8 * sum(math.prod(t.shape) for t in call.operands[1:]) + 128

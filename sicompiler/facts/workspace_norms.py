@@ -1,0 +1,116 @@
+"""Workspace of norms, softmax and reductions on the CPU, measured as described in `workspace_cpu.py`."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from sicompiler.facts.workspace_families import REDUCTIONS
+from sicompiler.facts.workspace_layout import KernelCall, channels_last, row_major_copy
+from sicompiler.facts.workspace_onednn import HALF
+from sicompiler.ops import groupnorm
+
+aten = torch.ops.aten
+
+
+def group_norm(call: KernelCall) -> int:
+    """Mean and rstd of each group (at most 16 bytes); X for an input neither row-major nor channels-last.
+
+    Channels-last: sums of each channel, per thread. The number of groups isn't known here: at most the channels.
+    """
+    x = call.operands[0]
+    channels = x.shape[0] * x.shape[1]
+    if channels_last(x):
+        return channels * (16 + 8 * (1 + torch.get_num_threads()))
+    return min(channels, 32 * x.shape[0]) * 16 + row_major_copy(x)
+
+
+def layer_norm(call: KernelCall) -> int:
+    """Mean and rstd of each row, counting all dims but the last as rows; X for an input that is not row-major."""
+    x = call.operands[0]
+    stats = call.operands[1].dtype.itemsize if len(call.operands) > 1 else x.dtype.itemsize
+    return 2 * x.numel // max(x.shape[-1], 1) * stats + sum(row_major_copy(t) for t in call.operands)
+
+
+def rms_norm(call: KernelCall) -> int:
+    """A chain of operators: in float32 X for the product with the weight; in half dtypes float32 copies, up to 5 X."""
+    x = call.operands[0]
+    rows = 3 * x.numel // max(x.shape[-1], 1) * max(x.dtype.itemsize, 4) + 8 * x.shape[-1]
+    more = len(call.operands) > 1 or not x.is_contiguous
+    if x.dtype in HALF:
+        return (5 if more else 3) * x.nbytes + rows
+    return (x.nbytes if more else 0) + rows
+
+
+def softmax(call: KernelCall) -> int:
+    """X in the dtype of the result, if that is another; and once more if the input is permuted or narrowed."""
+    x, y = call.operands[0], call.results[0]
+    if x.dtype == y.dtype:
+        return row_major_copy(x)
+    return y.nbytes * (2 if x.is_dense and not x.is_contiguous else 1)
+
+
+def mean(call: KernelCall) -> int:
+    """A float32 copy of half input, and the result in float32."""
+    x = call.operands[0]
+    return 4 * (x.numel + call.results[0].numel) + 64 if x.dtype in HALF else 64
+
+
+def total(call: KernelCall) -> int:
+    """Sums: a float32 copy of half input that is not row-major."""
+    x = call.operands[0]
+    return 64 + (2 * row_major_copy(x) if x.dtype in HALF else 0)
+
+
+def extreme(call: KernelCall) -> int:
+    """The largest or smallest of all entries: X for an input that is not row-major."""
+    return 64 + row_major_copy(call.operands[0])
+
+
+FEW_BYTES = REDUCTIONS - {
+    *(aten.logsumexp.default, aten.max.default, aten.mean.default, aten.mean.dim, aten.min.default),
+    *(aten.sum.default, aten.sum.dim_IntList),
+}
+
+
+def few_bytes(call: KernelCall) -> int:
+    """Other reductions: some numbers."""
+    return 64
+
+
+def logsumexp(call: KernelCall) -> int:
+    """Exponentials of the whole input, and the largest entries."""
+    x, y = call.operands[0], call.results[0]
+    return x.nbytes + 3 * y.nbytes + 64
+
+
+def batch_norm(call: KernelCall) -> int:
+    """Scale and shift of each channel, and their statistics."""
+    return 32 * call.operands[0].shape[1] + 64
+
+
+# Our own operators
+
+
+def group_stats(call: KernelCall) -> int:
+    """The piece `sicompiler.ops.group_stats` copies at a time, and a few numbers per channel."""
+    x = call.operands[0]
+    size = 8 if x.dtype == torch.float64 else 4
+    channels = math.prod(x.shape[:2])
+    rest = x.numel // max(channels, 1)
+    if groupnorm.channels_innermost(x.shape, x.stride):
+        sample = x.numel // max(x.shape[0], 1)
+        pieces = 1 + 2 * sample // groupnorm.PIECE
+        return min(sample, groupnorm.PIECE) * size + 64 * (channels + x.shape[1] * pieces)
+    if x.numel <= groupnorm.PIECE:
+        return x.numel * size + 32 * (call.results[0].numel // 3)  # mean, sum of squares and count of each group
+    few = 128 * channels * (1 + rest // groupnorm.FUSED_ROW)
+    if x.dtype in HALF and x.is_contiguous:
+        return few
+    return min(max(1, groupnorm.PIECE // rest) * rest, x.shape[1] * rest, groupnorm.PIECE) * size + few
+
+
+def group_apply(call: KernelCall) -> int:
+    """A few numbers per channel."""
+    return 64 * math.prod(call.operands[0].shape[:2])
