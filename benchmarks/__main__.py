@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import coverage, demo_quality, demo_sheet, full_width, planning
+from benchmarks import coverage, demo_quality, demo_sheet, full_width, planning, random_modules
 
 BENCHMARKS = {
     "coverage": coverage.main,
@@ -12,6 +12,7 @@ BENCHMARKS = {
     "demo_sheet": demo_sheet.main,
     "full_width": full_width.main,
     "planning": planning.main,
+    "random_modules": random_modules.main,
 }
 
 
