@@ -23,7 +23,7 @@ from sicompiler.plan import Plan
 from sicompiler.rehash.sketch import PIECE, SCRATCH
 from sicompiler.reports.phases import PhaseRow
 from sicompiler.runtime.compiled import Compiled, call_key, check_inference
-from sicompiler.runtime.measure import measure_peak
+from sicompiler.runtime.measure import observe_peak
 from sicompiler.runtime.placement import place, restore
 from sicompiler.search.search import Progress
 from sicompiler.takeover import HOOK, State, analyse
@@ -74,6 +74,7 @@ class Record:
         reserved: the most that the rest of the pipeline held while it ran.
         own_weights_bytes: of the component, resident while it ran.
         measured_bytes: the highest peak measured, of the whole pipeline.
+        not_measured: why its newest call was not measured, though it should have been.
         calls: how often it ran.
     """
 
@@ -81,6 +82,7 @@ class Record:
     reserved: Reserved = field(default_factory=Reserved)
     own_weights_bytes: int = 0
     measured_bytes: int | None = None
+    not_measured: str = ""
     calls: int = 0
 
 
@@ -320,13 +322,16 @@ class ComponentState(State):
         record.own_weights_bytes = sum(weights.values())
         if self.reserved.total_bytes >= record.reserved.total_bytes:
             record.reserved = self.reserved
-        if not self.pipeline.measure_calls and (compiled is not None or self.pipeline.measuring):
+        if compiled is not None and not self.pipeline.measure_calls:
             return call()
         tensors = (x for x in pytree.tree_leaves(inputs) if isinstance(x, torch.Tensor))
         resident = sum((weights | storages(tensors, device)).values()) + self.reserved.total_bytes
         resident -= self.reserved.margin_bytes + self.reserved.snapshot_bytes  # what is kept is among the inputs
-        with measure_peak(device) as peak:
+        with observe_peak(device) as peak:
             result = call()
+        record.not_measured = peak.not_measured
+        if peak.not_measured:
+            return result
         record.measured_bytes = max(record.measured_bytes or 0, resident + peak.bytes)
         if compiled is None and record.measured_bytes > self.budget_bytes:
             log.warning(
@@ -363,4 +368,5 @@ class ComponentState(State):
             measured_peak_bytes=record.measured_bytes,
             calls=record.calls,
             note=self.untouched_because if plan is None else "",
+            not_measured=record.not_measured,
         )

@@ -77,7 +77,6 @@ class PipelineState:
         self.far_memory: FarMemory = far_memory
         self.residency = Residency(far=far_memory == "auto")
         self.measure_calls = False  # measure the calls of components, each on its own
-        self.measuring = False  # somebody measures a whole run
         self.rehash: PipelineRehash | None = None
         self._before: dict[str, Any] = {}  # what the pipeline itself had in the place of what is patched
         self._resting = False  # the components run untouched for a while
