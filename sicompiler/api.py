@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar, get_args, overload
 import torch
 
 from sicompiler.adapters.calibrate import calibrate
+from sicompiler.adapters.component import ComponentState
 from sicompiler.adapters.held import ATTRIBUTE
 from sicompiler.adapters.pipeline import PipelineState, is_pipeline, pipeline_state
 from sicompiler.adapters.supported import SupportedPipeline, supported_pipelines
@@ -124,6 +125,8 @@ def compile_for_budget(
     if isinstance(plan, (str, Path)):
         plan = Plan.from_json(Path(plan).read_text())
     previous = installed_state(model)
+    if isinstance(previous, ComponentState) and previous.tenants.any_alive:
+        raise BadInput(f"{_belongs(previous)}, whose budget holds for it: compile that again, or release it first")
     if previous is not None:
         previous.uninstall()
     try:
@@ -137,6 +140,10 @@ def compile_for_budget(
         raise
     module.install()
     return model
+
+
+def _belongs(state: ComponentState) -> str:
+    return f"this {type(state.model).__name__} is the {state.role.component} of a compiled {state.pipeline.name}"
 
 
 def _state(model: torch.nn.Module, verb: str) -> State:
@@ -156,7 +163,10 @@ def release(model: torch.nn.Module | Pipeline) -> None:
         NotCompiled: the model was never compiled.
     """
     if isinstance(model, torch.nn.Module):
-        _state(model, "release").uninstall()
+        state = _state(model, "release")
+        if isinstance(state, ComponentState) and state.tenants.any_alive:
+            raise NotCompiled(f"{_belongs(state)} and was not compiled on its own: release the pipeline")
+        state.uninstall()
     else:
         pipeline_state(model, "release").release()
 

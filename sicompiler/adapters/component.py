@@ -14,6 +14,7 @@ import torch.utils._pytree as pytree
 
 from sicompiler.adapters.held import Reserved, storages, weights_of
 from sicompiler.adapters.roles import Role, check_component
+from sicompiler.adapters.tenants import Tenant, Tenants
 from sicompiler.capture import Program, capture, flatten_inputs
 from sicompiler.compiler import FarMemory, Planner, rewrite
 from sicompiler.errors import CaptureError, OverBudget
@@ -25,8 +26,8 @@ from sicompiler.reports.phases import PhaseRow
 from sicompiler.runtime.compiled import Compiled, call_key, check_inference
 from sicompiler.runtime.measure import observe_peak
 from sicompiler.runtime.placement import place, restore
-from sicompiler.search.search import Progress
 from sicompiler.takeover import HOOK, State, analyse
+from sicompiler.turns import executing
 from sicompiler.units import budget_hint, format_bytes
 
 if TYPE_CHECKING:
@@ -36,6 +37,11 @@ log = logging.getLogger("sicompiler")
 
 
 Kind = Literal["full", "skip"]
+
+
+def _is_tight(plan: Plan) -> bool:
+    """Whether a plan does anything for its budget that costs time."""
+    return bool(plan.regions or plan.outer or plan.recomputed or plan.uses_far_memory)
 
 
 @dataclass(frozen=True)
@@ -87,32 +93,21 @@ class Record:
 
 
 class ComponentState(State):
-    """A taken-over method of a pipeline's component.
+    """A taken-over method of a component, for all pipelines that share it: its plans are made once.
 
     Args:
         model: the component.
-        role: what it does.
-        pipeline: the state of the pipeline it belongs to.
-        budget_bytes: of the whole pipeline.
-        progress: told about long work.
-        far_memory: "auto" allows to spill values and to stream weights, once all idle components have been moved away.
+        tenant: the first pipeline. Values are spilled and weights streamed, where it allows that, once all idle
+            components have been moved away.
     """
 
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        role: Role,
-        pipeline: PipelineState,
-        budget_bytes: int,
-        progress: Progress | None,
-        far_memory: FarMemory,
-    ) -> None:
-        super().__init__(model, budget_bytes, None, progress, role.method, far_memory)
-        self.role, self.pipeline = role, pipeline
-        self.records: list[Record] = []
+    def __init__(self, model: torch.nn.Module, tenant: Tenant) -> None:
+        method, far_memory = tenant.role.method, tenant.far_memory
+        self.tenants = Tenants([tenant])
+        self.beneath: State | None = None  # by which the model was compiled on its own before
+        super().__init__(model, tenant.budget_bytes, None, tenant.progress, method, far_memory)
         self.untouched_because = ""  # why it can't be captured, once that has been tried
         self.beside: dict[int, frozenset[str]] = {}  # by id of a plan: what else was on the device when it was made
-        self.reserved = Reserved()  # by the rest of the pipeline, in the newest call
         self.programs: dict[Hashable, Program] = {}  # clean and whole, of which parts are made
         self.parts: dict[tuple[Hashable, Part], Compiled] = {}  # by call
         self.analyses: dict[tuple[Hashable, Kind, tuple[int, ...]], tuple[Program, Planner]] | None = None
@@ -124,10 +119,63 @@ class ComponentState(State):
         """Whether the component still exists: a pipeline may have dropped it, as it does when it unloads an adapter."""
         return self._model() is not None
 
+    @property
+    def pipeline(self) -> PipelineState:
+        """The pipeline that is served."""
+        return self.tenants.current.pipeline
+
+    @property
+    def role(self) -> Role:
+        """What the component does in the pipeline that is served."""
+        return self.tenants.current.role
+
+    @property
+    def records(self) -> list[Record]:
+        """What happened in the calls of the pipeline that is served."""
+        return self.tenants.current.records
+
+    @records.setter
+    def records(self, records: list[Record]) -> None:
+        self.tenants.current.records = records
+
+    @property
+    def reserved(self) -> Reserved:
+        """Held by the rest of the pipeline that is served, in its newest call."""
+        return self.tenants.current.reserved
+
+    @reserved.setter
+    def reserved(self, reserved: Reserved) -> None:
+        self.tenants.current.reserved = reserved
+
+    def agree(self) -> None:
+        """Have the budget that suits all pipelines; plans that a smaller one made slower than need be are dropped."""
+        before, self.budget_bytes = self.budget_bytes, self.tenants.budget_bytes
+        self.far_memory = self.tenants.far_memory
+        if self.budget_bytes > before:
+            self.compiled = {call: compiled for call, compiled in self.compiled.items() if not _is_tight(compiled.plan)}
+            self.parts = {call: compiled for call, compiled in self.parts.items() if not _is_tight(compiled.plan)}
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the component by its plan, within what is left of the budget now."""
-        check_inference(args, kwargs)
-        self.pipeline.check()
+        with self.tenants.serving(None) as tenant:
+            if tenant.pipeline.resting:
+                return self._run_own(args, kwargs)
+            check_inference(args, kwargs)
+            tenant.pipeline.check()
+            with self.turn.taken():
+                self.agree()
+                self.progress = tenant.progress
+                return self._run_planned(args, kwargs)
+
+    def _run_own(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Run the component's own method, for a pipeline that runs as it would without us."""
+        with self.turn.taken():
+            self.pipeline.residency.bring(self.model)
+            restore(self.model, self.device_of(args, kwargs))
+            with executing():
+                return self.own_method()(*args, **kwargs)
+
+    def _run_planned(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         check_component(self.role.label, self.model)
         hook = self.model.__dict__.get(HOOK)
         if self.method != "forward" and hook is not None:
@@ -155,7 +203,7 @@ class ComponentState(State):
                 inputs = flatten_inputs(args, kwargs)[0]
                 place(self.model, compiled.plan.streamed, device)
                 return self._run(compiled, lambda: compiled.run(self.model, inputs), (args, kwargs), device)
-        with self.untouched() as own, torch.no_grad():
+        with self.untouched() as own, executing(), torch.no_grad():
             return self._run(None, lambda: own(*args, **kwargs), (args, kwargs), device)
 
     def whole_program(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Program:
@@ -342,8 +390,16 @@ class ComponentState(State):
             )
         return result
 
-    def rows(self) -> list[PhaseRow]:
-        """One row for each plan in use, and one for untouched runs."""
+    def rows(self, tenant: Tenant | None = None) -> list[PhaseRow]:
+        """One row for each plan in use, and one for untouched runs.
+
+        Args:
+            tenant: the pipeline whose calls are told.
+        """
+        with self.tenants.serving(tenant):
+            return self._rows()
+
+    def _rows(self) -> list[PhaseRow]:
         current = [*self.compiled.values(), *self.parts.values()]
         return [self._row(r) for r in self.records if r.compiled is None or any(r.compiled is c for c in current)]
 

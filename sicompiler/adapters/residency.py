@@ -7,6 +7,7 @@ component that accelerate has hooked is accelerate's to move.
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Collection, Iterable
 
 import torch
@@ -15,9 +16,12 @@ from sicompiler.adapters.held import weights_of
 from sicompiler.capture import named_tensors
 from sicompiler.runtime.placement import place
 from sicompiler.takeover import HOOK
+from sicompiler.turns import turn_of
 from sicompiler.units import format_bytes
 
 log = logging.getLogger("sicompiler")
+
+_away: weakref.WeakKeyDictionary[torch.nn.Module, torch.device] = weakref.WeakKeyDictionary()  # where they came from
 
 
 class Residency:
@@ -29,7 +33,10 @@ class Residency:
 
     def __init__(self, *, far: bool = False) -> None:
         self.far = far
-        self.away: dict[int, torch.device] = {}  # by id of the component: where it came from
+
+    def is_away(self, part: torch.nn.Module) -> bool:
+        """Whether a component was moved away, by whichever pipeline that has it."""
+        return part in _away
 
     def movable(self, part: torch.nn.Module, device: torch.device) -> bool:
         """Whether a component is on a device and may be moved away from it."""
@@ -46,16 +53,17 @@ class Residency:
             The name of the component that went; None where there is nothing left to move.
         """
         for name, part in idle:
-            if self.movable(part, device):
-                log.info("moving %s (%s) away", name, format_bytes(sum(weights_of(part, device).values())))
-                self.away[id(part)] = device
-                self.send(part, device)
-                return name
+            with turn_of(part).if_idle() as is_idle:  # one that another thread runs, for another pipeline, is not
+                if is_idle and self.movable(part, device):
+                    log.info("moving %s (%s) away", name, format_bytes(sum(weights_of(part, device).values())))
+                    _away[part] = device
+                    self.send(part, device)
+                    return name
         return None
 
     def missing(self, part: torch.nn.Module, device: torch.device) -> bool:
         """Whether a component that is about to run on a device was moved away from it."""
-        return self.away.get(id(part)) == device
+        return _away.get(part) == device
 
     def bring(self, part: torch.nn.Module, far: Collection[str] = ()) -> None:
         """Move a component back to where it was.
@@ -64,10 +72,10 @@ class Residency:
             part: the component.
             far: names of the weights that its plan streams: these go to far memory.
         """
-        home = self.away.get(id(part))
+        home = _away.get(part)
         if home is not None:
             self.fetch(part, home, far)
-            del self.away[id(part)]  # not before: where a move fails half way, the next call goes on with it
+            del _away[part]  # not before: where a move fails half way, the next call goes on with it
 
     def send(self, part: torch.nn.Module, device: torch.device) -> None:
         """Move all weights of a component away from a device."""

@@ -122,14 +122,15 @@ def compare_runs(state: PipelineState, example_inputs: Inputs) -> PipelineVerifi
 def compare_components(state: PipelineState) -> PipelineVerification:
     """Run every component that has a plan on random tensors of its last shapes, untouched and compiled."""
     found, weights = [], _resident(state, _device(state), ((), {}))
-    for component in state.components.values():
+    for role, component in state.components.items():
         if component.last is None:
             continue
-        result = component.verify()
-        beside = component.reserved.total_bytes - component.reserved.margin_bytes
-        for record in component.records:
-            if record.compiled is component.last[0] and not result.not_measured:
-                record.measured_bytes = max(record.measured_bytes or 0, result.measured_peak_bytes + beside)
+        with component.tenants.serving(component.tenants.of(state, role)), component.turn.taken():
+            result = component.verify()
+            beside = component.reserved.total_bytes - component.reserved.margin_bytes
+            for record in component.records:
+                if record.compiled is component.last[0] and not result.not_measured:
+                    record.measured_bytes = max(record.measured_bytes or 0, result.measured_peak_bytes + beside)
         found.append((result, beside))
     not_measured = next((r.not_measured for r, _ in found if r.not_measured), "")
     return PipelineVerification(

@@ -26,6 +26,7 @@ from sicompiler.capture.program import Binding, Program, Source, named_tensors
 from sicompiler.capture.reasons import advice, reason, source_line
 from sicompiler.entry import FORWARD, entry_module, has_method
 from sicompiler.errors import BadInput, CaptureError
+from sicompiler.turns import tracing
 
 _SOURCES = {
     InputKind.PARAMETER: Source.PARAMETER,
@@ -86,6 +87,7 @@ def capture(
     check_no_autocast(tensors)
     _check_entry(model, method)
     with (
+        tracing(),
         _capture_errors(model),
         torch.no_grad(),
         _fake_mode_of(tensors) or contextlib.nullcontext(),
