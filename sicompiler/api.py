@@ -24,6 +24,7 @@ from sicompiler.reports.report import Report
 from sicompiler.runtime.verify import Verification
 from sicompiler.search.search import Progress
 from sicompiler.takeover import Inputs, State, device_type_of, dtype_name, installed_state, prepare
+from sicompiler.turns import executing
 from sicompiler.units import parse_bytes
 
 __all__ = [
@@ -133,7 +134,8 @@ def compile_for_budget(
         module = State(model, budget, plan, progress, far_memory=far_memory)
         if example_inputs is not None:
             args, kwargs = example_inputs
-            module.compiled_for(tuple(args), dict(kwargs))
+            with module.turn.taken(), executing():
+                module.compiled_for(tuple(args), dict(kwargs))
     except BaseException:
         if previous is not None:
             previous.install()

@@ -211,7 +211,7 @@ class State:
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model by the plan for this input shape, planning first where there is none yet."""
         check_inference(args, kwargs)
-        with self.turn.taken():
+        with self.turn.taken(), executing():
             compiled = self.compiled_for(args, kwargs)
             place(self.model, compiled.plan.streamed, self.device_of(args, kwargs))
             return compiled.run(self.model, flatten_inputs(args, kwargs)[0])
@@ -278,7 +278,7 @@ class State:
         Raises:
             BadInput: nothing was planned yet, and no inputs are given.
         """
-        with self.turn.taken():
+        with self.turn.taken(), executing():
             return self._verify(example_inputs)
 
     def _verify(self, example_inputs: Inputs | None) -> Verification:
@@ -291,7 +291,7 @@ class State:
         compiled = self.compiled_for(tuple(args), dict(kwargs))
         device = self.device_of(args, kwargs)
         restore(self.model, device)
-        with self.untouched() as own, executing():
+        with self.untouched() as own:
             return compare(
                 self.model,
                 compiled,

@@ -1,9 +1,9 @@
 """Whose turn it is, where several threads use live models.
 
 Two things can't happen at once. A component that pipelines share runs one call at a time, as its weights are moved
-about for each call: it has a `Turn`. And while one thread traces a model, no other thread of ours runs one, as a trace
-patches `torch.nn.Module` for the whole process, and holds fake tensors in the place of weights: `tracing` waits for
-`executing` to end everywhere else.
+about for each call: it has a `Turn`. And while one thread traces a model, no other thread of ours runs or plans one: a
+trace patches `torch.nn.Module` and catches arithmetic of symbolic sizes for the whole process, and holds fake tensors
+in the place of weights. `tracing` waits for `executing` to end everywhere else.
 
 No thread waits for another one that waits for it. A thread holds the turn of one component, and of what that one calls;
 a thread that waits for a turn does not execute meanwhile; and who looks for an idle component to move away never waits.
@@ -122,7 +122,7 @@ _stage = _Stage()
 
 
 def executing() -> AbstractContextManager[None]:
-    """A context in which this thread runs a model; it begins when no other thread traces."""
+    """A context in which this thread plans or runs a model; it begins when no other thread traces."""
     return _stage.executing()
 
 

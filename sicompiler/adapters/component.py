@@ -162,18 +162,17 @@ class ComponentState(State):
                 return self._run_own(args, kwargs)
             check_inference(args, kwargs)
             tenant.pipeline.check()
-            with self.turn.taken():
+            with self.turn.taken(), executing():
                 self.agree()
                 self.progress = tenant.progress
                 return self._run_planned(args, kwargs)
 
     def _run_own(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         """Run the component's own method, for a pipeline that runs as it would without us."""
-        with self.turn.taken():
+        with self.turn.taken(), executing():
             self.pipeline.residency.bring(self.model)
             restore(self.model, self.device_of(args, kwargs))
-            with executing():
-                return self.own_method()(*args, **kwargs)
+            return self.own_method()(*args, **kwargs)
 
     def _run_planned(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         check_component(self.role.label, self.model)
@@ -203,7 +202,7 @@ class ComponentState(State):
                 inputs = flatten_inputs(args, kwargs)[0]
                 place(self.model, compiled.plan.streamed, device)
                 return self._run(compiled, lambda: compiled.run(self.model, inputs), (args, kwargs), device)
-        with self.untouched() as own, executing(), torch.no_grad():
+        with self.untouched() as own, torch.no_grad():
             return self._run(None, lambda: own(*args, **kwargs), (args, kwargs), device)
 
     def whole_program(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Program:
