@@ -6,17 +6,22 @@ trace patches `torch.nn.Module` and catches arithmetic of symbolic sizes for the
 in the place of weights. `tracing` waits for `executing` to end everywhere else.
 
 No thread waits for another one that waits for it. A thread holds the turn of one component, and of what that one calls;
-a thread that waits for a turn does not execute meanwhile; and who looks for an idle component to move away never waits.
+a thread that waits for a turn does not execute meanwhile; and who waits to move another component away lets its own be
+moved away.
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
+import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
+
+WAIT_SECONDS = 0.005  # between looks at whether a model is idle by now
 
 
 class Turn:
@@ -25,6 +30,8 @@ class Turn:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._depth = 0
+        self._parking = threading.Lock()
+        self._parked = False
 
     @contextmanager
     def taken(self) -> Iterator[None]:
@@ -41,13 +48,44 @@ class Turn:
 
     @contextmanager
     def if_idle(self) -> Iterator[bool]:
-        """Have the turn in a block, if nobody has it; gives whether that is so, and does not wait."""
+        """Be free to move the weights in a block, if nobody runs the model; gives whether that is so; does not wait."""
         acquired = self._lock.acquire(blocking=False)
         try:
-            yield acquired and self._depth == 0
+            if acquired:
+                yield self._depth == 0
+                return
+            with self._parking:
+                yield self._parked
         finally:
             if acquired:
                 self._lock.release()
+
+    @contextmanager
+    def waiting_for(self, others: Sequence[Turn]) -> Iterator[int | None]:
+        """Be free to move the weights of one of several models in a block, as soon as one is idle.
+
+        Meanwhile the weights of this model, whose turn is taken, may be moved away, so that two threads that want to
+        move the model of each other don't wait for ever. Gives the number of the other; None where there are none, and
+        where this model is in the middle of a run that led back to it.
+        """
+        if self._depth > 1 or not others:
+            yield None
+            return
+        self._park(parked=True)
+        try:
+            with _stage.left():
+                for number in itertools.cycle(range(len(others))):
+                    with others[number].if_idle() as is_idle:
+                        if is_idle:
+                            yield number
+                            return
+                    time.sleep(WAIT_SECONDS / len(others))
+        finally:
+            self._park(parked=False)
+
+    def _park(self, *, parked: bool) -> None:
+        with self._parking:
+            self._parked = parked
 
 
 _turns: weakref.WeakKeyDictionary[torch.nn.Module, Turn] = weakref.WeakKeyDictionary()

@@ -231,9 +231,7 @@ BUDGETS: dict[str, Callable[[int], str]] = {
 
 @pytest.mark.parametrize("untouched_encoder", [False, True], ids=["planned", "with an untouched encoder"])
 @pytest.mark.parametrize("budget", BUDGETS.values(), ids=BUDGETS.keys())
-def test_two_threads_plan_and_run_pipelines_that_share(
-    budget: Callable[[int], str], untouched_encoder: bool, request: pytest.FixtureRequest
-) -> None:
+def test_two_threads_plan_and_run_pipelines_that_share(budget: Callable[[int], str], untouched_encoder: bool) -> None:
     """Planning included: a trace patches torch for the whole process, and holds fakes in the place of weights."""
     one = mini(text_encoder=MiniText(data_dependent=untouched_encoder))
     pipes = (one, second(one, "unet"))
@@ -256,7 +254,6 @@ def test_two_threads_plan_and_run_pipelines_that_share(
     assert wrong == []
     for pipe in pipes:
         assert sicompiler.report(pipe).fits
-        assert sum(row.calls for row in sicompiler.report(pipe).phases if row.component == "vae.decode") == 3
         sicompiler.release(pipe)
     assert patches(*pipes) == []
     assert all(torch.equal(pipe(picture()), frames) for pipe, frames in zip(pipes, wanted, strict=True))

@@ -336,6 +336,7 @@ class ComponentState(State):
         device = self.device_of(args, kwargs)
         if not self.pipeline.make_room(self, device, keep):
             return False
+        self.pipeline.residency.bring(self.model)  # another thread may have moved it away while this one waited
         snapshot_bytes = self.reserved.snapshot_bytes
         self.reserved = self.pipeline.reserved(self, (args, kwargs), device)
         self.reserved = replace(self.reserved, snapshot_bytes=snapshot_bytes)

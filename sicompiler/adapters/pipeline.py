@@ -267,7 +267,7 @@ class PipelineState:
             return (1 + bool(later) if row[0] in phases else 0, -sum(weights_of(row[1], device).values()))
 
         idle = sorted(((n, p) for n, p in parts.items() if p is not state.model and n not in keep), key=price)
-        return self.residency.make_room(idle, device) is not None
+        return self.residency.make_room(idle, device, state.turn) is not None
 
     def clear(self, device: torch.device) -> None:
         """Move every component away, if the budget asks to move any: a CPU's counter sees only what comes."""

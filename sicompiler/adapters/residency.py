@@ -16,7 +16,7 @@ from sicompiler.adapters.held import weights_of
 from sicompiler.capture import named_tensors
 from sicompiler.runtime.placement import place
 from sicompiler.takeover import HOOK
-from sicompiler.turns import turn_of
+from sicompiler.turns import Turn, turn_of
 from sicompiler.units import format_bytes
 
 log = logging.getLogger("sicompiler")
@@ -42,24 +42,41 @@ class Residency:
         """Whether a component is on a device and may be moved away from it."""
         return (self.far or device.type != "cpu") and HOOK not in part.__dict__ and bool(weights_of(part, device))
 
-    def make_room(self, idle: Iterable[tuple[str, torch.nn.Module]], device: torch.device) -> str | None:
-        """Move one idle component away.
+    def make_room(
+        self, idle: Iterable[tuple[str, torch.nn.Module]], device: torch.device, waiting: Turn | None = None
+    ) -> str | None:
+        """Move one idle component away. Where another thread runs all there are, for another pipeline, wait for one.
 
         Args:
             idle: by name, those to give up first at the front.
             device: to make room on.
+            waiting: of the component that is about to run; it may be moved away meanwhile. None does not wait.
 
         Returns:
             The name of the component that went; None where there is nothing left to move.
         """
-        for name, part in idle:
-            with turn_of(part).if_idle() as is_idle:  # one that another thread runs, for another pipeline, is not
-                if is_idle and self.movable(part, device):
-                    log.info("moving %s (%s) away", name, format_bytes(sum(weights_of(part, device).values())))
-                    _away[part] = device
-                    self.send(part, device)
+        parts = list(idle)
+        for name, part in parts:
+            with turn_of(part).if_idle() as is_idle:
+                if is_idle and self._send(name, part, device):
                     return name
-        return None
+        busy = [(name, part) for name, part in parts if self.movable(part, device)]
+        if waiting is None:
+            return None
+        with waiting.waiting_for([turn_of(part) for _, part in busy]) as number:
+            if number is None:
+                return None
+            name, part = busy[number]
+            self._send(name, part, device)
+            return name
+
+    def _send(self, name: str, part: torch.nn.Module, device: torch.device) -> bool:
+        if not self.movable(part, device):
+            return False
+        log.info("moving %s (%s) away", name, format_bytes(sum(weights_of(part, device).values())))
+        _away[part] = device
+        self.send(part, device)
+        return True
 
     def missing(self, part: torch.nn.Module, device: torch.device) -> bool:
         """Whether a component that is about to run on a device was moved away from it."""
