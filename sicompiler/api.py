@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar, get_args, overload
 import torch
 
 from sicompiler.adapters.calibrate import calibrate
+from sicompiler.adapters.component import ComponentState
 from sicompiler.adapters.held import ATTRIBUTE
 from sicompiler.adapters.pipeline import PipelineState, is_pipeline, pipeline_state
 from sicompiler.adapters.supported import SupportedPipeline, supported_pipelines
@@ -24,6 +25,7 @@ from sicompiler.reports.report import Report
 from sicompiler.runtime.verify import Verification
 from sicompiler.search.search import Progress
 from sicompiler.takeover import Inputs, State, device_type_of, dtype_name, installed_state, prepare
+from sicompiler.turns import executing
 from sicompiler.units import parse_bytes
 
 __all__ = [
@@ -126,19 +128,26 @@ def compile_for_budget(
     if isinstance(plan, (str, Path)):
         plan = Plan.load(plan)
     previous = installed_state(model)
+    if isinstance(previous, ComponentState) and previous.tenants.any_alive:
+        raise BadInput(f"{_belongs(previous)}, whose budget holds for it: compile that again, or release it first")
     if previous is not None:
         previous.uninstall()
     try:
         module = State(model, budget, plan, progress, far_memory=far_memory)
         if example_inputs is not None:
             args, kwargs = example_inputs
-            module.compiled_for(tuple(args), dict(kwargs))
+            with module.turn.taken(), executing():
+                module.compiled_for(tuple(args), dict(kwargs))
     except BaseException:
         if previous is not None:
             previous.install()
         raise
     module.install()
     return model
+
+
+def _belongs(state: ComponentState) -> str:
+    return f"this {type(state.model).__name__} is the {state.role.component} of a compiled {state.pipeline.name}"
 
 
 def _state(model: torch.nn.Module, verb: str) -> State:
@@ -158,7 +167,10 @@ def release(model: torch.nn.Module | Pipeline) -> None:
         NotCompiled: the model was never compiled.
     """
     if isinstance(model, torch.nn.Module):
-        _state(model, "release").uninstall()
+        state = _state(model, "release")
+        if isinstance(state, ComponentState) and state.tenants.any_alive:
+            raise NotCompiled(f"{_belongs(state)} and was not compiled on its own: release the pipeline")
+        state.uninstall()
     else:
         pipeline_state(model, "release").release()
 

@@ -26,6 +26,7 @@ _AROUND_FORWARD = (
     "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs",
 )
+OWN = "own"  # of who has put a patch of ours on an instance: what the instance itself had in its place
 _TENSORS = ("_parameters", "_buffers", "_modules")
 
 
@@ -71,9 +72,19 @@ def entry_module(model: torch.nn.Module, method: str) -> Iterator[torch.nn.Modul
         stand_in = object.__new__(type(model))
         stand_in.__dict__.update(model.__dict__)
         stand_in.__dict__.update({name: OrderedDict() for name in _AROUND_FORWARD if name in model.__dict__})
+        _drop_patch(stand_in, method)
         stand_in.__dict__.pop("_hf_hook", None)  # accelerate's: it would move the weights of the live module
         stand_in.__dict__[FORWARD] = _with_open_results(getattr(stand_in, method))
         yield stand_in
+
+
+def _drop_patch(stand_in: torch.nn.Module, method: str) -> None:
+    """Have a stand-in run its own method, where a patch of ours on the live module would lead back to that."""
+    owner = getattr(stand_in.__dict__.get(method), "__self__", None)
+    if hasattr(owner, OWN) and owner is not None and not isinstance(owner, torch.nn.Module):
+        del stand_in.__dict__[method]
+        if owner.own is not None:
+            stand_in.__dict__[method] = owner.own
 
 
 def _with_open_results(call: Callable[..., Any]) -> Callable[..., Any]:

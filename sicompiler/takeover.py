@@ -33,6 +33,7 @@ from sicompiler.runtime.noticed import Noticed
 from sicompiler.runtime.placement import place, restore, streams
 from sicompiler.runtime.verify import Verification, compare
 from sicompiler.search.search import Progress
+from sicompiler.turns import executing, turn_of
 from sicompiler.units import format_bytes, format_seconds
 
 log = logging.getLogger("sicompiler")
@@ -184,6 +185,8 @@ class State:
         self._noticed = Noticed()
         self._lock = threading.RLock()
         self._entry = self._bound_entry(model)
+        self.turn = turn_of(model)
+        self._untouched_in = 0  # the thread in which the model runs its own method for a while
 
     @property
     def model(self) -> torch.nn.Module:
@@ -196,6 +199,8 @@ class State:
         """What is put on the instance: bound to this state, with the signature of the method it stands for."""
 
         def entry(state: State, *args: Any, **kwargs: Any) -> Any:
+            if state._untouched_in == threading.get_ident():
+                return state.own_method()(*args, **kwargs)
             return state.forward(*args, **kwargs)
 
         entry.__name__ = entry.__qualname__ = self.method
@@ -206,9 +211,10 @@ class State:
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model by the plan for this input shape, planning first where there is none yet."""
         check_inference(args, kwargs)
-        compiled = self.compiled_for(args, kwargs)
-        place(self.model, compiled.plan.streamed, self.device_of(args, kwargs))
-        return compiled.run(self.model, flatten_inputs(args, kwargs)[0])
+        with self.turn.taken(), executing():
+            compiled = self.compiled_for(args, kwargs)
+            place(self.model, compiled.plan.streamed, self.device_of(args, kwargs))
+            return compiled.run(self.model, flatten_inputs(args, kwargs)[0])
 
     def device_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.device:
         """Where a call runs: where its largest input is."""
@@ -275,6 +281,10 @@ class State:
         Raises:
             BadInput: nothing was planned yet, and no inputs are given.
         """
+        with self.turn.taken(), executing():
+            return self._verify(example_inputs)
+
+    def _verify(self, example_inputs: Inputs | None) -> Verification:
         if example_inputs is None:
             if self.last is None:
                 raise BadInput("nothing is planned yet: pass example_inputs=(args, kwargs), or call the model once")
@@ -314,18 +324,36 @@ class State:
 
     @contextlib.contextmanager
     def untouched(self) -> Iterator[Callable[..., Any]]:
-        """A context in which the live model runs its own method, without hooks that move weights; gives that method."""
-        names = {self.method, HOOK, HOOKED} if self.method == FORWARD else {self.method, HOOK}
+        """A context in which the live model runs its own method, without hooks that move weights; gives that method.
+
+        That is so for this thread. Another one that calls the method meanwhile waits for its turn, so what it calls has
+        to be there at any time.
+        """
+        names = (HOOKED, HOOK) if self.method == FORWARD else (HOOK,)
         attributes = self.model.__dict__
-        own = self.own if self.installed else attributes.get(self.slot)
-        saved = {name: attributes.pop(name) for name in names if name in attributes}
-        if own is not None:
-            attributes[self.method] = own
-        try:
-            yield getattr(self.model, self.method)
-        finally:
-            attributes.pop(self.method, None)
-            attributes.update(saved)
+        with self.turn.taken():
+            own, before = self.own, attributes.get(self.method)
+            if not self.installed:
+                self.own = attributes.get(self.slot)
+            outer, self._untouched_in = self._untouched_in, threading.get_ident()
+            attributes[self.method] = self._entry
+            saved = {name: attributes.pop(name) for name in names if name in attributes}
+            try:
+                yield self.own_method()
+            finally:
+                attributes.update(saved)
+                if before is None:
+                    attributes.pop(self.method, None)
+                else:
+                    attributes[self.method] = before
+                self.own, self._untouched_in = own, outer
+
+    def own_method(self) -> Callable[..., Any]:
+        """What the live model runs where nothing is compiled."""
+        if self.own is not None:
+            return self.own
+        own: Callable[..., Any] = getattr(type(self.model), self.method).__get__(self.model)
+        return own
 
     def install(self) -> None:
         """Let the live model run by its plans."""
@@ -334,6 +362,10 @@ class State:
 
     def uninstall(self) -> None:
         """Let the live model run its own method, as before."""
+        with self.turn.taken():
+            self._uninstall()
+
+    def _uninstall(self) -> None:
         if streams(self.model):
             restore(self.model, self.home)
         attributes = self.model.__dict__

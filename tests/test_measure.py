@@ -1,8 +1,12 @@
-"""measure_peak: exact on known patterns of allocations, sees inside kernels, survives exceptions, refuses nesting."""
+"""measure_peak: exact on known patterns of allocations, sees inside kernels, survives exceptions, nests."""
 
 from __future__ import annotations
 
 import gc
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import pytest
 import torch
@@ -12,8 +16,9 @@ from hypothesis import strategies as st
 
 from sicompiler.errors import BadInput, SicompilerError
 from sicompiler.ops import far_tensor
-from sicompiler.runtime.measure import MAX_POINTS, Peak, levels, measure_peak, thin
+from sicompiler.runtime.measure import MAX_POINTS, Peak, levels, measure_peak, observe_peak, thin
 from sicompiler.units import KIB, MIB
+from tests.threads import in_threads
 
 
 def _block(nbytes: int) -> torch.Tensor:
@@ -119,13 +124,53 @@ def test_exceptions_pass_and_the_peak_stands() -> None:
     assert again.bytes == KIB
 
 
-def test_nesting_is_refused() -> None:
-    with measure_peak("cpu") as peak:
-        _block(MIB)
-        with pytest.raises(SicompilerError, match="inside another measure_peak"), measure_peak("cpu"):
-            pass
+@pytest.mark.parametrize("inner", [measure_peak, observe_peak])
+def test_measurements_lie_within_one_another(inner: Callable[[str], AbstractContextManager[Peak]]) -> None:
+    """Each counts from its own beginning, and follows blocks across those within it."""
+    with measure_peak("cpu") as outer:
+        first = _block(MIB)
+        with inner("cpu") as inside:
+            second = _block(4 * MIB)
+            del first
+            with inner("cpu") as innermost:
+                third = _block(2 * MIB)
+                del second
+        _block(KIB)
+        del third
+        _block(3 * MIB)
+    assert (outer.bytes, inside.bytes, innermost.bytes) == (6 * MIB, 6 * MIB, 2 * MIB)
+    assert outer.timeline()[-1][1] == 0
+
+
+def test_an_exception_within_leaves_the_outer_one_measuring() -> None:
+    with measure_peak("cpu") as outer:
+        with pytest.raises(RuntimeError, match="shapes cannot be multiplied"), measure_peak("cpu") as inside:
+            torch.mm(torch.zeros(512, 512), torch.zeros(0, 3))
         _block(2 * MIB)
-    assert peak.bytes == 2 * MIB
+    assert (outer.bytes, inside.bytes) == (2 * MIB, MIB)
+
+
+@pytest.mark.parametrize("inner", [measure_peak, observe_peak])
+def test_two_threads_measure_at_once(inner: Callable[[str], AbstractContextManager[Peak]]) -> None:
+    """Each sees its own blocks: torch.profiler has one session for the process, the other thread does without."""
+    both, peaks = threading.Barrier(2, timeout=60), [0, 0]
+
+    def measure(number: int) -> None:
+        for _ in range(5):
+            both.wait()
+            with inner("cpu") as peak:
+                both.wait()
+                _block((number + 1) * MIB)
+                both.wait()
+            peaks[number] = peak.bytes
+
+    in_threads(measure)
+    assert peaks == [MIB, 2 * MIB]
+
+
+def test_a_release_is_paired_by_size_where_addresses_are_not_known() -> None:
+    events = [(1, None, 100), (2, None, 50), (3, None, -7), (4, None, -100), (5, None, 30), (6, None, -100)]
+    assert levels(events, only_new=True) == [(0, 0), (1, 100), (2, 150), (4, 50), (5, 80)]
 
 
 def test_a_running_profiler_is_refused() -> None:
@@ -134,6 +179,52 @@ def test_a_running_profiler_is_refused() -> None:
     with measure_peak("cpu") as peak:
         _block(KIB)
     assert peak.bytes == KIB
+
+
+PROFILERS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "torch.profiler": lambda: torch.profiler.profile(profile_memory=True),
+    "torch.profiler, warming up": lambda: torch.profiler.profile(
+        schedule=torch.profiler.schedule(wait=0, warmup=1, active=1)
+    ),
+    "torch.autograd.profiler": torch.autograd.profiler.profile,
+}
+
+
+@pytest.mark.parametrize("profiler", PROFILERS.values(), ids=PROFILERS.keys())
+def test_a_profiler_in_another_thread_is_left_alone(profiler: Callable[[], AbstractContextManager[Any]]) -> None:
+    """A second session of torch.profiler would cancel the first, and then crash the process."""
+    both, bytes_of = threading.Barrier(2, timeout=60), [0, 0]
+
+    def work(number: int) -> None:
+        with profiler() if number == 0 else nullcontext():
+            both.wait()
+            if number == 1:
+                with measure_peak("cpu") as peak:
+                    _block(MIB)
+                bytes_of[number] = peak.bytes
+            both.wait()
+
+    in_threads(work)
+    assert bytes_of[1] == MIB
+
+
+def test_a_profiler_can_not_start_inside_and_the_measurement_goes_on() -> None:
+    with measure_peak("cpu") as peak:
+        with pytest.raises(SicompilerError, match=r"torch\.profiler can't start while"), torch.profiler.profile():
+            pass
+        _block(MIB)
+    assert peak.bytes == MIB
+    with torch.profiler.profile() as profiler:
+        torch.ones(2) + 1
+    assert any(event.name == "aten::add" for event in profiler.events())
+
+
+def test_where_a_profiler_runs_what_nobody_asked_for_is_not_measured() -> None:
+    with torch.profiler.profile() as profiler, observe_peak("cpu") as peak:
+        torch.ones(2) + 1
+    assert peak.not_measured == "a profiler of yours was running"
+    assert peak.bytes == 0
+    assert any(event.name == "aten::add" for event in profiler.events())
 
 
 def test_other_devices_are_refused() -> None:

@@ -14,6 +14,7 @@ import torch.utils._pytree as pytree
 
 from sicompiler.adapters.held import Reserved, storages, weights_of
 from sicompiler.adapters.roles import Role, check_component
+from sicompiler.adapters.tenants import Tenant, Tenants
 from sicompiler.capture import Program, capture, flatten_inputs
 from sicompiler.compiler import FarMemory, Planner, rewrite
 from sicompiler.errors import CaptureError, OverBudget
@@ -23,10 +24,10 @@ from sicompiler.plan import Plan
 from sicompiler.rehash.sketch import PIECE, SCRATCH
 from sicompiler.reports.phases import PhaseRow
 from sicompiler.runtime.compiled import Compiled, call_key, check_inference
-from sicompiler.runtime.measure import measure_peak
+from sicompiler.runtime.measure import observe_peak
 from sicompiler.runtime.placement import place, restore
-from sicompiler.search.search import Progress
 from sicompiler.takeover import HOOK, State, analyse
+from sicompiler.turns import executing
 from sicompiler.units import budget_hint, format_bytes
 
 if TYPE_CHECKING:
@@ -36,6 +37,11 @@ log = logging.getLogger("sicompiler")
 
 
 Kind = Literal["full", "skip"]
+
+
+def _is_tight(plan: Plan) -> bool:
+    """Whether a plan does anything for its budget that costs time."""
+    return bool(plan.regions or plan.outer or plan.recomputed or plan.uses_far_memory)
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,7 @@ class Record:
         reserved: the most that the rest of the pipeline held while it ran.
         own_weights_bytes: of the component, resident while it ran.
         measured_bytes: the highest peak measured, of the whole pipeline.
+        not_measured: why its newest call was not measured, though it should have been.
         calls: how often it ran.
     """
 
@@ -81,36 +88,26 @@ class Record:
     reserved: Reserved = field(default_factory=Reserved)
     own_weights_bytes: int = 0
     measured_bytes: int | None = None
+    not_measured: str = ""
     calls: int = 0
 
 
 class ComponentState(State):
-    """A taken-over method of a pipeline's component.
+    """A taken-over method of a component, for all pipelines that share it: its plans are made once.
 
     Args:
         model: the component.
-        role: what it does.
-        pipeline: the state of the pipeline it belongs to.
-        budget_bytes: of the whole pipeline.
-        progress: told about long work.
-        far_memory: "auto" allows to spill values and to stream weights, once all idle components have been moved away.
+        tenant: the first pipeline. Values are spilled and weights streamed, where it allows that, once all idle
+            components have been moved away.
     """
 
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        role: Role,
-        pipeline: PipelineState,
-        budget_bytes: int,
-        progress: Progress | None,
-        far_memory: FarMemory,
-    ) -> None:
-        super().__init__(model, budget_bytes, None, progress, role.method, far_memory)
-        self.role, self.pipeline = role, pipeline
-        self.records: list[Record] = []
+    def __init__(self, model: torch.nn.Module, tenant: Tenant) -> None:
+        method, far_memory = tenant.role.method, tenant.far_memory
+        self.tenants = Tenants([tenant])
+        self.beneath: State | None = None  # by which the model was compiled on its own before
+        super().__init__(model, tenant.budget_bytes, None, tenant.progress, method, far_memory)
         self.untouched_because = ""  # why it can't be captured, once that has been tried
         self.beside: dict[int, frozenset[str]] = {}  # by id of a plan: what else was on the device when it was made
-        self.reserved = Reserved()  # by the rest of the pipeline, in the newest call
         self.programs: dict[Hashable, Program] = {}  # clean and whole, of which parts are made
         self.parts: dict[tuple[Hashable, Part], Compiled] = {}  # by call
         self.analyses: dict[tuple[Hashable, Kind, tuple[int, ...]], tuple[Program, Planner]] | None = None
@@ -122,10 +119,62 @@ class ComponentState(State):
         """Whether the component still exists: a pipeline may have dropped it, as it does when it unloads an adapter."""
         return self._model() is not None
 
+    @property
+    def pipeline(self) -> PipelineState:
+        """The pipeline that is served."""
+        return self.tenants.current.pipeline
+
+    @property
+    def role(self) -> Role:
+        """What the component does in the pipeline that is served."""
+        return self.tenants.current.role
+
+    @property
+    def records(self) -> list[Record]:
+        """What happened in the calls of the pipeline that is served."""
+        return self.tenants.current.records
+
+    @records.setter
+    def records(self, records: list[Record]) -> None:
+        self.tenants.current.records = records
+
+    @property
+    def reserved(self) -> Reserved:
+        """Held by the rest of the pipeline that is served, in its newest call."""
+        return self.tenants.current.reserved
+
+    @reserved.setter
+    def reserved(self, reserved: Reserved) -> None:
+        self.tenants.current.reserved = reserved
+
+    def agree(self) -> None:
+        """Have the budget that suits all pipelines; plans that a smaller one made slower than need be are dropped."""
+        before, self.budget_bytes = self.budget_bytes, self.tenants.budget_bytes
+        self.far_memory = self.tenants.far_memory
+        if self.budget_bytes > before:
+            self.compiled = {call: compiled for call, compiled in self.compiled.items() if not _is_tight(compiled.plan)}
+            self.parts = {call: compiled for call, compiled in self.parts.items() if not _is_tight(compiled.plan)}
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the component by its plan, within what is left of the budget now."""
-        check_inference(args, kwargs)
-        self.pipeline.check()
+        with self.tenants.serving(None) as tenant:
+            if tenant.pipeline.resting:
+                return self._run_own(args, kwargs)
+            check_inference(args, kwargs)
+            tenant.pipeline.check()
+            with self.turn.taken(), executing():
+                self.agree()
+                self.progress = tenant.progress
+                return self._run_planned(args, kwargs)
+
+    def _run_own(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Run the component's own method, for a pipeline that runs as it would without us."""
+        with self.turn.taken(), executing():
+            self.pipeline.residency.bring(self.model)
+            restore(self.model, self.device_of(args, kwargs))
+            return self.own_method()(*args, **kwargs)
+
+    def _run_planned(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         check_component(self.role.label, self.model)
         hook = self.model.__dict__.get(HOOK)
         if self.method != "forward" and hook is not None:
@@ -287,6 +336,7 @@ class ComponentState(State):
         device = self.device_of(args, kwargs)
         if not self.pipeline.make_room(self, device, keep):
             return False
+        self.pipeline.residency.bring(self.model)  # another thread may have moved it away while this one waited
         snapshot_bytes = self.reserved.snapshot_bytes
         self.reserved = self.pipeline.reserved(self, (args, kwargs), device)
         self.reserved = replace(self.reserved, snapshot_bytes=snapshot_bytes)
@@ -320,13 +370,16 @@ class ComponentState(State):
         record.own_weights_bytes = sum(weights.values())
         if self.reserved.total_bytes >= record.reserved.total_bytes:
             record.reserved = self.reserved
-        if not self.pipeline.measure_calls and (compiled is not None or self.pipeline.measuring):
+        if compiled is not None and not self.pipeline.measure_calls:
             return call()
         tensors = (x for x in pytree.tree_leaves(inputs) if isinstance(x, torch.Tensor))
         resident = sum((weights | storages(tensors, device)).values()) + self.reserved.total_bytes
         resident -= self.reserved.margin_bytes + self.reserved.snapshot_bytes  # what is kept is among the inputs
-        with measure_peak(device) as peak:
+        with observe_peak(device) as peak:
             result = call()
+        record.not_measured = peak.not_measured
+        if peak.not_measured:
+            return result
         record.measured_bytes = max(record.measured_bytes or 0, resident + peak.bytes)
         if compiled is None and record.measured_bytes > self.budget_bytes:
             log.warning(
@@ -337,8 +390,16 @@ class ComponentState(State):
             )
         return result
 
-    def rows(self) -> list[PhaseRow]:
-        """One row for each plan in use, and one for untouched runs."""
+    def rows(self, tenant: Tenant | None = None) -> list[PhaseRow]:
+        """One row for each plan in use, and one for untouched runs.
+
+        Args:
+            tenant: the pipeline whose calls are told.
+        """
+        with self.tenants.serving(tenant):
+            return self._rows()
+
+    def _rows(self) -> list[PhaseRow]:
         current = [*self.compiled.values(), *self.parts.values()]
         return [self._row(r) for r in self.records if r.compiled is None or any(r.compiled is c for c in current)]
 
@@ -363,4 +424,5 @@ class ComponentState(State):
             measured_peak_bytes=record.measured_bytes,
             calls=record.calls,
             note=self.untouched_because if plan is None else "",
+            not_measured=record.not_measured,
         )

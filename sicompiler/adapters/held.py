@@ -69,7 +69,13 @@ def weights_of(part: torch.nn.Module, device: torch.device) -> dict[int, int]:
     return storages((t for t in tensors if not is_far(t)) if streams(part) else tensors, device)
 
 
-def reserved(pipe: Any, model: torch.nn.Module, inputs: Any, device: torch.device) -> Reserved:
+def reserved(
+    pipe: Any,
+    model: torch.nn.Module,
+    inputs: Any,
+    device: torch.device,
+    elsewhere: Iterable[torch.nn.Module] = (),
+) -> Reserved:
     """What the rest of a pipeline occupies while one of its components runs.
 
     Args:
@@ -77,8 +83,9 @@ def reserved(pipe: Any, model: torch.nn.Module, inputs: Any, device: torch.devic
         model: the component.
         inputs: of the call, in any structure.
         device: where the component runs.
+        elsewhere: components of other pipelines that have a budget of their own; those that are shared count here.
     """
-    calling, frames = _calling()
+    calling, frames = _calling(pipe)
     known = weights_of(model, device)
     rows = []
     for owner in _distinct(pipe, calling):
@@ -89,7 +96,8 @@ def reserved(pipe: Any, model: torch.nn.Module, inputs: Any, device: torch.devic
                 rows.append((name, sum(other.values())))
     own_inputs = storages((x for x in pytree.tree_leaves(inputs) if isinstance(x, torch.Tensor)), device)
     if device.type == "cuda":
-        counted = sum(known.values()) + sum(n for key, n in own_inputs.items() if key not in known)
+        others = {key: nbytes for part in elsewhere for key, nbytes in weights_of(part, device).items()}
+        counted = sum((others | own_inputs | known).values())
         return Reserved(tuple(rows), max(torch.cuda.memory_allocated(device) - counted, 0))
     roots = [value for frame in frames for value in frame]
     for owner in _distinct(pipe, calling):
@@ -104,19 +112,25 @@ def _distinct(*pipes: Any) -> list[Any]:
     return list({id(pipe): pipe for pipe in pipes if pipe is not None}.values())
 
 
-def _calling() -> tuple[Any, list[list[Any]]]:
-    """The pipeline whose call led here, and the local variables of every function from there on."""
+def _calling(pipe: Any) -> tuple[Any, list[list[Any]]]:
+    """The outermost pipeline whose call led here, and the local variables of every function from there on.
+
+    One that was compiled itself, and calls the pipeline in question, has a budget of its own: it is not looked at.
+    """
     base = pipeline_class()
     frame: FrameType | None = sys._getframe(1)
     found: Any = None
-    upto, frames = 0, []
+    upto, frames = 0, list[list[Any]]()
     while frame is not None and base is not None:
         ours = frame.f_globals.get("__name__", "").startswith(_OURS)  # these hold plans and the inputs of the call
         if frame.f_code.co_flags & inspect.CO_OPTIMIZED and not ours:  # a function; locals of a module are its globals
             names = locals_of(frame)
+            owner = names.get("self")
+            if isinstance(owner, base):
+                if upto and pipe is not None and owner is not pipe and ATTRIBUTE in owner.__dict__:
+                    break
+                found, upto = owner, len(frames) + 1
             frames.append(list(names.values()))
-            if isinstance(names.get("self"), base):
-                found, upto = names["self"], len(frames)
         frame = frame.f_back
     return found, frames[:upto]
 

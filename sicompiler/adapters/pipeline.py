@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -27,18 +28,23 @@ from sicompiler.adapters.roles import (
     pipeline_class,
     roles_of,
 )
+from sicompiler.adapters.tenants import Tenant
 from sicompiler.adapters.verify import PipelineVerification, compare_components, compare_runs
 from sicompiler.compiler import FarMemory
 from sicompiler.errors import BadInput, NotCompiled
 from sicompiler.rehash.request import Rehash
 from sicompiler.reports.phases import PipelineReport
-from sicompiler.runtime.placement import streams
+from sicompiler.runtime.placement import restore, streams
 from sicompiler.search.search import Progress
 from sicompiler.takeover import Inputs, installed_state
+from sicompiler.turns import turn_of
 
 log = logging.getLogger("sicompiler")
 
 ENTRANCE = "check_inputs"  # what pipelines call first
+
+_compiled: weakref.WeakSet[PipelineState] = weakref.WeakSet()
+_compiled_lock = threading.Lock()
 
 
 def is_pipeline(found: object) -> bool:
@@ -61,6 +67,10 @@ def pipeline_state(pipe: object, verb: str) -> PipelineState:
     return found
 
 
+def _ran(tenant: Tenant | None) -> bool:
+    return tenant is not None and bool(tenant.records)
+
+
 class PipelineState:
     """What sicompiler keeps for one pipeline.
 
@@ -78,10 +88,9 @@ class PipelineState:
         self.far_memory: FarMemory = far_memory
         self.residency = Residency(far=far_memory == "auto")
         self.measure_calls = False  # measure the calls of components, each on its own
-        self.measuring = False  # somebody measures a whole run
         self.rehash: PipelineRehash | None = None
         self._before: dict[str, Any] = {}  # what the pipeline itself had in the place of what is patched
-        self._resting = False  # the components run untouched for a while
+        self.resting = False  # the components run untouched for a while
 
     @staticmethod
     def take_over(
@@ -109,6 +118,8 @@ class PipelineState:
     def install(self, pipe: Any) -> None:
         """Put this state on a pipeline that has none."""
         setattr(pipe, ATTRIBUTE, self)
+        with _compiled_lock:
+            _compiled.add(self)
         self._watch(pipe)
         for role in roles_of(pipe):
             self._install(pipe, role)
@@ -140,12 +151,19 @@ class PipelineState:
 
     def _install(self, pipe: Any, role: Role) -> None:
         model = getattr(pipe, role.component)
-        previous = installed_state(model, role.method)
-        if previous is not None:
-            previous.uninstall()
-        state = ComponentState(model, role, self, self.budget_bytes, self.progress, self.far_memory)
-        state.install()
-        self.components[role] = state
+        tenant = Tenant(self, role, self.budget_bytes, self.far_memory, self.progress)
+        with turn_of(model).taken():
+            previous = installed_state(model, role.method)
+            if isinstance(previous, ComponentState):
+                previous.tenants.admit(tenant)
+                previous.agree()
+                self.components[role] = previous
+                return
+            state = self.components[role] = ComponentState(model, tenant)
+            if previous is not None:
+                state.beneath = previous  # compiled on its own
+                previous.uninstall()
+            state.install()
 
     def check(self) -> None:
         """Make sure that every component is still taken over: replaced ones are taken over now, lost patches renewed.
@@ -154,35 +172,44 @@ class PipelineState:
             NotCompiled: a component was compiled again by somebody else, or its method was replaced.
         """
         pipe = self.pipe
-        if pipe is None or self._resting:
+        if pipe is None or self.resting:
             return
         roles = set(roles_of(pipe))
         for role in [r for r in self.components if r not in roles]:
-            self._drop(self.components.pop(role))
+            self._drop(role, self.components.pop(role))
         for role in roles:
             state = self.components.get(role)
             model = getattr(pipe, role.component)
             if state is None or not state.alive or state.model is not model:
                 log.warning("%s: %s is new, it is taken over", self.name, role.label)
                 if state is not None:
-                    self._drop(state)
+                    self._drop(role, state)
                 self._install(pipe, role)
             elif not state.installed:
-                self._renew(state)
+                self._renew(pipe, role, state)
 
-    def _drop(self, state: ComponentState) -> None:
+    def _drop(self, role: Role, state: ComponentState) -> None:
         """Give a component back as it was, if there is still somebody who has it."""
-        if state.alive:
+        if not state.alive:
+            return
+        with state.turn.taken():
+            if state.tenants.dismiss(self, role):
+                state.agree()
+                return
             state.uninstall()
             self.residency.bring(state.model)
+            if state.beneath is not None:
+                state.beneath.install()
 
-    def _renew(self, state: ComponentState) -> None:
+    def _renew(self, pipe: Any, role: Role, state: ComponentState) -> None:
         """Patch a component again where its own method came back; never over somebody else's patch."""
         check_component(state.role.label, state.model)  # who put a hook there is told about hooks
         owner, found = installed_state(state.model, state.method), state.model.__dict__.get(state.slot)
-        if owner is not None and owner is not state:
-            what = "was compiled again, with another budget"
-        elif found is not None and getattr(found, "__func__", None) is not getattr(type(state.model), state.method):
+        if isinstance(owner, ComponentState):  # taken over by another pipeline while the patch was lost
+            self._drop(role, state)
+            self._install(pipe, role)
+            return
+        if found is not None and getattr(found, "__func__", None) is not getattr(type(state.model), state.method):
             what = f"has another {state.method} by now ({getattr(found, '__qualname__', type(found).__name__)})"
         else:
             log.warning("%s: %s had lost its plan and gets it back", self.name, state.role.label)
@@ -212,10 +239,16 @@ class PipelineState:
         """
         rehash = self.rehash
         kept = rehash.kept() if rehash is not None else []
-        found = reserved(self.pipe, state.model, (inputs, kept), device)
+        found = reserved(self.pipe, state.model, (inputs, kept), device, self._elsewhere())
         if rehash is not None and state.role.component != rehash.component:
             found = replace(found, held_bytes=found.held_bytes + sum(storages(kept, device).values()))
         return found
+
+    def _elsewhere(self) -> list[torch.nn.Module]:
+        """The components of other compiled pipelines."""
+        with _compiled_lock:
+            pipes = [state.pipe for state in _compiled if state is not self]
+        return [part for pipe in pipes if pipe is not None for part in modules_of(pipe).values()]
 
     def make_room(self, state: ComponentState, device: torch.device, keep: frozenset[str] = frozenset()) -> bool:
         """Move an idle component away, in the order of `eviction_order`.
@@ -235,44 +268,47 @@ class PipelineState:
             if part is not state.model and name not in keep
         ]
         order = eviction_order(idle, state.role.phase)
-        return self.residency.make_room([(name, parts[name]) for name in order], device) is not None
+        return self.residency.make_room([(name, parts[name]) for name in order], device, state.turn) is not None
 
     def clear(self, device: torch.device) -> None:
         """Move every component away, if the budget asks to move any: a CPU's counter sees only what comes."""
         parts = {} if self.pipe is None else modules_of(self.pipe)
-        if self.residency.away or any(streams(part) for part in parts.values()):
+        if any(self.residency.is_away(part) or streams(part) for part in parts.values()):
             while self.residency.make_room(parts.items(), device) is not None:
                 pass
 
     @contextlib.contextmanager
     def untouched(self) -> Iterator[None]:
         """A context in which the pipeline runs as it would without us, with all components where they were."""
-        self._resting = True
+        self.resting = True
         resting = self.rehash.resting if self.rehash else False
         if self.rehash is not None:
             self.rehash.resting = True
-        for part in modules_of(self.pipe).values():
-            self.residency.bring(part)
-        states = [s for s in self.components.values() if s.alive and s.installed]
-        for state in states:
-            state.uninstall()
         try:
+            self._bring_all(modules_of(self.pipe).values())
             yield
         finally:
-            for state in states:
-                state.install()
-            self._resting = False
+            self.resting = False
             if self.rehash is not None:
                 self.rehash.resting = resting
 
+    def _bring_all(self, parts: Iterable[torch.nn.Module]) -> None:
+        for part in parts:
+            with turn_of(part).taken():
+                self.residency.bring(part)
+                if streams(part):
+                    restore(part, next(part.parameters()).device)
+
     def release(self) -> None:
-        """Undo `take_over` exactly."""
-        for state in self.components.values():
-            self._drop(state)
+        """Undo `take_over` exactly; components that other compiled pipelines share stay theirs."""
+        with _compiled_lock:
+            _compiled.discard(self)
+        for role, state in self.components.items():
+            self._drop(role, state)
         pipe = self.pipe
         if pipe is not None:
-            for part in modules_of(pipe).values():
-                self.residency.bring(part)
+            shared = set(map(id, self._elsewhere()))
+            self._bring_all(part for part in modules_of(pipe).values() if id(part) not in shared)
             for name, value in self._before.items():
                 pipe.__dict__.pop(name, None)
                 if value is not None:
@@ -282,12 +318,13 @@ class PipelineState:
     def report(self) -> PipelineReport:
         """What was planned: one row for each component and input shape, in the order of the phases."""
         states = list(self.components.items())
+        tenants = [(state, state.tenants.of(self, role)) for role, state in states]
         return PipelineReport(
             self.name,
             self.budget_bytes,
-            tuple(row for _, state in states for row in state.rows()),
+            tuple(row for state, tenant in tenants for row in state.rows(tenant)),
             {role.label: state.report() for role, state in states if state.compiled},
-            tuple(role.label for role, state in states if not state.records),
+            tuple(role.label for (role, _), (_, tenant) in zip(states, tenants, strict=True) if not _ran(tenant)),
         )
 
     def verify(self, example_inputs: Inputs | None) -> PipelineVerification:

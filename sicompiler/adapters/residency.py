@@ -7,6 +7,7 @@ component that accelerate has hooked is accelerate's to move.
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Collection, Iterable
 
 import torch
@@ -15,9 +16,12 @@ from sicompiler.adapters.held import weights_of
 from sicompiler.capture import named_tensors
 from sicompiler.runtime.placement import place
 from sicompiler.takeover import HOOK
+from sicompiler.turns import Turn, turn_of
 from sicompiler.units import format_bytes
 
 log = logging.getLogger("sicompiler")
+
+_away: weakref.WeakKeyDictionary[torch.nn.Module, torch.device] = weakref.WeakKeyDictionary()  # where they came from
 
 
 class Residency:
@@ -29,33 +33,54 @@ class Residency:
 
     def __init__(self, *, far: bool = False) -> None:
         self.far = far
-        self.away: dict[int, torch.device] = {}  # by id of the component: where it came from
+
+    def is_away(self, part: torch.nn.Module) -> bool:
+        """Whether a component was moved away, by whichever pipeline that has it."""
+        return part in _away
 
     def movable(self, part: torch.nn.Module, device: torch.device) -> bool:
         """Whether a component is on a device and may be moved away from it."""
         return (self.far or device.type != "cpu") and HOOK not in part.__dict__ and bool(weights_of(part, device))
 
-    def make_room(self, idle: Iterable[tuple[str, torch.nn.Module]], device: torch.device) -> str | None:
-        """Move one idle component away.
+    def make_room(
+        self, idle: Iterable[tuple[str, torch.nn.Module]], device: torch.device, waiting: Turn | None = None
+    ) -> str | None:
+        """Move one idle component away. Where another thread runs all there are, for another pipeline, wait for one.
 
         Args:
             idle: by name, those to give up first at the front.
             device: to make room on.
+            waiting: of the component that is about to run; it may be moved away meanwhile. None does not wait.
 
         Returns:
             The name of the component that went; None where there is nothing left to move.
         """
-        for name, part in idle:
-            if self.movable(part, device):
-                log.info("moving %s (%s) away", name, format_bytes(sum(weights_of(part, device).values())))
-                self.away[id(part)] = device
-                self.send(part, device)
-                return name
-        return None
+        parts = list(idle)
+        for name, part in parts:
+            with turn_of(part).if_idle() as is_idle:
+                if is_idle and self._send(name, part, device):
+                    return name
+        busy = [(name, part) for name, part in parts if self.movable(part, device)]
+        if waiting is None:
+            return None
+        with waiting.waiting_for([turn_of(part) for _, part in busy]) as number:
+            if number is None:
+                return None
+            name, part = busy[number]
+            self._send(name, part, device)
+            return name
+
+    def _send(self, name: str, part: torch.nn.Module, device: torch.device) -> bool:
+        if not self.movable(part, device):
+            return False
+        log.info("moving %s (%s) away", name, format_bytes(sum(weights_of(part, device).values())))
+        _away[part] = device
+        self.send(part, device)
+        return True
 
     def missing(self, part: torch.nn.Module, device: torch.device) -> bool:
         """Whether a component that is about to run on a device was moved away from it."""
-        return self.away.get(id(part)) == device
+        return _away.get(part) == device
 
     def bring(self, part: torch.nn.Module, far: Collection[str] = ()) -> None:
         """Move a component back to where it was.
@@ -64,10 +89,10 @@ class Residency:
             part: the component.
             far: names of the weights that its plan streams: these go to far memory.
         """
-        home = self.away.get(id(part))
+        home = _away.get(part)
         if home is not None:
             self.fetch(part, home, far)
-            del self.away[id(part)]  # not before: where a move fails half way, the next call goes on with it
+            del _away[part]  # not before: where a move fails half way, the next call goes on with it
 
     def send(self, part: torch.nn.Module, device: torch.device) -> None:
         """Move all weights of a component away from a device."""

@@ -14,7 +14,7 @@ import torch.utils._pytree as pytree
 from sicompiler.adapters.held import storages, weights_of
 from sicompiler.adapters.roles import modules_of
 from sicompiler.reports.phases import PhaseRow
-from sicompiler.runtime.measure import measure_peak
+from sicompiler.runtime.measure import Peak, observe_peak
 from sicompiler.runtime.verify import errors
 from sicompiler.takeover import Inputs
 from sicompiler.units import format_bytes, format_seconds
@@ -36,6 +36,7 @@ class PipelineVerification:
         untouched_peak_bytes: of the untouched pipeline.
         seconds, untouched_seconds: one run each, while measured.
         phases: one row a component, with its measured peak.
+        not_measured: why the peaks were not measured, and are 0; empty where they were.
     """
 
     max_abs_error: float
@@ -47,20 +48,26 @@ class PipelineVerification:
     seconds: float
     untouched_seconds: float
     phases: tuple[PhaseRow, ...]
+    not_measured: str = ""
 
     @property
     def fits(self) -> bool:
-        """Whether the run stayed within the budget, and every component within what was predicted for it."""
-        return self.measured_peak_bytes <= self.budget_bytes and all(row.fits for row in self.phases)
+        """Whether the run stayed within the budget, and every component within what was predicted for it.
+
+        Not where nothing was measured.
+        """
+        within = self.measured_peak_bytes <= self.budget_bytes and all(row.fits for row in self.phases)
+        return within and not self.not_measured
 
     def __str__(self) -> str:
         equal = "bit for bit" if self.bitwise else f"max abs {self.max_abs_error:.2g}, max rel {self.max_rel_error:.2g}"
         measured, budget = format_bytes(self.measured_peak_bytes), format_bytes(self.budget_bytes)
-        lines = [
-            f"output: {equal}",
-            f"peak:   {measured} measured <= {budget} budget: {'yes' if self.fits else 'NO'} "
-            f"(untouched {format_bytes(self.untouched_peak_bytes)})",
-        ]
+        peak = (
+            f"{measured} measured <= {budget} budget: {'yes' if self.fits else 'NO'} "
+            f"(untouched {format_bytes(self.untouched_peak_bytes)})"
+        )
+        peak = f"not measured: {self.not_measured}" if self.not_measured else peak
+        lines = [f"output: {equal}", f"peak:   {peak}"]
         for row in self.phases:
             if row.measured_peak_bytes is not None:
                 predicted = "-" if row.predicted_peak_bytes is None else format_bytes(row.predicted_peak_bytes)
@@ -84,7 +91,7 @@ def compare_runs(state: PipelineState, example_inputs: Inputs) -> PipelineVerifi
     with state.untouched():
         resident = _resident(state, device, example_inputs)  # with all that was moved away back again
         began = time.perf_counter()
-        with measure_peak(device, older=_weights(state)) as untouched, _whole_run(state):
+        with observe_peak(device, older=_weights(state), exact=True) as untouched:
             theirs = state.pipe(*args, **kwargs)
         untouched_seconds = time.perf_counter() - began
     rewind()
@@ -94,7 +101,7 @@ def compare_runs(state: PipelineState, example_inputs: Inputs) -> PipelineVerifi
     state.clear(device)
     entered = _resident(state, device, example_inputs)
     began = time.perf_counter()
-    with measure_peak(device, older=_weights(state)) as measured, _whole_run(state):
+    with observe_peak(device, older=_weights(state), exact=True) as measured:
         ours = state.pipe(*args, **kwargs)
     seconds = time.perf_counter() - began
     absolute, relative, bitwise = errors(frames_of(ours), frames_of(theirs))
@@ -103,37 +110,51 @@ def compare_runs(state: PipelineState, example_inputs: Inputs) -> PipelineVerifi
         relative,
         bitwise,
         state.budget_bytes,
-        (measured.allocated_at_entry or entered) + measured.bytes,
-        (untouched.allocated_at_entry or resident) + untouched.bytes,
+        _total(measured, entered),
+        _total(untouched, resident),
         seconds,
         untouched_seconds,
         state.report().phases,
+        measured.not_measured or untouched.not_measured,
     )
 
 
 def compare_components(state: PipelineState) -> PipelineVerification:
     """Run every component that has a plan on random tensors of its last shapes, untouched and compiled."""
     found, weights = [], _resident(state, _device(state), ((), {}))
-    for component in state.components.values():
+    for role, component in state.components.items():
         if component.last is None:
             continue
-        result = component.verify()
-        beside = component.reserved.total_bytes - component.reserved.margin_bytes
-        for record in component.records:
-            if record.compiled is component.last[0]:
-                record.measured_bytes = max(record.measured_bytes or 0, result.measured_peak_bytes + beside)
+        with component.tenants.serving(component.tenants.of(state, role)), component.turn.taken():
+            result = component.verify()
+            beside = component.reserved.total_bytes - component.reserved.margin_bytes
+            for record in component.records:
+                if record.compiled is component.last[0] and not result.not_measured:
+                    record.measured_bytes = max(record.measured_bytes or 0, result.measured_peak_bytes + beside)
         found.append((result, beside))
+    not_measured = next((r.not_measured for r, _ in found if r.not_measured), "")
     return PipelineVerification(
         max(r.max_abs_error for r, _ in found),
         max(r.max_rel_error for r, _ in found),
         all(r.bitwise for r, _ in found),
         state.budget_bytes,
-        max((r.measured_peak_bytes + beside for r, beside in found), default=weights),
-        max((r.untouched_peak_bytes + beside for r, beside in found), default=weights),
+        0 if not_measured else max((r.measured_peak_bytes + beside for r, beside in found), default=weights),
+        0 if not_measured else max((r.untouched_peak_bytes + beside for r, beside in found), default=weights),
         sum(r.seconds for r, _ in found),
         sum(r.untouched_seconds for r, _ in found),
         state.report().phases,
+        not_measured,
     )
+
+
+def _total(peak: Peak, before: int) -> int:
+    """Bytes of a measured call; 0 where nothing was measured.
+
+    Args:
+        peak: of the call.
+        before: what was on the device when it began, for devices that do not count.
+    """
+    return 0 if peak.not_measured else (peak.allocated_at_entry or before) + peak.bytes
 
 
 def _device(state: PipelineState) -> torch.device:
@@ -162,15 +183,6 @@ def _measured_calls(state: PipelineState) -> Iterator[None]:
         yield
     finally:
         state.measure_calls = False
-
-
-@contextlib.contextmanager
-def _whole_run(state: PipelineState) -> Iterator[None]:
-    state.measuring = True
-    try:
-        yield
-    finally:
-        state.measuring = False
 
 
 def rewinder(args: Any, kwargs: Any) -> Any:

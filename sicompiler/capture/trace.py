@@ -27,6 +27,7 @@ from sicompiler.capture.reasons import advice, reason, source_line
 from sicompiler.capture.silence import silent_torch
 from sicompiler.entry import FORWARD, entry_module, has_method
 from sicompiler.errors import BadInput, CaptureError
+from sicompiler.turns import tracing
 
 _SOURCES = {
     InputKind.PARAMETER: Source.PARAMETER,
@@ -87,6 +88,7 @@ def capture(
     check_no_autocast(tensors)
     _check_entry(model, method)
     with (
+        tracing(),
         _capture_errors(model),
         silent_torch(),
         torch.no_grad(),

@@ -31,6 +31,7 @@ class PhaseRow:
         measured_peak_bytes: the highest measured, None before `verify`.
         calls: how often it ran.
         note: why a component runs untouched.
+        not_measured: why its newest call was not measured, though it should have been.
     """
 
     phase: str
@@ -47,6 +48,7 @@ class PhaseRow:
     measured_peak_bytes: int | None = None
     calls: int = 0
     note: str = ""
+    not_measured: str = ""
 
     @property
     def fits(self) -> bool:
@@ -97,6 +99,7 @@ class PipelineReport:
             budget = format_bytes(self.budget_bytes)
             return f"{self.pipeline}: nothing is planned yet within {budget}; the first call plans\n"
         notes = [f" {row.component} runs untouched: {row.note}" for row in self.phases if row.note]
+        notes += [f" {row.component} was not measured: {row.not_measured}" for row in self.phases if row.not_measured]
         notes += [f" floor of {row.component}: {row.floor_operator}" for row in self.phases if row.floor_operator]
         return plain([self._totals(), self._table()]) + "\n".join(notes) + "\n"
 

@@ -15,6 +15,7 @@ from sicompiler.errors import BadInput
 from sicompiler.plan import Plan
 from sicompiler.runtime.faults import settle
 from sicompiler.runtime.noticed import Noticed
+from sicompiler.turns import executing
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class Compiled:
         check_no_autocast(values)
         handled = sys.exception()
         try:
-            return self._results(values)
+            with executing():
+                return self._results(values)
         except BaseException as error:
             found = settle(error, handled, values, self.plan)
             if found is error:

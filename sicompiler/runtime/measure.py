@@ -5,37 +5,33 @@
     peak.bytes
 
 CPU: torch's profiler reports every allocation and release, those inside kernels too (im2col buffers of convolutions,
-buffers of attention). With the scope "user" it records nothing else: 1 us per event while the code runs, 50 bytes of
-its own (unmeasured) memory, and on leaving the context 8 us and briefly 1.9 KB per event. CUDA: the caching allocator
-counts by itself.
+buffers of attention): 1 us per event while the code runs, 50 bytes of its own (unmeasured) memory, and on leaving the
+context 8 us and briefly 1.9 KB per event. CUDA: the caching allocator counts by itself.
+
+Measurements of one thread may lie within one another, as one recorder writes for all of them. Those of several threads
+don't see one another's allocations on the CPU.
 """
 
 from __future__ import annotations
 
 import bisect
 import itertools
-import os
 import threading
 import time
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch._C._profiler import RecordScope, _EventType
-from torch.autograd.profiler import profile
-from torch.profiler import ProfilerActivity
 
-from sicompiler.errors import BadInput, SicompilerError
+from sicompiler.errors import BadInput
 from sicompiler.ops import is_far
-
-autograd: Any = torch._C._autograd  # its stubs leave out the scopes
+from sicompiler.runtime.allocations import Allocation, Recorder, profiler_running, recorder
 
 MAX_POINTS = 5000
-
-_measuring = threading.Lock()
 
 
 @dataclass
@@ -48,6 +44,7 @@ class Peak:
         bytes: the most that was allocated at any time beyond what was allocated at entry.
         allocated_at_entry: bytes allocated at entry; None on the CPU, whose allocator doesn't count.
         reserved_bytes: the most the caching allocator held, in total; None on the CPU, which has none.
+        not_measured: why nothing was measured; empty where it was.
     """
 
     device: torch.device
@@ -55,6 +52,7 @@ class Peak:
     bytes: int = 0
     allocated_at_entry: int | None = None
     reserved_bytes: int | None = None
+    not_measured: str = ""
     _points: Sequence[tuple[int, int]] = field(default=(), repr=False)
 
     def timeline(self) -> list[tuple[float, int]]:
@@ -86,32 +84,130 @@ def measure_peak(device: torch.device | str | None = None, *, older: Iterable[to
 
     Raises:
         BadInput: not a CPU or CUDA device.
-        SicompilerError: another measurement or a profiler is running.
+        SicompilerError: a profiler is running in this thread.
     """
-    chosen = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
-    if chosen.type not in ("cpu", "cuda"):
-        raise BadInput(f"measure_peak knows cpu and cuda, got {str(chosen)!r}")
-    if not _measuring.acquire(blocking=False):
-        raise SicompilerError("measure_peak can't run inside another measure_peak: measure one block at a time")
-    try:
-        with _measure_cpu(chosen, older) if chosen.type == "cpu" else _measure_cuda(chosen) as peak:
-            yield peak
-    finally:
-        _measuring.release()
+    with _measured(_device(device), older, exact=True) as peak:
+        yield peak
 
 
 @contextmanager
-def _measure_cpu(device: torch.device, older: Iterable[torch.Tensor]) -> Iterator[Peak]:
-    peak = Peak(device, "allocator events of torch.profiler")
+def observe_peak(
+    device: torch.device | str, *, older: Iterable[torch.Tensor] = (), exact: bool = False
+) -> Iterator[Peak]:
+    """Measure a block of a user's call where that is possible; never an error.
+
+    Where a profiler runs in this thread nothing is measured, and `not_measured` says so.
+
+    Args:
+        device: what to measure.
+        older: as of `measure_peak`.
+        exact: as `measure_peak` does it. Otherwise nothing of the process is touched that a user may be reading or
+            start meanwhile: torch.profiler in other threads, the peak counters of CUDA.
+
+    Yields:
+        A `Peak`, filled when the block is left.
+    """
+    chosen = _device(device)
+    if not _thread.windows and profiler_running():
+        yield Peak(chosen, "none", not_measured="a profiler of yours was running")
+        return
+    with _measured(chosen, older, exact=exact) as peak:
+        yield peak
+
+
+def _device(device: torch.device | str | None) -> torch.device:
+    chosen = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
+    if chosen.type not in ("cpu", "cuda"):
+        raise BadInput(f"measure_peak knows cpu and cuda, got {str(chosen)!r}")
+    return chosen
+
+
+@contextmanager
+def _measured(device: torch.device, older: Iterable[torch.Tensor], *, exact: bool) -> Iterator[Peak]:
+    if device.type == "cpu":
+        measuring = _measure_cpu(device, older, exact=exact)
+    else:
+        measuring = _measure_cuda(device) if exact else _measure_cuda_by_events(device)
+    with measuring as peak:
+        yield peak
+
+
+class _Window:
+    """What happened in one thread since one of its measurements began.
+
+    Attributes:
+        began_ns: since 1970.
+        events: complete once the window is closed.
+    """
+
+    def __init__(self) -> None:
+        self.began_ns = time.time_ns()
+        self.events: list[Allocation] = []
+
+    def levels(self, device_type: str, *, only_new: bool) -> list[tuple[int, int]]:
+        """Live bytes over the nanoseconds since the beginning."""
+        rows = (e for e in self.events if e.device_type == device_type)
+        return levels(((e.when_ns - self.began_ns, e.address, e.bytes) for e in rows), only_new=only_new)
+
+
+class _Thread(threading.local):
+    """The open windows of a thread, outer ones first, and what records for them."""
+
+    def __init__(self) -> None:
+        self.windows: list[_Window] = []
+        self.recorder: Recorder | None = None
+
+    @contextmanager
+    def recording(self, window: _Window, *, exact: bool) -> Iterator[str]:
+        """Record in a block. Recording stops and starts again where a window opens or closes within another.
+
+        Args:
+            window: gets the events.
+            exact: see `recorder`; windows within another are recorded as it is.
+
+        Yields:
+            How, in words.
+        """
+        writer = self.recorder or recorder(exact=exact)
+        if self.windows:
+            self._write(writer.stop())
+        self.windows.append(window)
+        self.recorder = writer
+        try:
+            writer.start()
+            try:
+                yield writer.name
+            finally:
+                self._write(writer.stop())
+        finally:
+            self.windows.remove(window)
+            if self.windows:
+                writer.start()
+            else:
+                self.recorder = None
+                writer.close()
+
+    def _write(self, events: Iterable[Allocation]) -> None:
+        for window in self.windows:
+            window.events.extend(events)
+
+
+_thread = _Thread()
+
+
+@contextmanager
+def _measure_cpu(device: torch.device, older: Iterable[torch.Tensor], *, exact: bool) -> Iterator[Peak]:
     released: list[tuple[int, int]] = []
     watched = _watch(older, released)
-    recorder = _Recorder({ProfilerActivity.CPU})
+    peak = Peak(device, "")
+    window = _Window()
     try:
-        yield peak
+        with _thread.recording(window, exact=exact) as peak.method:
+            yield peak
     finally:
-        points = levels(recorder.stop("cpu"), only_new=True)
         del watched
-        peak._points = _lowered(points, [(when - recorder.started_ns, nbytes) for when, nbytes in released])
+        points = window.levels("cpu", only_new=True)
+        peak._points = _lowered(points, [(when - window.began_ns, nbytes) for when, nbytes in released])
         peak.bytes = max(level for _, level in peak._points)
 
 
@@ -135,70 +231,75 @@ def _lowered(points: Sequence[tuple[int, int]], released: Sequence[tuple[int, in
     return [(when, level - total[bisect.bisect(times, when)]) for when, level in points]
 
 
+class _Counters:
+    """The peak counters of CUDA's allocator, which a measurement sets back, though another one may be at work."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._highest: dict[torch.device, list[list[int]]] = {}  # of every measurement at work: one number
+
+    @contextmanager
+    def counting(self, device: torch.device) -> Iterator[Callable[[], int]]:
+        """Count in a block.
+
+        Yields:
+            Gives the most bytes that were allocated since the block was entered.
+        """
+        highest = [0]
+        with self._lock:
+            self._read(device)
+            self._highest.setdefault(device, []).append(highest)
+            torch.cuda.reset_peak_memory_stats(device)
+        try:
+            yield lambda: max(highest[0], torch.cuda.max_memory_allocated(device))
+        finally:
+            with self._lock:
+                self._highest[device] = [each for each in self._highest[device] if each is not highest]
+
+    def _read(self, device: torch.device) -> None:
+        for highest in self._highest.get(device, ()):
+            highest[0] = max(highest[0], torch.cuda.max_memory_allocated(device))
+
+
+_counters = _Counters()
+
+
 @contextmanager
 def _measure_cuda(device: torch.device) -> Iterator[Peak]:
     torch.cuda.synchronize(device)
-    torch.cuda.reset_peak_memory_stats(device)
     entry = torch.cuda.memory_allocated(device)
     peak = Peak(device, "torch.cuda.max_memory_allocated", allocated_at_entry=entry)
-    recorder = _Recorder({ProfilerActivity.CPU})
-    try:
-        yield peak
-    finally:
-        torch.cuda.synchronize(device)
-        peak.bytes = torch.cuda.max_memory_allocated(device) - entry
-        peak.reserved_bytes = torch.cuda.max_memory_reserved(device)
-        peak._points = levels(recorder.stop("cuda"), only_new=False)
-
-
-class _Recorder:
-    """The allocator events of this thread, from here on until `stop`."""
-
-    def __init__(self, activities: set[ProfilerActivity]) -> None:
-        if autograd._profiler_enabled():
-            raise SicompilerError("measure_peak uses torch's profiler, and one is running: leave its context first")
-        config = profile(profile_memory=True).config()
-        with _quiet_kineto():
-            autograd._prepare_profiler(config, activities)
-            autograd._enable_profiler(config, activities, {RecordScope.USER_SCOPE})
-
-    def stop(self, device_type: str) -> list[tuple[int, int, int]]:
-        """Nanoseconds since the start, address and bytes of each event, releases negative, in order of time."""
-        result = autograd._disable_profiler()
-        self.started_ns = start = result.trace_start_ns()
-        found = []
-        for event in _walk(result.experimental_event_tree()):
-            tag, fields = event.typed
-            if tag == _EventType.Allocation and fields.device.type == device_type:
-                found.append((event.start_time_ns - start, fields.ptr, fields.alloc_size))
-        found.sort(key=lambda event: event[0])
-        return found
+    window = _Window()
+    with _counters.counting(device) as highest:
+        try:
+            with _thread.recording(window, exact=True):
+                yield peak
+        finally:
+            torch.cuda.synchronize(device)
+            peak.bytes = highest() - entry
+            peak.reserved_bytes = torch.cuda.max_memory_reserved(device)
+            peak._points = window.levels("cuda", only_new=False)
 
 
 @contextmanager
-def _quiet_kineto() -> Iterator[None]:
-    """Keep kineto, which reads its log level at the first use, from reporting each start and stop on stderr."""
-    if "KINETO_LOG_LEVEL" in os.environ:
-        yield
-        return
-    os.environ["KINETO_LOG_LEVEL"] = "6"
+def _measure_cuda_by_events(device: torch.device) -> Iterator[Peak]:
+    """Leave the counters alone, which the user may be reading; what other threads allocate is not seen."""
+    peak = Peak(device, "", allocated_at_entry=torch.cuda.memory_allocated(device))
+    window = _Window()
     try:
-        yield
+        with _thread.recording(window, exact=False) as peak.method:
+            yield peak
     finally:
-        del os.environ["KINETO_LOG_LEVEL"]
+        peak._points = window.levels("cuda", only_new=False)
+        peak.bytes = max(level for _, level in peak._points)
 
 
-def _walk(events: Iterable[Any]) -> Iterator[Any]:
-    for event in events:
-        yield event
-        yield from _walk(event.children)
-
-
-def levels(events: Iterable[tuple[int, int, int]], *, only_new: bool) -> list[tuple[int, int]]:
+def levels(events: Iterable[tuple[int, int | None, int]], *, only_new: bool) -> list[tuple[int, int]]:
     """Turn allocator events into levels.
 
     Args:
-        events: (nanoseconds, address, bytes) in order of time, bytes negative for a release.
+        events: (nanoseconds, address, bytes) in order of time, bytes negative for a release. Where the address is not
+            known, a release is taken for that of a block of its size.
         only_new: leave out the release of blocks whose allocation is not among the events. (The CPU allocator reports
             some of those only, and may report an outdated size.)
 
@@ -206,10 +307,15 @@ def levels(events: Iterable[tuple[int, int, int]], *, only_new: bool) -> list[tu
         (nanoseconds, live bytes), beginning with (0, 0).
     """
     live: dict[int, int] = {}
+    sizes: Counter[int] = Counter()  # of live blocks whose address is not known
     level = 0
     points = [(0, 0)]
     for nanoseconds, address, nbytes in events:
-        if only_new:
+        if only_new and address is None:
+            if nbytes < 0 and not sizes[-nbytes]:
+                continue
+            sizes[abs(nbytes)] += 1 if nbytes > 0 else -1
+        elif only_new and address is not None:
             nbytes = nbytes if nbytes >= 0 else -live.pop(address, 0)
             if nbytes > 0:
                 level -= live.pop(address, 0)  # its release was not seen: another thread's

@@ -61,10 +61,11 @@ def streams(model: torch.nn.Module) -> bool:
 
 def _move(tensor: torch.Tensor, device: torch.device, *, far: bool) -> None:
     size, stride, dtype = tensor.shape, tensor.stride(), tensor.dtype
-    new = (
-        far_tensor(size, stride, dtype, device)
-        if far
-        else torch.empty_strided(size, stride, dtype=dtype, device=device)
-    )
-    new.copy_(tensor.detach())
-    tensor.data = new
+    with torch.inference_mode(False):  # weights that are made within it could never be trained again
+        new = (
+            far_tensor(size, stride, dtype, device)
+            if far
+            else torch.empty_strided(size, stride, dtype=dtype, device=device)
+        )
+        new.copy_(tensor.detach())
+        tensor.data = new

@@ -12,7 +12,7 @@ import torch.utils._pytree as pytree
 
 from sicompiler.capture import flatten_inputs
 from sicompiler.runtime.compiled import Compiled
-from sicompiler.runtime.measure import measure_peak
+from sicompiler.runtime.measure import observe_peak
 from sicompiler.units import format_bytes, format_seconds
 
 
@@ -27,6 +27,7 @@ class Verification:
         budget_bytes, predicted_peak_bytes, measured_peak_bytes: of the compiled run.
         untouched_peak_bytes: measured peak of the untouched model.
         seconds, untouched_seconds: one run each, while measured.
+        not_measured: why the peaks were not measured, and are 0; empty where they were.
     """
 
     max_abs_error: float
@@ -38,19 +39,23 @@ class Verification:
     untouched_peak_bytes: int
     seconds: float
     untouched_seconds: float
+    not_measured: str = ""
 
     @property
     def fits(self) -> bool:
-        """Whether measured <= predicted <= budget."""
-        return self.measured_peak_bytes <= self.predicted_peak_bytes <= self.budget_bytes
+        """Whether measured <= predicted <= budget; not where nothing was measured."""
+        return not self.not_measured and self.measured_peak_bytes <= self.predicted_peak_bytes <= self.budget_bytes
 
     def __str__(self) -> str:
         equal = "bit for bit" if self.bitwise else f"max abs {self.max_abs_error:.2g}, max rel {self.max_rel_error:.2g}"
         measured, predicted = format_bytes(self.measured_peak_bytes), format_bytes(self.predicted_peak_bytes)
+        peak = (
+            f"{measured} measured <= {predicted} predicted <= {format_bytes(self.budget_bytes)} budget: "
+            f"{'yes' if self.fits else 'NO'} (untouched {format_bytes(self.untouched_peak_bytes)})"
+        )
         return (
             f"output: {equal}\n"
-            f"peak:   {measured} measured <= {predicted} predicted <= {format_bytes(self.budget_bytes)} budget: "
-            f"{'yes' if self.fits else 'NO'} (untouched {format_bytes(self.untouched_peak_bytes)})\n"
+            f"peak:   {f'not measured: {self.not_measured}' if self.not_measured else peak}\n"
             f"time:   {format_seconds(self.seconds)} (untouched {format_seconds(self.untouched_seconds)})"
         )
 
@@ -101,13 +106,13 @@ def compare(
         {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in flat if isinstance(t, torch.Tensor)}.values()
     )
     began = time.perf_counter()
-    with measure_peak(plan.device) as untouched, torch.no_grad():
+    with observe_peak(plan.device, exact=True) as untouched, torch.no_grad():
         theirs = (call or model)(*args, **kwargs)
     untouched_seconds = time.perf_counter() - began
     if before is not None:
         before()
     between = time.perf_counter()
-    with measure_peak(plan.device) as measured:
+    with observe_peak(plan.device, exact=True) as measured:
         ours = compiled.run(model, flat)
     ended = time.perf_counter()
     absolute, relative, bitwise = errors(ours, theirs)
@@ -117,8 +122,9 @@ def compare(
         bitwise,
         plan.budget_bytes,
         plan.predicted_peak_bytes,
-        resident + measured.bytes,
-        resident + plan.streamed_bytes + untouched.bytes,
+        0 if measured.not_measured else resident + measured.bytes,
+        0 if untouched.not_measured else resident + plan.streamed_bytes + untouched.bytes,
         ended - between,
         untouched_seconds,
+        measured.not_measured or untouched.not_measured,
     )
