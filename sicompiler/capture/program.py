@@ -13,6 +13,8 @@ import torch.utils._pytree as pytree
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from sicompiler.capture.results import close_results
+
 
 class Source(StrEnum):
     """Where the value of a placeholder comes from."""
@@ -76,6 +78,11 @@ class Program:
             else:
                 values.append(tensors[binding.name])
         return values
+
+
+    def results(self, flat: Sequence[Any]) -> Any:
+        """What the model would return, of the flat outputs of a run."""
+        return close_results(pytree.tree_unflatten(list(flat), self.out_spec))
 
 
 def named_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
