@@ -127,7 +127,6 @@ def hunyuanvideo_image_call(dtype: torch.dtype = torch.float32) -> dict[str, Any
     return {**call, "image": image(48, 32), "height": 32, "width": 48}
 
 
-
 def processor() -> Any:
     """A tokenizer that is called as a processor of texts, images and videos."""
     from transformers import PreTrainedTokenizerFast
@@ -240,8 +239,8 @@ def sana_video_call(dtype: torch.dtype = torch.float32) -> dict[str, Any]:
     call = kandinsky5_call(dtype)
     frames = call.pop("num_frames")
     return {
-        **call, "negative_prompt": "dog sleeps a cat", "width": 32, "frames": frames, "max_sequence_length": TOKENS, "complex_human_instruction": [],
-        "use_resolution_binning": False,
+        **call, "negative_prompt": "dog sleeps a cat", "width": 32, "frames": frames, "max_sequence_length": TOKENS,
+        "complex_human_instruction": [], "use_resolution_binning": False,
     }  # fmt: skip
 
 

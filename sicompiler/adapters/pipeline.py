@@ -119,6 +119,10 @@ class PipelineState:
         """The live pipeline; None once it is gone, though its components may live on."""
         return self._pipe()
 
+    def plans(self, component: str) -> bool:
+        """Whether a component has to run by a plan: some method of it may not run untouched."""
+        return any(role.component == component and not role.optional for role in self.components)
+
     def _watch(self, pipe: Any) -> None:
         """See every call of the pipeline before it does anything."""
         entrance = getattr(pipe, ENTRANCE, None)
@@ -177,7 +181,8 @@ class PipelineState:
 
     def _renew(self, state: ComponentState) -> None:
         """Patch a component again where its own method came back; never over somebody else's patch."""
-        check_component(state.role.label, state.model)  # who put a hook there is told about hooks
+        planned = self.plans(state.role.component)
+        check_component(state.role.label, state.model, planned=planned)  # who put a hook there is told about hooks
         owner, found = installed_state(state.model, state.method), state.model.__dict__.get(state.slot)
         if owner is not None and owner is not state:
             what = "was compiled again, with another budget"
@@ -235,6 +240,18 @@ class PipelineState:
 
         idle = sorted(((n, p) for n, p in parts.items() if p is not state.model and n not in keep), key=price)
         return self.residency.make_room(idle, device) is not None
+
+    def beside(self, state: ComponentState) -> tuple[int, list[str]]:
+        """What is known of the other components, for an error of one.
+
+        Returns:
+            The smallest budget for what has run so far (0 where idle components can be moved away, which lowers it),
+            and what has not run yet.
+        """
+        others = [other for other in self.components.values() if other is not state]
+        fixed = not self.residency.far and state.home.type == "cpu"
+        known = max((r.floor_bytes for other in others for r in other.records), default=0) if fixed else 0
+        return known, [other.role.label for other in others if not other.records]
 
     def clear(self, device: torch.device) -> None:
         """Move every component away, if the budget asks to move any: a CPU's counter sees only what comes."""

@@ -13,6 +13,7 @@ import torch.utils._pytree as pytree
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from sicompiler.capture.quantised import storage_bytes
 from sicompiler.capture.results import close_results
 
 
@@ -79,7 +80,6 @@ class Program:
                 values.append(tensors[binding.name])
         return values
 
-
     def results(self, flat: Sequence[Any]) -> Any:
         """What the model would return, of the flat outputs of a run."""
         return close_results(pytree.tree_unflatten(list(flat), self.out_spec))
@@ -99,8 +99,7 @@ def flatten_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list
 
 def weights_bytes(model: torch.nn.Module) -> int:
     """Bytes of the storages behind the parameters and buffers of a model, shared ones once."""
-    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in named_tensors(model).values()}
-    return sum(storages.values())
+    return sum(storage_bytes(named_tensors(model).values()).values())
 
 
 def fingerprint(graph: fx.Graph) -> str:

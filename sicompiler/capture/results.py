@@ -41,19 +41,21 @@ class _Template:
         value: the object.
         known: ids of objects that are shared, not copied.
 
+        tensors: list that the tensors in the object are put into, each once.
+
     Attributes:
-        tensors: those in the object, each once.
+        kind: the class of the object.
     """
 
-    def __init__(self, value: object, known: Mapping[int, object]) -> None:
-        self.tensors: list[torch.Tensor] = []
+    def __init__(self, value: object, known: Mapping[int, object], tensors: list[torch.Tensor]) -> None:
+        self.kind = type(value)
         self._shared: list[object] = []
         places: dict[int, tuple[str, int]] = {}
 
         def place(found: object) -> tuple[str, int] | None:
             rows: list[Any] | None = None
             if isinstance(found, torch.Tensor):
-                rows, kind = self.tensors, "tensor"
+                rows, kind = tensors, "tensor"
             elif isinstance(found, _SHARED) or id(found) in known:
                 rows, kind = self._shared, "shared"
             if rows is None:
@@ -76,10 +78,9 @@ class _Template:
         unpickler.persistent_load = lambda place: rows[place[0]][place[1]]  # type: ignore[method-assign]
         return unpickler.load()
 
-    def closed(self) -> _Template:
-        """Itself, once the tensors of the trace are let go of."""
-        self.tensors = []
-        return self
+    def __repr__(self) -> str:
+        """The kind alone: it is part of the key of a call, which must not depend on where an object lies."""
+        return f"_Template({self.kind.__qualname__})"
 
     def __deepcopy__(self, memo: object) -> _Template:
         """Itself: it never changes, and what it shares with the model must stay the model's."""
@@ -92,6 +93,11 @@ class Opened:
 
     tensors: list[Any]
     template: _Template
+
+    @property
+    def kind(self) -> str:
+        """The name of its class."""
+        return self.template.kind.__qualname__
 
 
 pytree.register_pytree_node(
@@ -121,11 +127,26 @@ def open_results(result: Any, known: Mapping[int, object] | None = None) -> Any:
     def opened(leaf: Any) -> Any:
         if isinstance(leaf, _PLAIN):
             return leaf
-        template = _Template(leaf, known or {})
-        tensors = template.tensors
-        return Opened(tensors, template.closed())
+        tensors: list[torch.Tensor] = []
+        template = _Template(leaf, known or {}, tensors)
+        return Opened(tensors, template)
 
     return pytree.tree_map(opened, result, is_leaf=_is_leaf)
+
+
+def open_inputs(inputs: Any) -> Any:
+    """Arguments of a call in which every object that holds tensors is an `Opened`; all else is as it was."""
+
+    def opened(leaf: Any) -> Any:
+        if isinstance(leaf, _PLAIN):
+            return leaf
+        try:
+            made = open_results(leaf)
+        except Exception:  # pickle raises anything: what can't be copied has to be taken as it is
+            return leaf
+        return made if isinstance(made, Opened) and made.tensors else leaf
+
+    return pytree.tree_map(opened, inputs, is_leaf=_is_leaf)
 
 
 def close_results(result: Any) -> Any:
@@ -140,6 +161,11 @@ def close_results(result: Any) -> Any:
 def leaves_of(result: Any) -> list[Any]:
     """All tensors and plain values in what a model returned, those inside of objects too."""
     return pytree.tree_leaves(open_results(result))
+
+
+def tensors_of(value: Any) -> list[torch.Tensor]:
+    """All tensors in a structure of any objects."""
+    return [leaf for leaf in leaves_of(value) if isinstance(leaf, torch.Tensor)]
 
 
 def held_by(model: torch.nn.Module) -> dict[int, object]:

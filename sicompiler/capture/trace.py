@@ -23,6 +23,7 @@ from torch.fx.immutable_collections import immutable_dict, immutable_list
 from sicompiler.capture.bounded import bound_lengths
 from sicompiler.capture.contexts import casts_by_itself, graphs, inline_contexts
 from sicompiler.capture.program import Binding, Program, Source, named_tensors
+from sicompiler.capture.quantised import refusal, scheme_of
 from sicompiler.capture.reasons import advice, reason, source_line
 from sicompiler.capture.results import held_by, opened_results
 from sicompiler.entry import FORWARD, entry_module, has_method
@@ -86,6 +87,9 @@ def capture(
     tensors = [*pytree.tree_leaves((args, kwargs)), *named_tensors(model).values()]
     check_no_autocast(tensors)
     _check_entry(model, method)
+    scheme = scheme_of(model)
+    if scheme:
+        raise CaptureError(refusal(type(model).__name__, scheme))
     with (
         _capture_errors(model),
         torch.no_grad(),
