@@ -13,6 +13,7 @@ import torch
 
 from sicompiler.adapters.held import Reserved, storages, weights_of
 from sicompiler.adapters.records import Record, Shortage
+from sicompiler.adapters.rehearsal import Stopped
 from sicompiler.adapters.roles import Role, check_component
 from sicompiler.adapters.untouched import UntouchedCall, check_inputs, untouched_call
 from sicompiler.capture import Program, capture, flatten_inputs
@@ -101,6 +102,12 @@ class ComponentState(State):
         self._room: dict[tuple[Hashable, Part], int] = {}  # bytes of features beside each part, at each shape
 
     @property
+    def needed_bytes(self) -> int:
+        """The most that a call so far takes of the budget."""
+        planned = [compiled.plan.predicted_peak_bytes for compiled in self.compiled.values()]
+        return max([*planned, *(known.needed_bytes for known in self.untouched_calls.values())], default=0)
+
+    @property
     def alive(self) -> bool:
         """Whether the component still exists: a pipeline may have dropped it, as it does when it unloads an adapter."""
         return self._model() is not None
@@ -153,14 +160,25 @@ class ComponentState(State):
         """Run untouched, once there is room for all that is known to be needed.
 
         Raises:
-            OverBudget: there is not, whatever is moved away; nothing has run then.
+            OverBudget: there is not, whatever is moved away. The call has not run then; or, where more is needed than
+                could be told, was stopped before it passed the budget.
         """
-        while known.needed_bytes + self.reserved.total_bytes > self.budget_bytes:
+        while known.needed_bytes + self._beside_bytes(known) > self.budget_bytes:
             if not self._make_room(args, kwargs):
-                raise self._over_budget(Shortage(known.needed_bytes, known.culprit, known.reason))
+                raise self._over_budget(Shortage(known.floor_bytes, known.culprit, known.reason))
         restore(self.model, device)
+        limit_bytes = self.budget_bytes - self._beside_bytes(known) - known.weights_bytes - known.inputs_bytes
         with self.untouched() as own, torch.no_grad():
-            return self._run(known, lambda: own(*args, **kwargs), (args, kwargs), device)
+            try:
+                with known.limited(limit_bytes, self.model, (args, kwargs)):
+                    return self._run(known, lambda: own(*args, **kwargs), (args, kwargs), device)
+            except Stopped as stop:
+                known.stopped(stop)
+        raise self._over_budget(Shortage(known.floor_bytes, known.culprit, known.reason))
+
+    def _beside_bytes(self, known: UntouchedCall) -> int:
+        """What the rest of the pipeline takes beside untouched calls: measured ones have what nobody counts in them."""
+        return self.reserved.total_bytes - (self.reserved.margin_bytes if known.measured_bytes is not None else 0)
 
     def whole_program(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Program:
         """The clean graph for the shapes of a call, of which parts are made."""

@@ -14,7 +14,6 @@ import torch
 
 from sicompiler.adapters.component import ComponentState
 from sicompiler.adapters.held import ATTRIBUTE, Reserved, reserved, storages, weights_of
-from sicompiler.adapters.outputs import register_outputs
 from sicompiler.adapters.rehash import PipelineRehash
 from sicompiler.adapters.residency import Residency
 from sicompiler.adapters.roles import (
@@ -96,7 +95,6 @@ class PipelineState:
             BadInput: it can't be taken over; the message says why and what to do. It is left as it was.
         """
         check_pipeline(pipe)
-        register_outputs()
         state = PipelineState(pipe, budget_bytes, progress, far_memory)
         state.rehash = None if rehash is None else PipelineRehash(state, rehash)  # reads its plan, which may fail
         previous = pipe.__dict__.get(ATTRIBUTE)
@@ -202,8 +200,7 @@ class PipelineState:
         model = state.model
         if not self.residency.missing(model, device):
             return
-        needed = max((c.plan.predicted_peak_bytes for c in state.compiled.values()), default=0)
-        needed = max(needed, sum(weights_of(model, torch.device("cpu")).values()))
+        needed = max(state.needed_bytes, sum(weights_of(model, torch.device("cpu")).values()))
         while self.reserved(state, (), device).total_bytes + needed > self.budget_bytes:
             if not self.make_room(state, device):
                 break

@@ -40,7 +40,7 @@ class Record:
     @property
     def floor_bytes(self) -> int:
         """The smallest budget of the pipeline for these calls, with all that was resident beside them."""
-        own = self.ran.plan.floor_bytes if isinstance(self.ran, Compiled) else self.ran.needed_bytes
+        own = self.ran.plan.floor_bytes if isinstance(self.ran, Compiled) else self.ran.floor_bytes
         return own + self.reserved.total_bytes
 
     def row(self, role: Role, label: str, budget_bytes: int) -> PhaseRow:
