@@ -107,7 +107,7 @@ class Locked(nn.Module):
 
 
 def test_an_object_that_cannot_be_copied_is_a_capture_error() -> None:
-    with pytest.raises(CaptureError, match="Locked can't be captured.*lock"):
+    with pytest.raises(CaptureError, match=r"Locked can't be captured.*lock"):
         capture(Locked(), (torch.ones(2),))
 
 
@@ -124,7 +124,11 @@ def _tokens(batch: int = 2, length: int = 9) -> dict[str, Any]:
     return {"input_ids": ids, "attention_mask": mask, "output_hidden_states": True}
 
 
-@pytest.mark.parametrize("make", [llama, gemma2, gemma3, qwen2_vl, qwen25_vl])
+SLOW = pytest.mark.slow
+MODELS = [gemma3, qwen25_vl, *(pytest.param(make, marks=SLOW) for make in (llama, gemma2, qwen2_vl))]
+
+
+@pytest.mark.parametrize("make", MODELS)
 def test_a_language_model_returns_its_cache_and_all_hidden_states(make: Any) -> None:
     model = make(F64)
     for call in (_tokens(), _tokens(1, 7)):

@@ -15,8 +15,8 @@ from sicompiler.adapters.held import Reserved, storages, weights_of
 from sicompiler.adapters.records import Record, Shortage
 from sicompiler.adapters.rehearsal import Stopped
 from sicompiler.adapters.roles import Role, check_component
-from sicompiler.adapters.untouched import UntouchedCall, check_inputs, untouched_call
-from sicompiler.capture import Program, capture, flatten_inputs
+from sicompiler.adapters.untouched import UntouchedCall, check_inputs, key_of, untouched_call
+from sicompiler.capture import Program, capture, flatten_inputs, weights_bytes
 from sicompiler.capture.results import open_inputs, tensors_of
 from sicompiler.compiler import FarMemory, Planner, rewrite
 from sicompiler.errors import CaptureError, OverBudget
@@ -132,7 +132,7 @@ class ComponentState(State):
     def run_whole(self, args: Sequence[Any], kwargs: Mapping[str, Any], device: torch.device) -> Any:
         """Run by the plan of the whole graph, or untouched where it can't be captured and need not."""
         opened = open_inputs((tuple(args), dict(kwargs)))
-        call = call_key(self._noticed, self.model, *opened)
+        call = key_of(opened, weights_bytes(self.model)) if self.role.optional else ()
         if call not in self.untouched_calls:
             try:
                 check_inputs(opened)
@@ -152,7 +152,10 @@ class ComponentState(State):
         if all(known.reason != why for known in self.untouched_calls.values()):
             log.warning("%s runs untouched, as it can't be captured: %s", self.role.label, why)
         with self.untouched() as own:
-            self.untouched_calls[call] = untouched_call(self.model, own, args, kwargs, why)
+            room_bytes = self.budget_bytes - self.reserved.total_bytes
+            self.untouched_calls[call] = untouched_call(
+                self.model, own, args, kwargs, reason=why, room_bytes=room_bytes
+            )
 
     def _run_untouched(
         self, known: UntouchedCall, args: Sequence[Any], kwargs: Mapping[str, Any], device: torch.device
@@ -163,18 +166,18 @@ class ComponentState(State):
             OverBudget: there is not, whatever is moved away. The call has not run then; or, where more is needed than
                 could be told, was stopped before it passed the budget.
         """
-        while known.needed_bytes + self._beside_bytes(known) > self.budget_bytes:
-            if not self._make_room(args, kwargs):
-                raise self._over_budget(Shortage(known.floor_bytes, known.culprit, known.reason))
-        restore(self.model, device)
-        limit_bytes = self.budget_bytes - self._beside_bytes(known) - known.weights_bytes - known.inputs_bytes
-        with self.untouched() as own, torch.no_grad():
-            try:
-                with known.limited(limit_bytes, self.model, (args, kwargs)):
-                    return self._run(known, lambda: own(*args, **kwargs), (args, kwargs), device)
-            except Stopped as stop:
-                known.stopped(stop)
-        raise self._over_budget(Shortage(known.floor_bytes, known.culprit, known.reason))
+        while True:
+            while known.needed_bytes + self._beside_bytes(known) > self.budget_bytes:
+                if not self._make_room(args, kwargs):
+                    raise self._over_budget(Shortage(known.floor_bytes, known.culprit, known.reason))
+            restore(self.model, device)
+            limit_bytes = self.budget_bytes - self._beside_bytes(known) - known.weights_bytes - known.inputs_bytes
+            with self.untouched() as own, torch.no_grad():
+                try:
+                    with known.limited(limit_bytes, self.model, (args, kwargs)):
+                        return self._run(known, lambda: own(*args, **kwargs), (args, kwargs), device)
+                except Stopped as stop:
+                    known.stopped(stop)  # more is needed than was known: with room for that it may run
 
     def _beside_bytes(self, known: UntouchedCall) -> int:
         """What the rest of the pipeline takes beside untouched calls: measured ones have what nobody counts in them."""

@@ -17,7 +17,7 @@ import torch
 import torch.utils._pytree as pytree
 
 from sicompiler.adapters.roles import modules_of, pipeline_class
-from sicompiler.capture.quantised import storage_bytes
+from sicompiler.capture.quantised import storage_bytes, stored
 from sicompiler.ops import is_far
 from sicompiler.runtime.faults import locals_of
 from sicompiler.runtime.placement import streams
@@ -62,7 +62,7 @@ def storages(tensors: Iterable[torch.Tensor], device: torch.device) -> dict[int,
 
 def weights_of(part: torch.nn.Module, device: torch.device) -> dict[int, int]:
     """Bytes by storage of a module's parameters and buffers on a device; what lies in far memory is not there."""
-    tensors = (*part.parameters(), *part.buffers())
+    tensors = [plain for tensor in (*part.parameters(), *part.buffers()) for plain in stored(tensor)]
     return storages((t for t in tensors if not is_far(t)) if streams(part) else tensors, device)
 
 

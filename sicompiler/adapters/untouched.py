@@ -7,7 +7,7 @@ on fake tensors, which have no memory (`adapters.rehearsal`). The first real cal
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch.utils._pytree as pytree
 from sicompiler.adapters.rehearsal import Limit, Stopped, rehearse
 from sicompiler.capture import named_tensors
 from sicompiler.capture.quantised import storage_bytes
-from sicompiler.capture.results import Opened, tensors_of
+from sicompiler.capture.results import Opened, open_inputs, tensors_of
 from sicompiler.errors import CaptureError
 
 
@@ -32,6 +32,7 @@ class UntouchedCall:
         rehearsed_bytes: the most that a rehearsal held beyond them; None where the call can't be rehearsed.
         measured_bytes: the most that a real call held beyond them; None before the first.
         stopped_at: the operator before which a call was stopped.
+        watched: whether the first call is stopped where it would pass the budget; that takes a second or two.
     """
 
     reason: str
@@ -40,6 +41,7 @@ class UntouchedCall:
     rehearsed_bytes: int | None = None
     measured_bytes: int | None = None
     stopped_at: str = ""
+    watched: bool = True
 
     def limited(
         self, limit_bytes: int, model: torch.nn.Module, inputs: Any
@@ -51,7 +53,7 @@ class UntouchedCall:
             model: the live model.
             inputs: of the call.
         """
-        if self.measured_bytes is not None:
+        if self.measured_bytes is not None or not self.watched:
             return contextlib.nullcontext()
         return Limit(limit_bytes, {*storage_bytes([*named_tensors(model).values(), *tensors_of(inputs)])})
 
@@ -80,22 +82,51 @@ class UntouchedCall:
         return "its weights" if self.rehearsed_bytes is None else "its weights and the peak of a rehearsal"
 
 
-def check_inputs(opened: Any) -> None:
-    """Refuse to capture a call with an object whose tensors a graph can't take as inputs: a cache to go on with, say.
+def key_of(opened: Any, weights_bytes: int) -> Hashable:
+    """What tells untouched calls apart: the shapes and values they are called with, and how heavy the model is by now.
+
+    Settings and state of the model are left out: an encoder may run untouched just because it changes them. Calls that
+    go on with a cache are one kind whatever its length, as it grows by one token a call.
 
     Args:
-        opened: arguments of a call, as `open_results` gives them.
+        opened: arguments of a call, as `open_inputs` gives them.
+        weights_bytes: of the model.
+    """
+    held = held_in(opened)
+    if held:
+        return (tuple(kind for kind in held), weights_bytes)
+    leaves, spec = pytree.tree_flatten(opened)
+    shapes = [(t.shape, t.dtype, t.device) if isinstance(t, torch.Tensor) else repr(t) for t in leaves]
+    return (str(spec), tuple(shapes), weights_bytes)
+
+
+def held_in(opened: Any) -> list[str]:
+    """The classes of objects with tensors among the arguments of a call: a cache to go on with, say."""
+    leaves = pytree.tree_leaves(opened, is_leaf=lambda value: isinstance(value, Opened))
+    return [leaf.kind for leaf in leaves if isinstance(leaf, Opened)]
+
+
+def check_inputs(opened: Any) -> None:
+    """Refuse to capture a call with objects whose tensors a graph can't take as inputs.
+
+    Args:
+        opened: arguments of a call, as `open_inputs` gives them.
 
     Raises:
-        CaptureError: names its class.
+        CaptureError: names their class.
     """
-    for leaf in pytree.tree_leaves(opened, is_leaf=lambda value: isinstance(value, Opened)):
-        if isinstance(leaf, Opened) and leaf.tensors:
-            raise CaptureError(f"it is called with a {leaf.kind}, whose tensors are no inputs of a graph")
+    for kind in held_in(opened):
+        raise CaptureError(f"it is called with a {kind}, whose tensors are no inputs of a graph")
 
 
 def untouched_call(
-    model: torch.nn.Module, own: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], reason: str
+    model: torch.nn.Module,
+    own: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    *,
+    reason: str,
+    room_bytes: int,
 ) -> UntouchedCall:
     """What is known of a call before it runs.
 
@@ -105,7 +136,13 @@ def untouched_call(
         args: of the call.
         kwargs: of the call.
         reason: why it runs untouched.
+        room_bytes: of the budget, for the model.
     """
     weights, inputs = storage_bytes(named_tensors(model).values()), storage_bytes(tensors_of((args, kwargs)))
     rest = sum(nbytes for key, nbytes in inputs.items() if key not in weights)
-    return UntouchedCall(reason, sum(weights.values()), rest, rehearse(model, own, args, kwargs))
+    known = UntouchedCall(reason, sum(weights.values()), rest)
+    if held_in(open_inputs((tuple(args), dict(kwargs)))):
+        known.watched = False  # of such calls there are as many as tokens
+    else:
+        known.rehearsed_bytes = rehearse(model, own, args, kwargs, room_bytes=room_bytes - known.needed_bytes)
+    return known

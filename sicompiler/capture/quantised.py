@@ -100,6 +100,17 @@ def scheme_of(model: torch.nn.Module) -> str:
     return ""
 
 
+def can_be_faked(model: torch.nn.Module) -> bool:
+    """Whether a model may be run on fake tensors: code that goes by the address of a tensor would crash on them.
+
+    Kernels of quantised layers do that. Those of tensors that tell torch what they are made of go through torch.
+    """
+    tensors = [*model.parameters(), *model.buffers()]
+    if not all(type(tensor) in _PLAIN or is_traceable_wrapper_subclass(tensor) for tensor in tensors):
+        return False
+    return any(map(is_traceable_wrapper_subclass, tensors)) or not scheme_of(model)
+
+
 def refusal(label: str, scheme: str) -> str:
     """The line that says that a model's weights are quantised, and what to do."""
     return (

@@ -182,7 +182,9 @@ def run(options: ModelOptions, gb: str | None, *, as_json: bool) -> int:
 def _untouched_call(part: PartCall, why: str) -> UntouchedCall:
     """What is known of a call that can't be captured, by rehearsing it."""
     module = part.call.module
-    return untouched_call(module, getattr(module, part.method), part.call.args, part.call.kwargs, why)
+    return untouched_call(
+        module, getattr(module, part.method), part.call.args, part.call.kwargs, reason=why, room_bytes=0
+    )
 
 
 def _untouched(component: str, known: UntouchedCall, pipeline: Pipeline, budget: int) -> PhaseRow:
