@@ -143,6 +143,7 @@ def processor() -> Any:
 
 
 def kandinsky5(dtype: torch.dtype = torch.float32) -> Any:
+    """Its transformer embeds time steps in float32 and does not cast them: it runs in no other dtype on a CPU."""
     from diffusers import FlowMatchEulerDiscreteScheduler, Kandinsky5T2VPipeline
 
     transformer = component(
@@ -320,7 +321,7 @@ LANGUAGE_PIPELINES: Mapping[str, tuple[Callable[[torch.dtype], Any], Callable[[t
             "HunyuanVideoPipeline": (hunyuanvideo, hunyuanvideo_call),
             "HunyuanVideoImageToVideoPipeline": (hunyuanvideo_image, hunyuanvideo_image_call),
             "LTX2Pipeline": (ltx2, ltx2_call),
-            "Kandinsky5T2VPipeline": (kandinsky5, kandinsky5_call),
+            "Kandinsky5T2VPipeline": (lambda dtype: kandinsky5(), kandinsky5_call),
             "EasyAnimatePipeline": (easyanimate, easyanimate_call),
             "SanaVideoPipeline": (sana_video, sana_video_call),
         }

@@ -23,7 +23,7 @@ class Packed(torch.Tensor):
 
     @staticmethod
     def __new__(cls, codes: torch.Tensor, scale: torch.Tensor) -> Packed:
-        made: Any = torch.Tensor._make_wrapper_subclass(cls, codes.shape, dtype=scale.dtype, device=codes.device)  # type: ignore[attr-defined]
+        made: Any = torch.Tensor._make_wrapper_subclass(cls, codes.shape, dtype=scale.dtype, device=codes.device)
         made.codes, made.scale = codes, scale
         return made  # type: ignore[no-any-return]
 
@@ -40,7 +40,7 @@ class Packed(torch.Tensor):
         return Packed(inner["codes"], inner["scale"])
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
         if func in (torch.ops.aten.detach.default, torch.ops.aten.alias.default):
             return cls(func(args[0].codes), args[0].scale)
         plain = torch.utils._pytree.tree_map_only(cls, lambda t: t.codes.to(t.scale.dtype) * t.scale, (args, kwargs))
@@ -54,7 +54,8 @@ class Coded(nn.Parameter):
 
     @staticmethod
     def __new__(cls, codes: torch.Tensor, requires_grad: bool = False) -> Coded:
-        return torch.Tensor._make_subclass(cls, codes, False)  # type: ignore[attr-defined,no-any-return]
+        made: Coded = torch.Tensor._make_subclass(cls, codes, False)
+        return made
 
 
 class CodedLinear(nn.Linear):
@@ -264,7 +265,8 @@ class Encoder(MiniText):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         found: torch.Tensor = super().forward(ids)
-        return found + self.down(torch.relu(self.up(found)))
+        found = found + self.down(torch.relu(self.up(found)))
+        return found
 
 
 @pytest.mark.parametrize("name", REAL)

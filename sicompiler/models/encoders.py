@@ -86,6 +86,4 @@ def umt5_xxl() -> Encoder:
 
 def llama_8b() -> Encoder:
     """The language model of LLaVA-LLaMA-3 8B, behind HunyuanVideo's template of 95 tokens."""
-    return Encoder(
-        "text_encoder", "LlamaModel", _LLAMA_8B, _prompt(351, mask=True, output_hidden_states=True, use_cache=False)
-    )
+    return Encoder("text_encoder", "LlamaModel", _LLAMA_8B, _prompt(351, mask=True, output_hidden_states=True))
