@@ -24,7 +24,7 @@ from sicompiler.reports.rehash import RehashReport
 from sicompiler.reports.report import Report
 from sicompiler.runtime.verify import Verification
 from sicompiler.search.search import Progress
-from sicompiler.takeover import Inputs, State, device_type_of, dtype_name, installed_state, prepare
+from sicompiler.takeover import Inputs, State, check_weights, device_type_of, dtype_name, installed_state, prepare
 from sicompiler.turns import executing
 from sicompiler.units import parse_bytes
 
@@ -124,6 +124,7 @@ def compile_for_budget(
             f"compile_for_budget takes a torch.nn.Module or a diffusers pipeline, got {type(model).__name__}"
         )
     budget = parse_bytes(gb)
+    check_weights(model)
     device_type_of(model)
     if isinstance(plan, (str, Path)):
         plan = Plan.load(plan)

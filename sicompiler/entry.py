@@ -8,13 +8,11 @@ their own names.
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 
 FORWARD = "forward"
 
@@ -74,7 +72,7 @@ def entry_module(model: torch.nn.Module, method: str) -> Iterator[torch.nn.Modul
         stand_in.__dict__.update({name: OrderedDict() for name in _AROUND_FORWARD if name in model.__dict__})
         _drop_patch(stand_in, method)
         stand_in.__dict__.pop("_hf_hook", None)  # accelerate's: it would move the weights of the live module
-        stand_in.__dict__[FORWARD] = _with_open_results(getattr(stand_in, method))
+        stand_in.__dict__[FORWARD] = getattr(stand_in, method)
         yield stand_in
 
 
@@ -87,46 +85,13 @@ def _drop_patch(stand_in: torch.nn.Module, method: str) -> None:
             stand_in.__dict__[method] = owner.own
 
 
-def _with_open_results(call: Callable[..., Any]) -> Callable[..., Any]:
-    """The same call; objects it returns that are no containers to torch, but hold tensors, become containers to it.
-
-    So an encoder may return its distribution, an object of a plain class: the tensors among its attributes are outputs
-    of the graph, and a run puts them into a new object of that class.
-    """
-
-    @functools.wraps(call)
-    def opened(*args: Any, **kwargs: Any) -> Any:
-        result = call(*args, **kwargs)
-        for leaf in pytree.tree_leaves(result):
-            held = vars(leaf).values() if hasattr(leaf, "__dict__") and not isinstance(leaf, torch.Tensor) else ()
-            if any(isinstance(value, torch.Tensor) for value in held):
-                pytree.register_pytree_node(type(leaf), _open, functools.partial(_close, type(leaf)))
-        return result
-
-    return opened
-
-
-def _open(holder: object) -> tuple[list[Any], Any]:
-    """The tensors an object holds; beside their names, all else it holds."""
-    tensors = {name: value for name, value in vars(holder).items() if isinstance(value, torch.Tensor)}
-    rest = {name: value for name, value in vars(holder).items() if name not in tensors}
-    return list(tensors.values()), (tuple(tensors), rest)
-
-
-def _close(kind: type, tensors: Iterable[Any], context: Any) -> object:
-    holder: object = object.__new__(kind)
-    names, rest = context
-    holder.__dict__.update(rest, **dict(zip(names, tensors, strict=True)))
-    return holder
-
-
 @contextlib.contextmanager
 def _attributes_kept(model: torch.nn.Module) -> Iterator[None]:
-    """Restore the plain attributes of a module and its children, and the content of their lists and dicts."""
+    """Restore the plain attributes of a module and its children, and the content of their lists, dicts and hooks."""
     saved = []
     for child in model.modules():
         plain = {name: value for name, value in child.__dict__.items() if name not in _TENSORS}
-        contents = [(value, value.copy()) for value in plain.values() if type(value) in (list, dict)]
+        contents = [(value, value.copy()) for value in plain.values() if type(value) in (list, dict, OrderedDict)]
         saved.append((child, plain, contents))
     try:
         yield

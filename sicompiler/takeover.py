@@ -21,6 +21,7 @@ import torch
 import torch.utils._pytree as pytree
 
 from sicompiler.capture import Program, capture, flatten_inputs, named_tensors, weights_bytes
+from sicompiler.capture.quantised import refusal, scheme_of
 from sicompiler.compiler import FarMemory, Planner, make_planner, rewrite
 from sicompiler.cost import MACHINES
 from sicompiler.entry import FORWARD, entry_label
@@ -58,6 +59,17 @@ def device_type_of(model: torch.nn.Module) -> str:
     if found not in MACHINES:
         raise BadInput(f"the weights are on device {found!r}; sicompiler runs on {' and '.join(MACHINES)}")
     return found
+
+
+def check_weights(model: torch.nn.Module) -> None:
+    """Refuse a model whose weights are quantised.
+
+    Raises:
+        BadInput: they are; names the scheme.
+    """
+    scheme = scheme_of(model)
+    if scheme:
+        raise BadInput(refusal(type(model).__name__, scheme))
 
 
 def dtype_name(model: torch.nn.Module) -> str:
@@ -211,6 +223,7 @@ class State:
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model by the plan for this input shape, planning first where there is none yet."""
         check_inference(args, kwargs)
+        check_weights(self.model)
         with self.turn.taken(), executing():
             compiled = self.compiled_for(args, kwargs)
             place(self.model, compiled.plan.streamed, self.device_of(args, kwargs))

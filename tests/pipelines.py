@@ -20,11 +20,10 @@ from tests.pipeline_parts import (
     tokenizer,
     vae_2d,
 )
+from tests.pipelines_llm import LANGUAGE_PIPELINES
 from tests.pipelines_transformers import (
     cogvideox,
     cogvideox_image,
-    hunyuanvideo,
-    hunyuanvideo_call,
     ltx,
     mochi,
     mochi_call,
@@ -185,8 +184,8 @@ PIPELINES: Mapping[str, tuple[Callable[[torch.dtype], Any], Call]] = MappingProx
         "WanPipeline, two transformers": (wan_two, wan_call),
         "WanImageToVideoPipeline": (wan_image, wan_image_call),
         "LTXPipeline": (ltx, lambda dtype: {**wan_call(dtype), "width": 64, "num_frames": 9}),
-        "HunyuanVideoPipeline": (hunyuanvideo, hunyuanvideo_call),
         "MochiPipeline": (mochi, mochi_call),
+        **LANGUAGE_PIPELINES,
     }
 )
 """How to make each, and a call of it; named as in `sicompiler.supported_pipelines()`."""

@@ -6,16 +6,19 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-import torch.utils._pytree as pytree
 
 from sicompiler.adapters.held import Reserved, storages, weights_of
+from sicompiler.adapters.records import Record, Shortage
+from sicompiler.adapters.rehearsal import Stopped
 from sicompiler.adapters.roles import Role, check_component
 from sicompiler.adapters.tenants import Tenant, Tenants
-from sicompiler.capture import Program, capture, flatten_inputs
+from sicompiler.adapters.untouched import UntouchedCall, check_inputs, key_of, untouched_call
+from sicompiler.capture import Program, capture, flatten_inputs, weights_bytes
+from sicompiler.capture.results import open_inputs, tensors_of
 from sicompiler.compiler import FarMemory, Planner, rewrite
 from sicompiler.errors import CaptureError, OverBudget
 from sicompiler.passes.cut import full_program, skip_program
@@ -28,7 +31,7 @@ from sicompiler.runtime.measure import observe_peak
 from sicompiler.runtime.placement import place, restore
 from sicompiler.takeover import HOOK, State, analyse
 from sicompiler.turns import executing
-from sicompiler.units import budget_hint, format_bytes
+from sicompiler.units import format_bytes
 
 if TYPE_CHECKING:
     from sicompiler.adapters.pipeline import PipelineState
@@ -71,27 +74,6 @@ class Part:
         return full_program(clean, self.cut) if self.kind == "full" else skip_program(clean, self.cut)
 
 
-@dataclass
-class Record:
-    """What happened with one plan of a component, or, without a plan, with its untouched runs.
-
-    Attributes:
-        compiled: the plan; None where the component runs untouched.
-        reserved: the most that the rest of the pipeline held while it ran.
-        own_weights_bytes: of the component, resident while it ran.
-        measured_bytes: the highest peak measured, of the whole pipeline.
-        not_measured: why its newest call was not measured, though it should have been.
-        calls: how often it ran.
-    """
-
-    compiled: Compiled | None
-    reserved: Reserved = field(default_factory=Reserved)
-    own_weights_bytes: int = 0
-    measured_bytes: int | None = None
-    not_measured: str = ""
-    calls: int = 0
-
-
 class ComponentState(State):
     """A taken-over method of a component, for all pipelines that share it: its plans are made once.
 
@@ -106,13 +88,19 @@ class ComponentState(State):
         self.tenants = Tenants([tenant])
         self.beneath: State | None = None  # by which the model was compiled on its own before
         super().__init__(model, tenant.budget_bytes, None, tenant.progress, method, far_memory)
-        self.untouched_because = ""  # why it can't be captured, once that has been tried
+        self.untouched_calls: dict[Hashable, UntouchedCall] = {}  # those that can't be captured
         self.beside: dict[int, frozenset[str]] = {}  # by id of a plan: what else was on the device when it was made
         self.programs: dict[Hashable, Program] = {}  # clean and whole, of which parts are made
         self.parts: dict[tuple[Hashable, Part], Compiled] = {}  # by call
         self.analyses: dict[tuple[Hashable, Kind, tuple[int, ...]], tuple[Program, Planner]] | None = None
         self.planning_seconds = 0.0  # spent so far, in calls that were timed otherwise
         self._room: dict[tuple[Hashable, Part], int] = {}  # bytes of features beside each part, at each shape
+
+    @property
+    def needed_bytes(self) -> int:
+        """The most that a call so far takes of the budget."""
+        planned = [compiled.plan.predicted_peak_bytes for compiled in self.compiled.values()]
+        return max([*planned, *(known.needed_bytes for known in self.untouched_calls.values())], default=0)
 
     @property
     def alive(self) -> bool:
@@ -175,7 +163,7 @@ class ComponentState(State):
             return self.own_method()(*args, **kwargs)
 
     def _run_planned(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        check_component(self.role.label, self.model)
+        check_component(self.role.label, self.model, planned=self.pipeline.plans(self.role.component))
         hook = self.model.__dict__.get(HOOK)
         if self.method != "forward" and hook is not None:
             hook.pre_forward(self.model)  # diffusers' own decode and encode begin by this; forward has it in front
@@ -190,20 +178,57 @@ class ComponentState(State):
 
     def run_whole(self, args: Sequence[Any], kwargs: Mapping[str, Any], device: torch.device) -> Any:
         """Run by the plan of the whole graph, or untouched where it can't be captured and need not."""
-        if not self.untouched_because:
+        opened = open_inputs((tuple(args), dict(kwargs)))
+        call = key_of(opened, weights_bytes(self.model)) if self.role.optional else ()
+        if call not in self.untouched_calls:
             try:
+                check_inputs(opened)
                 compiled = self.compiled_for(args, kwargs)
             except CaptureError as error:
                 if not self.role.optional:
                     raise
-                self.untouched_because = str(error).splitlines()[0]
-                log.warning("%s runs untouched, as it can't be captured: %s", self.role.label, self.untouched_because)
+                self._runs_untouched(call, str(error).splitlines()[0], args, kwargs)
             else:
                 inputs = flatten_inputs(args, kwargs)[0]
                 place(self.model, compiled.plan.streamed, device)
                 return self._run(compiled, lambda: compiled.run(self.model, inputs), (args, kwargs), device)
-        with self.untouched() as own, torch.no_grad():
-            return self._run(None, lambda: own(*args, **kwargs), (args, kwargs), device)
+        return self._run_untouched(self.untouched_calls[call], args, kwargs, device)
+
+    def _runs_untouched(self, call: Hashable, why: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Note that calls of a shape run untouched, and what is known of them."""
+        if all(known.reason != why for known in self.untouched_calls.values()):
+            log.warning("%s runs untouched, as it can't be captured: %s", self.role.label, why)
+        with self.untouched() as own:
+            room_bytes = self.budget_bytes - self.reserved.total_bytes
+            self.untouched_calls[call] = untouched_call(
+                self.model, own, args, kwargs, reason=why, room_bytes=room_bytes
+            )
+
+    def _run_untouched(
+        self, known: UntouchedCall, args: Sequence[Any], kwargs: Mapping[str, Any], device: torch.device
+    ) -> Any:
+        """Run untouched, once there is room for all that is known to be needed.
+
+        Raises:
+            OverBudget: there is not, whatever is moved away. The call has not run then; or, where more is needed than
+                could be told, was stopped before it passed the budget.
+        """
+        while True:
+            while known.needed_bytes + self._beside_bytes(known) > self.budget_bytes:
+                if not self._make_room(args, kwargs):
+                    raise self._over_budget(Shortage(known.floor_bytes, known.culprit, known.reason))
+            restore(self.model, device)
+            limit_bytes = self.budget_bytes - self._beside_bytes(known) - known.weights_bytes - known.inputs_bytes
+            with self.untouched() as own, torch.no_grad():
+                try:
+                    with known.limited(limit_bytes, self.model, (args, kwargs)):
+                        return self._run(known, lambda: own(*args, **kwargs), (args, kwargs), device)
+                except Stopped as stop:
+                    known.stopped(stop)  # more is needed than was known: with room for that it may run
+
+    def _beside_bytes(self, known: UntouchedCall) -> int:
+        """What the rest of the pipeline takes beside untouched calls: measured ones have what nobody counts in them."""
+        return self.reserved.total_bytes - (self.reserved.margin_bytes if known.measured_bytes is not None else 0)
 
     def whole_program(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Program:
         """The clean graph for the shapes of a call, of which parts are made."""
@@ -280,7 +305,7 @@ class ComponentState(State):
         self.analyses = None
         gone = {id(compiled) for key, compiled in self.parts.items() if key[1] not in but}
         self.parts = {key: compiled for key, compiled in self.parts.items() if id(compiled) not in gone}
-        self.records = [record for record in self.records if id(record.compiled) not in gone]
+        self.records = [record for record in self.records if id(record.ran) not in gone]
 
     def run_part(
         self, compiled: Compiled, inputs: Sequence[Any], kept: Sequence[torch.Tensor], device: torch.device
@@ -329,7 +354,7 @@ class ComponentState(State):
                 if self._make_room(args, kwargs):
                     continue
                 if far_memory == self.far_memory:
-                    raise self._over_budget(error) from None
+                    raise self._over_budget(Shortage(error.floor_bytes, error.culprit)) from None
                 far_memory = self.far_memory
 
     def _make_room(self, args: Sequence[Any], kwargs: Mapping[str, Any], keep: frozenset[str] = frozenset()) -> bool:
@@ -342,56 +367,49 @@ class ComponentState(State):
         self.reserved = replace(self.reserved, snapshot_bytes=snapshot_bytes)
         return True
 
-    def _over_budget(self, error: OverBudget) -> OverBudget:
-        floor_bytes = error.floor_bytes + self.reserved.total_bytes
-        parts = [f"{name} {format_bytes(nbytes)}" for name, nbytes in self.reserved.weights]
-        others = f"{format_bytes(self.reserved.weights_bytes)} of other weights ({', '.join(parts)})" if parts else ""
-        held = f"{format_bytes(self.reserved.held_bytes)} that the pipeline holds"
-        kept = f"{format_bytes(self.reserved.snapshot_bytes)} of features kept from step to step (Step Rehash)"
-        kept = kept if self.reserved.snapshot_bytes else ""
-        return OverBudget(
-            f"{self.pipeline.name} does not fit {format_bytes(self.budget_bytes)} in phase {self.role.phase}: "
-            f"{self.role.label} needs {format_bytes(error.floor_bytes)} at least, set by {error.culprit}, beside "
-            f"{' and '.join(filter(None, (others, kept, held)))}. "
-            f"The nearest budget that works is {budget_hint(floor_bytes)}",
-            budget_bytes=self.budget_bytes,
-            floor_bytes=floor_bytes,
-            culprit=error.culprit,
+    def _over_budget(self, shortage: Shortage) -> OverBudget:
+        known, waiting = self.pipeline.beside(self)
+        return shortage.error(
+            self.pipeline.name, self.role, self.budget_bytes, self.reserved, known=known, waiting=waiting
         )
 
-    def _run(self, compiled: Compiled | None, call: Callable[[], Any], inputs: Any, device: torch.device) -> Any:
+    def _run(self, ran: Compiled | UntouchedCall, call: Callable[[], Any], inputs: Any, device: torch.device) -> Any:
         """Run, keep the books, and measure where that is asked for; an untouched encoder is measured always."""
-        record = next((r for r in self.records if r.compiled is compiled), None)
+        record = next((r for r in self.records if r.ran is ran), None)
         if record is None:
-            record = Record(compiled)
+            record = Record(ran)
             self.records.append(record)
         record.calls += 1
         weights = weights_of(self.model, device)
         record.own_weights_bytes = sum(weights.values())
         if self.reserved.total_bytes >= record.reserved.total_bytes:
             record.reserved = self.reserved
-        if compiled is not None and not self.pipeline.measure_calls:
+        untouched = isinstance(ran, UntouchedCall)
+        if not untouched and not self.pipeline.measure_calls:
             return call()
-        tensors = (x for x in pytree.tree_leaves(inputs) if isinstance(x, torch.Tensor))
-        resident = sum((weights | storages(tensors, device)).values()) + self.reserved.total_bytes
-        resident -= self.reserved.margin_bytes + self.reserved.snapshot_bytes  # what is kept is among the inputs
+        own = sum((weights | storages(tensors_of(inputs), device)).values())
+        beside = self.reserved.total_bytes
+        beside -= self.reserved.margin_bytes + self.reserved.snapshot_bytes  # what is kept is among the inputs
         with observe_peak(device) as peak:
             result = call()
         record.not_measured = peak.not_measured
         if peak.not_measured:
             return result
-        record.measured_bytes = max(record.measured_bytes or 0, resident + peak.bytes)
-        if compiled is None and record.measured_bytes > self.budget_bytes:
-            log.warning(
-                "%s, which runs untouched, took the pipeline to %s, above its budget of %s",
-                self.role.label,
-                format_bytes(record.measured_bytes),
-                format_bytes(self.budget_bytes),
-            )
+        record.measured_bytes = max(record.measured_bytes or 0, own + beside + peak.bytes)
+        if isinstance(ran, UntouchedCall):
+            ran.measured_bytes = max(ran.measured_bytes or 0, peak.bytes)
+            if own + beside + peak.bytes > self.budget_bytes:
+                log.warning(
+                    "%s, which runs untouched, took the pipeline to %s, above its budget of %s, which nothing told "
+                    "before; the next call like it is OverBudget before it runs",
+                    self.role.label,
+                    format_bytes(own + beside + peak.bytes),
+                    format_bytes(self.budget_bytes),
+                )
         return result
 
     def rows(self, tenant: Tenant | None = None) -> list[PhaseRow]:
-        """One row for each plan in use, and one for untouched runs.
+        """One row for each plan in use, and for each shape of untouched calls.
 
         Args:
             tenant: the pipeline whose calls are told.
@@ -400,29 +418,10 @@ class ComponentState(State):
             return self._rows()
 
     def _rows(self) -> list[PhaseRow]:
-        current = [*self.compiled.values(), *self.parts.values()]
-        return [self._row(r) for r in self.records if r.compiled is None or any(r.compiled is c for c in current)]
-
-    def _row(self, record: Record) -> PhaseRow:
-        plan, beside = record.compiled.plan if record.compiled else None, record.reserved.total_bytes
-        own = record.own_weights_bytes
-        resident = {self.role.component: own} if own else {}
-        resident |= dict(record.reserved.weights)
-        return PhaseRow(
-            phase=self.role.phase.value,
-            component=self.role.label
-            + next((f", {part.kind}" for (_, part), c in self.parts.items() if c is record.compiled), ""),
-            resident=tuple(resident),
-            weights_bytes=own + record.reserved.weights_bytes,
-            held_bytes=record.reserved.held_bytes + record.reserved.margin_bytes,
-            activations_bytes=None if plan is None else plan.predicted_peak_bytes - plan.weights_bytes,
-            unsliced_peak_bytes=None if plan is None else plan.unsliced_peak_bytes + beside,
-            predicted_peak_bytes=None if plan is None else plan.predicted_peak_bytes + beside,
-            floor_bytes=None if plan is None else plan.floor_bytes + beside,
-            floor_operator="" if plan is None else plan.floor_operator,
-            budget_bytes=self.budget_bytes,
-            measured_peak_bytes=record.measured_bytes,
-            calls=record.calls,
-            note=self.untouched_because if plan is None else "",
-            not_measured=record.not_measured,
-        )
+        current = [*self.compiled.values(), *self.parts.values(), *self.untouched_calls.values()]
+        kinds = {id(compiled): f", {part.kind}" for (_, part), compiled in self.parts.items()}
+        return [
+            record.row(self.role, self.role.label + kinds.get(id(record.ran), ""), self.budget_bytes)
+            for record in self.records
+            if any(record.ran is ran for ran in current)
+        ]

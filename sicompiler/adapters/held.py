@@ -17,6 +17,7 @@ import torch
 import torch.utils._pytree as pytree
 
 from sicompiler.adapters.roles import modules_of, pipeline_class
+from sicompiler.capture.quantised import storage_bytes, stored
 from sicompiler.ops import is_far
 from sicompiler.runtime.faults import locals_of
 from sicompiler.runtime.placement import streams
@@ -56,16 +57,12 @@ class Reserved:
 
 def storages(tensors: Iterable[torch.Tensor], device: torch.device) -> dict[int, int]:
     """Bytes by storage of the tensors on a device."""
-    return {
-        t.untyped_storage()._cdata: t.untyped_storage().nbytes()
-        for t in tensors
-        if t.device == device and t.layout is torch.strided
-    }
+    return storage_bytes(t for t in tensors if t.device == device)
 
 
 def weights_of(part: torch.nn.Module, device: torch.device) -> dict[int, int]:
     """Bytes by storage of a module's parameters and buffers on a device; what lies in far memory is not there."""
-    tensors = (*part.parameters(), *part.buffers())
+    tensors = [plain for tensor in (*part.parameters(), *part.buffers()) for plain in stored(tensor)]
     return storages((t for t in tensors if not is_far(t)) if streams(part) else tensors, device)
 
 

@@ -16,7 +16,6 @@ import torch
 from sicompiler.adapters.component import ComponentState
 from sicompiler.adapters.eviction import IdleComponent, eviction_order
 from sicompiler.adapters.held import ATTRIBUTE, Reserved, reserved, storages, weights_of
-from sicompiler.adapters.outputs import register_outputs
 from sicompiler.adapters.rehash import PipelineRehash
 from sicompiler.adapters.residency import Residency
 from sicompiler.adapters.roles import (
@@ -106,7 +105,6 @@ class PipelineState:
             BadInput: it can't be taken over; the message says why and what to do. It is left as it was.
         """
         check_pipeline(pipe)
-        register_outputs()
         state = PipelineState(pipe, budget_bytes, progress, far_memory)
         state.rehash = None if rehash is None else PipelineRehash(state, rehash)  # reads its plan, which may fail
         previous = pipe.__dict__.get(ATTRIBUTE)
@@ -130,6 +128,10 @@ class PipelineState:
     def pipe(self) -> Any:
         """The live pipeline; None once it is gone, though its components may live on."""
         return self._pipe()
+
+    def plans(self, component: str) -> bool:
+        """Whether a component has to run by a plan: some method of it may not run untouched."""
+        return any(role.component == component and not role.optional for role in self.components)
 
     def _watch(self, pipe: Any) -> None:
         """See every call of the pipeline before it does anything."""
@@ -203,7 +205,8 @@ class PipelineState:
 
     def _renew(self, pipe: Any, role: Role, state: ComponentState) -> None:
         """Patch a component again where its own method came back; never over somebody else's patch."""
-        check_component(state.role.label, state.model)  # who put a hook there is told about hooks
+        planned = self.plans(state.role.component)
+        check_component(state.role.label, state.model, planned=planned)  # who put a hook there is told about hooks
         owner, found = installed_state(state.model, state.method), state.model.__dict__.get(state.slot)
         if isinstance(owner, ComponentState):  # taken over by another pipeline while the patch was lost
             self._drop(role, state)
@@ -225,8 +228,7 @@ class PipelineState:
         model = state.model
         if not self.residency.missing(model, device):
             return
-        needed = max((c.plan.predicted_peak_bytes for c in state.compiled.values()), default=0)
-        needed = max(needed, sum(weights_of(model, torch.device("cpu")).values()))
+        needed = max(state.needed_bytes, sum(weights_of(model, torch.device("cpu")).values()))
         while self.reserved(state, (), device).total_bytes + needed > self.budget_bytes:
             if not self.make_room(state, device):
                 break
@@ -269,6 +271,18 @@ class PipelineState:
         ]
         order = eviction_order(idle, state.role.phase)
         return self.residency.make_room([(name, parts[name]) for name in order], device, state.turn) is not None
+
+    def beside(self, state: ComponentState) -> tuple[int, list[str]]:
+        """What is known of the other components, for an error of one.
+
+        Returns:
+            The smallest budget for what has run so far (0 where idle components can be moved away, which lowers it),
+            and what has not run yet.
+        """
+        others = [other for other in self.components.values() if other is not state]
+        fixed = not self.residency.far and state.home.type == "cpu"
+        known = max((r.floor_bytes for other in others for r in other.records), default=0) if fixed else 0
+        return known, [other.role.label for other in others if not other.records]
 
     def clear(self, device: torch.device) -> None:
         """Move every component away, if the budget asks to move any: a CPU's counter sees only what comes."""

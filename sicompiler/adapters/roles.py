@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from sicompiler.capture.quantised import CASTING_HOOKS, refusal, scheme_of
 from sicompiler.entry import entry_label
 from sicompiler.errors import BadInput
 
@@ -91,13 +92,19 @@ def check_pipeline(pipe: Any) -> tuple[Role, ...]:
             f"{name} has no unet, transformer or prior to compile, only {', '.join(modules_of(pipe)) or 'nothing'}; "
             "compile_for_budget also takes a single module"
         )
+    planned = {role.component for role in roles if not role.optional}
     for component, part in modules_of(pipe).items():
-        check_component(f"{name}.{component}", part)
+        check_component(f"{name}.{component}", part, planned=component in planned)
     return roles
 
 
-def check_component(label: str, part: torch.nn.Module) -> None:
+def check_component(label: str, part: torch.nn.Module, *, planned: bool) -> None:
     """Refuse by name what can't be honoured.
+
+    Args:
+        label: the component, for people.
+        part: the component.
+        planned: whether it has to run by a plan; what may run untouched may have quantised weights.
 
     Raises:
         BadInput: with advice.
@@ -114,13 +121,16 @@ def check_component(label: str, part: torch.nn.Module) -> None:
             f"tiling is on in {label}, which blends tiles and so changes the output; "
             "call disable_tiling() on it: the budget is kept without"
         )
+    scheme = scheme_of(part) if planned else ""
+    if scheme:
+        raise BadInput(refusal(label, scheme))
     for path, child in part.named_modules():
-        hooks = getattr(child.__dict__.get("_diffusers_hook"), "hooks", None)
+        hooks = getattr(child.__dict__.get("_diffusers_hook"), "hooks", {}).keys() - CASTING_HOOKS
         if hooks:
             where = f"{label}.{path}" if path else label
             raise BadInput(
-                f"diffusers hooks are registered on {where} ({', '.join(hooks)}): caches and group offloading keep "
-                "state between calls or move weights inside one; disable them before compile_for_budget"
+                f"diffusers hooks are registered on {where} ({', '.join(sorted(hooks))}): caches and group offloading "
+                "keep state between calls or move weights inside one; disable them before compile_for_budget"
             )
 
 

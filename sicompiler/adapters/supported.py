@@ -12,8 +12,7 @@ class SupportedPipeline:
     Attributes:
         name: of the class.
         tested: the methods that were compiled in that test.
-        untouched: encoders that may run as they are: a cache among their outputs is captured only where something else
-            in the process has told torch about its class.
+        untouched: encoders that run as they are, within the budget.
         variant: what sets it apart from another row of the same class.
         note: what the test had to do for the stock pipeline to run at all.
     """
@@ -38,15 +37,24 @@ _ROWS = (
     SupportedPipeline("AnimateDiffVideoToVideoPipeline", (*_ANIMATEDIFF, "vae.encode")),
     SupportedPipeline("CogVideoXImageToVideoPipeline", (*_TRANSFORMER, "vae.encode")),
     SupportedPipeline("CogVideoXPipeline", _TRANSFORMER),
-    SupportedPipeline("HunyuanVideoPipeline", ("text_encoder_2", "transformer", "vae.decode"), ("text_encoder",)),
+    SupportedPipeline("EasyAnimatePipeline", _TRANSFORMER),
+    SupportedPipeline(
+        "HunyuanVideoImageToVideoPipeline",
+        ("text_encoder_2", "vae.encode", "transformer", "vae.decode"),
+        ("text_encoder",),
+    ),
+    SupportedPipeline("HunyuanVideoPipeline", (*_TRANSFORMER, "text_encoder_2")),
     SupportedPipeline(
         "I2VGenXLPipeline",
         ("text_encoder", "image_encoder", "vae.encode", "unet", "vae.decode"),
         note="with transformers 5 the stock pipeline fails on any text encoder: it reads CLIPTextModel.text_model, "
         "which is gone; tested with a text encoder that has the attribute",
     ),
+    SupportedPipeline("Kandinsky5T2VPipeline", (*_TRANSFORMER, "text_encoder_2")),
+    SupportedPipeline("LTX2Pipeline", _TRANSFORMER),
     SupportedPipeline("LTXPipeline", _TRANSFORMER),
     SupportedPipeline("MochiPipeline", _TRANSFORMER),
+    SupportedPipeline("SanaVideoPipeline", _TRANSFORMER),
     SupportedPipeline("StableVideoDiffusionPipeline", ("image_encoder", "vae.encode", "unet", "vae.decode")),
     SupportedPipeline("TextToVideoSDPipeline", _ANIMATEDIFF),
     SupportedPipeline(

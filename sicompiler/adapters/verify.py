@@ -13,6 +13,7 @@ import torch.utils._pytree as pytree
 
 from sicompiler.adapters.held import storages, weights_of
 from sicompiler.adapters.roles import modules_of
+from sicompiler.capture.quantised import stored
 from sicompiler.reports.phases import PhaseRow
 from sicompiler.runtime.measure import Peak, observe_peak
 from sicompiler.runtime.verify import errors
@@ -172,8 +173,8 @@ def _resident(state: PipelineState, device: torch.device, inputs: Any) -> int:
 def _weights(state: PipelineState) -> Iterator[torch.Tensor]:
     """What a pipeline may replace while it runs, by casting a component."""
     for part in modules_of(state.pipe).values():
-        yield from part.parameters()
-        yield from part.buffers()
+        for tensor in (*part.parameters(), *part.buffers()):
+            yield from stored(tensor)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,9 @@ import torch.utils._pytree as pytree
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from sicompiler.capture.quantised import storage_bytes
+from sicompiler.capture.results import close_results
+
 
 class Source(StrEnum):
     """Where the value of a placeholder comes from."""
@@ -78,6 +81,10 @@ class Program:
                 values.append(tensors[binding.name])
         return values
 
+    def results(self, flat: Sequence[Any]) -> Any:
+        """What the model would return, of the flat outputs of a run."""
+        return close_results(pytree.tree_unflatten(list(flat), self.out_spec))
+
 
 def named_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Parameters and buffers of a live model by name, shared ones under every name they have."""
@@ -93,8 +100,7 @@ def flatten_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list
 
 def weights_bytes(model: torch.nn.Module) -> int:
     """Bytes of the storages behind the parameters and buffers of a model, shared ones once."""
-    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in named_tensors(model).values()}
-    return sum(storages.values())
+    return sum(storage_bytes(named_tensors(model).values()).values())
 
 
 def fingerprint(graph: fx.Graph) -> str:

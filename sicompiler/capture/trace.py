@@ -23,7 +23,9 @@ from torch.fx.immutable_collections import immutable_dict, immutable_list
 from sicompiler.capture.bounded import bound_lengths
 from sicompiler.capture.contexts import casts_by_itself, graphs, inline_contexts
 from sicompiler.capture.program import Binding, Program, Source, named_tensors
+from sicompiler.capture.quantised import refusal, scheme_of
 from sicompiler.capture.reasons import advice, reason, source_line
+from sicompiler.capture.results import held_by, opened_results
 from sicompiler.capture.silence import silent_torch
 from sicompiler.entry import FORWARD, entry_module, has_method
 from sicompiler.errors import BadInput, CaptureError
@@ -87,6 +89,9 @@ def capture(
     tensors = [*pytree.tree_leaves((args, kwargs)), *named_tensors(model).values()]
     check_no_autocast(tensors)
     _check_entry(model, method)
+    scheme = scheme_of(model)
+    if scheme:
+        raise CaptureError(refusal(type(model).__name__, scheme))
     with (
         tracing(),
         _capture_errors(model),
@@ -95,6 +100,7 @@ def capture(
         _fake_mode_of(tensors) or contextlib.nullcontext(),
         paused_gc(),
         entry_module(model, method) as entry,
+        opened_results(entry, held_by(model)),
     ):
         exported = torch.export.export(entry, tuple(args), kwargs, strict=False)
         if _mutates(exported.graph_module) or casts_by_itself(exported.graph_module):

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sicompiler.adapters.eviction import IdleComponent, eviction_order
-from sicompiler.adapters.outputs import register_outputs
 from sicompiler.adapters.roles import Phase
-from sicompiler.capture import weights_bytes
+from sicompiler.adapters.untouched import UntouchedCall, untouched_call
 from sicompiler.cli.frontier import DENOISE, ENCODE, Frontiers, pipeline_frontiers
 from sicompiler.cli.options import ModelOptions
 from sicompiler.cli.output import Progress, json_rows, note, quiet, show, show_json, show_text
@@ -16,7 +15,7 @@ from sicompiler.cli.work import Target, prepare
 from sicompiler.compiler import FarMemory, Planner
 from sicompiler.errors import CaptureError, OverBudget
 from sicompiler.facts.storages import GraphFacts, Origin
-from sicompiler.models.pipelines import PartName, build_pipeline, idle_weights, pipeline_named
+from sicompiler.models.pipelines import PartCall, PartName, build_pipeline, idle_weights, pipeline_named
 from sicompiler.plan import Plan
 from sicompiler.reports.phases import PhaseRow, PipelineReport
 from sicompiler.units import budget_hint, format_bytes, parse_bytes
@@ -139,24 +138,24 @@ def run(options: ModelOptions, gb: str | None, *, as_json: bool) -> int:
     budget = None if gb is None else parse_bytes(gb)
     dtype = options.dtype or "float16"
     device = "cuda" if options.device is None else options.device.value
-    register_outputs()
     frontiers: Frontiers | None = None
     with Progress() as progress, quiet():
         calls = build_pipeline(options.model, dtype=dtype, **options.sizes)
         idle = idle_weights(options.model, dtype)
         parts: list[Part] = []
-        untouched: dict[str, str] = {}
+        untouched: dict[str, UntouchedCall] = {}
         for call in calls:
             try:
                 parts.append(Part(call, prepare(Target(call.call, device), progress, label=call.label)[1]))
             except CaptureError as error:
                 if call.phase != ENCODE:
                     raise
-                untouched[call.component] = str(error).splitlines()[0]
-                idle[call.component] = weights_bytes(call.call.module)
+                known = _untouched_call(call, str(error).splitlines()[0])
+                untouched[call.component], idle[call.component] = known, known.weights_bytes
         pipeline = Pipeline.of(parts, idle, device, options.far)
         if budget is None:
-            budget = max(pipeline.unsliced_bytes(part) for part in parts)
+            whole = [_untouched(name, known, pipeline, 0).floor_bytes or 0 for name, known in untouched.items()]
+            budget = max([*whole, *(pipeline.unsliced_bytes(part) for part in parts)])
             frontiers = pipeline_frontiers(pipeline, progress)
     planned = [pipeline.plan(part, budget).row for part in parts]
     rows = (*(_untouched(name, why, pipeline, budget) for name, why in untouched.items()), *planned)
@@ -193,10 +192,31 @@ def run(options: ModelOptions, gb: str | None, *, as_json: bool) -> int:
     return 0
 
 
-def _untouched(component: str, why: str, pipeline: Pipeline, budget: int) -> PhaseRow:
-    """The row of an encoder that can't be captured: only its weights are known."""
-    held, own = pipeline.held, pipeline.weights[component]
-    return PhaseRow(ENCODE, component, (component,), own, held, None, None, None, None, "", budget, note=why)
+def _untouched_call(part: PartCall, why: str) -> UntouchedCall:
+    """What is known of a call that can't be captured, by rehearsing it."""
+    module = part.call.module
+    return untouched_call(
+        module, getattr(module, part.method), part.call.args, part.call.kwargs, reason=why, room_bytes=0
+    )
+
+
+def _untouched(component: str, known: UntouchedCall, pipeline: Pipeline, budget: int) -> PhaseRow:
+    """The row of an encoder that can't be captured: its weights, all on the device, and what a rehearsal held."""
+    others = 0 if pipeline.movable else sum(pipeline.weights.values()) - pipeline.weights[component]
+    return PhaseRow(
+        phase=ENCODE,
+        component=component,
+        resident=(component,),
+        weights_bytes=known.weights_bytes,
+        held_bytes=pipeline.held,
+        activations_bytes=None,
+        unsliced_peak_bytes=None,
+        predicted_peak_bytes=None,
+        floor_bytes=known.floor_bytes + pipeline.held + others,
+        floor_operator=known.culprit,
+        budget_bytes=budget,
+        note=known.reason,
+    )
 
 
 def sample_bytes(facts: GraphFacts) -> int:

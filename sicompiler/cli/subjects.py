@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from sicompiler.adapters.outputs import register_outputs
 from sicompiler.cli.options import ModelOptions
 from sicompiler.cli.output import quiet
 from sicompiler.cli.work import find
@@ -190,7 +189,6 @@ def subject(options: ModelOptions, progress: Progress, video: Video) -> Subject:
 
 def _pipeline(options: ModelOptions, progress: Progress) -> Subject:
     preset, dtype, device = pipeline_named(options.model), options.dtype or "float16", _device(options)
-    register_outputs()
     found = family_of(preset.denoiser)
     assert found is not None
     scale = Scale(found.family, found.config, found.sizes.replaced(batch=options.batch), options.model)

@@ -88,12 +88,8 @@ def umt5_xxl() -> Encoder:
 
 def llama_8b() -> Encoder:
     """The language model of LLaVA-LLaMA-3 8B, behind HunyuanVideo's template of 95 tokens."""
-    return Encoder(
-        "text_encoder",
-        "LlamaModel",
-        _LLAMA_8B,
-        _prompt(256 + LLAMA_TEMPLATE, mask=True, output_hidden_states=True, use_cache=False),
-    )
+    inputs = _prompt(256 + LLAMA_TEMPLATE, mask=True, output_hidden_states=True)
+    return Encoder("text_encoder", "LlamaModel", _LLAMA_8B, inputs)
 
 
 def encoder_of(name: str, class_name: str, config: Mapping[str, Any], tokens: int) -> Encoder | None:
@@ -113,6 +109,6 @@ def encoder_of(name: str, class_name: str, config: Mapping[str, Any], tokens: in
     if class_name in ("T5EncoderModel", "UMT5EncoderModel"):
         return Encoder(name, class_name, config, _prompt(tokens, mask=True))
     if class_name == "LlamaModel":
-        inputs = _prompt(tokens + LLAMA_TEMPLATE, mask=True, output_hidden_states=True, use_cache=False)
+        inputs = _prompt(tokens + LLAMA_TEMPLATE, mask=True, output_hidden_states=True)
         return Encoder(name, class_name, config, inputs)
     return None

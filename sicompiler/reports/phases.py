@@ -25,7 +25,7 @@ class PhaseRow:
         activations_bytes: inputs, intermediate values and workspace of the component at its predicted peak.
         unsliced_peak_bytes: predicted without slicing.
         predicted_peak_bytes: predicted for the plan; None where the component runs untouched.
-        floor_bytes: the smallest budget that works.
+        floor_bytes: the smallest budget that works, as far as is known: of an untouched component the first call tells.
         floor_operator: what sets it.
         budget_bytes: of the pipeline.
         measured_peak_bytes: the highest measured, None before `verify`.
@@ -53,8 +53,10 @@ class PhaseRow:
     @property
     def fits(self) -> bool:
         """Whether what is known of it is within the budget: measured <= predicted <= budget."""
-        predicted = self.budget_bytes if self.predicted_peak_bytes is None else self.predicted_peak_bytes
-        return (self.measured_peak_bytes or 0) <= predicted <= self.budget_bytes
+        if self.predicted_peak_bytes is None:  # untouched: what is measured counts, before that what is known
+            known = self.floor_bytes if self.measured_peak_bytes is None else self.measured_peak_bytes
+            return (known or 0) <= self.budget_bytes
+        return (self.measured_peak_bytes or 0) <= self.predicted_peak_bytes <= self.budget_bytes
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""

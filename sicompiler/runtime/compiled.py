@@ -61,7 +61,7 @@ class Compiled:
         """What the graph gives, as the model would return it: in a function of its own, whose frame can be cleared."""
         with torch.no_grad():
             flat = self.program.graph_module.forward(*values)  # past fx's wrapper, which prints errors
-        return pytree.tree_unflatten(list(flat), self.program.out_spec)
+        return self.program.results(flat)
 
 
 def _leaf_key(leaf: Any) -> Hashable:

@@ -13,6 +13,7 @@ from collections.abc import Collection
 import torch
 
 from sicompiler.capture import named_tensors
+from sicompiler.capture.quantised import stored
 from sicompiler.ops import far_tensor, is_far
 
 _lock = threading.RLock()
@@ -33,11 +34,11 @@ def place(model: torch.nn.Module, far: Collection[str], device: torch.device) ->
     with _lock:
         if not far and model not in _streaming:
             return
-        tensors = named_tensors(model)
-        wanted = {id(tensors[name]) for name in far}
+        tensors = {name: list(stored(tensor)) for name, tensor in named_tensors(model).items()}
+        wanted = {id(plain) for name in far for plain in tensors[name]}
         _streaming.add(model)
         try:
-            for tensor in {id(t): t for t in tensors.values()}.values():
+            for tensor in {id(plain): plain for parts in tensors.values() for plain in parts}.values():
                 lies, goes = is_far(tensor), id(tensor) in wanted
                 if lies != goes or (not goes and tensor.device != device):
                     _move(tensor, device, far=goes)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 
 from sicompiler.capture import flatten_inputs
+from sicompiler.capture.results import leaves_of
 from sicompiler.runtime.compiled import Compiled
 from sicompiler.runtime.measure import observe_peak
 from sicompiler.units import format_bytes, format_seconds
@@ -67,7 +67,7 @@ def errors(ours: Any, theirs: Any) -> tuple[float, float, bool]:
     """
     biggest_abs = biggest_rel = 0.0
     bitwise = True
-    for a, b in zip(pytree.tree_leaves(ours), pytree.tree_leaves(theirs), strict=True):
+    for a, b in zip(leaves_of(ours), leaves_of(theirs), strict=True):
         if not isinstance(a, torch.Tensor):
             bitwise = bitwise and a == b
             continue

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 
 from sicompiler.capture import Program, capture, flatten_inputs
 from sicompiler.passes.loop import outline_loops
@@ -33,4 +32,4 @@ def run_program(program: Program, module: torch.nn.Module, args: Sequence[Any], 
     values = program.arguments(module, flatten_inputs(args, kwargs)[0])
     with torch.no_grad():
         flat = program.graph_module(*values)
-    return pytree.tree_unflatten(list(flat), program.out_spec)
+    return program.results(flat)
