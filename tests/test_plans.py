@@ -280,10 +280,10 @@ def test_a_plan_of_a_machine_whose_kernels_take_other_workspace_is_refused(monke
     model, x = Level().double().eval(), torch.randn(2, 4, 24, 20, dtype=torch.float64)
     _, planner = prepare(model, (x,), {})
     plan = planner.plan(planner.floor()[0])
-    target, rows = torch.ops.aten.conv2d.default, dict(workspace.FORMULAS["cpu"])
+    target, rows = torch.ops.aten.conv2d.default, dict(workspace.DEVICES["cpu"])
     own = rows[target]
-    rows[target] = lambda operands, results: own(operands, results) + 2**12
-    monkeypatch.setattr(workspace, "FORMULAS", {**workspace.FORMULAS, "cpu": rows})
+    rows[target] = lambda call: own(call) + 2**12
+    monkeypatch.setattr(workspace, "DEVICES", {**workspace.DEVICES, "cpu": rows})
     before = dict(model.__dict__)
     with pytest.raises(sicompiler.StalePlan, match="another machine or number of threads"):
         sicompiler.compile_for_budget(model, 1, plan=plan, example_inputs=((x,), {}))

@@ -17,7 +17,7 @@ from sicompiler.runtime.faults import locals_of
 from sicompiler.search.search import Progress
 
 if TYPE_CHECKING:
-    from sicompiler.adapters.component import Record
+    from sicompiler.adapters.records import Record
     from sicompiler.adapters.pipeline import PipelineState
 
 
