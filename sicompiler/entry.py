@@ -19,14 +19,13 @@ import torch.utils._pytree as pytree
 FORWARD = "forward"
 
 # What calling a module does around its forward; a method called by its name goes past all of it.
-_AROUND_FORWARD = (
+AROUND_FORWARD = (
     "_forward_hooks",
     "_forward_hooks_always_called",
     "_forward_hooks_with_kwargs",
     "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs",
 )
-_TENSORS = ("_parameters", "_buffers", "_modules")
 
 
 def bound_method(model: torch.nn.Module, method: str) -> Callable[..., Any]:
@@ -54,9 +53,6 @@ def has_method(model: torch.nn.Module, method: str) -> bool:
 def entry_module(model: torch.nn.Module, method: str) -> Iterator[torch.nn.Module]:
     """A module whose forward is one method of a live module, for the time of a trace.
 
-    What the trace leaves behind in plain attributes of the module or its children (caches that a decoder fills frame by
-    frame) is undone: the module is as it was.
-
     Args:
         model: the live module.
         method: name of the entry point.
@@ -64,16 +60,15 @@ def entry_module(model: torch.nn.Module, method: str) -> Iterator[torch.nn.Modul
     Yields:
         The module itself for `forward`; else a stand-in that shares parameters, buffers and children with it.
     """
-    with _attributes_kept(model):
-        if method == FORWARD:
-            yield model
-            return
-        stand_in = object.__new__(type(model))
-        stand_in.__dict__.update(model.__dict__)
-        stand_in.__dict__.update({name: OrderedDict() for name in _AROUND_FORWARD if name in model.__dict__})
-        stand_in.__dict__.pop("_hf_hook", None)  # accelerate's: it would move the weights of the live module
-        stand_in.__dict__[FORWARD] = _with_open_results(getattr(stand_in, method))
-        yield stand_in
+    if method == FORWARD:
+        yield model
+        return
+    stand_in = object.__new__(type(model))
+    stand_in.__dict__.update(model.__dict__)
+    stand_in.__dict__.update({name: OrderedDict() for name in AROUND_FORWARD if name in model.__dict__})
+    stand_in.__dict__.pop("_hf_hook", None)  # accelerate's: it would move the weights of the live module
+    stand_in.__dict__[FORWARD] = _with_open_results(getattr(stand_in, method))
+    yield stand_in
 
 
 def _with_open_results(call: Callable[..., Any]) -> Callable[..., Any]:
@@ -107,23 +102,3 @@ def _close(kind: type, tensors: Iterable[Any], context: Any) -> object:
     names, rest = context
     holder.__dict__.update(rest, **dict(zip(names, tensors, strict=True)))
     return holder
-
-
-@contextlib.contextmanager
-def _attributes_kept(model: torch.nn.Module) -> Iterator[None]:
-    """Restore the plain attributes of a module and its children, and the content of their lists and dicts."""
-    saved = []
-    for child in model.modules():
-        plain = {name: value for name, value in child.__dict__.items() if name not in _TENSORS}
-        contents = [(value, value.copy()) for value in plain.values() if type(value) in (list, dict)]
-        saved.append((child, plain, contents))
-    try:
-        yield
-    finally:
-        for child, plain, contents in saved:
-            for name in [name for name in child.__dict__ if name not in plain and name not in _TENSORS]:
-                del child.__dict__[name]
-            child.__dict__.update(plain)
-            for value, content in contents:
-                value.clear()
-                value.extend(content) if isinstance(value, list) else value.update(content)

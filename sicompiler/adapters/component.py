@@ -105,7 +105,7 @@ class ComponentState(State):
         progress: Progress | None,
         far_memory: FarMemory,
     ) -> None:
-        super().__init__(model, budget_bytes, None, progress, role.method, far_memory)
+        super().__init__(model, budget_bytes, None, progress, role.method, far_memory, role.component)
         self.role, self.pipeline = role, pipeline
         self.records: list[Record] = []
         self.untouched_because = ""  # why it can't be captured, once that has been tried
@@ -158,7 +158,7 @@ class ComponentState(State):
 
     def whole_program(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Program:
         """The clean graph for the shapes of a call, of which parts are made."""
-        key = call_key(self._noticed, self.model, args, kwargs)
+        key = call_key(self.guards, self.model, args, kwargs)
         if key not in self.programs:
             restore(self.model, self.device_of(args, kwargs))  # a trace reads where the weights are
             with self.untouched():
@@ -176,7 +176,7 @@ class ComponentState(State):
         Raises:
             OverBudget: no plan fits beside them.
         """
-        call = call_key(self._noticed, self.model, args, kwargs)
+        call = call_key(self.guards, self.model, args, kwargs)
         key = (call, part)  # with what is held beside it: a plan that leaves room for much is slow where little is held
         found = self.parts.get(key)
         if key not in self._room:

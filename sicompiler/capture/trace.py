@@ -24,6 +24,7 @@ from sicompiler.capture.bounded import bound_lengths
 from sicompiler.capture.contexts import casts_by_itself, graphs, inline_contexts
 from sicompiler.capture.program import Binding, Program, Source, named_tensors
 from sicompiler.capture.reasons import advice, reason, source_line
+from sicompiler.capture.state import Entry, state_kept
 from sicompiler.entry import FORWARD, entry_module, has_method
 from sicompiler.errors import BadInput, CaptureError
 
@@ -90,9 +91,13 @@ def capture(
         torch.no_grad(),
         _fake_mode_of(tensors) or contextlib.nullcontext(),
         paused_gc(),
-        entry_module(model, method) as entry,
+        state_kept(model, method),
+        entry_module(model, method) as module,
     ):
-        exported = torch.export.export(entry, tuple(args), kwargs, strict=False)
+        entry = Entry(module, method, type(model).__name__)
+        with entry.watched() as watched:
+            exported = torch.export.export(watched, tuple(args), kwargs, strict=False)
+        entry.check(args, kwargs)
         if _mutates(exported.graph_module) or casts_by_itself(exported.graph_module):
             exported = exported.run_decompositions({})
         inline_contexts(exported.graph_module)
