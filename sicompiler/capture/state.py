@@ -25,7 +25,7 @@ from torch.export.graph_signature import InputKind
 
 from sicompiler.entry import FORWARD
 from sicompiler.errors import CaptureError
-from sicompiler.guards import Written, global_hooks, keep_state, twice, watched
+from sicompiler.guards import Undo, Written, global_hooks, keep_state, twice, watched
 
 _ADVICE = (
     "  a graph is traced once, so what a call leaves behind for the next would be frozen in it; switch off or remove "
@@ -34,12 +34,15 @@ _ADVICE = (
 
 
 @contextlib.contextmanager
-def state_kept(model: torch.nn.Module, method: str) -> Iterator[None]:
+def state_kept(model: torch.nn.Module, method: str) -> Iterator[Undo]:
     """Put back, in the end, everything that a trace writes into what a model can reach.
 
     Args:
         model: the live model.
         method: the entry point.
+
+    Yields:
+        What puts it back before.
 
     Raises:
         CaptureError: forward hooks are registered for all modules of the process.
@@ -53,7 +56,7 @@ def state_kept(model: torch.nn.Module, method: str) -> Iterator[None]:
         )
     undo = keep_state(model, method)
     try:
-        yield
+        yield undo
     finally:
         undo.back()
 
@@ -65,13 +68,14 @@ class Entry:
         module: the module, made for the trace or live.
         method: which entry point of the live model its forward is.
         name: of the model.
+        undo: puts back what a trace writes into the model.
     """
 
-    def __init__(self, module: torch.nn.Module, method: str, name: str) -> None:
+    def __init__(self, module: torch.nn.Module, method: str, name: str, undo: Undo) -> None:
         self._module, self._method, self._name = module, method, name
         self._call = module.forward
         self._own = dict(module.__dict__)
-        self._undo = keep_state(module, method)
+        self._undo = undo
         self._written = Written()
 
     @contextlib.contextmanager

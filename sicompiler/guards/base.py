@@ -25,7 +25,13 @@ class Guard(ABC):
 
 
 class Visitor(Protocol):
-    """The walk, as guards see it."""
+    """The walk, as guards see it.
+
+    Attributes:
+        looks_inside: whether values of tensors may be looked at.
+    """
+
+    looks_inside: bool
 
     def visit(self, value: Any, path: str) -> Guard:
         """Describe what is at a path, and give a guard for it."""

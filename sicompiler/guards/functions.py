@@ -7,7 +7,7 @@ import types
 from typing import Any
 
 from sicompiler.guards.base import Guard, Visitor
-from sicompiler.guards.code import in_library, names_of
+from sicompiler.guards.code import names_of
 from sicompiler.guards.containers import AttributesGuard
 from sicompiler.guards.identity import token
 from sicompiler.guards.plain import is_plain
@@ -42,8 +42,7 @@ class FunctionGuard(Guard):
             walk.note(f"{path} attributes", ("names", tuple(sorted(function.__dict__))))
             walk.keep(function.__dict__)
             self.attributes = AttributesGuard(function.__dict__, function.__dict__, path, walk)
-        if not in_library(scope):
-            walk.namespace(function.__globals__, names, str(scope))
+        walk.namespace(function.__globals__, names, str(scope))
 
     def holds(self, value: Any) -> bool:
         """Whether it is the same function, and does what it did."""

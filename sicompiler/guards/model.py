@@ -36,6 +36,7 @@ class ModuleGuards:
         """A hash of all that a plan depends on of the model: code, hooks, state, layouts of its tensors."""
         if self._walk is None or not self._walk.holds(model):
             self._walk = Walk(model, self._view, self._methods, path=self._path)
+            self._walk.tensors.clear()
             self._key = hash(frozenset(self._walk.facts.items()))
         return self._key
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -34,9 +35,6 @@ class HooksGuard(Guard):
         kind = name.strip("_").removesuffix("s").replace("_", " ")
         flags = [tuple(key in own.get(flag, ()) for flag in _FLAGS[name]) for key in own[name]]
         walk.note(f"{path} {kind}s", ("hooks", tuple(flags)))
-        for holder in (name, *_FLAGS[name]):
-            if holder in own:
-                walk.keep(own[holder])
         self.guards = {
             key: walk.visit(hook, f"{path} {kind} {index}") for index, (key, hook) in enumerate(own[name].items())
         }
@@ -81,6 +79,8 @@ class ModuleGuard(Guard):
         seen = _settings(own, view)
         walk.note(f"{path} attributes", ("names", tuple(sorted(seen))))
         self.attributes = AttributesGuard(own, seen, path, walk)
+        for holder in (*_HOOKS, *itertools.chain(*_FLAGS.values())):
+            walk.keep(own[holder])
         self.hooks: list[HooksGuard] = []
         if view is None:  # those of the model itself fire around what is compiled
             self.hooks = [HooksGuard(own, name, path, walk) for name in _HOOKS if own[name]]

@@ -12,10 +12,9 @@ from torch.nn.modules import module as torch_module
 
 from sicompiler.guards.base import Guard, Visitor
 from sicompiler.guards.code import in_library, is_read_by_syntax
-from sicompiler.guards.identity import class_entries, version
+from sicompiler.guards.identity import class_entries, token, version
 from sicompiler.guards.plain import OpaqueGuard, is_plain
 
-_FOLLOWED = (types.FunctionType, types.BuiltinFunctionType, types.ModuleType)
 _GLOBAL_HOOKS = ("_global_forward_pre_hooks", "_global_forward_hooks")
 
 
@@ -101,9 +100,9 @@ class NamespacePlace:
                 self._guards[name] = OpaqueGuard(value)
                 walk.note(path, ("module", value.__name__))
                 self._below.append(value)
-            elif self._library and not (isinstance(value, _FOLLOWED) or is_plain(value)):
+            elif self._library and not _is_followed(value):
                 self._guards[name] = OpaqueGuard(value)
-                walk.note(path, ("opaque", self._guards[name].number))  # type: ignore[attr-defined]
+                walk.note(path, ("opaque", token(value)))
             else:
                 walk.keep(self._dict, name)
                 self._guards[name] = walk.visit(value, path)
@@ -142,6 +141,13 @@ class AmbientPlace:
             and torch.get_default_device() == self._device
             and [version(getattr(torch_module, name)) for name in _GLOBAL_HOOKS] == self._hooks
         )
+
+
+def _is_followed(value: Any) -> bool:
+    """Whether something in the globals of a library is not the library's own, but put there: a function, a number."""
+    if isinstance(value, types.FunctionType):
+        return not in_library(value.__globals__.get("__name__"))
+    return is_plain(value)
 
 
 def global_hooks() -> list[Any]:

@@ -26,18 +26,24 @@ def _values(tensor: torch.Tensor) -> Hashable:
     return str(tensor.tolist())
 
 
-def _version_of(tensor: torch.Tensor) -> Hashable:
+def _version_of(tensor: torch.Tensor, values: bool) -> Hashable:
     try:
         return tensor._version
     except RuntimeError:  # made in inference mode: nobody counts what is written
-        return None if isinstance(tensor, FakeTensor) or tensor.is_meta else str(tensor.double().sum().item())
+        known = values and not isinstance(tensor, FakeTensor) and not tensor.is_meta
+        return str(tensor.double().sum().item()) if known else None
 
 
-def tensor_fact(tensor: torch.Tensor) -> Hashable:
-    """What a tensor is that a trace takes as a constant: which, how often written into, its layout."""
+def tensor_fact(tensor: torch.Tensor, values: bool = True) -> Hashable:
+    """What a tensor is that a trace takes as a constant: which, how often written into, its layout.
+
+    Args:
+        tensor: the constant.
+        values: look at values of small ones too; not in the middle of a trace, which would take part.
+    """
     layout = (tuple(tensor.shape), tensor.dtype, str(tensor.device), str(tensor.layout))
     strides = tensor.stride() if tensor.layout is torch.strided else ()
-    return ("tensor", token(tensor), _version_of(tensor), layout, strides, _values(tensor))
+    return ("tensor", token(tensor), _version_of(tensor, values), layout, strides, _values(tensor) if values else None)
 
 
 class TensorGuard(Guard):
@@ -50,7 +56,7 @@ class TensorGuard(Guard):
     __slots__ = ("fact",)
 
     def __init__(self, tensor: torch.Tensor, path: str, walk: Visitor) -> None:
-        self.fact = tensor_fact(tensor)
+        self.fact = tensor_fact(tensor, walk.looks_inside)
         walk.note(path, self.fact)
         walk.tensor(path, tensor)
         walk.keep(tensor)

@@ -31,9 +31,7 @@ class Undo:
             slot: keep one attribute, or one entry of a dict, instead.
         """
         if slot is not None:
-            step: Callable[[], None] | None = (
-                _entry(value, slot) if isinstance(value, dict) else _attribute(value, slot)
-            )
+            self._steps.append(_entry(value, slot) if isinstance(value, dict) else _attribute(value, slot))
         else:
             step = next((make(value) for kind, make in _KINDS if isinstance(value, kind)), None)
             if step is not None:

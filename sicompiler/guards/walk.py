@@ -63,7 +63,7 @@ class Walk:
         methods: names of the entry points.
         path: what the model is called.
         undo: keeps the content of all that is met, to put it back; None where nothing is.
-        layouts: whether layouts of parameters and buffers are facts.
+        layouts: whether layouts of parameters and buffers are facts, and values of small tensors; not in a trace.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class Walk:
         self.reach: set[str] = {*methods}
         self.classes: dict[type, ClassPlace] = {}
         self.namespaces: dict[int, NamespacePlace] = {}
-        self._undo, self._layouts = undo, layouts
+        self._undo, self._layouts, self.looks_inside = undo, layouts, layouts
         self._met: dict[int, str] = {}
         self._names: dict[int, str] = {}
         self._doubles: collections.Counter[str] = collections.Counter()
