@@ -17,7 +17,7 @@ import torch
 FORWARD = "forward"
 
 # What calling a module does around its forward; a method called by its name goes past all of it.
-_AROUND_FORWARD = (
+AROUND_FORWARD = (
     "_forward_hooks",
     "_forward_hooks_always_called",
     "_forward_hooks_with_kwargs",
@@ -25,7 +25,6 @@ _AROUND_FORWARD = (
     "_forward_pre_hooks_with_kwargs",
 )
 OWN = "own"  # of who has put a patch of ours on an instance: what the instance itself had in its place
-_TENSORS = ("_parameters", "_buffers", "_modules")
 
 
 def bound_method(model: torch.nn.Module, method: str) -> Callable[..., Any]:
@@ -53,9 +52,6 @@ def has_method(model: torch.nn.Module, method: str) -> bool:
 def entry_module(model: torch.nn.Module, method: str) -> Iterator[torch.nn.Module]:
     """A module whose forward is one method of a live module, for the time of a trace.
 
-    What the trace leaves behind in plain attributes of the module or its children (caches that a decoder fills frame by
-    frame) is undone: the module is as it was.
-
     Args:
         model: the live module.
         method: name of the entry point.
@@ -63,17 +59,13 @@ def entry_module(model: torch.nn.Module, method: str) -> Iterator[torch.nn.Modul
     Yields:
         The module itself for `forward`; else a stand-in that shares parameters, buffers and children with it.
     """
-    with _attributes_kept(model):
-        if method == FORWARD:
-            yield model
-            return
-        stand_in = object.__new__(type(model))
-        stand_in.__dict__.update(model.__dict__)
-        stand_in.__dict__.update({name: OrderedDict() for name in _AROUND_FORWARD if name in model.__dict__})
-        _drop_patch(stand_in, method)
-        stand_in.__dict__.pop("_hf_hook", None)  # accelerate's: it would move the weights of the live module
-        stand_in.__dict__[FORWARD] = getattr(stand_in, method)
-        yield stand_in
+    stand_in = object.__new__(type(model))
+    stand_in.__dict__.update(model.__dict__)
+    stand_in.__dict__.update({name: OrderedDict() for name in AROUND_FORWARD if name in model.__dict__})
+    _drop_patch(stand_in, method)
+    stand_in.__dict__.pop("_hf_hook", None)  # accelerate's: it would move the weights of the live module
+    stand_in.__dict__[FORWARD] = getattr(stand_in, method)
+    yield stand_in
 
 
 def _drop_patch(stand_in: torch.nn.Module, method: str) -> None:
@@ -83,23 +75,3 @@ def _drop_patch(stand_in: torch.nn.Module, method: str) -> None:
         del stand_in.__dict__[method]
         if owner.own is not None:
             stand_in.__dict__[method] = owner.own
-
-
-@contextlib.contextmanager
-def _attributes_kept(model: torch.nn.Module) -> Iterator[None]:
-    """Restore the plain attributes of a module and its children, and the content of their lists, dicts and hooks."""
-    saved = []
-    for child in model.modules():
-        plain = {name: value for name, value in child.__dict__.items() if name not in _TENSORS}
-        contents = [(value, value.copy()) for value in plain.values() if type(value) in (list, dict, OrderedDict)]
-        saved.append((child, plain, contents))
-    try:
-        yield
-    finally:
-        for child, plain, contents in saved:
-            for name in [name for name in child.__dict__ if name not in plain and name not in _TENSORS]:
-                del child.__dict__[name]
-            child.__dict__.update(plain)
-            for value, content in contents:
-                value.clear()
-                value.extend(content) if isinstance(value, list) else value.update(content)

@@ -26,12 +26,14 @@ from sicompiler.compiler import FarMemory, Planner, make_planner, rewrite
 from sicompiler.cost import MACHINES
 from sicompiler.entry import FORWARD, entry_label
 from sicompiler.errors import BadInput
+from sicompiler.guards import ModuleGuards
 from sicompiler.passes.manager import Observer
 from sicompiler.plan import Plan
 from sicompiler.reports.report import Report
 from sicompiler.runtime.compiled import Compiled, call_key, check_inference
-from sicompiler.runtime.noticed import Noticed
+from sicompiler.runtime.news import Known, news
 from sicompiler.runtime.placement import place, restore, streams
+from sicompiler.runtime.specs import random_inputs, specs
 from sicompiler.runtime.verify import Verification, compare
 from sicompiler.search.search import Progress
 from sicompiler.turns import executing, turn_of
@@ -176,6 +178,7 @@ class State:
         progress: told about long work.
         method: which of its methods is taken over.
         far_memory: "auto" allows to spill values and to stream weights, where nothing else fits.
+        path: what the model is called in what is said of it: its name in a pipeline.
     """
 
     def __init__(
@@ -186,6 +189,7 @@ class State:
         progress: Progress | None = None,
         method: str = FORWARD,
         far_memory: FarMemory = "auto",
+        path: str = "",
     ) -> None:
         self._model = weakref.ref(model)
         self.far_memory: FarMemory = far_memory
@@ -194,7 +198,8 @@ class State:
         self.own: Callable[..., Any] | None = None  # what the instance itself had in the place of our patch
         self.compiled: dict[Hashable, Compiled] = {}
         self.last: tuple[Compiled, Inputs] | None = None
-        self._noticed = Noticed()
+        self.guards = ModuleGuards(_own_view(weakref.ref(self)), (method,), path)
+        self._known: Known | None = None  # of the call before
         self._lock = threading.RLock()
         self._entry = self._bound_entry(model)
         self.turn = turn_of(model)
@@ -238,16 +243,20 @@ class State:
 
     def compiled_for(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Compiled:
         """The rewritten model for a call; planned now if need be."""
-        key = call_key(self._noticed, self.model, args, kwargs)
+        key = call_key(self.guards, self.model, args, kwargs)
         with self._lock:
-            found = self.compiled.get(key)
-            if found is None or not self.still_fits(found, args, kwargs):
-                if self.compiled and found is None:
-                    log.warning("%s: new input shapes or weights, planning again", type(self.model).__name__)
-                found = self.compile(args, kwargs)
-                self.compiled[key] = found
-            self.last = (found, _specs(args, kwargs))
-        return found
+            compiled = self.compiled.get(key)
+            known = Known(key, self.guards.facts)
+            if compiled is None or not self.still_fits(compiled, args, kwargs):
+                why = news(self._known, known) if compiled is None else "more is held beside it than before"
+                began = time.perf_counter()
+                compiled = self.compiled[key] = self.compile(args, kwargs)
+                if self._known is not None:
+                    name, seconds = type(self.model).__name__, format_seconds(time.perf_counter() - began)
+                    log.warning("%s: planned again in %s, as %s", entry_label(name, self.method), seconds, why)
+            self._known = known
+            self.last = (compiled, specs(args, kwargs))
+        return compiled
 
     def still_fits(self, compiled: Compiled, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         """Whether a plan made before is within the budget of this call; of a model on its own, always."""
@@ -302,7 +311,7 @@ class State:
             if self.last is None:
                 raise BadInput("nothing is planned yet: pass example_inputs=(args, kwargs), or call the model once")
             device = next(iter(named_tensors(self.model).values()), torch.empty(0)).device
-            example_inputs = _random(self.last[1], device)
+            example_inputs = random_inputs(self.last[1], device)
         args, kwargs = example_inputs
         compiled = self.compiled_for(tuple(args), dict(kwargs))
         device = self.device_of(args, kwargs)
@@ -368,6 +377,15 @@ class State:
         own: Callable[..., Any] = getattr(type(self.model), self.method).__get__(self.model)
         return own
 
+    def seen(self, attributes: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What of the attributes of the model its own method would see: our patches and hooks of accelerate go."""
+        hooked = {HOOK, HOOKED, FORWARD} if HOOK in attributes else {HOOK, HOOKED}
+        seen = {name: value for name, value in attributes.items() if name not in hooked and not _is_ours(value)}
+        own = self.own if self.installed else attributes.get(self.slot)
+        if own is not None and not _is_ours(own) and not _is_plain(own, self.model, self.method):
+            seen[self.method] = own
+        return seen
+
     def install(self) -> None:
         """Let the live model run by its plans."""
         self.own = self.model.__dict__.get(self.slot)
@@ -410,24 +428,18 @@ def installed_state(model: torch.nn.Module, method: str = FORWARD) -> State | No
     return None
 
 
+def _own_view(state: weakref.ref[State]) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
+    def view(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
+        owner = state()
+        return attributes if owner is None else owner.seen(attributes)
+
+    return view
+
+
+def _is_ours(value: Any) -> bool:
+    return isinstance(value, types.MethodType) and isinstance(value.__self__, State)
+
+
 def _is_plain(function: Any, model: torch.nn.Module, method: str) -> bool:
     """Whether a function on the instance is nothing but the method of its class."""
     return isinstance(function, types.MethodType) and function == getattr(type(model), method).__get__(model)
-
-
-def _specs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Inputs:
-    """The inputs without their data: tensors as meta tensors, so that nothing of the caller's is kept alive."""
-    specs: Inputs = pytree.tree_map_only(torch.Tensor, lambda t: t.to("meta"), (tuple(args), dict(kwargs)))
-    return specs
-
-
-def _random(specs: Inputs, device: torch.device) -> Inputs:
-    generator = torch.Generator().manual_seed(0)
-
-    def fill(spec: torch.Tensor) -> torch.Tensor:
-        if spec.is_floating_point():
-            return torch.randn(spec.shape, generator=generator, dtype=torch.float32).to(device, spec.dtype)
-        return torch.zeros(spec.shape, dtype=spec.dtype, device=device)
-
-    inputs: Inputs = pytree.tree_map_only(torch.Tensor, fill, specs)
-    return inputs

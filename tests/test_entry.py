@@ -21,7 +21,7 @@ from tests.zoo import tiny
 
 
 class Codec(nn.Module):
-    """Decodes row by row with a cache it keeps between rows, and in a list of a child."""
+    """Decodes row by row with a cache it keeps between rows; the next call begins all of it anew."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Codec(nn.Module):
 
     def decode(self, z: torch.Tensor, scale: float = 2.0) -> tuple[torch.Tensor]:
         self.cache = [None]
-        self.seen.append("decoding")
+        self.seen[:] = ["decoding"]
         for row in range(z.shape[0]):
             self.rows = row
             self.inner.last = row  # type: ignore[assignment]

@@ -84,10 +84,12 @@ class ComponentState(State):
     """
 
     def __init__(self, model: torch.nn.Module, tenant: Tenant) -> None:
-        method, far_memory = tenant.role.method, tenant.far_memory
+        role, far_memory = tenant.role, tenant.far_memory
         self.tenants = Tenants([tenant])
         self.beneath: State | None = None  # by which the model was compiled on its own before
-        super().__init__(model, tenant.budget_bytes, None, tenant.progress, method, far_memory)
+        super().__init__(
+            model, tenant.budget_bytes, None, tenant.progress, role.method, far_memory, path=role.component
+        )
         self.untouched_calls: dict[Hashable, UntouchedCall] = {}  # those that can't be captured
         self.beside: dict[int, frozenset[str]] = {}  # by id of a plan: what else was on the device when it was made
         self.programs: dict[Hashable, Program] = {}  # clean and whole, of which parts are made
@@ -232,7 +234,7 @@ class ComponentState(State):
 
     def whole_program(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Program:
         """The clean graph for the shapes of a call, of which parts are made."""
-        key = call_key(self._noticed, self.model, args, kwargs)
+        key = call_key(self.guards, self.model, args, kwargs)
         if key not in self.programs:
             restore(self.model, self.device_of(args, kwargs))  # a trace reads where the weights are
             with self.untouched():
@@ -250,7 +252,7 @@ class ComponentState(State):
         Raises:
             OverBudget: no plan fits beside them.
         """
-        call = call_key(self._noticed, self.model, args, kwargs)
+        call = call_key(self.guards, self.model, args, kwargs)
         key = (call, part)  # with what is held beside it: a plan that leaves room for much is slow where little is held
         found = self.parts.get(key)
         if key not in self._room:

@@ -17,8 +17,8 @@ from sicompiler.runtime.faults import locals_of
 from sicompiler.search.search import Progress
 
 if TYPE_CHECKING:
-    from sicompiler.adapters.records import Record
     from sicompiler.adapters.pipeline import PipelineState
+    from sicompiler.adapters.records import Record
 
 
 @dataclass(eq=False)

@@ -22,11 +22,13 @@ from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 from sicompiler.capture.bounded import bound_lengths
 from sicompiler.capture.contexts import casts_by_itself, graphs, inline_contexts
+from sicompiler.capture.draws import draws
 from sicompiler.capture.program import Binding, Program, Source, named_tensors
 from sicompiler.capture.quantised import refusal, scheme_of
 from sicompiler.capture.reasons import advice, reason, source_line
 from sicompiler.capture.results import held_by, opened_results
 from sicompiler.capture.silence import silent_torch
+from sicompiler.capture.state import Entry, state_kept
 from sicompiler.entry import FORWARD, entry_module, has_method
 from sicompiler.errors import BadInput, CaptureError
 from sicompiler.turns import tracing
@@ -99,10 +101,14 @@ def capture(
         torch.no_grad(),
         _fake_mode_of(tensors) or contextlib.nullcontext(),
         paused_gc(),
-        entry_module(model, method) as entry,
-        opened_results(entry, held_by(model)),
+        state_kept(model, method) as undo,
+        entry_module(model, method) as module,
+        opened_results(module, held_by(model)),
     ):
-        exported = torch.export.export(entry, tuple(args), kwargs, strict=False)
+        entry = Entry(module, method, type(model).__name__, undo)
+        with entry.watched() as watched:
+            exported = torch.export.export(watched, tuple(args), kwargs, strict=False)
+        entry.check(args, kwargs)
         if _mutates(exported.graph_module) or casts_by_itself(exported.graph_module):
             exported = exported.run_decompositions({})
         inline_contexts(exported.graph_module)
@@ -186,6 +192,11 @@ def _check_node(model: str, node: fx.Node) -> None:
         what = f"{node.name} calls a graph of its own by {node.target}, which is not supported"
     elif node.op == "get_attr" and all(isinstance(user.target, HigherOrderOperator) for user in node.users):
         return  # the graph it calls; the call is told
+    elif draws(node):
+        raise CaptureError(
+            f"{model} draws random numbers ({node.target}), which a plan may do in another order than the model\n"
+            f"  at {source_line(node)}\n  call model.eval() if it is dropout, or draw outside and pass the numbers in"
+        )
     elif node.op not in ("placeholder", "call_function", "output"):
         what = f"{node.op} {node.name} in the captured graph is not supported: {node.format_node()}"
     else:

@@ -12,9 +12,9 @@ import torch.utils._pytree as pytree
 
 from sicompiler.capture import Program, check_no_autocast, flatten_inputs
 from sicompiler.errors import BadInput
+from sicompiler.guards import ModuleGuards
 from sicompiler.plan import Plan
 from sicompiler.runtime.faults import settle
-from sicompiler.runtime.noticed import Noticed
 from sicompiler.turns import executing
 
 
@@ -74,17 +74,17 @@ def _leaf_key(leaf: Any) -> Hashable:
     return (type(leaf), leaf)
 
 
-def call_key(noticed: Noticed, model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Hashable:
-    """What a plan depends on: structure, shapes and Python values of a call, weights, and settings of the model.
+def call_key(guards: ModuleGuards, model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Hashable:
+    """What a plan depends on: structure, shapes and Python values of a call, and what the guards of the model tell.
 
     Args:
-        noticed: keeps what is known of the model from call to call.
+        guards: of the model, kept from call to call.
         model: the live model.
         args: positional inputs.
         kwargs: keyword inputs.
     """
     leaves, spec = flatten_inputs(args, kwargs)
-    return (str(spec), tuple(map(_leaf_key, leaves)), noticed.key(model))
+    return (str(spec), tuple(map(_leaf_key, leaves)), guards.key(model))
 
 
 def check_inference(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:

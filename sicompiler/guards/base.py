@@ -1,0 +1,75 @@
+"""What every guard is, and what it asks of the walk that makes it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Hashable, Iterable
+from typing import Any, Protocol
+
+import torch
+
+
+class Guard(ABC):
+    """One thing as it was when it was described.
+
+    Attributes:
+        settled: nothing inside of it can change: whoever holds the same object has nothing more to ask.
+    """
+
+    __slots__ = ()
+    settled = False
+
+    @abstractmethod
+    def holds(self, value: Any) -> bool:
+        """Whether this is the same thing with the same content."""
+
+
+class Visitor(Protocol):
+    """The walk, as guards see it.
+
+    Attributes:
+        looks_inside: whether values of tensors may be looked at.
+    """
+
+    looks_inside: bool
+
+    def visit(self, value: Any, path: str) -> Guard:
+        """Describe what is at a path, and give a guard for it."""
+        ...
+
+    def note(self, path: str, fact: Hashable) -> None:
+        """Write down a fact: part of the key, and of what is told of a change."""
+        ...
+
+    def kind(self, kind: type) -> Hashable:
+        """Describe a class, once; gives a fact that tells it from others."""
+        ...
+
+    def reads(self, names: Iterable[str]) -> None:
+        """Some code was met that can read these names."""
+        ...
+
+    def module_at(self, module: torch.nn.Module, path: str) -> Guard:
+        """Describe a submodule, which has its place here."""
+        ...
+
+    def shared_with(self, tensor: torch.Tensor, path: str) -> str | None:
+        """The other name of a parameter or buffer that has two."""
+        ...
+
+    def namespace(self, entries: dict[str, Any], names: Iterable[str], path: str) -> None:
+        """Some code was met that can read these names of the globals of a Python module."""
+        ...
+
+    def keep(self, value: Any, slot: str | None = None) -> None:
+        """Something that can change inside itself was met: keep its content, if this walk is to be undone.
+
+        Args:
+            value: what was met.
+            slot: the one attribute that counts, of an object that keeps it outside of its dict.
+        """
+        ...
+
+    def tensor(self, path: str, tensor: Any) -> None:
+        """A tensor was met that is no parameter or buffer of the model."""
+        ...

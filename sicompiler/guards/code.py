@@ -1,0 +1,62 @@
+"""What code can read: the names in it. Names bound what is followed of classes, of globals and of foreign models."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import types
+from typing import Any
+
+# Compared by identity, their globals are not followed: nobody edits these from the inside.
+_LIBRARIES = frozenset({"torch", "numpy", "sicompiler", "einops"}) | frozenset(sys.stdlib_module_names)
+_LONGEST_NAME = 64
+# Read without being named: operators, attribute access, iteration.
+_UNREAD = frozenset(
+    {
+        *("__annotations__", "__class_getitem__", "__copy__", "__deepcopy__", "__del__", "__delattr__", "__dict__"),
+        *("__dir__", "__doc__", "__firstlineno__", "__format__", "__getstate__", "__init__", "__init_subclass__"),
+        *("__module__", "__new__", "__orig_bases__", "__parameters__", "__qualname__", "__reduce__", "__reduce_ex__"),
+        *("__repr__", "__setstate__", "__sizeof__", "__slots__", "__static_attributes__", "__str__"),
+        *("__subclasshook__", "__weakref__", "__abstractmethods__", "__type_params__", "__annotate__"),
+        *("__dataclass_fields__", "__dataclass_params__", "__match_args__", "__annotations_cache__", "_abc_impl"),
+    }
+)
+
+
+@functools.lru_cache(maxsize=2**14)
+def _names(code: _Code) -> frozenset[str]:
+    found = set(code.code.co_names)
+    for constant in code.code.co_consts:
+        if isinstance(constant, types.CodeType):
+            found |= names_of(constant)
+        elif isinstance(constant, str) and len(constant) < _LONGEST_NAME and constant.isidentifier():
+            found.add(constant)  # getattr(self, "scale")
+    return frozenset(found)
+
+
+class _Code:
+    """A code object, told by identity: equality of code objects compares all their bytes."""
+
+    def __init__(self, code: types.CodeType) -> None:
+        self.code = code
+
+    def __hash__(self) -> int:
+        return id(self.code)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Code) and self.code is other.code
+
+
+def names_of(code: types.CodeType) -> frozenset[str]:
+    """Names that code may look up, of globals and of attributes; those of functions defined inside of it too."""
+    return _names(_Code(code))
+
+
+def is_read_by_syntax(name: str) -> bool:
+    """Whether an entry of a class can be read without its name standing in any code."""
+    return name.startswith("__") and name.endswith("__") and name not in _UNREAD
+
+
+def in_library(module: Any) -> bool:
+    """Whether a module of that name belongs to torch, NumPy, the standard library or sicompiler."""
+    return isinstance(module, str) and module.split(".", 1)[0] in _LIBRARIES

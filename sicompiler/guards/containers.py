@@ -1,0 +1,151 @@
+"""Guards of lists, tuples, sets and dicts, with their contents, however long."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+from sicompiler.guards.base import Guard, Visitor
+from sicompiler.guards.identity import token, version
+from sicompiler.guards.plain import is_plain, plain_fact
+
+_SHOWN = 16  # entries of a list of numbers that are told one by one
+
+
+def _identical(some: Sequence[Any], others: Sequence[Any]) -> bool:
+    return len(some) == len(others) and all(map(operator.is_, some, others))
+
+
+class NumbersGuard(Guard):
+    """A list, tuple or deque of nothing but plain values: compared entry by entry, by identity first."""
+
+    __slots__ = ("address", "entries", "fact", "kind")
+
+    def __init__(self, value: Any, path: str, walk: Visitor) -> None:
+        self.address, self.kind, self.entries = id(value), type(value), list(value)
+        self.fact = _numbers_fact(self.entries)
+        walk.note(path, ("numbers", walk.kind(self.kind), self.fact))
+        walk.keep(value)
+
+    def holds(self, value: Any) -> bool:
+        """Whether the same sequence has the same entries."""
+        if type(value) is not self.kind:
+            return False
+        if _identical(value, self.entries):
+            return True
+        return all(map(is_plain, value)) and _numbers_fact(value) == self.fact
+
+
+def _numbers_fact(entries: Sequence[Any]) -> Hashable:
+    facts = tuple(map(plain_fact, entries))
+    return facts if len(facts) <= _SHOWN else (len(facts), hash(facts))
+
+
+class SequenceGuard(Guard):
+    """A list, tuple or deque, entry by entry."""
+
+    __slots__ = ("address", "guards", "kind")
+
+    def __init__(self, value: Any, path: str, walk: Visitor) -> None:
+        self.address, self.kind = id(value), type(value)
+        walk.note(path, ("length", walk.kind(self.kind), len(value)))
+        walk.keep(value)
+        self.guards = [walk.visit(entry, f"{path}[{index}]") for index, entry in enumerate(value)]
+
+    def holds(self, value: Any) -> bool:
+        """Whether the same sequence has the same entries."""
+        if id(value) != self.address or type(value) is not self.kind or len(value) != len(self.guards):
+            return False
+        return all(guard.holds(entry) for guard, entry in zip(self.guards, value, strict=True))
+
+
+class SetGuard(Guard):
+    """A set: plain members by value, all others by identity."""
+
+    __slots__ = ("address", "fact")
+
+    def __init__(self, value: Any, path: str, walk: Visitor) -> None:
+        self.address, self.fact = id(value), _members(value)
+        walk.note(path, ("set", walk.kind(type(value)), self.fact))
+        walk.keep(value)
+
+    def holds(self, value: Any) -> bool:
+        """Whether the same set has the same members."""
+        return id(value) == self.address and _members(value) == self.fact
+
+
+def _members(value: Any) -> Hashable:
+    return frozenset(plain_fact(member) if is_plain(member) else token(member) for member in value)
+
+
+class MappingGuard(Guard):
+    """A dict, in its order: keys as members of sets are, values deep."""
+
+    __slots__ = ("address", "changing", "guards", "kind", "version")
+
+    def __init__(self, value: dict[Any, Any], path: str, walk: Visitor) -> None:
+        self.address, self.kind, self.version = id(value), type(value), version(value)
+        walk.note(path, ("keys", walk.kind(self.kind), tuple(map(_key_fact, dict.keys(value)))))
+        walk.keep(value)
+        self.guards = {key: walk.visit(entry, f"{path}[{key!r:.40}]") for key, entry in dict.items(value)}
+        self.changing = {key: guard for key, guard in self.guards.items() if not guard.settled}
+
+    def holds(self, value: Any) -> bool:
+        """Whether the same dict has the same entries."""
+        if id(value) != self.address or type(value) is not self.kind:
+            return False
+        now = version(value)
+        guards = self.changing
+        if now != self.version:
+            guards = self.guards
+            if not _identical(list(dict.keys(value)), list(guards)):
+                return False
+        if not all(guard.holds(dict.__getitem__(value, key)) for key, guard in guards.items()):
+            return False
+        self.version = now
+        return True
+
+
+def _key_fact(key: Any) -> Hashable:
+    return plain_fact(key) if is_plain(key) else token(key)
+
+
+class AttributesGuard(Guard):
+    """The attributes of an object, deep, in whatever order: the dict behind it.
+
+    Args:
+        entries: the dict.
+        seen: what of it counts, where that is less.
+        path: of the object.
+        walk: who goes on.
+    """
+
+    __slots__ = ("changing", "guards", "version")
+
+    def __init__(self, entries: dict[str, Any], seen: Mapping[str, Any], path: str, walk: Visitor) -> None:
+        self.version = version(entries)
+        dot = f"{path}." if path else ""
+        self.guards = {name: walk.visit(seen[name], f"{dot}{name}") for name in sorted(seen, key=str)}
+        self.changing = {name: guard for name, guard in self.guards.items() if not guard.settled}
+
+    def hold(self, entries: dict[str, Any], seen: Mapping[str, Any]) -> bool:
+        """Whether what counts of a dict is as it was, given that some of it was set.
+
+        Args:
+            entries: the dict.
+            seen: what of it counts.
+        """
+        if len(seen) != len(self.guards):
+            return False
+        for name, guard in self.guards.items():
+            if name not in seen or not guard.holds(seen[name]):
+                return False
+        self.version = version(entries)
+        return True
+
+    def holds(self, value: dict[str, Any]) -> bool:
+        """Whether the attributes are as they were; all of them count."""
+        if version(value) != self.version:
+            return self.hold(value, value)
+        return all(guard.holds(value[name]) for name, guard in self.changing.items())

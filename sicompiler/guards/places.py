@@ -1,0 +1,155 @@
+"""Guards of what is not inside the model, but read by its code: classes, globals, torch's own settings."""
+
+from __future__ import annotations
+
+import types
+import weakref
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch.nn.modules import module as torch_module
+
+from sicompiler.guards.base import Guard, Visitor
+from sicompiler.guards.code import in_library, is_read_by_syntax
+from sicompiler.guards.identity import class_entries, token, version
+from sicompiler.guards.plain import OpaqueGuard, is_plain
+
+_GLOBAL_HOOKS = ("_global_forward_pre_hooks", "_global_forward_hooks")
+
+
+class ClassPlace:
+    """A class: those of its functions, properties and attributes that some code of the model names.
+
+    Args:
+        kind: the class; it is not kept alive.
+    """
+
+    def __init__(self, kind: type) -> None:
+        self._kind = weakref.ref(kind)
+        self._entries: list[tuple[str, Guard]] = []
+        self._done: set[str] = set()
+        self._version = 0
+        self.path = kind.__qualname__
+
+    def grow(self, reach: set[str], walk: Visitor) -> bool:
+        """Describe what came into reach since; whether there was any."""
+        kind = self._kind()
+        assert kind is not None
+        entries = class_entries(kind)
+        self._version = version(entries)
+        new = [n for n in entries if n not in self._done and (n in reach or is_read_by_syntax(n))]
+        for name in new:
+            self._done.add(name)
+            value = entries[name]
+            walk.note(f"{self.path}.{name} there", ("names", (walk.kind(kind), name)))
+            if not isinstance(value, (types.MemberDescriptorType, types.GetSetDescriptorType)):
+                walk.keep(kind, name)
+                self._entries.append((name, walk.visit(value, f"{self.path}.{name}")))
+        return bool(new)
+
+    def holds(self, reach: set[str]) -> bool:
+        """Whether what counts of the class is as it was."""
+        kind = self._kind()
+        if kind is None:
+            return False
+        entries = class_entries(kind)
+        now = version(entries)
+        if now != self._version:
+            if {n for n in entries if n in reach or is_read_by_syntax(n)} != self._done:
+                return False
+            guards = self._entries
+        else:
+            guards = [row for row in self._entries if not row[1].settled]
+        for name, guard in guards:
+            if not guard.holds(entries[name]):
+                return False
+        self._version = now
+        return True
+
+
+class NamespacePlace:
+    """The globals of a Python module: functions, numbers, tensors and all else that code of the model names.
+
+    Args:
+        entries: the dict of the module.
+        path: name of the module.
+    """
+
+    def __init__(self, entries: dict[str, Any], path: str) -> None:
+        self._dict, self.path = entries, path
+        self._library = in_library(entries.get("__name__"))
+        self._names: set[str] = set()
+        self._guards: dict[str, Guard] = {}
+        self._below: list[types.ModuleType] = []
+        self._version = 0
+        self.pending = False
+
+    def wants(self, names: Iterable[str]) -> None:
+        """More names that are read."""
+        self.pending = self.pending or not self._names.issuperset(names)
+        self._names.update(names)
+
+    def grow(self, walk: Visitor) -> bool:
+        """Describe the names that are new; whether there were any."""
+        self._version, self.pending = version(self._dict), False
+        new = sorted(name for name in self._names if name in self._dict and name not in self._guards)
+        for name in new:
+            value, path = self._dict[name], f"{self.path}.{name}"
+            if isinstance(value, types.ModuleType):
+                self._guards[name] = OpaqueGuard(value)
+                walk.note(path, ("module", value.__name__))
+                self._below.append(value)
+            elif self._library and not _is_followed(value):
+                self._guards[name] = OpaqueGuard(value)
+                walk.note(path, ("opaque", token(value)))
+            else:
+                walk.keep(self._dict, name)
+                self._guards[name] = walk.visit(value, path)
+        for module in self._below:  # `F.silu`: the names after the dot
+            walk.namespace(module.__dict__, self._names, module.__name__)
+        return bool(new)
+
+    def holds(self) -> bool:
+        """Whether what is read is as it was."""
+        now = version(self._dict)
+        moved = now != self._version
+        for name, guard in self._guards.items():
+            if (moved or not guard.settled) and not (name in self._dict and guard.holds(self._dict[name])):
+                return False
+        if moved and any(name in self._dict for name in self._names - self._guards.keys()):
+            return False
+        self._version = now
+        return True
+
+
+class AmbientPlace:
+    """What torch itself holds for all modules: global forward hooks, the default dtype and device."""
+
+    def __init__(self, walk: Visitor) -> None:
+        self._dtype, self._device = torch.get_default_dtype(), torch.get_default_device()
+        walk.note("the default dtype", ("plain", torch.dtype, self._dtype))
+        walk.note("the default device", ("plain", torch.device, self._device))
+        self._hooks = [version(getattr(torch_module, name)) for name in _GLOBAL_HOOKS]
+        for name in _GLOBAL_HOOKS:
+            walk.visit(list(getattr(torch_module, name).values()), f"global hooks of torch ({name})")
+
+    def holds(self) -> bool:
+        """Whether all of it is as it was."""
+        return (
+            torch.get_default_dtype() is self._dtype
+            and torch.get_default_device() == self._device
+            and [version(getattr(torch_module, name)) for name in _GLOBAL_HOOKS] == self._hooks
+        )
+
+
+def _is_followed(value: Any) -> bool:
+    """Whether something in the globals of a library is not the library's own, but put there: a function, a number."""
+    if isinstance(value, types.FunctionType):
+        return not in_library(value.__globals__.get("__name__"))
+    return is_plain(value)
+
+
+def global_hooks() -> list[Any]:
+    """Forward hooks that fire for every module there is."""
+    return [hook for name in _GLOBAL_HOOKS for hook in getattr(torch_module, name).values()]

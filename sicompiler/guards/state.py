@@ -1,0 +1,176 @@
+"""What one call of a model leaves behind for the next: seen in the trace, where the call really runs as Python."""
+
+from __future__ import annotations
+
+import functools
+import random
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from sicompiler.guards.undo import Undo
+from sicompiler.guards.walk import Walk
+from sicompiler.guards.words import differences, place, shown
+
+FORWARD = "forward"
+
+
+def keep_state(model: torch.nn.Module, method: str) -> Undo:
+    """Keep everything a call of a model can write into, to be put back.
+
+    Args:
+        model: the model.
+        method: the entry point.
+    """
+    undo = Undo()
+    Walk(model, None, (method, FORWARD), undo)
+    return undo
+
+
+@dataclass(frozen=True)
+class Moment:
+    """What a model could reach at one moment of a trace.
+
+    Attributes:
+        facts: by path.
+        tensors: by path, those that are no parameters or buffers.
+    """
+
+    facts: Mapping[str, Hashable]
+    tensors: Mapping[str, torch.Tensor]
+
+    @staticmethod
+    def of(model: torch.nn.Module, call: Callable[..., Any], method: str) -> Moment:
+        """Look around now.
+
+        Args:
+            model: the module that is traced.
+            call: what its forward stands for.
+            method: the entry point.
+        """
+        walk = Walk(model, lambda own: {**own, FORWARD: call}, (method, FORWARD), layouts=False)
+        facts = dict(walk.facts)
+        facts["the random numbers of Python"] = ("random", hash(random.getstate()))
+        facts["the random numbers of NumPy"] = ("random", hash(_numpy_state()))
+        return Moment(facts, walk.tensors)
+
+
+@dataclass
+class Written:
+    """The moments before and after each call of a trace.
+
+    Attributes:
+        moments: before the first call, after it, after the second.
+        arguments: names of containers among the arguments that a call has changed.
+    """
+
+    moments: list[Moment] = field(default_factory=list)
+    arguments: list[str] = field(default_factory=list)
+
+    def paths(self) -> list[str]:
+        """What the first call has changed."""
+        return differences(self.moments[0].facts, self.moments[1].facts) if self.moments else []
+
+    def rewritten(self) -> list[str]:
+        """What the second call has changed again, in a way that is no new tensor of the same layout."""
+        first, second = self.moments[1].facts, self.moments[2].facts
+        return [path for path in differences(first, second) if _layout(first.get(path)) != _layout(second.get(path))]
+
+    def is_random(self, path: str) -> bool:
+        """Whether what was changed is the state of a generator."""
+        fact: Any = self.moments[0].facts.get(path)
+        return fact is not None and fact[0] == "random"
+
+    def shown(self, path: str) -> tuple[str, str]:
+        """One change, for people: where it is, "`blocks.1.counter`", and the values, ": 3 -> 4", where it has any."""
+        before, after = (moment.facts.get(path) for moment in self.moments[:2])
+        plain = before is not None and after is not None and before[0] == after[0] == "plain"  # type: ignore[index]
+        return place(path), f": {shown(before)} -> {shown(after)}" if plain else ""
+
+
+def _numpy_state() -> tuple[Any, ...]:
+    _, words, *rest = np.random.get_state(legacy=True)
+    return (words.tobytes(), *rest)  # type: ignore[union-attr]
+
+
+def _layout(fact: Any) -> Any:
+    """The fact of a tensor without its identity."""
+    return ("tensor", *fact[3:5]) if fact is not None and fact[0] == "tensor" else fact
+
+
+def watched(model: torch.nn.Module, call: Callable[..., Any], method: str, written: Written) -> Callable[..., Any]:
+    """The same call, looked at before and after.
+
+    Args:
+        model: the module that is traced.
+        call: what its forward stands for.
+        method: the entry point.
+        written: where to write down what is seen.
+    """
+
+    @functools.wraps(call)
+    def looked_at(*args: Any, **kwargs: Any) -> Any:
+        written.moments.append(Moment.of(model, call, method))
+        held = _containers((args, kwargs))
+        result = call(*args, **kwargs)
+        written.arguments += [path for path, (container, content) in held.items() if not _still(container, content)]
+        written.moments.append(Moment.of(model, call, method))
+        return result
+
+    return looked_at
+
+
+def twice(
+    model: torch.nn.Module, call: Callable[..., Any], method: str, paths: list[str], written: Written
+) -> Callable[..., Any]:
+    """Two calls, one after the other, with inputs of their own.
+
+    Gives the results of both, and the tensors that each left behind at some paths.
+
+    Args:
+        model: the module that is traced.
+        call: what its forward stands for.
+        method: the entry point.
+        paths: what the first call changes.
+        written: where to write down what is seen.
+    """
+
+    def both(first: Any, first_named: Any, second: Any, second_named: Any) -> Any:
+        written.moments.append(Moment.of(model, call, method))
+        one = call(*first, **first_named)
+        written.moments.append(Moment.of(model, call, method))
+        other = call(*second, **second_named)
+        written.moments.append(Moment.of(model, call, method))
+        left = [
+            {path: moment.tensors[path] for path in paths if path in moment.tensors} for moment in written.moments[1:]
+        ]
+        return one, other, *left
+
+    return both
+
+
+def _containers(inputs: Any) -> dict[str, tuple[Any, Any]]:
+    """Lists and dicts among the arguments, with their contents."""
+    args, kwargs = inputs
+    held: dict[str, tuple[Any, Any]] = {}
+    left = [(f"argument {index}", value) for index, value in enumerate(args)] + list(kwargs.items())
+    while left:
+        name, value = left.pop()
+        if type(value) is dict:
+            held[name] = (value, dict(value))
+            left += [(f"{name}[{key!r}]", entry) for key, entry in value.items()]
+        elif type(value) in (list, tuple):
+            held[name] = (value, list(value))
+            left += [(f"{name}[{index}]", entry) for index, entry in enumerate(value)]
+    return held
+
+
+def _still(container: Any, content: Any) -> bool:
+    if len(container) != len(content):
+        return False
+    if isinstance(container, dict):
+        return all(key in container and container[key] is entry for key, entry in content.items())
+    return all(entry is other for entry, other in zip(container, content, strict=True))

@@ -1,0 +1,225 @@
+"""The walk: from a model to everything its call can read, one guard for each thing on the way."""
+
+from __future__ import annotations
+
+import collections
+import functools
+import logging
+import types
+import weakref
+from collections.abc import Hashable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+
+from sicompiler.guards.base import Guard
+from sicompiler.guards.containers import MappingGuard, NumbersGuard, SequenceGuard, SetGuard
+from sicompiler.guards.functions import PARTS, BuiltinGuard, CellGuard, FunctionGuard, PartsGuard
+from sicompiler.guards.identity import token
+from sicompiler.guards.modules import ModuleGuard, View
+from sicompiler.guards.objects import ObjectGuard, slots_of
+from sicompiler.guards.places import AmbientPlace, ClassPlace, NamespacePlace
+from sicompiler.guards.plain import AgainGuard, OpaqueGuard, PlainGuard, PrintedGuard, is_plain, plain_fact
+from sicompiler.guards.tensors import ArrayGuard, TensorGuard
+from sicompiler.guards.undo import Undo
+
+_BUILTINS = (
+    types.BuiltinFunctionType,
+    types.MethodWrapperType,
+    types.WrapperDescriptorType,
+    types.MethodDescriptorType,
+)
+_OPAQUE = (types.ModuleType, types.CodeType, types.FrameType, types.GeneratorType, weakref.ReferenceType)
+# Objects of these belong to the process, not to the model.
+_OPAQUE_MODULES = frozenset(
+    {
+        *("_io", "_thread", "_weakref", "asyncio", "concurrent", "ctypes", "io", "logging", "multiprocessing", "queue"),
+        *("socket", "subprocess", "threading", "weakref", "typing", "_contextvars", "torch._ops"),
+        *("torch._dynamo", "torch.fx", "torch.utils.hooks", "torch.distributed", "torch.cuda", "_frozen_importlib"),
+        *("sicompiler.adapters", "sicompiler.guards", "sicompiler.takeover"),
+    }
+)
+_HEAP_TYPE, _KIND_FLAGS = 1 << 9, 3 << 8  # of classes that can be changed: on the heap, and not immutable
+_SEQUENCES = (list, tuple, collections.deque)
+_SETS = (set, frozenset)
+
+
+@functools.lru_cache(maxsize=2**12)
+def _is_opaque(kind: type) -> bool:
+    module = kind.__module__ if isinstance(kind.__module__, str) else ""
+    parts = module.split(".")
+    return issubclass(kind, (logging.Logger, logging.Handler)) or any(
+        ".".join(parts[: depth + 1]) in _OPAQUE_MODULES for depth in range(len(parts))
+    )
+
+
+class Walk:
+    """One description of a model: facts by path, and guards.
+
+    Args:
+        model: where to begin.
+        view: what of the attributes of the model itself counts; None for all of them, and its hooks.
+        methods: names of the entry points.
+        path: what the model is called.
+        undo: keeps the content of all that is met, to put it back; None where nothing is.
+        layouts: whether layouts of parameters and buffers are facts, and values of small tensors; not in a trace.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        view: View | None,
+        methods: Iterable[str] = ("forward",),
+        undo: Undo | None = None,
+        path: str = "",
+        layouts: bool = True,
+    ) -> None:
+        self.facts: dict[str, Hashable] = {}
+        self.tensors: dict[str, torch.Tensor] = {}
+        self.reach: set[str] = {*methods}
+        self.classes: dict[type, ClassPlace] = {}
+        self.namespaces: dict[int, NamespacePlace] = {}
+        self._undo, self._layouts, self.looks_inside = undo, layouts, layouts
+        self._met: dict[int, str] = {}
+        self._names: dict[int, str] = {}
+        self._doubles: collections.Counter[str] = collections.Counter()
+        self._alive: list[Any] = []  # what an address is remembered of must not go while the walk lasts
+        self._tree = {id(part): ".".join(filter(None, (path, name))) for name, part in model.named_modules()}
+        self.ambient = AmbientPlace(self)
+        self._met[id(model)] = "the model"
+        self.root = ModuleGuard(model, path, self, view, layouts=layouts)
+        while self._grow():
+            pass
+        self._alive.clear()
+
+    def _grow(self) -> bool:
+        grown = [place.grow(self.reach, self) for place in list(self.classes.values())]
+        grown += [place.grow(self) for place in list(self.namespaces.values())]
+        return any(grown) or any(place.pending for place in self.namespaces.values())
+
+    def holds(self, model: torch.nn.Module) -> bool:
+        """Whether everything that was met is as it was."""
+        reach = self.reach
+        return (
+            self.ambient.holds()
+            and self.root.holds(model)
+            and all(place.holds(reach) for place in self.classes.values())
+            and all(place.holds() for place in self.namespaces.values())
+        )
+
+    def note(self, path: str, fact: Hashable) -> None:
+        """Write down a fact."""
+        if path in self.facts:  # two classes of one name, say
+            self._doubles[path] += 1
+            path = f"{path} ({self._doubles[path]})"
+        self.facts[path] = fact
+
+    def reads(self, names: Iterable[str]) -> None:
+        """Some code was met that can read these names."""
+        self.reach.update(names)
+
+    def namespace(self, entries: dict[str, Any], names: Iterable[str], path: str) -> None:
+        """Some code was met that can read these globals."""
+        place = self.namespaces.get(id(entries))
+        if place is None:
+            place = self.namespaces[id(entries)] = NamespacePlace(entries, path)
+        place.wants(names)
+
+    def keep(self, value: Any, slot: str | None = None) -> None:
+        """Keep the content of what can change inside itself."""
+        if self._undo is not None:
+            self._undo.keep(value, slot)
+
+    def tensor(self, path: str, tensor: torch.Tensor) -> None:
+        """Keep hold of a tensor that is no parameter or buffer."""
+        self.tensors[path] = tensor
+
+    def kind(self, kind: type) -> Hashable:
+        """Describe a class and those it inherits from."""
+        for base in kind.__mro__:
+            if base.__flags__ & _KIND_FLAGS == _HEAP_TYPE and base not in self.classes:
+                self.classes[base] = ClassPlace(base)
+        return (token(kind), kind.__qualname__)
+
+    def shared_with(self, tensor: torch.Tensor, path: str) -> str | None:
+        """The other name of a parameter or buffer that has two."""
+        self._alive.append(tensor)
+        known = self._names.setdefault(id(tensor), path)
+        return None if known == path else known
+
+    def module_at(self, module: torch.nn.Module, path: str) -> Guard:
+        """Describe a submodule at its place."""
+        if self._again(module, path):
+            return AgainGuard(module)
+        return ModuleGuard(module, path, self, foreign=id(module) not in self._tree, layouts=self._layouts)
+
+    def _again(self, value: Any, path: str) -> bool:
+        address = id(value)
+        known = self._met.get(address)
+        if known is not None:
+            self.note(path, ("again", known))
+            return True
+        self._met[address] = path
+        self._alive.append(value)
+        return False
+
+    def visit(self, value: Any, path: str) -> Guard:
+        """Describe what is at a path."""
+        if is_plain(value):
+            self.note(path, plain_fact(value))
+            return PlainGuard(value)
+        if isinstance(value, torch.nn.Module) and id(value) in self._tree:
+            self.note(path, ("again", self._tree[id(value)]))
+            return AgainGuard(value)
+        if self._again(value, path):
+            return AgainGuard(value)
+        if isinstance(value, type):
+            self.note(path, ("class", self.kind(value)))
+            return OpaqueGuard(value)
+        if isinstance(value, torch.Tensor):
+            return TensorGuard(value, path, self)
+        if isinstance(value, np.ndarray):
+            return ArrayGuard(value, path, self)
+        if isinstance(value, torch.nn.Module):
+            return ModuleGuard(value, path, self, foreign=True)
+        return self._code(value, path) or self._container(value, path) or self._object(value, path)
+
+    def _code(self, value: Any, path: str) -> Guard | None:
+        if isinstance(value, types.FunctionType):
+            return FunctionGuard(value, path, self)
+        if isinstance(value, types.CellType):
+            return CellGuard(value, path, self)
+        if type(value) in PARTS:
+            return PartsGuard(value, path, self)
+        if isinstance(value, _BUILTINS):
+            return BuiltinGuard(value, path, self)
+        return None
+
+    def _container(self, value: Any, path: str) -> Guard | None:
+        guard: Guard
+        if isinstance(value, dict):
+            guard = MappingGuard(value, path, self)
+        elif isinstance(value, _SEQUENCES):
+            guard = NumbersGuard(value, path, self) if all(map(is_plain, value)) else SequenceGuard(value, path, self)
+        elif isinstance(value, _SETS):
+            guard = SetGuard(value, path, self)
+        else:
+            return None
+        has_more = hasattr(value, "__dict__") or next(slots_of(type(value)), None) is not None
+        return ObjectGuard(value, f"{path} object", self, guard) if has_more else guard
+
+    def _object(self, value: Any, path: str) -> Guard:
+        kind = type(value)
+        inside = hasattr(value, "__dict__") or next(slots_of(kind), None) is not None
+        if (
+            isinstance(value, _OPAQUE)
+            or _is_opaque(kind)  # type: ignore[arg-type]
+            or (not inside and kind.__weakrefoffset__)
+        ):
+            self.note(path, ("opaque", token(value)))
+            return OpaqueGuard(value)
+        if not inside:
+            self.note(path, ("printed", repr(value)))
+            return PrintedGuard(value)
+        return ObjectGuard(value, path, self)
