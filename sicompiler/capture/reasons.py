@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 
 from torch import fx
 
@@ -42,3 +43,14 @@ def source_line(node: fx.Node) -> str:
         return "an unknown line"
     file, line, function = (theirs or frames)[-1]
     return f"{file}:{line}, in {function}"
+
+
+def line_being_run() -> str:
+    """The user's line that is being run: "file:line, in function"; of a thread that runs none, "an unknown line"."""
+    frame = sys._getframe()
+    while frame is not None:
+        filename = frame.f_code.co_filename
+        if not _NOT_THE_USERS.search(filename) and not filename.startswith("<"):
+            return f"{filename}:{frame.f_lineno}, in {frame.f_code.co_name}"
+        frame = frame.f_back
+    return "an unknown line"

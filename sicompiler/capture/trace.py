@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,10 +23,14 @@ from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 from sicompiler.capture.bounded import bound_lengths
 from sicompiler.capture.contexts import casts_by_itself, graphs, inline_contexts
-from sicompiler.capture.program import Binding, Program, Source, named_tensors
+from sicompiler.capture.decisions import Decide, decide_at_once
+from sicompiler.capture.program import Binding, Program, Source, flatten_inputs, named_tensors
+from sicompiler.capture.questions import Decider, Decides, NoValues
 from sicompiler.capture.reasons import advice, reason, source_line
+from sicompiler.capture.selections import spell_out_sizes
+from sicompiler.capture.taped import Stopped, taped
 from sicompiler.entry import FORWARD, entry_module, has_method
-from sicompiler.errors import BadInput, CaptureError
+from sicompiler.errors import BadInput, CaptureError, SicompilerError
 
 _SOURCES = {
     InputKind.PARAMETER: Source.PARAMETER,
@@ -46,9 +51,13 @@ def _fake_mode_of(tensors: Sequence[Any]) -> FakeTensorMode | None:
 def _capture_errors(model: torch.nn.Module) -> Iterator[None]:
     try:
         yield
-    except CaptureError:
+    except SicompilerError:
         raise
-    except Exception as error:  # torch.export raises anything, from UserError to the model's own exceptions
+    except Exception as raised:  # torch.export raises anything, from UserError to the model's own exceptions
+        error = raised.__cause__ if isinstance(raised, Stopped) else raised
+        assert isinstance(error, Exception)
+        if isinstance(error, SicompilerError):
+            raise error from error.__cause__
         name = type(model).__name__
         raise CaptureError(f"{name} can't be captured: {reason(error)}\n{advice(error)}") from error
 
@@ -66,37 +75,72 @@ def _check_entry(model: torch.nn.Module, method: str) -> None:
 
 
 def capture(
-    model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, *, method: str = FORWARD
+    model: torch.nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    method: str = FORWARD,
+    decide: Decide = decide_at_once,
 ) -> Program:
     """Trace a model into a `Program`.
 
     Args:
         model: any module that `torch.export` can trace; its parameters may be real or fake tensors.
-        args: positional example inputs; only shapes, dtypes, devices and Python values matter.
+        args: positional example inputs; only shapes, dtypes, devices and Python values matter, but for a model that
+            decides by values: the program is that for what these values decide, see `Program.decided`.
         kwargs: keyword example inputs.
         method: the entry point: the name of the method that is called, such as `decode`.
+        decide: runs the decisions.
 
     Raises:
-        CaptureError: the model can't be traced, it writes into its inputs or buffers, or sizes depend on the values of
-            tensors in a way that `capture.bounded` has no rule for.
+        CaptureError: the model can't be traced, it writes into its inputs or buffers, or it asks for values of tensors
+            that have none, as fake tensors do.
         BadInput: called under `torch.autocast`; there is no such method; the model blends tiles.
     """
     kwargs = {name: (kwargs or {})[name] for name in sorted(kwargs or {})}
-    tensors = [*pytree.tree_leaves((args, kwargs)), *named_tensors(model).values()]
-    check_no_autocast(tensors)
+    tensors = named_tensors(model)
+    leaves = flatten_inputs(args, kwargs)[0]
+    check_no_autocast([*leaves, *tensors.values()])
     _check_entry(model, method)
+    mode = _fake_mode_of([*leaves, *tensors.values()])
+    refused: CaptureError | None = None
+    for decides in Decides:  # first without values, as a graph for all of them is better
+        decider = Decider(decides, decide, tensors, leaves)
+        try:
+            return _trace(model, tuple(args), kwargs, method, mode, decider)
+        except NoValues as error:
+            raise CaptureError(f"{refused}\n  {error}" if refused else f"{type(model).__name__}: {error}") from error
+        except CaptureError as error:
+            refused = error
+            if not decider.left_open:
+                break
+    assert refused is not None
+    raise refused
+
+
+def _trace(
+    model: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    method: str,
+    mode: FakeTensorMode | None,
+    decider: Decider,
+) -> Program:
+    """Trace a model, with as much decided as a decider decides."""
     with (
         _capture_errors(model),
         torch.no_grad(),
-        _fake_mode_of(tensors) or contextlib.nullcontext(),
+        mode or contextlib.nullcontext(),
         paused_gc(),
         entry_module(model, method) as entry,
+        taped(entry, decider),
     ):
-        exported = torch.export.export(entry, tuple(args), kwargs, strict=False)
+        exported = torch.export.export(entry, args, kwargs, strict=False)
         if _mutates(exported.graph_module) or casts_by_itself(exported.graph_module):
+            spell_out_sizes(exported.graph_module)
             exported = exported.run_decompositions({})
         inline_contexts(exported.graph_module)
-    return _program(model, exported)
+    return replace(_program(model, exported), decided=tuple(decider.decided))
 
 
 def check_no_autocast(values: Iterable[Any]) -> None:
