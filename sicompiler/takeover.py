@@ -21,14 +21,17 @@ import torch
 import torch.utils._pytree as pytree
 
 from sicompiler.capture import Program, capture, flatten_inputs, named_tensors, weights_bytes
+from sicompiler.capture.decisions import Decide, Decision, decide_at_once
 from sicompiler.compiler import FarMemory, Planner, make_planner, rewrite
 from sicompiler.cost import MACHINES
+from sicompiler.decided import Decisions
 from sicompiler.entry import FORWARD, entry_label
 from sicompiler.errors import BadInput
 from sicompiler.passes.manager import Observer
 from sicompiler.plan import Plan
 from sicompiler.reports.report import Report
 from sicompiler.runtime.compiled import Compiled, call_key, check_inference
+from sicompiler.runtime.examples import Inputs, random_inputs, without_data
 from sicompiler.runtime.noticed import Noticed
 from sicompiler.runtime.placement import place, restore, streams
 from sicompiler.runtime.verify import Verification, compare
@@ -36,8 +39,6 @@ from sicompiler.search.search import Progress
 from sicompiler.units import format_bytes, format_seconds
 
 log = logging.getLogger("sicompiler")
-
-Inputs = tuple[Sequence[Any], Mapping[str, Any]]
 
 HOOK, HOOKED = "_hf_hook", "_old_forward"  # where accelerate keeps its hook, and the forward that the hook calls
 
@@ -78,6 +79,7 @@ def prepare(
     device_type: str | None = None,
     progress: Progress | None = None,
     observer: Observer | None = None,
+    decide: Decide = decide_at_once,
 ) -> tuple[Program, Planner]:
     """Capture and analyse a model: everything up to choosing a plan.
 
@@ -90,6 +92,7 @@ def prepare(
         device_type: plan for this kind of device instead of the one the model is on.
         progress: told about long work.
         observer: shown every stage.
+        decide: runs what the model decides by, see `capture`.
 
     Returns:
         The captured `Program` and its `Planner`.
@@ -100,7 +103,7 @@ def prepare(
     began = time.perf_counter()
     if progress is not None:
         progress("capture", 0, 1)
-    program = capture(model, args, kwargs, method=method)
+    program = capture(model, args, kwargs, method=method, decide=decide)
     captured = time.perf_counter() - began
     if observer is not None:
         observer("captured", program)
@@ -182,6 +185,7 @@ class State:
         self.compiled: dict[Hashable, Compiled] = {}
         self.last: tuple[Compiled, Inputs] | None = None
         self._noticed = Noticed()
+        self._decisions = Decisions()
         self._lock = threading.RLock()
         self._entry = self._bound_entry(model)
 
@@ -219,16 +223,37 @@ class State:
 
     def compiled_for(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Compiled:
         """The rewritten model for a call; planned now if need be."""
-        key = call_key(self._noticed, self.model, args, kwargs)
+        key = self.key_of(args, kwargs)
         with self._lock:
             found = self.compiled.get(key)
             if found is None or not self.still_fits(found, args, kwargs):
                 if self.compiled and found is None:
                     log.warning("%s: new input shapes or weights, planning again", type(self.model).__name__)
                 found = self.compile(args, kwargs)
+                key = self.learn(found.program, args, kwargs)
                 self.compiled[key] = found
-            self.last = (found, _specs(args, kwargs))
+            self.last = (found, without_data(args, kwargs, self._decisions.read(found.program.decided)))
         return found
+
+    def key_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Hashable:
+        """What a plan depends on: the key of the call, and how what is decided by values comes out for it."""
+        call = call_key(self._noticed, self.model, args, kwargs)
+        return call, self._decisions.outcomes(call, self.model, args, kwargs)
+
+    def learn(self, program: Program, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Hashable:
+        """Keep what was decided in the trace of a call; gives the key of the call, which depends on it."""
+        call = call_key(self._noticed, self.model, args, kwargs)
+        self._decisions.learn(call, program.decided)
+        return call, tuple(one.outcome for one in program.decided)
+
+    def decide(self, decision: Decision, arguments: Sequence[Any]) -> torch.Tensor:
+        """Plan and run a decision for the call that is traced."""
+        return self._decisions.plan(self.model, decision, arguments, self.room_bytes, device_type_of(self.model))
+
+    @property
+    def room_bytes(self) -> int:
+        """How much of the budget this model may take now: all of it, where it is alone."""
+        return self.budget_bytes
 
     def still_fits(self, compiled: Compiled, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         """Whether a plan made before is within the budget of this call; of a model on its own, always."""
@@ -247,11 +272,14 @@ class State:
         restore(self.model, self.device_of(args, kwargs))  # a trace reads where the weights are
         with self.untouched():
             if self.given_plan is not None:
-                program = capture(self.model, args, kwargs, method=self.method)
+                program = capture(self.model, args, kwargs, method=self.method, decide=self.decide)
                 plan, self.given_plan = self.given_plan, None
             else:
-                program, planner = prepare(self.model, args, kwargs, method=self.method, progress=self.progress)
+                program, planner = prepare(
+                    self.model, args, kwargs, method=self.method, progress=self.progress, decide=self.decide
+                )
                 plan = self.choose(planner, args, kwargs)
+        plan = self._decisions.counted(plan, self.model, program.decided)
         compiled = Compiled(rewrite(program, plan), plan)
         log.info(
             "%s: %d regions, predicted peak %s of %s, planned in %s",
@@ -276,7 +304,7 @@ class State:
             if self.last is None:
                 raise BadInput("nothing is planned yet: pass example_inputs=(args, kwargs), or call the model once")
             device = next(iter(named_tensors(self.model).values()), torch.empty(0)).device
-            example_inputs = _random(self.last[1], device)
+            example_inputs = random_inputs(self.last[1], device)
         args, kwargs = example_inputs
         compiled = self.compiled_for(tuple(args), dict(kwargs))
         device = self.device_of(args, kwargs)
@@ -365,21 +393,3 @@ def installed_state(model: torch.nn.Module, method: str = FORWARD) -> State | No
 def _is_plain(function: Any, model: torch.nn.Module, method: str) -> bool:
     """Whether a function on the instance is nothing but the method of its class."""
     return isinstance(function, types.MethodType) and function == getattr(type(model), method).__get__(model)
-
-
-def _specs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Inputs:
-    """The inputs without their data: tensors as meta tensors, so that nothing of the caller's is kept alive."""
-    specs: Inputs = pytree.tree_map_only(torch.Tensor, lambda t: t.to("meta"), (tuple(args), dict(kwargs)))
-    return specs
-
-
-def _random(specs: Inputs, device: torch.device) -> Inputs:
-    generator = torch.Generator().manual_seed(0)
-
-    def fill(spec: torch.Tensor) -> torch.Tensor:
-        if spec.is_floating_point():
-            return torch.randn(spec.shape, generator=generator, dtype=torch.float32).to(device, spec.dtype)
-        return torch.zeros(spec.shape, dtype=spec.dtype, device=device)
-
-    inputs: Inputs = pytree.tree_map_only(torch.Tensor, fill, specs)
-    return inputs

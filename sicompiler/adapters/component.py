@@ -22,7 +22,7 @@ from sicompiler.passes.manager import run_stage
 from sicompiler.plan import Plan
 from sicompiler.rehash.sketch import PIECE, SCRATCH
 from sicompiler.reports.phases import PhaseRow
-from sicompiler.runtime.compiled import Compiled, call_key, check_inference
+from sicompiler.runtime.compiled import Compiled, check_inference
 from sicompiler.runtime.measure import measure_peak
 from sicompiler.runtime.placement import place, restore
 from sicompiler.search.search import Progress
@@ -158,11 +158,13 @@ class ComponentState(State):
 
     def whole_program(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Program:
         """The clean graph for the shapes of a call, of which parts are made."""
-        key = call_key(self._noticed, self.model, args, kwargs)
+        key = self.key_of(args, kwargs)
         if key not in self.programs:
             restore(self.model, self.device_of(args, kwargs))  # a trace reads where the weights are
             with self.untouched():
-                self.programs[key] = run_stage("clean", capture(self.model, args, kwargs, method=self.method))
+                program = capture(self.model, args, kwargs, method=self.method, decide=self.decide)
+            key = self.learn(program, args, kwargs)
+            self.programs[key] = run_stage("clean", program)
         return self.programs[key]
 
     def part_for(self, part: Part, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Compiled:
@@ -176,7 +178,10 @@ class ComponentState(State):
         Raises:
             OverBudget: no plan fits beside them.
         """
-        call = call_key(self._noticed, self.model, args, kwargs)
+        call = self.key_of(args, kwargs)
+        if call not in self.programs:
+            self.whole_program(args, kwargs)
+            call = self.key_of(args, kwargs)  # what it decides by is known now, and part of the key
         key = (call, part)  # with what is held beside it: a plan that leaves room for much is slow where little is held
         found = self.parts.get(key)
         if key not in self._room:
@@ -192,6 +197,11 @@ class ComponentState(State):
                 plan = self.choose(planner, args, kwargs)
                 found = self.parts[key] = Compiled(rewrite(cut, plan), plan)
         return found
+
+    @property
+    def room_bytes(self) -> int:
+        """How much of the budget the rest of the pipeline leaves."""
+        return self.budget_bytes - self.reserved.total_bytes
 
     def compile(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Compiled:
         """Capture, plan and rewrite for the shapes of a call."""

@@ -84,7 +84,7 @@ class DecisionMaker:
 
     def __init__(self, tape: Tape, tensors: Mapping[str, torch.Tensor], inputs: Sequence[Any]) -> None:
         self._tape, self._inputs = tape, tuple(inputs)
-        self._names = {id(tensor): name for name, tensor in reversed(tensors.items())}
+        self._names = {id(tensor): name for name, tensor in reversed(list(tensors.items()))}
         self._mode = detect_fake_mode([*tensors.values(), *inputs])
 
     def make(self, tensors: Sequence[torch.Tensor], finish: Finish, where: str) -> Decision:
@@ -121,7 +121,7 @@ class DecisionMaker:
         results = graph.graph_copy(last, val_map=dict(zip(_placeholders(last), nodes.values(), strict=True)))
         graph.output(results)
         module = fx.GraphModule(torch.nn.Module(), graph)
-        spec = torch.utils._pytree.tree_structure((0,))
+        spec = torch.utils._pytree.tree_structure(0)
         return Decision(Program(module, tuple(bindings), constants, spec, self._mode), where, is_fixed)
 
     def fake(self, make: Callable[[], torch.Tensor]) -> torch.Tensor:

@@ -72,7 +72,7 @@ class Decider:
         return True
 
     def number(self, tensor: torch.Tensor) -> Any:
-        """The one number in a tensor. Of numbers that are read one after another (`tolist`), all are decided at once."""
+        """The one number in a tensor; of numbers that are read one by one (`tolist`), all are decided at once."""
         maker = self.tape.maker(tensor)
         if maker is not None and maker.target is aten.unbind.int:
             whole = maker.args[0]
@@ -124,7 +124,7 @@ class Decider:
 
 
 def elsewhere(work: Callable[[], T]) -> T:
-    """Run something outside of the trace: in a thread of its own, which knows nothing of its modes, autocasts, hooks."""
+    """Run something outside of the trace: in a thread of its own, where none of its modes and autocasts is on."""
     results: list[T] = []
     errors: list[BaseException] = []
     stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None
@@ -190,7 +190,9 @@ def _repeats(decider: Decider, repeats: torch.Tensor, *, output_size: int | None
 
 def _unique(decider: Decider, values: torch.Tensor, *_: Any, **__: Any) -> Any:
     if not decider.is_open(Decides.SIZES, values) and isinstance(values, FakeTensor) and values.numel():
-        values.unique_memo = 1 + decider.ask([values], lambda v: torch.count_nonzero(v.flatten().sort().values.diff()))[0]
+        values.unique_memo = (
+            1 + decider.ask([values], lambda v: torch.count_nonzero(v.flatten().sort().values.diff()))[0]
+        )
     return NO_ANSWER
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from types import FrameType
 
 from torch import fx
 
@@ -47,7 +48,7 @@ def source_line(node: fx.Node) -> str:
 
 def line_being_run() -> str:
     """The user's line that is being run: "file:line, in function"; of a thread that runs none, "an unknown line"."""
-    frame = sys._getframe()
+    frame: FrameType | None = sys._getframe()
     while frame is not None:
         filename = frame.f_code.co_filename
         if not _NOT_THE_USERS.search(filename) and not filename.startswith("<"):

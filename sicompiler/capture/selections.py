@@ -7,6 +7,7 @@ tensors that know nothing of what was decided: the size of `nonzero(mask)` would
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import fx
@@ -49,7 +50,8 @@ def _nonzero_numpy(graph: fx.Graph, node: fx.Node) -> None:
 
 
 def _index(graph: fx.Graph, node: fx.Node) -> None:
-    table, indices = node.args
+    operands: Any = node.args
+    table, indices = operands
     places = [dim for dim, index in enumerate(indices) if index is not None]
     if len(places) != 1 or indices[places[0]].meta["val"].dtype not in _MASKS:
         return
@@ -63,7 +65,8 @@ def _index(graph: fx.Graph, node: fx.Node) -> None:
 
 
 def _masked_select(graph: fx.Graph, node: fx.Node) -> None:
-    table, mask = node.args
+    operands: Any = node.args
+    table, mask = operands
     size = node.meta["val"].shape[0]
     if type(size) is not int:
         return
@@ -76,19 +79,18 @@ def _masked_select(graph: fx.Graph, node: fx.Node) -> None:
 
 def _repeats(graph: fx.Graph, node: fx.Node) -> None:
     value = node.meta["val"]
-    dim = 0 if len(node.args) < 3 or node.args[2] is None else node.args[2]
+    dim: Any = 0 if len(node.args) < 3 or node.args[2] is None else node.args[2]
     if type(value.shape[dim]) is int:
         node.kwargs = {**node.kwargs, "output_size": value.shape[dim]}
 
 
-def _positions(graph: fx.Graph, mask: fx.Node, size: int, like: fx.Node) -> fx.Node:
+def _positions(graph: fx.Graph, mask: Any, size: int, like: fx.Node) -> fx.Node:
     node = graph.call_function(aten.nonzero_static.default, (mask,), {"size": size})
     node.meta.update(like.meta)
     return node
 
 
-def _call(graph: fx.Graph, like: fx.Node, target: object, *args: object) -> fx.Node:
-    assert callable(target)
+def _call(graph: fx.Graph, like: fx.Node, target: Any, *args: Any) -> fx.Node:
     node = graph.call_function(target, args)
     node.meta.update(like.meta)
     return node

@@ -78,7 +78,7 @@ class Tape(TorchDispatchMode):
     supports_higher_order_operators = True
 
     def __init__(self, answer: Answer) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._answer = answer
         self.entries: list[Entry] = []
         self.literals: dict[int, torch.Tensor] = {}  # numbers that the code spells out, by id of what stands for them
