@@ -160,8 +160,7 @@ def _finished(cut: Slice, fakes: Sequence[torch.Tensor], finish: Finish, mode: F
     def whole(*leaves: torch.Tensor) -> tuple[torch.Tensor]:
         return (finish(*module.forward(*leaves)),)
 
-    pure = whole if cut.is_pure else torch.func.functionalize(whole, remove="mutations")
     with mode:
-        graph: fx.Graph = make_fx(pure)(*fakes).graph
+        graph: fx.Graph = make_fx(torch.func.functionalize(whole, remove="mutations"))(*fakes).graph
     graph.eliminate_dead_code()
     return graph

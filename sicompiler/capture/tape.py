@@ -60,12 +60,10 @@ class Slice:
     Attributes:
         graph: ends in the values; may write in place, as the model's code does.
         leaves: what its placeholders stand for: tensors of the trace that no operator made, in order.
-        is_pure: whether nothing is written in place.
     """
 
     graph: fx.Graph
     leaves: tuple[torch.Tensor, ...]
-    is_pure: bool
 
 
 class Tape(TorchDispatchMode):
@@ -141,7 +139,7 @@ class Tape(TorchDispatchMode):
         for entry in chosen:
             _copy(graph, entry, nodes)
         graph.output(tuple(nodes[id(value)] for value in values))
-        return Slice(graph, leaves, not any(entry.writes for entry in chosen))
+        return Slice(graph, leaves)
 
     def _needed(self, values: Sequence[torch.Tensor]) -> tuple[list[Entry], tuple[torch.Tensor, ...]]:
         """The operators that values need, whatever wrote into memory that they read included; where they begin."""
