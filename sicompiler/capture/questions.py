@@ -5,15 +5,15 @@ Answered where no bound serves (`capture.bounded`): a graph that holds for all v
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from enum import IntEnum
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
 from sicompiler.capture.decisions import Decide, Decided, DecisionMaker, Finish, numbers_in, outcome_of
+from sicompiler.capture.elsewhere import elsewhere
 from sicompiler.capture.reasons import line_being_run
 from sicompiler.capture.tape import NO_ANSWER, Tape, UnknownOrigin
 from sicompiler.errors import CaptureError
@@ -21,7 +21,6 @@ from sicompiler.errors import CaptureError
 aten = torch.ops.aten
 
 MAX_ENTRIES = 2**16  # of a tensor that is read number by number; more are data
-T = TypeVar("T")
 
 
 class Decides(IntEnum):
@@ -123,27 +122,6 @@ class Decider:
         return elsewhere(lambda: self._maker.fake(make))
 
 
-def elsewhere(work: Callable[[], T]) -> T:
-    """Run something outside of the trace: in a thread of its own, where none of its modes and autocasts is on."""
-    results: list[T] = []
-    errors: list[BaseException] = []
-    stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None
-
-    def run() -> None:
-        try:
-            with torch.no_grad(), torch.cuda.stream(stream):
-                results.append(work())
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    if errors:
-        raise errors[0]
-    return results[0]
-
-
 def _number(decider: Decider, tensor: torch.Tensor) -> Any:
     return NO_ANSWER if decider.is_open(Decides.NUMBERS, tensor) else decider.number(tensor)
 
@@ -154,10 +132,23 @@ def _equal(decider: Decider, one: torch.Tensor, other: torch.Tensor) -> Any:
     return one.shape == other.shape and decider.ask([one, other], lambda a, b: torch.eq(a, b).all())[0]
 
 
-def _allclose(decider: Decider, one: torch.Tensor, other: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+def _allclose(
+    decider: Decider,
+    one: torch.Tensor,
+    other: torch.Tensor,
+    rtol: float = 1e-5,
+    atol: float = 1e-8,
+    equal_nan: bool = False,
+) -> Any:
     if decider.is_open(Decides.NUMBERS, one, other):
         return NO_ANSWER
-    return decider.ask([one, other], lambda a, b: torch.isclose(a, b, *args, **kwargs).all())[0]
+
+    def finish(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:  # as `torch.isclose` computes it, but in place
+        error = (a - b).abs()
+        close = (a == b) | (error.isfinite() & (error <= atol + (rtol * b).abs()))
+        return (close | ((a != a) & (b != b)) if equal_nan else close).all()
+
+    return decider.ask([one, other], finish)[0]
 
 
 def _nonzero(decider: Decider, mask: torch.Tensor) -> Any:

@@ -22,8 +22,9 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 from sicompiler.capture.bounded import bound_lengths
-from sicompiler.capture.contexts import casts_by_itself, graphs, inline_contexts
+from sicompiler.capture.contexts import casts_by_itself, drop_unread_maps, graphs, inline_contexts, maps_by_itself
 from sicompiler.capture.decisions import Decide, decide_at_once
+from sicompiler.capture.flex import dense_flex_attention
 from sicompiler.capture.program import Binding, Program, Source, flatten_inputs, named_tensors
 from sicompiler.capture.questions import Decider, Decides, NoValues
 from sicompiler.capture.reasons import advice, reason, source_line
@@ -132,11 +133,13 @@ def _trace(
         torch.no_grad(),
         mode or contextlib.nullcontext(),
         paused_gc(),
+        dense_flex_attention(),
         entry_module(model, method) as entry,
         taped(entry, decider),
     ):
         exported = torch.export.export(entry, args, kwargs, strict=False)
-        if _mutates(exported.graph_module) or casts_by_itself(exported.graph_module):
+        drop_unread_maps(exported.graph_module)
+        if any(needs(exported.graph_module) for needs in (_mutates, casts_by_itself, maps_by_itself)):
             spell_out_sizes(exported.graph_module)
             exported = exported.run_decompositions({})
         inline_contexts(exported.graph_module)
@@ -197,11 +200,11 @@ def _program(model: torch.nn.Module, exported: torch.export.ExportedProgram) -> 
                 f"{name} writes into {out.target!r} ({out.kind.name.lower()}) while it runs; "
                 "only models without side effects can be compiled"
             )
-    for node in exported.graph.nodes:
-        _check_node(name, node)
     modes = [n.meta["val"].fake_mode for n in exported.graph.nodes if isinstance(n.meta.get("val"), FakeTensor)]
     if not modes:
         raise CaptureError(f"{name} computes nothing with tensors")
+    for node in exported.graph.nodes:
+        _check_node(name, node)
     refused = bound_lengths(exported.graph, modes[0])
     if refused is not None:
         node, why = refused
