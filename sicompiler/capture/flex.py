@@ -1,7 +1,7 @@
 """`flex_attention` as what it computes where nobody compiles it, in plain operators.
 
 Uncompiled, `torch.nn.attention.flex_attention` runs its dense definition: scores, the model's own `score_mod` and
-`mask_mod` for all pairs of positions, softmax, values. A trace would have it as one operator with two graphs of its own.
+`mask_mod` for all pairs of positions, softmax, values. To a trace it is one operator with two graphs of its own.
 Written in plain operators it is like any other attention: sliced over batch, heads and queries by the rules there are,
 as far as those graphs allow, with the memory that each operator takes. The blocks of a block mask only say what a
 compiled kernel may skip; the dense definition does not read them.
@@ -23,7 +23,6 @@ import torch
 from torch import fx
 from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
 from torch._guards import detect_fake_mode
-from torch._higher_order_ops.flex_attention import _permute_strides
 from torch._ops import OpOverload
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import flex_attention as module
@@ -97,7 +96,13 @@ def _dense(
     weights = torch.where(hidden, 0.0, torch.softmax(scores, dim=-1))
     out = weights.to(query.dtype) @ value.to(query.dtype)
     total = torch.where(hidden.squeeze(-1), -math.inf, scores.logsumexp(dim=-1))
-    return _permute_strides(out, query.stride()), total / math.log(2), scores.amax(dim=-1) / math.log(2)
+    return _laid_out_like(query, out), total / math.log(2), scores.amax(dim=-1) / math.log(2)
+
+
+def _laid_out_like(query: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """The output with its dims in memory in the order of those of the query, as the operator gives it."""
+    order = sorted(range(out.dim()), key=query.stride, reverse=True)
+    return out.permute(order).contiguous().permute([order.index(d) for d in range(out.dim())])
 
 
 def _for_all(body: Callable[..., torch.Tensor], operands: Sequence[torch.Tensor]) -> torch.Tensor:
