@@ -15,6 +15,7 @@ import torch.utils._pytree as pytree
 from sicompiler.adapters.held import Reserved, storages, weights_of
 from sicompiler.adapters.roles import Role, check_component
 from sicompiler.capture import Program, capture, flatten_inputs
+from sicompiler.capture.tiling import SWITCH, runs_only_tiled
 from sicompiler.compiler import FarMemory, Planner, rewrite
 from sicompiler.errors import CaptureError, OverBudget
 from sicompiler.passes.cut import full_program, skip_program
@@ -122,6 +123,13 @@ class ComponentState(State):
         """Whether the component still exists: a pipeline may have dropped it, as it does when it unloads an adapter."""
         return self._model() is not None
 
+    @property
+    def may_run_untouched(self) -> bool:
+        """Whether it need not be captured: an encoder, or what only runs tiled, and then with tiling on."""
+        return self.role.optional or (
+            getattr(self.model, SWITCH, False) is True and bool(runs_only_tiled(self.model, self.method))
+        )
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the component by its plan, within what is left of the budget now."""
         check_inference(args, kwargs)
@@ -145,7 +153,7 @@ class ComponentState(State):
             try:
                 compiled = self.compiled_for(args, kwargs)
             except CaptureError as error:
-                if not self.role.optional:
+                if not self.may_run_untouched:
                     raise
                 self.untouched_because = str(error).splitlines()[0]
                 log.warning("%s runs untouched, as it can't be captured: %s", self.role.label, self.untouched_because)

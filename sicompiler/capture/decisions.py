@@ -85,7 +85,8 @@ class DecisionMaker:
     def __init__(self, tape: Tape, tensors: Mapping[str, torch.Tensor], inputs: Sequence[Any]) -> None:
         self._tape, self._inputs = tape, tuple(inputs)
         self._names = {id(tensor): name for name, tensor in reversed(list(tensors.items()))}
-        self._mode = detect_fake_mode([*tensors.values(), *inputs])
+        self._trace_mode = detect_fake_mode([*tensors.values(), *inputs])
+        self._mode = FakeTensorMode()  # of the decisions: nothing that is done with them is seen by the trace
 
     def make(self, tensors: Sequence[torch.Tensor], finish: Finish, where: str) -> Decision:
         """The decision by something computed from tensors of a trace.
@@ -98,13 +99,12 @@ class DecisionMaker:
         Raises:
             UnknownOrigin: the tensors do not come from inputs, weights and constants alone.
         """
-        assert self._mode is not None, "a trace runs in a fake mode"
         cut = self._tape.slice(tensors)
         graph, leaves, constants = fx.Graph(), dict[int, fx.Node](), dict[str, torch.Tensor]()
         bindings = []
         for position, value in enumerate(self._inputs):
             node = graph.placeholder(f"input_{position}")
-            node.meta["val"] = value
+            node.meta["val"] = self._fake(value) if isinstance(value, torch.Tensor) else value
             leaves.setdefault(id(value), node)
             bindings.append(Binding(Source.INPUT, str(position)))
         is_fixed = True
@@ -117,7 +117,7 @@ class DecisionMaker:
             leaves[id(leaf)].meta["val"] = self._fake(leaf)
             bindings.append(binding)
         nodes = {node: leaves[id(leaf)] for node, leaf in zip(_placeholders(cut.graph), cut.leaves, strict=True)}
-        last = _finished(cut, [self._fake(leaf) for leaf in cut.leaves], finish, self._mode)
+        last = _finished(cut, [node.meta["val"] for node in nodes.values()], finish, self._mode)
         results = graph.graph_copy(last, val_map=dict(zip(_placeholders(last), nodes.values(), strict=True)))
         graph.output(results)
         module = fx.GraphModule(torch.nn.Module(), graph)
@@ -130,8 +130,8 @@ class DecisionMaker:
         Args:
             make: as a real one is made.
         """
-        assert self._mode is not None
-        with self._mode:
+        assert self._trace_mode is not None, "a trace runs in a fake mode"
+        with self._trace_mode:
             return make()
 
     def _binding(self, position: int, leaf: torch.Tensor, constants: dict[str, torch.Tensor]) -> Binding:
@@ -145,8 +145,12 @@ class DecisionMaker:
         return Binding(Source.CONSTANT, f"constant_{position}")
 
     def _fake(self, tensor: torch.Tensor) -> torch.Tensor:
-        assert self._mode is not None
-        return tensor if isinstance(tensor, FakeTensor) else self._mode.from_tensor(tensor, static_shapes=True)
+        """A tensor of the same layout for the decisions."""
+        sizes, strides = tuple(tensor.shape), tensor.stride()
+        if not all(type(size) is int for size in (*sizes, *strides)):
+            raise UnknownOrigin("it is computed from sizes that depend on data")
+        with self._mode:
+            return torch.empty_strided(sizes, strides, dtype=tensor.dtype, device=tensor.device)
 
 
 def _placeholders(graph: fx.Graph) -> list[fx.Node]:

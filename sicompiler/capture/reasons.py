@@ -12,6 +12,11 @@ _NOT_THE_USERS = re.compile(r"[/\\](torch|sicompiler)[/\\]")
 _FRAME = re.compile(r"^\s*File \"([^\"]+)\", line (\d+), in (\S+)", re.MULTILINE)
 
 
+def is_users_file(filename: str) -> bool:
+    """Whether code is neither torch's nor ours, nor made up while it runs."""
+    return not _NOT_THE_USERS.search(filename) and not filename.startswith("<")
+
+
 def reason(error: Exception) -> str:
     """The first line of an error of `torch.export`, and where in the user's code it was raised."""
     first = str(error).strip().splitlines()
@@ -20,7 +25,7 @@ def reason(error: Exception) -> str:
     trace = error.__traceback__
     while trace is not None:
         filename = trace.tb_frame.f_code.co_filename
-        if not _NOT_THE_USERS.search(filename) and not filename.startswith("<"):
+        if is_users_file(filename):
             where = f"{filename}:{trace.tb_lineno}, in {trace.tb_frame.f_code.co_name}"
         trace = trace.tb_next
     user = _FRAME.search(str(error))
@@ -33,13 +38,18 @@ def advice(error: Exception) -> str:
     """What to do about an error of `torch.export`."""
     if "data-dependent" in str(error).lower() or "DataDependent" in type(error).__name__:
         return "  its control flow depends on tensor values; pass those decisions in as Python values"
+    if isinstance(error, NotImplementedError):
+        return (
+            "  the model itself says so, compiled or not: switch on what it asks for, such as enable_tiling(); what "
+            "only runs tiled runs untouched in a compiled pipeline"
+        )
     return "  the model must be traceable by torch.export.export(model, args, kwargs, strict=False)"
 
 
 def source_line(node: fx.Node) -> str:
     """The user's line behind a node of a captured graph: "file:line, in function"; "an unknown line" without one."""
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
-    theirs = [frame for frame in frames if not _NOT_THE_USERS.search(frame[0]) and not frame[0].startswith("<")]
+    theirs = [frame for frame in frames if is_users_file(frame[0])]
     if not frames:
         return "an unknown line"
     file, line, function = (theirs or frames)[-1]
@@ -51,7 +61,7 @@ def line_being_run() -> str:
     frame: FrameType | None = sys._getframe()
     while frame is not None:
         filename = frame.f_code.co_filename
-        if not _NOT_THE_USERS.search(filename) and not filename.startswith("<"):
+        if is_users_file(filename):
             return f"{filename}:{frame.f_lineno}, in {frame.f_code.co_name}"
         frame = frame.f_back
     return "an unknown line"

@@ -30,6 +30,7 @@ from sicompiler.capture.questions import Decider, Decides, NoValues
 from sicompiler.capture.reasons import advice, reason, source_line
 from sicompiler.capture.selections import spell_out_sizes
 from sicompiler.capture.taped import Stopped, taped
+from sicompiler.capture.tiling import check_tiling
 from sicompiler.entry import FORWARD, entry_module, has_method
 from sicompiler.errors import BadInput, CaptureError, SicompilerError
 
@@ -66,13 +67,7 @@ def _capture_errors(model: torch.nn.Module) -> Iterator[None]:
 def _check_entry(model: torch.nn.Module, method: str) -> None:
     if not has_method(model, method):
         raise BadInput(f"{type(model).__name__} has no method {method!r} to capture")
-    tiled = next((path for path, child in model.named_modules() if getattr(child, "use_tiling", False) is True), None)
-    if tiled is not None:
-        where = f" of {tiled}" if tiled else ""
-        raise BadInput(
-            f"tiling is on{where} in this {type(model).__name__}: tiles are blended where they meet, which is another "
-            "output than that of the whole; call disable_tiling() first, a compiled model fits a budget without it"
-        )
+    check_tiling(f"this {type(model).__name__}", model, method)
 
 
 def capture(
