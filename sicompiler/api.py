@@ -22,9 +22,10 @@ from sicompiler.rehash.request import Rehash
 from sicompiler.reports.phases import PipelineReport
 from sicompiler.reports.rehash import RehashReport
 from sicompiler.reports.report import Report
+from sicompiler.runtime.examples import Inputs
 from sicompiler.runtime.verify import Verification
 from sicompiler.search.search import Progress
-from sicompiler.takeover import Inputs, State, check_weights, device_type_of, dtype_name, installed_state, prepare
+from sicompiler.takeover import State, check_weights, device_type_of, dtype_name, installed_state, prepare
 from sicompiler.turns import executing
 from sicompiler.units import parse_bytes
 

@@ -21,9 +21,11 @@ import torch
 import torch.utils._pytree as pytree
 
 from sicompiler.capture import Program, capture, flatten_inputs, named_tensors, weights_bytes
+from sicompiler.capture.decisions import Decide, Decision, Outcome, decide_at_once
 from sicompiler.capture.quantised import refusal, scheme_of
 from sicompiler.compiler import FarMemory, Planner, make_planner, rewrite
 from sicompiler.cost import MACHINES
+from sicompiler.decided import Decisions
 from sicompiler.entry import FORWARD, entry_label
 from sicompiler.errors import BadInput
 from sicompiler.guards import ModuleGuards
@@ -31,9 +33,9 @@ from sicompiler.passes.manager import Observer
 from sicompiler.plan import Plan
 from sicompiler.reports.report import Report
 from sicompiler.runtime.compiled import Compiled, call_key, check_inference
+from sicompiler.runtime.examples import Inputs, random_inputs, without_data
 from sicompiler.runtime.news import Known, news
 from sicompiler.runtime.placement import place, restore, streams
-from sicompiler.runtime.specs import random_inputs, specs
 from sicompiler.runtime.verify import Verification, compare
 from sicompiler.search.search import Progress
 from sicompiler.turns import executing, turn_of
@@ -41,7 +43,7 @@ from sicompiler.units import format_bytes, format_seconds
 
 log = logging.getLogger("sicompiler")
 
-Inputs = tuple[Sequence[Any], Mapping[str, Any]]
+Key = tuple[Hashable, tuple[Outcome, ...]]  # of a call, and how what it decides by values came out
 
 HOOK, HOOKED = "_hf_hook", "_old_forward"  # where accelerate keeps its hook, and the forward that the hook calls
 
@@ -93,6 +95,7 @@ def prepare(
     device_type: str | None = None,
     progress: Progress | None = None,
     observer: Observer | None = None,
+    decide: Decide = decide_at_once,
 ) -> tuple[Program, Planner]:
     """Capture and analyse a model: everything up to choosing a plan.
 
@@ -105,6 +108,7 @@ def prepare(
         device_type: plan for this kind of device instead of the one the model is on.
         progress: told about long work.
         observer: shown every stage.
+        decide: runs what the model decides by, see `capture`.
 
     Returns:
         The captured `Program` and its `Planner`.
@@ -115,7 +119,7 @@ def prepare(
     began = time.perf_counter()
     if progress is not None:
         progress("capture", 0, 1)
-    program = capture(model, args, kwargs, method=method)
+    program = capture(model, args, kwargs, method=method, decide=decide)
     captured = time.perf_counter() - began
     if observer is not None:
         observer("captured", program)
@@ -199,6 +203,7 @@ class State:
         self.compiled: dict[Hashable, Compiled] = {}
         self.last: tuple[Compiled, Inputs] | None = None
         self.guards = ModuleGuards(_own_view(weakref.ref(self)), (method,), path)
+        self._decisions = Decisions()
         self._known: Known | None = None  # of the call before
         self._lock = threading.RLock()
         self._entry = self._bound_entry(model)
@@ -243,20 +248,42 @@ class State:
 
     def compiled_for(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Compiled:
         """The rewritten model for a call; planned now if need be."""
-        key = call_key(self.guards, self.model, args, kwargs)
+        key = self.key_of(args, kwargs)
         with self._lock:
             compiled = self.compiled.get(key)
-            known = Known(key, self.guards.facts)
             if compiled is None or not self.still_fits(compiled, args, kwargs):
-                why = news(self._known, known) if compiled is None else "more is held beside it than before"
-                began = time.perf_counter()
-                compiled = self.compiled[key] = self.compile(args, kwargs)
+                is_known, began = compiled is not None, time.perf_counter()
+                compiled = self.compile(args, kwargs)
+                key = self.learn(compiled.program, args, kwargs)
+                self.compiled[key] = compiled
                 if self._known is not None:
+                    why = news(self._known, Known(*key, self.guards.facts))
+                    why = "more is reserved for others than before" if is_known else why
                     name, seconds = type(self.model).__name__, format_seconds(time.perf_counter() - began)
                     log.warning("%s: planned again in %s, as %s", entry_label(name, self.method), seconds, why)
-            self._known = known
-            self.last = (compiled, specs(args, kwargs))
+            self._known = Known(*key, self.guards.facts)
+            self.last = (compiled, without_data(args, kwargs, self._decisions.read(compiled.program.decided)))
         return compiled
+
+    def key_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Key:
+        """What a plan depends on: the key of the call, and how what is decided by values comes out for it."""
+        call = call_key(self.guards, self.model, args, kwargs)
+        return call, self._decisions.outcomes(call, self.model, args, kwargs)
+
+    def learn(self, program: Program, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Key:
+        """Keep what was decided in the trace of a call; gives the key of the call, which depends on it."""
+        call = call_key(self.guards, self.model, args, kwargs)
+        self._decisions.learn(call, program.decided)
+        return call, tuple(one.outcome for one in program.decided)
+
+    def decide(self, decision: Decision, arguments: Sequence[Any]) -> torch.Tensor:
+        """Plan and run a decision for the call that is traced."""
+        return self._decisions.plan(self.model, decision, arguments, self.room_bytes, device_type_of(self.model))
+
+    @property
+    def room_bytes(self) -> int:
+        """How much of the budget this model may take now: all of it, where it is alone."""
+        return self.budget_bytes
 
     def still_fits(self, compiled: Compiled, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         """Whether a plan made before is within the budget of this call; of a model on its own, always."""
@@ -278,11 +305,14 @@ class State:
             if given is not None:
                 given.check(device=device_type_of(self.model), dtype=dtype_name(self.model))
                 given.check_bytes(weights_bytes(self.model), self.budget_bytes)
-                program, plan = capture(self.model, args, kwargs, method=self.method), given
+                program, plan = capture(self.model, args, kwargs, method=self.method, decide=self.decide), given
             else:
-                program, planner = prepare(self.model, args, kwargs, method=self.method, progress=self.progress)
+                program, planner = prepare(
+                    self.model, args, kwargs, method=self.method, progress=self.progress, decide=self.decide
+                )
                 plan = self.choose(planner, args, kwargs)
-        compiled = Compiled(rewrite(program, plan, given=given is not None), plan)
+        rewritten = rewrite(program, plan, given=given is not None)
+        compiled = Compiled(rewritten, self._decisions.counted(plan, self.model, program.decided))
         self.given_plan = None  # not before: a plan that was refused is not silently replaced by another
         log.info(
             "%s: %d regions, predicted peak %s of %s, planned in %s",

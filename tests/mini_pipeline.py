@@ -66,14 +66,16 @@ class MiniText(ModelMixin, ConfigMixin):  # type: ignore[misc]
     """Embeds the numbers of words."""
 
     @register_to_config
-    def __init__(self, data_dependent: bool = False) -> None:
+    def __init__(self, untraceable: bool = False) -> None:
         super().__init__()
         self.words, self.mix = nn.Embedding(16, WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.data_dependent = data_dependent
+        self.untraceable = untraceable
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = self.mix(self.words(ids))
-        return -found if self.data_dependent and ids.sum() < 0 else found
+        if self.untraceable and torch.compiler.is_exporting():
+            raise RuntimeError("not to be traced")
+        result: torch.Tensor = self.mix(self.words(ids))
+        return result
 
 
 Callback = Callable[..., dict[str, Any]]

@@ -22,10 +22,11 @@ LAYERS = {
     "models": 8, "rehash": 8, "study": 8,
     "reports": 9, "search": 9,
     "compiler": 10,
-    "takeover": 11,
-    "adapters": 12, "forms": 12,
-    "api": 13,
-    "cli": 14, "testing": 14,
+    "decided": 11,
+    "takeover": 12,
+    "adapters": 13, "forms": 13,
+    "api": 14,
+    "cli": 15, "testing": 15,
 }  # fmt: skip
 
 MODULES = library_modules()

@@ -19,7 +19,7 @@ ROOMY = "2MiB"
 
 
 def test_an_encoder_that_cannot_be_captured_runs_untouched_and_is_reported(caplog: pytest.LogCaptureFixture) -> None:
-    pipe = mini(text_encoder=MiniText(data_dependent=True))
+    pipe = mini(text_encoder=MiniText(untraceable=True))
     reference = pipe(picture())
     with caplog.at_level(logging.WARNING, "sicompiler"):
         sicompiler.compile_for_budget(pipe, ROOMY)
@@ -33,17 +33,35 @@ def test_an_encoder_that_cannot_be_captured_runs_untouched_and_is_reported(caplo
     assert "runs untouched" in str(sicompiler.report(pipe))
 
 
+class Untraceable(MiniUNet):
+    """Declines to be traced."""
+
+    def forward(self, sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_exporting():
+            raise RuntimeError("not to be traced")
+        return super().forward(sample, *args, **kwargs)
+
+
 class Undecided(MiniUNet):
-    """Decides by values, which no trace can follow."""
+    """Decides by values."""
 
     def forward(self, sample: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         return super().forward(-sample if sample.sum() > 0 else sample, *args, **kwargs)
 
 
-def test_a_denoiser_that_cannot_be_captured_is_an_error_at_the_first_call() -> None:
+def test_a_denoiser_that_decides_by_values_is_planned_for_each_outcome() -> None:
     pipe = mini(unet=Undecided())
+    pictures = [picture(), -picture()]
+    references = [pipe(each) for each in pictures]
     sicompiler.compile_for_budget(pipe, ROOMY)
-    with pytest.raises(sicompiler.CaptureError, match="Undecided can't be captured"):
+    for which in (0, 1, 0):
+        assert close(pipe(pictures[which]), references[which])
+
+
+def test_a_denoiser_that_cannot_be_captured_is_an_error_at_the_first_call() -> None:
+    pipe = mini(unet=Untraceable())
+    sicompiler.compile_for_budget(pipe, ROOMY)
+    with pytest.raises(sicompiler.CaptureError, match="Untraceable can't be captured"):
         pipe(picture())
 
 

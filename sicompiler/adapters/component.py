@@ -19,6 +19,7 @@ from sicompiler.adapters.tenants import Tenant, Tenants
 from sicompiler.adapters.untouched import UntouchedCall, check_inputs, key_of, untouched_call
 from sicompiler.capture import Program, capture, flatten_inputs, weights_bytes
 from sicompiler.capture.results import open_inputs, tensors_of
+from sicompiler.capture.tiling import SWITCH, runs_only_tiled
 from sicompiler.compiler import FarMemory, Planner, rewrite
 from sicompiler.errors import CaptureError, OverBudget
 from sicompiler.passes.cut import full_program, skip_program
@@ -26,7 +27,7 @@ from sicompiler.passes.manager import run_stage
 from sicompiler.plan import Plan
 from sicompiler.rehash.sketch import PIECE, SCRATCH
 from sicompiler.reports.phases import PhaseRow
-from sicompiler.runtime.compiled import Compiled, call_key, check_inference
+from sicompiler.runtime.compiled import Compiled, check_inference
 from sicompiler.runtime.measure import observe_peak
 from sicompiler.runtime.placement import place, restore
 from sicompiler.takeover import HOOK, State, analyse
@@ -145,6 +146,13 @@ class ComponentState(State):
             self.compiled = {call: compiled for call, compiled in self.compiled.items() if not _is_tight(compiled.plan)}
             self.parts = {call: compiled for call, compiled in self.parts.items() if not _is_tight(compiled.plan)}
 
+    @property
+    def may_run_untouched(self) -> bool:
+        """Whether it need not be captured: an encoder, or what only runs tiled, and then with tiling on."""
+        return self.role.optional or (
+            getattr(self.model, SWITCH, False) is True and bool(runs_only_tiled(self.model, self.method))
+        )
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the component by its plan, within what is left of the budget now."""
         with self.tenants.serving(None) as tenant:
@@ -187,7 +195,7 @@ class ComponentState(State):
                 check_inputs(opened)
                 compiled = self.compiled_for(args, kwargs)
             except CaptureError as error:
-                if not self.role.optional:
+                if not self.may_run_untouched:
                     raise
                 self._runs_untouched(call, str(error).splitlines()[0], args, kwargs)
             else:
@@ -234,11 +242,13 @@ class ComponentState(State):
 
     def whole_program(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Program:
         """The clean graph for the shapes of a call, of which parts are made."""
-        key = call_key(self.guards, self.model, args, kwargs)
+        key = self.key_of(args, kwargs)
         if key not in self.programs:
             restore(self.model, self.device_of(args, kwargs))  # a trace reads where the weights are
             with self.untouched():
-                self.programs[key] = run_stage("clean", capture(self.model, args, kwargs, method=self.method))
+                program = capture(self.model, args, kwargs, method=self.method, decide=self.decide)
+            key = self.learn(program, args, kwargs)
+            self.programs[key] = run_stage("clean", program)
         return self.programs[key]
 
     def part_for(self, part: Part, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Compiled:
@@ -252,7 +262,10 @@ class ComponentState(State):
         Raises:
             OverBudget: no plan fits beside them.
         """
-        call = call_key(self.guards, self.model, args, kwargs)
+        call = self.key_of(args, kwargs)
+        if call not in self.programs:
+            self.whole_program(args, kwargs)
+            call = self.key_of(args, kwargs)  # what it decides by is known now, and part of the key
         key = (call, part)  # with what is held beside it: a plan that leaves room for much is slow where little is held
         found = self.parts.get(key)
         if key not in self._room:
@@ -268,6 +281,11 @@ class ComponentState(State):
                 plan = self.choose(planner, args, kwargs)
                 found = self.parts[key] = Compiled(rewrite(cut, plan), plan)
         return found
+
+    @property
+    def room_bytes(self) -> int:
+        """How much of the budget the rest of the pipeline leaves."""
+        return self.budget_bytes - self.reserved.total_bytes
 
     def compile(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Compiled:
         """Capture, plan and rewrite for the shapes of a call."""

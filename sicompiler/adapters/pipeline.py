@@ -33,9 +33,10 @@ from sicompiler.compiler import FarMemory
 from sicompiler.errors import BadInput, NotCompiled
 from sicompiler.rehash.request import Rehash
 from sicompiler.reports.phases import PipelineReport
+from sicompiler.runtime.examples import Inputs
 from sicompiler.runtime.placement import restore, streams
 from sicompiler.search.search import Progress
-from sicompiler.takeover import Inputs, installed_state
+from sicompiler.takeover import installed_state
 from sicompiler.turns import turn_of
 
 log = logging.getLogger("sicompiler")

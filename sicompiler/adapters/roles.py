@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from sicompiler.capture.quantised import CASTING_HOOKS, refusal, scheme_of
+from sicompiler.capture.tiling import SWITCH, runs_only_tiled
 from sicompiler.entry import entry_label
 from sicompiler.errors import BadInput
 
@@ -116,7 +117,7 @@ def check_component(label: str, part: torch.nn.Module, *, planned: bool) -> None
         )
     if hasattr(part, "_orig_mod"):
         raise BadInput(f"{label} is wrapped by torch.compile; compile_for_budget takes the model itself (._orig_mod)")
-    if getattr(part, "use_tiling", False):
+    if getattr(part, SWITCH, False) and not any(runs_only_tiled(part, method) for method in ("decode", "encode")):
         raise BadInput(
             f"tiling is on in {label}, which blends tiles and so changes the output; "
             "call disable_tiling() on it: the budget is kept without"

@@ -15,9 +15,9 @@ from sicompiler.adapters.held import storages, weights_of
 from sicompiler.adapters.roles import modules_of
 from sicompiler.capture.quantised import stored
 from sicompiler.reports.phases import PhaseRow
+from sicompiler.runtime.examples import Inputs
 from sicompiler.runtime.measure import Peak, observe_peak
 from sicompiler.runtime.verify import errors
-from sicompiler.takeover import Inputs
 from sicompiler.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:

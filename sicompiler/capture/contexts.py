@@ -1,9 +1,10 @@
-"""Contexts that a model enters while it runs, `torch.autocast` and `torch.set_grad_enabled`, and how to inline them.
+"""Contexts that a model enters while it runs, such as `torch.autocast` and `torch.set_grad_enabled`: inlined.
 
 `torch.export` puts the operators inside into a graph of their own. Inlined they mean the same:
 
 - gradients: a compiled model never records any, and what an operator computes does not depend on it;
 - autocast off: a compiled model runs outside of any autocast (see `check_no_autocast`), which is off in it as well;
+- `torch.vmap`: the traced operators do not carry the dim that it adds; `run_decompositions` records operators that do;
 - autocast on: the traced operators do not carry the casts, the dispatcher makes them. `run_decompositions` runs the
   context and records every cast as an operator; only after that is there nothing left to inline.
 """
@@ -31,6 +32,31 @@ def graphs(graph_module: fx.GraphModule) -> Iterator[fx.Graph]:
 def casts_by_itself(graph_module: fx.GraphModule) -> bool:
     """Whether some operators run in an autocast that is on, so that the dispatcher casts their operands."""
     return any(node.args[2] for graph in graphs(graph_module) for node in graph.nodes if node.target is _AUTOCAST)
+
+
+def maps_by_itself(graph_module: fx.GraphModule) -> bool:
+    """Whether some operators run in a `torch.vmap`, which adds a dim to what they work on."""
+    return any(_maps(node) for graph in graphs(graph_module) for node in graph.nodes)
+
+
+def drop_unread_maps(graph_module: fx.GraphModule) -> None:
+    """Remove what is computed inside of `torch.vmap` where nothing of it is read, in place.
+
+    The blocks of a block mask are such, where attention is dense: they take operators that no graph can hold.
+    """
+    graph = graph_module.graph
+    if not maps_by_itself(graph_module):
+        return
+    read = {node for node in graph.nodes if node.op == "output" or (node.is_impure() and node.op == "call_function")}
+    for node in reversed(graph.nodes):
+        if node in read:
+            read.update(node.all_input_nodes)
+    if not any(_maps(node) for node in read):
+        graph.eliminate_dead_code()
+
+
+def _maps(node: fx.Node) -> bool:
+    return node.op == "call_function" and getattr(node.target, "__module__", "") == "torch._functorch.predispatch"
 
 
 def inline_contexts(graph_module: fx.GraphModule) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.utils._pytree as pytree
@@ -16,6 +16,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sicompiler.capture.quantised import storage_bytes
 from sicompiler.capture.results import close_results
+
+if TYPE_CHECKING:
+    from sicompiler.capture.decisions import Decided
 
 
 class Source(StrEnum):
@@ -45,6 +48,7 @@ class Program:
         constants: tensors the model creates while it is traced, by name.
         out_spec: how the flat outputs form what the model returns.
         fake_mode: the mode all fake tensors of the graph belong to.
+        decided: what the model decided by values of tensors when it was captured, in order.
     """
 
     graph_module: fx.GraphModule
@@ -52,10 +56,11 @@ class Program:
     constants: Mapping[str, torch.Tensor]
     out_spec: pytree.TreeSpec
     fake_mode: FakeTensorMode
+    decided: tuple[Decided, ...] = ()
 
     def with_graph(self, graph_module: fx.GraphModule) -> Program:
         """The same program with another graph behind the same placeholders."""
-        return Program(graph_module, self.bindings, self.constants, self.out_spec, self.fake_mode)
+        return replace(self, graph_module=graph_module)
 
     @property
     def placeholders(self) -> tuple[fx.Node, ...]:
@@ -69,7 +74,15 @@ class Program:
             model: the live model.
             inputs: flattened by `flatten_inputs`.
         """
-        tensors = named_tensors(model)
+        return self.arguments_of(named_tensors(model), inputs)
+
+    def arguments_of(self, tensors: Mapping[str, torch.Tensor], inputs: Sequence[Any]) -> list[Any]:
+        """What to call the graph with.
+
+        Args:
+            tensors: parameters and buffers by name.
+            inputs: flattened by `flatten_inputs`.
+        """
         flat = iter(inputs)
         values: list[Any] = []
         for binding in self.bindings:

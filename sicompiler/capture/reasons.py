@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import re
+import sys
+from types import FrameType
 
 from torch import fx
 
 _NOT_THE_USERS = re.compile(r"[/\\](torch|sicompiler)[/\\]")
 _FRAME = re.compile(r"^\s*File \"([^\"]+)\", line (\d+), in (\S+)", re.MULTILINE)
+
+
+def is_users_file(filename: str) -> bool:
+    """Whether code is neither torch's nor ours, nor made up while it runs."""
+    return not _NOT_THE_USERS.search(filename) and not filename.startswith("<")
 
 
 def reason(error: Exception) -> str:
@@ -18,7 +25,7 @@ def reason(error: Exception) -> str:
     trace = error.__traceback__
     while trace is not None:
         filename = trace.tb_frame.f_code.co_filename
-        if not _NOT_THE_USERS.search(filename) and not filename.startswith("<"):
+        if is_users_file(filename):
             where = f"{filename}:{trace.tb_lineno}, in {trace.tb_frame.f_code.co_name}"
         trace = trace.tb_next
     user = _FRAME.search(str(error))
@@ -31,14 +38,30 @@ def advice(error: Exception) -> str:
     """What to do about an error of `torch.export`."""
     if "data-dependent" in str(error).lower() or "DataDependent" in type(error).__name__:
         return "  its control flow depends on tensor values; pass those decisions in as Python values"
+    if isinstance(error, NotImplementedError):
+        return (
+            "  the model itself says so, compiled or not: switch on what it asks for, such as enable_tiling(); what "
+            "only runs tiled runs untouched in a compiled pipeline"
+        )
     return "  the model must be traceable by torch.export.export(model, args, kwargs, strict=False)"
 
 
 def source_line(node: fx.Node) -> str:
     """The user's line behind a node of a captured graph: "file:line, in function"; "an unknown line" without one."""
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
-    theirs = [frame for frame in frames if not _NOT_THE_USERS.search(frame[0]) and not frame[0].startswith("<")]
+    theirs = [frame for frame in frames if is_users_file(frame[0])]
     if not frames:
         return "an unknown line"
     file, line, function = (theirs or frames)[-1]
     return f"{file}:{line}, in {function}"
+
+
+def line_being_run() -> str:
+    """The user's line that is being run: "file:line, in function"; of a thread that runs none, "an unknown line"."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None:
+        filename = frame.f_code.co_filename
+        if is_users_file(filename):
+            return f"{filename}:{frame.f_lineno}, in {frame.f_code.co_name}"
+        frame = frame.f_back
+    return "an unknown line"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,16 +22,22 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 from sicompiler.capture.bounded import bound_lengths
-from sicompiler.capture.contexts import casts_by_itself, graphs, inline_contexts
+from sicompiler.capture.contexts import casts_by_itself, drop_unread_maps, graphs, inline_contexts, maps_by_itself
+from sicompiler.capture.decisions import Decide, decide_at_once
 from sicompiler.capture.draws import draws
-from sicompiler.capture.program import Binding, Program, Source, named_tensors
+from sicompiler.capture.flex import dense_flex_attention
+from sicompiler.capture.program import Binding, Program, Source, flatten_inputs, named_tensors
 from sicompiler.capture.quantised import refusal, scheme_of
+from sicompiler.capture.questions import Decider, Decides, NoValues
 from sicompiler.capture.reasons import advice, reason, source_line
 from sicompiler.capture.results import held_by, opened_results
+from sicompiler.capture.selections import spell_out_sizes
 from sicompiler.capture.silence import silent_torch
 from sicompiler.capture.state import Entry, state_kept
+from sicompiler.capture.taped import Stopped, taped
+from sicompiler.capture.tiling import check_tiling
 from sicompiler.entry import FORWARD, entry_module, has_method
-from sicompiler.errors import BadInput, CaptureError
+from sicompiler.errors import BadInput, CaptureError, SicompilerError
 from sicompiler.turns import tracing
 
 _SOURCES = {
@@ -52,9 +59,13 @@ def _fake_mode_of(tensors: Sequence[Any]) -> FakeTensorMode | None:
 def _capture_errors(model: torch.nn.Module) -> Iterator[None]:
     try:
         yield
-    except CaptureError:
+    except SicompilerError:
         raise
-    except Exception as error:  # torch.export raises anything, from UserError to the model's own exceptions
+    except Exception as raised:  # torch.export raises anything, from UserError to the model's own exceptions
+        error = raised.__cause__ if isinstance(raised, Stopped) else raised
+        assert isinstance(error, Exception)
+        if isinstance(error, SicompilerError):
+            raise error from error.__cause__
         name = type(model).__name__
         raise CaptureError(f"{name} can't be captured: {reason(error)}\n{advice(error)}") from error
 
@@ -62,57 +73,101 @@ def _capture_errors(model: torch.nn.Module) -> Iterator[None]:
 def _check_entry(model: torch.nn.Module, method: str) -> None:
     if not has_method(model, method):
         raise BadInput(f"{type(model).__name__} has no method {method!r} to capture")
-    tiled = next((path for path, child in model.named_modules() if getattr(child, "use_tiling", False) is True), None)
-    if tiled is not None:
-        where = f" of {tiled}" if tiled else ""
-        raise BadInput(
-            f"tiling is on{where} in this {type(model).__name__}: tiles are blended where they meet, which is another "
-            "output than that of the whole; call disable_tiling() first, a compiled model fits a budget without it"
-        )
+    check_tiling(f"this {type(model).__name__}", model, method)
 
 
 def capture(
-    model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None, *, method: str = FORWARD
+    model: torch.nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    method: str = FORWARD,
+    decide: Decide = decide_at_once,
 ) -> Program:
     """Trace a model into a `Program`.
 
     Args:
         model: any module that `torch.export` can trace; its parameters may be real or fake tensors.
-        args: positional example inputs; only shapes, dtypes, devices and Python values matter.
+        args: positional example inputs; only shapes, dtypes, devices and Python values matter, but for a model that
+            decides by values: the program is that for what these values decide, see `Program.decided`.
         kwargs: keyword example inputs.
         method: the entry point: the name of the method that is called, such as `decode`.
+        decide: runs the decisions.
 
     Raises:
-        CaptureError: the model can't be traced, it writes into its inputs or buffers, or sizes depend on the values of
-            tensors in a way that `capture.bounded` has no rule for.
+        CaptureError: the model can't be traced, it writes into its inputs or buffers, or it asks for values of tensors
+            that have none, as fake tensors do.
         BadInput: called under `torch.autocast`; there is no such method; the model blends tiles.
     """
     kwargs = {name: (kwargs or {})[name] for name in sorted(kwargs or {})}
-    tensors = [*pytree.tree_leaves((args, kwargs)), *named_tensors(model).values()]
-    check_no_autocast(tensors)
+    tensors = named_tensors(model)
+    leaves = flatten_inputs(args, kwargs)[0]
+    check_no_autocast([*leaves, *tensors.values()])
     _check_entry(model, method)
     scheme = scheme_of(model)
     if scheme:
         raise CaptureError(refusal(type(model).__name__, scheme))
+    mode = _fake_mode_of([*leaves, *tensors.values()])
+    refused: CaptureError | None = None
+    for decides in Decides:  # first without values, as a graph for all of them is better
+        decider = Decider(decides, decide, tensors, leaves)
+        again = Decider(decides, decide_at_once, tensors, [*leaves, *leaves])
+        try:
+            return _trace(model, tuple(args), kwargs, method, mode, decider, again)
+        except NoValues as error:
+            raise CaptureError(f"{refused}\n  {error}" if refused else f"{type(model).__name__}: {error}") from error
+        except CaptureError as error:
+            refused = error
+            if not (decider.left_open or again.left_open):
+                break
+    assert refused is not None
+    raise refused
+
+
+def _trace(
+    model: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    method: str,
+    mode: FakeTensorMode | None,
+    decider: Decider,
+    again: Decider,
+) -> Program:
+    """Trace a model, with as much decided as a decider decides.
+
+    Args:
+        model: the live model.
+        args: positional inputs.
+        kwargs: keyword inputs, in the order of their names.
+        method: the entry point.
+        mode: of the fake tensors among inputs and weights; None where there are none.
+        decider: answers what the call asks.
+        again: answers what two calls in a row ask, which are traced where one leaves something behind.
+    """
     with (
         tracing(),
         _capture_errors(model),
         silent_torch(),
         torch.no_grad(),
-        _fake_mode_of(tensors) or contextlib.nullcontext(),
+        mode or contextlib.nullcontext(),
         paused_gc(),
+        dense_flex_attention(),
         state_kept(model, method) as undo,
         entry_module(model, method) as module,
         opened_results(module, held_by(model)),
+        taped(module, decider),
     ):
         entry = Entry(module, method, type(model).__name__, undo)
         with entry.watched() as watched:
-            exported = torch.export.export(watched, tuple(args), kwargs, strict=False)
-        entry.check(args, kwargs)
-        if _mutates(exported.graph_module) or casts_by_itself(exported.graph_module):
+            exported = torch.export.export(watched, args, kwargs, strict=False)
+        with taped(module, again):
+            entry.check(args, kwargs)
+        drop_unread_maps(exported.graph_module)
+        if any(needs(exported.graph_module) for needs in (_mutates, casts_by_itself, maps_by_itself)):
+            spell_out_sizes(exported.graph_module)
             exported = exported.run_decompositions({})
         inline_contexts(exported.graph_module)
-    return _program(model, exported)
+    return replace(_program(model, exported), decided=tuple(decider.decided))
 
 
 def check_no_autocast(values: Iterable[Any]) -> None:
@@ -169,11 +224,11 @@ def _program(model: torch.nn.Module, exported: torch.export.ExportedProgram) -> 
                 f"{name} writes into {out.target!r} ({out.kind.name.lower()}) while it runs; "
                 "only models without side effects can be compiled"
             )
-    for node in exported.graph.nodes:
-        _check_node(name, node)
     modes = [n.meta["val"].fake_mode for n in exported.graph.nodes if isinstance(n.meta.get("val"), FakeTensor)]
     if not modes:
         raise CaptureError(f"{name} computes nothing with tensors")
+    for node in exported.graph.nodes:
+        _check_node(name, node)
     refused = bound_lengths(exported.graph, modes[0])
     if refused is not None:
         node, why = refused

@@ -44,8 +44,20 @@ class Compiled:
             BadInput: called under `torch.autocast`.
             OutOfMemory: the device had less left than the plan needs.
         """
+        return self.call(self.program.arguments(model, inputs))
+
+    def call(self, arguments: Sequence[Any]) -> Any:
+        """Run the rewritten graph on what its placeholders stand for.
+
+        Args:
+            arguments: in their order.
+
+        Raises:
+            BadInput: called under `torch.autocast`.
+            OutOfMemory: the device had less left than the plan needs.
+        """
         # at::matmul copies a strided operand beside a factor that requires a gradient, even where none is recorded.
-        values = [v.detach() if isinstance(v, torch.Tensor) else v for v in self.program.arguments(model, inputs)]
+        values = [v.detach() if isinstance(v, torch.Tensor) else v for v in arguments]
         check_no_autocast(values)
         handled = sys.exception()
         try:

@@ -1,0 +1,45 @@
+"""Example inputs after a call: its tensors without their data, and random ones made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+
+from sicompiler.capture import flatten_inputs
+
+Inputs = tuple[Sequence[Any], Mapping[str, Any]]
+
+
+def without_data(args: Sequence[Any], kwargs: Mapping[str, Any], keep: Collection[int] = ()) -> Inputs:
+    """The inputs of a call with meta tensors, so that nothing of the caller's is kept alive.
+
+    Args:
+        args: positional inputs.
+        kwargs: keyword inputs.
+        keep: positions among the flat inputs of tensors that are copied instead: a model decides by their values.
+    """
+    leaves, spec = flatten_inputs(args, kwargs)
+    specs = [
+        (leaf.clone() if position in keep else leaf.to("meta")) if isinstance(leaf, torch.Tensor) else leaf
+        for position, leaf in enumerate(leaves)
+    ]
+    inputs: Inputs = pytree.tree_unflatten(specs, spec)
+    return inputs
+
+
+def random_inputs(specs: Inputs, device: torch.device) -> Inputs:
+    """Random tensors on a device in the place of meta tensors."""
+    generator = torch.Generator().manual_seed(0)
+
+    def fill(spec: torch.Tensor) -> torch.Tensor:
+        if not spec.is_meta:
+            return spec
+        if spec.is_floating_point():
+            return torch.randn(spec.shape, generator=generator, dtype=torch.float32).to(device, spec.dtype)
+        return torch.zeros(spec.shape, dtype=spec.dtype, device=device)
+
+    inputs: Inputs = pytree.tree_map_only(torch.Tensor, fill, specs)
+    return inputs
