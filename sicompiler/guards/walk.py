@@ -37,9 +37,11 @@ _OPAQUE_MODULES = frozenset(
         *("_io", "_thread", "_weakref", "asyncio", "concurrent", "ctypes", "io", "logging", "multiprocessing", "queue"),
         *("socket", "subprocess", "threading", "weakref", "typing", "_contextvars", "torch._ops"),
         *("torch._dynamo", "torch.fx", "torch.utils.hooks", "torch.distributed", "torch.cuda", "_frozen_importlib"),
-        *("sicompiler.adapters", "sicompiler.guards", "sicompiler.takeover"),
+        *("sicompiler.adapters", "sicompiler.capture", "sicompiler.guards", "sicompiler.takeover"),
     }
 )
+# What a trace puts on the module that is traced: it ends in the tracer, which changes all the time.
+_TRACERS = frozenset({"sicompiler.capture.results", "sicompiler.capture.taped"})
 _HEAP_TYPE, _KIND_FLAGS = 1 << 9, 3 << 8  # of classes that can be changed: on the heap, and not immutable
 _SEQUENCES = (list, tuple, collections.deque)
 _SETS = (set, frozenset)
@@ -47,11 +49,13 @@ _SETS = (set, frozenset)
 
 @functools.lru_cache(maxsize=2**12)
 def _is_opaque(kind: type) -> bool:
-    module = kind.__module__ if isinstance(kind.__module__, str) else ""
-    parts = module.split(".")
-    return issubclass(kind, (logging.Logger, logging.Handler)) or any(
-        ".".join(parts[: depth + 1]) in _OPAQUE_MODULES for depth in range(len(parts))
-    )
+    return issubclass(kind, (logging.Logger, logging.Handler)) or _is_of_process(kind.__module__)
+
+
+@functools.lru_cache(maxsize=2**12)
+def _is_of_process(module: object) -> bool:
+    parts = module.split(".") if isinstance(module, str) else []
+    return any(".".join(parts[: depth + 1]) in _OPAQUE_MODULES for depth in range(len(parts)))
 
 
 class Walk:
@@ -187,6 +191,9 @@ class Walk:
 
     def _code(self, value: Any, path: str) -> Guard | None:
         if isinstance(value, types.FunctionType):
+            if value.__module__ in _TRACERS:
+                self.note(path, ("opaque", token(value)))
+                return OpaqueGuard(value)
             return FunctionGuard(value, path, self)
         if isinstance(value, types.CellType):
             return CellGuard(value, path, self)
