@@ -249,12 +249,13 @@ class State:
             given = self.given_plan
             if given is not None:
                 given.check(device=device_type_of(self.model), dtype=dtype_name(self.model))
-                given.check_bytes(weights_bytes(self.model), self.budget_bytes)
                 program, plan = capture(self.model, args, kwargs, method=self.method), given
             else:
                 program, planner = prepare(self.model, args, kwargs, method=self.method, progress=self.progress)
                 plan = self.choose(planner, args, kwargs)
         compiled = Compiled(rewrite(program, plan, given=given is not None), plan)
+        if given is not None:
+            given.check_bytes(weights_bytes(self.model), self.budget_bytes)
         self.given_plan = None  # not before: a plan that was refused is not silently replaced by another
         log.info(
             "%s: %d regions, predicted peak %s of %s, planned in %s",

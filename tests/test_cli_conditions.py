@@ -293,7 +293,8 @@ def test_an_interrupted_table_is_printed_and_said_to_be(cli: Cli, monkeypatch: p
     own = Grid.cell
     monkeypatch.setattr(Grid, "cell", lambda self, *a: own(self, *a) if not self.cells else _interrupt())
     status, out, err = cli("fit", MLP, "--gb", "1", "--frames", "8,16,24")
-    assert (status, err) == (130, "sicompiler: interrupted\n")
+    assert status == 0, "what it prints is right, and says how far it came"
+    assert err.startswith("sicompiler: interrupted")
     assert "interrupted: 1 of 3 sizes" in out
 
 
