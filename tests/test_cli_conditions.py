@@ -74,6 +74,8 @@ def _places(folder: Path) -> dict[str, tuple[Path, str]]:
     if os.geteuid():
         (folder / "locked").mkdir(mode=0o555)
         places["locked"] = (folder / "locked" / "x.json", "Permission denied")
+        (folder / "protected").touch(mode=0o444)
+        places["protected"] = (folder / "protected", "Permission denied")
     return places
 
 
