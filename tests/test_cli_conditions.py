@@ -343,6 +343,22 @@ def test_a_terminal_without_a_size_shows_the_table(columns: str, monkeypatch: py
     assert "12 MiB" in screen.getvalue()
 
 
+def test_a_table_after_a_progress_bar_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bar starts while `quiet` has replaced stdout, and ends after it."""
+    screen, bar = Terminal(), Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setattr(sys, "stderr", bar)
+    monkeypatch.setattr(output, "SHOW_AFTER_SECONDS", 0.0)
+    with output.Progress() as progress:
+        with output.quiet():
+            while progress._bar is None or not progress._bar.live.is_started:
+                progress("working", 0, 1)
+        assert sys.stdout is screen
+    assert sys.stdout is screen
+    output.show_text("the table")
+    assert screen.getvalue() == "the table"
+
+
 def test_the_offload_folder_is_expanded_and_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "far").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path))
