@@ -304,7 +304,6 @@ class State:
             given = self.given_plan
             if given is not None:
                 given.check(device=device_type_of(self.model), dtype=dtype_name(self.model))
-                given.check_bytes(weights_bytes(self.model), self.budget_bytes)
                 program, plan = capture(self.model, args, kwargs, method=self.method, decide=self.decide), given
             else:
                 program, planner = prepare(
@@ -312,6 +311,8 @@ class State:
                 )
                 plan = self.choose(planner, args, kwargs)
         rewritten = rewrite(program, plan, given=given is not None)
+        if given is not None:
+            given.check_bytes(weights_bytes(self.model), self.budget_bytes)
         compiled = Compiled(rewritten, self._decisions.counted(plan, self.model, program.decided))
         self.given_plan = None  # not before: a plan that was refused is not silently replaced by another
         log.info(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 import tempfile
@@ -35,6 +36,7 @@ def check_file(path: Path | None, what: str) -> Path | None:
             raise BadInput(f"can't save {what}: {path} is a folder")
         if not path.absolute().parent.is_dir():
             raise BadInput(f"can't save {what}: {path} is in a folder that does not exist")
+        _check_own(path)
         if path.exists() and not path.is_file():
             _check_device(path)
         elif path.exists() and not _in_its_folder(path):
@@ -92,6 +94,7 @@ def write(path: Path, text: str) -> None:
     Raises:
         OSError: it can't be written; what was there is as it was.
     """
+    _check_own(path)
     if path.exists() and not (path.is_file() and _in_its_folder(path)):
         with path.open("w", encoding="utf-8") as file:
             file.write(text)
@@ -137,7 +140,13 @@ def _check_device(path: Path) -> None:
             if not device.isatty():
                 device.write(b"\n")
     elif not os.access(path, os.W_OK):
-        raise PermissionError(13, os.strerror(13))
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
+def _check_own(path: Path) -> None:
+    """A file that is write-protected is not replaced by another one."""
+    if path.is_file() and not os.access(path, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def _in_its_folder(path: Path) -> bool:

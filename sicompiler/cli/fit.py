@@ -9,7 +9,7 @@ from pathlib import Path
 from sicompiler.cli.files import check_file, save
 from sicompiler.cli.grid import Grid
 from sicompiler.cli.options import ModelOptions
-from sicompiler.cli.output import Progress, quiet, show, show_json
+from sicompiler.cli.output import Progress, note, quiet, show, show_json
 from sicompiler.cli.subjects import subject
 from sicompiler.errors import BadInput
 from sicompiler.models.pipelines import pipeline_named
@@ -50,7 +50,7 @@ def run(options: ModelOptions, gb: str, wanted: Wanted, html: Path | None, *, ex
 
         save(html, fit_page(report), "the page")
     if grid.interrupted:
-        raise KeyboardInterrupt
+        note("interrupted: the table has the sizes that were looked at by then")
     return 0
 
 

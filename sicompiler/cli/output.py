@@ -122,7 +122,8 @@ class Progress:
             console = Console(file=self._stream)
             if console.width < LEAST_WIDTH:
                 console.width = PIPED_WIDTH // 2
-            self._bar = Bar(*columns, console=console, transient=True)
+            # Not redirected: `quiet` has its own streams in place by now, which the bar would put back at its end.
+            self._bar = Bar(*columns, console=console, transient=True, redirect_stdout=False, redirect_stderr=False)
             self._task = self._bar.add_task("", total=None)
             self._update()
             self._bar.start()

@@ -79,14 +79,13 @@ class Pipeline:
 
     def eviction_order(self, part: Part) -> tuple[str, ...]:
         """The other components while a part runs, in the order in which a running pipeline would move them away."""
+        others = {name: nbytes for name, nbytes in self.weights.items() if name != part.call.component}
+        if not others:
+            return ()  # a single model has no phases
         phases: dict[str, set[Phase]] = {}
         for each in self.parts:
             phases.setdefault(each.call.component, set()).add(Phase(each.call.phase))
-        idle = [
-            IdleComponent(name, frozenset(phases.get(name, ())), nbytes)
-            for name, nbytes in self.weights.items()
-            if name != part.call.component
-        ]
+        idle = [IdleComponent(name, frozenset(phases.get(name, ())), nbytes) for name, nbytes in others.items()]
         return eviction_order(idle, Phase(part.call.phase))
 
     def plan(self, part: Part, budget: int) -> PlannedPart:

@@ -14,6 +14,7 @@ from sicompiler.models.autoencoders import AUTOENCODERS
 from sicompiler.models.family import Family
 from sicompiler.models.geometry import Sizes
 from sicompiler.models.inputs import FAMILIES
+from sicompiler.models.presets import PRESETS
 
 INDEX, CONFIG = "model_index.json", "config.json"
 DENOISER = re.compile(r"(unet|transformer|prior)(_\d+)?|controlnet")
@@ -62,8 +63,8 @@ class Component:
 
 
 def is_pipeline_folder(spec: str) -> bool:
-    """Whether a user's name of a model is the folder of a whole pipeline."""
-    return bool(spec.strip()) and (Path(spec).expanduser() / INDEX).is_file()
+    """Whether a user's name of a model is the folder of a whole pipeline; the names of presets go before folders."""
+    return bool(spec.strip()) and spec not in PRESETS and (Path(spec).expanduser() / INDEX).is_file()
 
 
 def index_of(folder: Path) -> dict[str, Any]:

@@ -82,6 +82,8 @@ def check_prediction(restored: Restored, plan: Plan) -> None:
     Raises:
         StalePlan: it comes to something else here, or a region has a slice length that no plan gives it.
     """
+    if plan.device not in MACHINES:
+        raise _stale(plan, "device", f"is {plan.device!r}, none of {', '.join(MACHINES)}")
     evaluator = _evaluator(restored.graph, restored.view, plan.device)
     steps: dict[int, int] = {}
     for i, region in enumerate(plan.regions):
