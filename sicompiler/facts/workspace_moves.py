@@ -82,7 +82,7 @@ def distances(call: KernelCall) -> int:
 
 
 def sort(call: KernelCall) -> int:
-    """Entries of one row with their indices; X and as many indices for a dim that is not innermost."""
+    """Entries of one row with their indices."""
     x = call.operands[0]
     return 32 * max(x.shape, default=1) + 64
 
