@@ -121,6 +121,7 @@ ROWS: dict[OpOverload, Formula] = {
     aten.sum.default: norms.total,
     aten.sum.dim_IntList: norms.total,
     aten.repeat.default: moves.repeat,
+    aten.repeat_interleave.self_int: moves.repeat_interleave,
     aten.sort.default: moves.sort,
     aten.sort.stable: moves.sort,
     aten.topk.default: moves.sort,

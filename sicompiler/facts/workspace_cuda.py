@@ -125,6 +125,7 @@ ROWS: dict[OpOverload, Formula] = {
     aten.index.Tensor: workspace_moves.index,
     aten.index_select.default: nothing,
     aten.repeat.default: nothing,
+    aten.repeat_interleave.self_int: workspace_moves.repeat_interleave,
     aten.roll.default: workspace_moves.roll,
     aten.tril.default: nothing,
     aten.triu.default: nothing,

@@ -98,6 +98,11 @@ def repeat(call: KernelCall) -> int:
     return 32 * (len(call.results[0].shape) + 1)
 
 
+def repeat_interleave(call: KernelCall) -> int:
+    """X where no dim is named and the input can't be seen as one."""
+    return 128 + (row_major_copy(call.operands[0]) if call["dim"] is None else 0)
+
+
 def index(call: KernelCall) -> int:
     """Offsets of all indices, one int64 each for as many as are broadcast."""
     return 8 * sum(math.prod(t.shape) for t in call.operands[1:]) + 128
