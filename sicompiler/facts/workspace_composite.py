@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from sicompiler.facts.calls import bind, flatten_tensors
 from sicompiler.facts.storages import TensorFact
-from sicompiler.facts.workspace_layout import Formula, KernelCall, kernel_call
+from sicompiler.facts.workspace_layout import Formula, KernelCall, kernel_call, operand_copies
 
 Part = Callable[[KernelCall], int]
 
@@ -39,13 +39,39 @@ def composite(part: Part) -> Formula:
         return _run(target, pytree.tree_unflatten(leaves, spec), part)
 
     def formula(call: KernelCall) -> int:
+        """Bytes of one call. Where a slice doesn't fit the sizes among its arguments: a copy of its operands."""
         leaves, spec = pytree.tree_flatten(dict(call.arguments))
         facts = tuple(_anonymous(leaf) for leaf in leaves if isinstance(leaf, TensorFact))
-        return peak(call.target, facts, spec, tuple(_TENSOR if isinstance(x, TensorFact) else x for x in leaves))
+        plain = tuple(_TENSOR if isinstance(x, TensorFact) else x for x in leaves)
+        try:
+            return peak(call.target, facts, spec, plain)
+        except (RuntimeError, NotImplementedError):
+            return operand_copies(call) + sum(t.nbytes for t in call.results)
 
     return formula
 
 
+def unknown(part: Part) -> Formula:
+    """The formula of operators nobody measured: a copy of their operands, or what the parts of a composite one take.
+
+    Args:
+        part: workspace of the operators they call.
+    """
+    followed = composite(part)
+
+    def formula(call: KernelCall) -> int:
+        copies = operand_copies(call) + _SMALL
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(call.target.name(), "CompositeImplicitAutograd"):
+            return copies
+        try:
+            return max(copies, followed(call))
+        except (RuntimeError, NotImplementedError):
+            return copies  # a part asks for values, which meta tensors have not
+
+    return formula
+
+
+_SMALL = 2**10  # numbers and tables
 _TENSOR = object()
 
 

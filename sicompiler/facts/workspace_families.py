@@ -67,7 +67,7 @@ COMPOSITE: frozenset[OpOverload] = frozenset(
         ),
         *(aten.fft_fftn.default, aten.fft_fftshift.default, aten.fft_ifftn.default, aten.fft_ifftshift.default),
         *(aten.instance_norm.default, aten.isclose.default, aten.isfinite.default, aten.norm.Scalar),
-        *(aten.norm.ScalarOpt_dim, aten.outer.default, aten.pad.default, aten.repeat_interleave.self_int),
+        *(aten.norm.ScalarOpt_dim, aten.outer.default, aten.pad.default),
         *(aten.tile.default,),
     }
 )

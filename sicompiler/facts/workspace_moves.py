@@ -71,11 +71,18 @@ def fourier(call: KernelCall) -> int:
     dims = {d % len(x.shape) for d in call["dim"]}
     rest = sorted((d for d in range(len(x.shape)) if d not in dims), key=lambda d: -x.stride[d])
     merged = mergeable([x.shape[d] for d in rest], [x.stride[d] for d in rest])
-    return 64 + (0 if merged and call.target is not aten._fft_c2r.default else x.nbytes)
+    if call.target is aten._fft_c2r.default:  # it destroys its input; several dims are done one after the other
+        return 64 + x.nbytes * (2 if len(dims) > 1 else 1)
+    return 64 + (0 if merged else x.nbytes)
+
+
+def distances(call: KernelCall) -> int:
+    """`cdist`: each set of points with two columns more."""
+    return 64 + sum(t.nbytes + 2 * t.nbytes // max(t.shape[-1], 1) for t in call.operands)
 
 
 def sort(call: KernelCall) -> int:
-    """Entries of one row with their indices; X and as many indices for a dim that is not innermost."""
+    """Entries of one row with their indices."""
     x = call.operands[0]
     return 32 * max(x.shape, default=1) + 64
 
@@ -89,6 +96,11 @@ def cumulated(call: KernelCall) -> int:
 def repeat(call: KernelCall) -> int:
     """A list of sizes and strides."""
     return 32 * (len(call.results[0].shape) + 1)
+
+
+def repeat_interleave(call: KernelCall) -> int:
+    """X where no dim is named and the input can't be seen as one."""
+    return 128 + (row_major_copy(call.operands[0]) if call["dim"] is None else 0)
 
 
 def index(call: KernelCall) -> int:
