@@ -157,8 +157,8 @@ class Evaluator:
         facts, tensors = self.view.facts, [self.view.tensor(value) for value in self.view.table.operands[p]]
         return workspace_bytes(
             target,
-            [_shortened(t, s, n) for t, s, n in zip(tensors, transfer.operands, operands, strict=True)],
-            [_shortened(t, s, n) for t, s, n in zip(facts.tensors[p], transfer.results, results, strict=True)],
+            [shortened(t, s, n) for t, s, n in zip(tensors, transfer.operands, operands, strict=True)],
+            [shortened(t, s, n) for t, s, n in zip(facts.tensors[p], transfer.results, results, strict=True)],
             facts.device_type,
             bind(target, facts.nodes[p].args, facts.nodes[p].kwargs),
         )
@@ -169,7 +169,7 @@ def _plain(node: fx.Node) -> str:
     return repr(fx.node.map_arg((node.args, node.kwargs), lambda _: None))
 
 
-def _shortened(tensor: TensorFact, slicing: Slicing | None, count: int | None) -> TensorFact:
+def shortened(tensor: TensorFact, slicing: Slicing | None, count: int | None) -> TensorFact:
     """A tensor cut to one slice of so many entries, as it lies in a loop's body: strides of the same order.
 
     What was dense is dense again; what is a part of something, or expanded, keeps its gaps and its strides of 0: the

@@ -18,7 +18,7 @@ from sicompiler.facts.lifetimes import Lifetimes
 from sicompiler.facts.storages import GraphFacts, Origin, TensorFact
 
 # Operators that read a strided view as quickly as a dense copy; the others would copy it themselves, unseen.
-_READS_STRIDED = frozenset(
+READS_STRIDED = frozenset(
     {
         torch.ops.aten.cat.default,
         torch.ops.aten.scaled_dot_product_attention.default,
@@ -87,7 +87,7 @@ class GraphView:
         self.storage_readers: list[list[int]] = [sorted(found) for found in readers]
         self.born = lives.first
         self.reads_strided = [
-            node.target in _READS_STRIDED
+            node.target in READS_STRIDED
             or (isinstance(node.target, OpOverload) and torch.Tag.pointwise in node.target.tags)
             for node in facts.nodes
         ]

@@ -45,8 +45,13 @@ def attention(call: KernelCall) -> int:
         copies += (query.numel + key.numel + value.numel) * size
     matrix = rows * keys
     last = (query.numel + 2 * key.numel) * size
-    if value.stride[-1] != 1:
-        last = max(last, results[0].nbytes + value.numel * size)
+    summed = results[0].numel * size
+    if query.dtype in HALF:  # the softmax and the result once more
+        summed += 2 * matrix + results[0].nbytes
+    last = max(last, summed + (value.numel * size if value.stride[-1] != 1 else 0))
+    copies += queries * keys * size if call["is_causal"] else 0  # a mask
+    if key.shape[:-2] != query.shape[:-2] and call["enable_gqa"]:  # keys and values are repeated
+        copies += (key.numel + value.numel) * size * query.shape[-3] // key.shape[-3]
     peak = copies + max(2 * matrix * size + matrix + rows, matrix * size + last) + 64
     return converted + max(peak - results[0].nbytes, 0)
 

@@ -65,7 +65,9 @@ def _run(target: OpOverload, arguments: dict[str, Any], part: Part) -> int:
     with _disable_current_modes(), torch.no_grad(), _Allocations(target, given, part) as seen:
         results = target(*args, **kwargs)
     made = {t.untyped_storage()._cdata: t.untyped_storage() for t in pytree.tree_leaves(results)}
-    return max(0, seen.peak - sum(s.nbytes() for key, s in made.items() if key not in seen.given))
+    kept: int = sum(s.nbytes() for key, s in made.items() if key not in seen.given)
+    peak: int = seen.peak - kept
+    return max(0, peak)
 
 
 class _Allocations(TorchDispatchMode):
@@ -77,10 +79,11 @@ class _Allocations(TorchDispatchMode):
     """
 
     def __init__(self, target: OpOverload, given: Sequence[Tensor], part: Part) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.target, self.part = target, part
         self.given = {t.untyped_storage()._cdata for t in given}
-        self.peak = self._level = 0
+        self.peak: int = 0
+        self._level: int = 0
         self._alive: dict[int, weakref.ref[Any]] = {}
 
     def __torch_dispatch__(

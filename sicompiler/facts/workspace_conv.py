@@ -6,13 +6,14 @@ X, W and Y stand for the bytes of the input, the weight and the result.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from functools import cache
 
 import torch
 
 from sicompiler.facts import workspace_onednn as onednn
 from sicompiler.facts.storages import TensorFact
-from sicompiler.facts.workspace_layout import KernelCall, channels_last, row_major_copy
+from sicompiler.facts.workspace_layout import KernelCall, channels_last, row_major, row_major_copy
 from sicompiler.facts.workspace_onednn import HALF, round_up
 
 
@@ -42,7 +43,11 @@ def _goes_to_onednn(x: TensorFact, weight: TensorFact, result: TensorFact, group
 
 def convolution(call: KernelCall) -> int:
     """conv1d, conv2d, conv3d: `_half`, `_onednn`, `_unfolding`; and X for an input the kernel can't take as it lies."""
-    x, weight, y = _as_image(call.operands[0], call.operands[1], call.results[0])
+    x, weight, y = call.operands[0], call.operands[1], call.results[0]
+    return _by_layout(x, weight, y, lambda *tensors: _convolution(call, *tensors)) + _uneven_padding(call)
+
+
+def _convolution(call: KernelCall, x: TensorFact, weight: TensorFact, y: TensorFact) -> int:
     groups = x.shape[1] // weight.shape[1] if weight.shape[1] else 1
     copied = 0 if channels_last(weight) and len(weight.shape) == 4 else row_major_copy(weight)
     if onednn.works_channels_last(x.dtype):
@@ -50,8 +55,37 @@ def convolution(call: KernelCall) -> int:
     if _goes_to_onednn(x, weight, y, groups > 1):
         return copied + _onednn(x, weight, y, groups) + 256
     if any(step > 1 for step in call["dilation"]):  # one sample after the other
-        return copied + _dilated(x, weight, y, groups) + (row_major_copy(x) if copied else 0)
+        return copied + _dilated(x, weight, y, groups)
     return copied + _unfolding(x, weight, y, groups) + 64
+
+
+def _by_layout(
+    x: TensorFact, weight: TensorFact, y: TensorFact, count: Callable[[TensorFact, TensorFact, TensorFact], int]
+) -> int:
+    """Bytes of a call; in 1-D an input that is not row-major may be taken as it lies or copied first: the larger."""
+    plain = _as_image(x, weight, y)
+    if len(weight.shape) != 3 or x.is_contiguous:
+        return count(*plain)
+    copied = x.nbytes * (1 if weight.is_contiguous else 2)
+    return max(count(*plain), copied + count(*_as_image(row_major(x), row_major(weight), y)))
+
+
+def _uneven_padding(call: KernelCall) -> int:
+    """A padded copy of the input where padding "same" is not as much on both sides."""
+    if call.arguments.get("padding") != "same":
+        return 0
+    x, weight = call.operands[0], call.operands[1]
+    space = len(weight.shape) - 2
+    reach = [step * (size - 1) % 2 for step, size in zip(_each(call["dilation"], space), weight.shape[2:], strict=True)]
+    if not any(reach):
+        return 0
+    sizes = x.shape[-space:]
+    padded = x.nbytes * math.prod(size + odd for size, odd in zip(sizes, reach, strict=True)) // math.prod(sizes)
+    return padded + row_major_copy(weight)
+
+
+def _each(values: Sequence[int], count: int) -> Sequence[int]:
+    return values if len(values) == count else [values[0]] * count
 
 
 def _as_image(x: TensorFact, weight: TensorFact, y: TensorFact) -> tuple[TensorFact, TensorFact, TensorFact]:
@@ -98,10 +132,13 @@ def _onednn(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int) -> in
       bound. (One channel per group: as without groups.)
     """
     if channels_last(x) or channels_last(weight):
-        filled = weight.nbytes * round_up(weight.shape[0], 24) // weight.shape[0] + 2**14
+        filled = weight.nbytes * round_up(weight.shape[0], 24) // weight.shape[0]
+        filled += 40960 if x.shape[2] == 1 else 2**14
         if x.dtype in HALF:
             filled = filled * round_up(weight.shape[1], 2) // weight.shape[1] + _point_sums(weight, y)
+            filled += _positions_read(x, y) if math.prod(weight.shape[2:]) == 1 else 0
         copied = 0 if channels_last(x) else x.nbytes
+        copied += y.nbytes if groups > 1 and x.dtype not in HALF else 0
         return copied + filled + (0 if channels_last(weight) else weight.nbytes)
     block = _onednn_block()
     inputs, outputs = weight.shape[1], weight.shape[0] // groups
@@ -113,7 +150,7 @@ def _onednn(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int) -> in
     strided_point = math.prod(weight.shape[2:]) == 1 and x.shape[2:] != y.shape[2:]
     point = math.prod(weight.shape[2:]) == 1  # with AVX512 its few channels are filled up like more
     few = x.shape[1] < block and not strided_point and not (point and block == 16)
-    x_filled = 0 if few and groups == 1 else x.nbytes * round_up(x.shape[1], 1 if few else block) // x.shape[1]
+    x_filled = 0 if few and groups == 1 else x.nbytes * round_up(x.shape[1], block) // x.shape[1]
     y_filled = y.nbytes * round_up(y.shape[1], block) // y.shape[1]
     w_filled = weight.nbytes * round_up(weight.shape[0], block) // weight.shape[0]
     if x.dtype in HALF and few:  # pairs of inputs lie side by side
@@ -124,8 +161,7 @@ def _onednn(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int) -> in
     if x.dtype in HALF and math.prod(weight.shape[2:]) == 1:
         w_filled += _point_sums(weight, y) + (x.nbytes // x.shape[0] if x.shape[2:] != y.shape[2:] else 0)
     elif strided_point:  # the positions that are read, of one sample
-        read = round_up(x.shape[1], block) * math.prod(y.shape[2:]) * x.dtype.itemsize
-        w_filled += torch.get_num_threads() * (read + 128)
+        w_filled += _positions_read(x, y)
     return row_major_copy(x) + max(x_filled + w_filled + y_filled - y.nbytes, after)
 
 
@@ -135,6 +171,14 @@ def _dilated(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int) -> i
     if groups > 1:
         return _unfolding(x, weight, y, groups) + row_major_copy(x)
     return row_major_copy(x) + max(unfolded, row_major_copy(x) - y.nbytes) + 64
+
+
+def _positions_read(x: TensorFact, y: TensorFact) -> int:
+    """With a stride, the positions that a kernel of 1 reads: of one sample per thread."""
+    if x.shape[2:] == y.shape[2:]:
+        return 0
+    channels = round_up(x.shape[1], _onednn_block())
+    return torch.get_num_threads() * (channels * math.prod(y.shape[2:]) * x.dtype.itemsize + 128)
 
 
 def _point_sums(weight: TensorFact, y: TensorFact) -> int:
@@ -169,7 +213,11 @@ def transposed_convolution(call: KernelCall) -> int:
     Columns are (output channels * kernel) * (positions of the input). With groups one of them after the other, and the
     results are joined. On CPUs with AMX a bound.
     """
-    x, weight, y = _as_image(call.operands[0], call.operands[1], call.results[0])
+    x, weight, y = call.operands[0], call.operands[1], call.results[0]
+    return _by_layout(x, weight, y, lambda *tensors: _transposed(call, *tensors))
+
+
+def _transposed(call: KernelCall, x: TensorFact, weight: TensorFact, y: TensorFact) -> int:
     groups = call["groups"]
     copied = (0 if channels_last(weight) else row_major_copy(weight)) + (0 if channels_last(x) else row_major_copy(x))
     if onednn.has_amx(x.dtype) or onednn.works_channels_last(x.dtype):
@@ -189,14 +237,14 @@ def transposed_convolution(call: KernelCall) -> int:
 def _transposed_onednn(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int, bias: bool) -> int:
     """Copies of input, weight and result in the layouts of oneDNN; the result comes back in one step more in float32.
 
-    Channels are filled up to a block, in float32 only where there are as many. A stride takes scratch memory in
-    float32, which is bounded; a bias float32 sums of the result, but for strides in float32.
+    Channels are filled up to a block, but for those of input and result with a stride in float32. A stride takes
+    scratch memory in float32, which is bounded; a bias float32 sums of the result, but for strides in float32.
     """
     block, half = _onednn_block(), x.dtype in HALF
     inputs, outputs = weight.shape[:2] if groups == 1 else (block, block)
 
     def filled(channels: int) -> int:
-        return round_up(channels, block) if half or channels >= block else channels
+        return round_up(channels, block)
 
     threads = torch.get_num_threads()
     strided = any(out > size for out, size in zip(y.shape[2:], x.shape[2:], strict=True))

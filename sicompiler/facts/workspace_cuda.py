@@ -113,6 +113,7 @@ ROWS: dict[OpOverload, Formula] = {
     **dict.fromkeys(resampling.INDEXED, nothing),
     **dict.fromkeys(RESAMPLED, strided_copy),
     **dict.fromkeys(SORTED, sort),
+    **dict.fromkeys(workspace_moves.JOINS, nothing),
     aten.log_sigmoid.default: nothing,
     aten.log_softmax.int: strided_copy,
     aten._log_softmax.default: strided_copy,

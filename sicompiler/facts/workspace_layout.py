@@ -89,6 +89,14 @@ def mergeable(shape: Sequence[int], stride: Sequence[int]) -> bool:
     return all(outer == size * inner for (_, outer), (size, inner) in pairwise(pairs))
 
 
+def row_major(tensor: TensorFact) -> TensorFact:
+    """What a copy of a tensor looks like that is dense in the order of its dims."""
+    strides = [1]
+    for size in reversed(tensor.shape[1:]):
+        strides.insert(0, strides[0] * size)
+    return TensorFact(tensor.shape, tuple(strides[: len(tensor.shape)]), tensor.dtype, tensor.storage)
+
+
 def row_major_copy(tensor: TensorFact) -> int:
     """Bytes of a tensor if it is not row-major (the kernel works on a copy), else nothing."""
     return 0 if tensor.is_contiguous else tensor.nbytes

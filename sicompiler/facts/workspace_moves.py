@@ -9,6 +9,10 @@ import torch
 from sicompiler.facts.workspace_layout import KernelCall, mergeable, row_major_copy
 from sicompiler.facts.workspace_onednn import HALF
 
+aten = torch.ops.aten
+
+JOINS = (aten.cat.default, aten.concat.default, aten.concatenate.default, aten.stack.default)
+
 
 def roll(call: KernelCall) -> int:
     """One dim: nothing. No dims: X if it can't be seen as one dim. Several: one after the other, each a new tensor.
@@ -31,10 +35,23 @@ def triangle(call: KernelCall) -> int:
     x = call.operands[0]
     expected = math.prod(x.shape[-2:])
     for size, step in zip(reversed(x.shape[:-2]), reversed(x.stride[:-2]), strict=True):
-        if size != 1 and step != expected:
+        if step != expected:
             return row_major_copy(x)
         expected *= size
     return 0
+
+
+def index_select(call: KernelCall) -> int:
+    """A copy of an index that is not row-major, and along the second or the last dim of such an input."""
+    x, dim = call.operands[0], call["dim"]
+    rank = len(x.shape)
+    moved = rank > 1 and dim % rank in (1, rank - 1)
+    return index_copy(call) + (row_major_copy(x) if moved else 0)
+
+
+def joined(call: KernelCall) -> int:
+    """One operand at a time that is not of the dtype of the result."""
+    return max((t.nbytes for t in call.operands if t.dtype != call.results[0].dtype), default=0)
 
 
 def index_copy(call: KernelCall) -> int:
@@ -54,7 +71,7 @@ def fourier(call: KernelCall) -> int:
     dims = {d % len(x.shape) for d in call["dim"]}
     rest = sorted((d for d in range(len(x.shape)) if d not in dims), key=lambda d: -x.stride[d])
     merged = mergeable([x.shape[d] for d in rest], [x.stride[d] for d in rest])
-    return 64 + (0 if merged and call.target is not torch.ops.aten._fft_c2r.default else x.nbytes)
+    return 64 + (0 if merged and call.target is not aten._fft_c2r.default else x.nbytes)
 
 
 def sort(call: KernelCall) -> int:
@@ -64,8 +81,9 @@ def sort(call: KernelCall) -> int:
 
 
 def cumulated(call: KernelCall) -> int:
-    """One row."""
-    return 16 * max(call.operands[0].shape, default=1) + 64
+    """One row; and the input in the dtype of the result, if that is another (integers are summed up in int64)."""
+    x, y = call.operands[0], call.results[0]
+    return 16 * max(x.shape, default=1) + 64 + (y.nbytes if x.dtype != y.dtype else 0)
 
 
 def repeat(call: KernelCall) -> int:

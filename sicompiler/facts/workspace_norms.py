@@ -7,7 +7,7 @@ import math
 import torch
 
 from sicompiler.facts.workspace_families import REDUCTIONS
-from sicompiler.facts.workspace_layout import KernelCall, channels_last, row_major_copy
+from sicompiler.facts.workspace_layout import KernelCall, channels_last, mergeable, row_major_copy
 from sicompiler.facts.workspace_onednn import HALF
 from sicompiler.ops import groupnorm
 
@@ -58,9 +58,16 @@ def mean(call: KernelCall) -> int:
 
 
 def total(call: KernelCall) -> int:
-    """Sums: a float32 copy of half input that is not row-major."""
-    x = call.operands[0]
-    return 64 + (2 * row_major_copy(x) if x.dtype in HALF else 0)
+    """Sums: in half dtypes float32 copies of input and result, where the dims summed over can't be seen as one.
+
+    `should_use_acc_buffer` in aten/src/ATen/native/ReduceOps.cpp.
+    """
+    x, y = call.operands[0], call.results[0]
+    dims = call.arguments.get("dim") or range(len(x.shape))
+    summed = sorted({d % len(x.shape) for d in dims} if x.shape else (), key=lambda d: -x.stride[d])
+    if x.dtype in HALF and not mergeable([x.shape[d] for d in summed], [x.stride[d] for d in summed]):
+        return 64 + 4 * (x.numel + y.numel)
+    return few_bytes(call)
 
 
 def extreme(call: KernelCall) -> int:
@@ -74,9 +81,13 @@ FEW_BYTES = REDUCTIONS - {
 }
 
 
+_IN_INT64 = {aten.prod.default, aten.prod.dim_int, aten.sum.default, aten.sum.dim_IntList}
+
+
 def few_bytes(call: KernelCall) -> int:
-    """Other reductions: some numbers."""
-    return 64
+    """Other reductions: some numbers; the input as int64 where integers are summed up or multiplied."""
+    x, y = call.operands[0], call.results[0]
+    return 64 + (8 * x.numel if y.dtype == torch.int64 and x.dtype != y.dtype and call.target in _IN_INT64 else 0)
 
 
 def logsumexp(call: KernelCall) -> int:

@@ -1,8 +1,9 @@
 """What oneDNN takes on this CPU, and the scratchpads its kernels ask for, in half dtypes.
 
-Measured on torch 2.13 with one and two threads, on a CPU with AVX512, AMX (bfloat16) and 2 MiB of L2 a core, and with
-oneDNN held to AVX512 without AMX. oneDNN chooses its blocks by estimates of cache traffic; what is here are bounds that
-follow the rules found in src/cpu/x64 of oneDNN 3.12, close for the shapes of UNets. Each thread has its own buffers.
+Measured on torch 2.13 with one and two threads, on a CPU with AVX512, AMX (bfloat16) and 2 MiB of L2 a core, with
+oneDNN held to AVX512 without AMX, and on a CPU with AVX512 that doesn't multiply bfloat16. oneDNN chooses its blocks
+by estimates of cache traffic; what is here are bounds that follow the rules found in src/cpu/x64 of oneDNN 3.12, close
+for the shapes of UNets. Each thread has its own buffers.
 """
 
 from __future__ import annotations
@@ -27,6 +28,12 @@ def has_amx(dtype: torch.dtype) -> bool:
     if dtype == torch.bfloat16:
         return bool(torch.cpu._is_amx_tile_supported())
     return dtype == torch.float16 and bool(torch.cpu._is_amx_fp16_supported())
+
+
+@cache
+def multiplies_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16; AVX512 without those instructions sums all results in float32 buffers."""
+    return bool(torch.cpu._is_avx512_bf16_supported()) or bool(torch.cpu._is_amx_tile_supported())
 
 
 @cache
@@ -67,6 +74,8 @@ def product_scratchpad(rows: int, depth: int, columns: int, dtype: torch.dtype, 
     if batch * rows * depth * columns <= SMALL_PRODUCT:
         return 0
     threads = torch.get_num_threads()
+    if dtype == torch.bfloat16 and not multiplies_bfloat16():
+        return (1 if batch == 1 else threads) * (4 * rows * columns + 1024)  # a batch: one matrix per thread
     if not has_amx(dtype):
         return threads * _avx512_product(rows, depth, columns, dtype, transposed)
     if transposed:

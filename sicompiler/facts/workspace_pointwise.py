@@ -38,11 +38,29 @@ def computed_in(call: KernelCall, operands: list[TensorFact]) -> torch.dtype:
     if common == torch.bool or not (common.is_floating_point or common.is_complex):
         for tensor in operands:
             common = torch.promote_types(common, tensor.dtype)
+        for dtype in _small_dtypes(call):  # those of numbers count only where they are of another kind
+            if _kind(dtype) > _kind(common):
+                common = torch.promote_types(common, dtype)
     return common
 
 
+def _small_dtypes(call: KernelCall) -> list[torch.dtype]:
+    numbers = [value for value in call.arguments.values() if isinstance(value, (float, complex))]
+    dtypes = [torch.get_default_dtype() if isinstance(value, float) else torch.complex64 for value in numbers]
+    return dtypes + [t.dtype for t in call.operands if not t.shape]
+
+
+def _kind(dtype: torch.dtype) -> int:
+    return 3 if dtype.is_complex else 2 if dtype.is_floating_point else 0 if dtype == torch.bool else 1
+
+
+def scaled(call: KernelCall) -> int:
+    """Pointwise operators that multiply with a constant of their own."""
+    return pointwise(call) + NUMBER_BYTES
+
+
 def some_numbers(call: KernelCall) -> int:
-    """Pointwise operators that multiply with constants of their own, or make a complex number of two parts."""
+    """A complex number made of two parts, which is no conversion."""
     return NUMBER_BYTES
 
 

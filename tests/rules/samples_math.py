@@ -12,7 +12,17 @@ from tests.rules.draw import Args, Draw, sampler
 
 aten = torch.ops.aten
 
-EQUATIONS = ("bhqd,bhkd->bhqk", "b i d, b j d -> b i j", "ij,jk", "ij,ik,il->jkl", "ijk->kj", "ij,jk,kl->il", "ii->i")
+EQUATIONS = (
+    "bhqd,bhkd->bhqk",
+    "b i d, b j d -> b i j",
+    "ij,jk",
+    "ij,ik,il->jkl",
+    "ijk->kj",
+    "ij,jk,kl->il",
+    "ii->i",
+    "bcfhw,oc->bofhw",
+    "bhqk,bkhd->bqhd",
+)
 
 
 @sampler(aten.addmm.default)

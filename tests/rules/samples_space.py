@@ -42,6 +42,8 @@ def _flip(draw: Draw, target: OpOverload) -> Args:
 @sampler(aten.roll.default)
 def _roll(draw: Draw, target: OpOverload) -> Args:
     shape = draw.shape()
+    if len(shape) > 1 and draw.flag():
+        return [draw.tensor(*shape), [1, -2], [draw.dim(len(shape) - 1) % (len(shape) - 1), -1]], {}
     return [draw.tensor(*shape), [1], draw.pick([[], [draw.dim(len(shape))]])], {}
 
 
