@@ -51,7 +51,7 @@ class Evaluator:
         return np.asarray(np.maximum(seconds, moving) if self.machine.far_overlaps else seconds + moving)
 
     def _alike(self) -> list[int]:
-        """For each operator, a number shared by those with the same arguments and work on tensors of the same layout."""
+        """For each operator, a number that those with equal arguments, work and layouts of tensors share."""
         facts, numbers = self.view.facts, dict[object, int]()
         found = []
         for p, node in enumerate(facts.nodes):

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 
 from sicompiler.facts.calls import bind, flatten_tensors
 from sicompiler.facts.storages import TensorFact
-from sicompiler.facts.workspace_layout import Formula, KernelCall, kernel_call
+from sicompiler.facts.workspace_layout import Formula, KernelCall, kernel_call, operand_copies
 
 Part = Callable[[KernelCall], int]
 
@@ -46,6 +46,27 @@ def composite(part: Part) -> Formula:
     return formula
 
 
+def unknown(part: Part) -> Formula:
+    """The formula of operators nobody measured: a copy of their operands, or what the parts of a composite one take.
+
+    Args:
+        part: workspace of the operators they call.
+    """
+    followed = composite(part)
+
+    def formula(call: KernelCall) -> int:
+        copies = operand_copies(call) + _SMALL
+        if not torch._C._dispatch_has_kernel_for_dispatch_key(call.target.name(), "CompositeImplicitAutograd"):
+            return copies
+        try:
+            return max(copies, followed(call))
+        except (RuntimeError, NotImplementedError):
+            return copies  # a part asks for values, which meta tensors have not
+
+    return formula
+
+
+_SMALL = 2**10  # numbers and tables
 _TENSOR = object()
 
 

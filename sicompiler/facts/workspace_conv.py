@@ -133,7 +133,7 @@ def _onednn(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int) -> in
     """
     if channels_last(x) or channels_last(weight):
         filled = weight.nbytes * round_up(weight.shape[0], 24) // weight.shape[0]
-        filled += 40960 if x.shape[2] == 1 else 2**14
+        filled += torch.get_num_threads() * (40960 if x.shape[2] == 1 else 2**14)
         if x.dtype in HALF:
             filled = filled * round_up(weight.shape[1], 2) // weight.shape[1] + _point_sums(weight, y)
             filled += _positions_read(x, y) if math.prod(weight.shape[2:]) == 1 else 0
@@ -214,7 +214,7 @@ def transposed_convolution(call: KernelCall) -> int:
     results are joined. On CPUs with AMX a bound.
     """
     x, weight, y = call.operands[0], call.operands[1], call.results[0]
-    return _by_layout(x, weight, y, lambda *tensors: _transposed(call, *tensors))
+    return _by_layout(x, weight, y, lambda *tensors: _transposed(call, *tensors)) + 256
 
 
 def _transposed(call: KernelCall, x: TensorFact, weight: TensorFact, y: TensorFact) -> int:
@@ -252,10 +252,10 @@ def _transposed_onednn(x: TensorFact, weight: TensorFact, y: TensorFact, groups:
     x_filled, y_filled = x.nbytes, y.nbytes
     if half or not strided:
         x_filled, y_filled = x_filled * filled(inputs) // inputs, y_filled * filled(outputs) // outputs
-    scratchpad = threads * min(440000, 2**16 + 8 * x.nbytes) if strided and not half else 2048
+    scratchpad = threads * (min(440000, 2**16 + 8 * x.nbytes) if strided and not half else 2**13)
     if bias and (half or not strided):
         scratchpad += 4 * y_filled // x.dtype.itemsize
-    if channels_last(x):
-        return 2 * w_filled + scratchpad
+    if channels_last(x):  # with AVX2 it may be copied all the same
+        return 2 * w_filled + scratchpad + (x.nbytes + 2 * y.nbytes if block == 8 else 0)
     after = y_filled if half or groups > 1 or not strided else 2 * y_filled
     return max(scratchpad + x_filled + w_filled + y_filled - y.nbytes, after)

@@ -16,10 +16,10 @@ from sicompiler.facts import workspace_norms as norms
 from sicompiler.facts import workspace_pointwise as pointwise
 from sicompiler.facts import workspace_resampling as resampling
 from sicompiler.facts.workspace_attention import attention
-from sicompiler.facts.workspace_composite import composite
+from sicompiler.facts.workspace_composite import composite, unknown
 from sicompiler.facts.workspace_conv import convolution, transposed_convolution
 from sicompiler.facts.workspace_families import COMPOSITE, NOTHING, POINTWISE
-from sicompiler.facts.workspace_layout import Formula, KernelCall, image_copy, nothing, operand_copies, strided_copy
+from sicompiler.facts.workspace_layout import Formula, KernelCall, image_copy, nothing, strided_copy
 from sicompiler.facts.workspace_products import product, product_and_sum
 
 aten = torch.ops.aten
@@ -30,9 +30,11 @@ def workspace(call: KernelCall) -> int:
     """Bytes of one call; a copy of its operands where nothing is known of the operator."""
     formula = ROWS.get(call.target)
     if formula is None:
-        formula = pointwise.pointwise if torch.Tag.pointwise in call.target.tags else operand_copies
+        formula = pointwise.pointwise if torch.Tag.pointwise in call.target.tags else _UNKNOWN
     return formula(call)
 
+
+_UNKNOWN = unknown(workspace)
 
 ROWS: dict[OpOverload, Formula] = {
     **dict.fromkeys(NOTHING, nothing),
@@ -104,6 +106,7 @@ ROWS: dict[OpOverload, Formula] = {
     aten._fft_c2c.default: moves.fourier,
     aten._fft_c2r.default: moves.fourier,
     aten._fft_r2c.default: moves.fourier,
+    aten.cdist.default: moves.distances,
     aten.isinf.default: pointwise.buffer,
     aten.log_sigmoid.default: pointwise.buffer,
     aten.roll.default: moves.roll,

@@ -14,13 +14,12 @@ from sicompiler.facts import workspace_attention, workspace_moves
 from sicompiler.facts import workspace_norms as norms
 from sicompiler.facts import workspace_products as products
 from sicompiler.facts import workspace_resampling as resampling
-from sicompiler.facts.workspace_composite import composite
+from sicompiler.facts.workspace_composite import composite, unknown
 from sicompiler.facts.workspace_families import COMPOSITE, NOTHING, POINTWISE, REDUCTIONS
 from sicompiler.facts.workspace_layout import (
     Formula,
     KernelCall,
     nothing,
-    operand_copies,
     row_major_copy,
     strided_copy,
 )
@@ -35,7 +34,7 @@ def workspace(call: KernelCall) -> int:
     """Bytes of one call; a copy of its operands where nothing is known of the operator."""
     formula = ROWS.get(call.target)
     if formula is None:
-        formula = nothing if torch.Tag.pointwise in call.target.tags else operand_copies
+        formula = nothing if torch.Tag.pointwise in call.target.tags else _UNKNOWN
     return formula(call)
 
 
@@ -106,6 +105,8 @@ SORTED = frozenset(
         aten.logcumsumexp.default,
     }
 )
+
+_UNKNOWN = unknown(workspace)
 
 ROWS: dict[OpOverload, Formula] = {
     **dict.fromkeys((*NOTHING, *POINTWISE, *REDUCTIONS), nothing),

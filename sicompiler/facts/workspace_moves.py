@@ -71,7 +71,14 @@ def fourier(call: KernelCall) -> int:
     dims = {d % len(x.shape) for d in call["dim"]}
     rest = sorted((d for d in range(len(x.shape)) if d not in dims), key=lambda d: -x.stride[d])
     merged = mergeable([x.shape[d] for d in rest], [x.stride[d] for d in rest])
-    return 64 + (0 if merged and call.target is not aten._fft_c2r.default else x.nbytes)
+    if call.target is aten._fft_c2r.default:  # it destroys its input; several dims are done one after the other
+        return 64 + x.nbytes * (2 if len(dims) > 1 else 1)
+    return 64 + (0 if merged else x.nbytes)
+
+
+def distances(call: KernelCall) -> int:
+    """`cdist`: each set of points with two columns more."""
+    return 64 + sum(t.nbytes + 2 * t.nbytes // max(t.shape[-1], 1) for t in call.operands)
 
 
 def sort(call: KernelCall) -> int:
