@@ -19,8 +19,8 @@ from sicompiler.testing.checks import Outcome, run_budgets
 
 
 def outcomes_of(seed: int) -> list[Outcome]:
-    """Every eighth module is large, with values of a MiB and more; every fourth is also offloaded."""
-    scale = testing.LARGE if seed % 8 == 7 else testing.SMALL
+    """Every eighth module is large, with peaks of several MiB; every fourth is also offloaded."""
+    scale = testing.WIDE if seed % 8 == 7 else testing.SMALL
     module, args, kwargs = testing.random_network(seed, scale=scale)
     return run_budgets(module, args, kwargs, offload=seed % 4 == 2)
 

@@ -57,20 +57,29 @@ class Replacements:
         self._stale.setdefault(new, []).extend([*fake_tensors(old), *self._stale.pop(old, ())])
         self.graph.erase_node(old)
 
+    def changed(self, node: fx.Node, value: torch.Tensor) -> None:
+        """Give a node that stays another fake value."""
+        self._stale.setdefault(node, []).extend(fake_tensors(node))
+        node.meta["val"] = value
+
     def finish(self) -> None:
         """Evaluate again what reads a changed value, until nothing changes."""
         for node in self.graph.nodes if self._stale else ():
-            changed = [source for source in node.all_input_nodes if source in self._stale]
-            if not changed or not fake_tensors(node):
-                continue
-            before, after = fake_tensors(node), evaluate(node, self.mode)
-            read = [t for source in node.all_input_nodes for t in (*fake_tensors(source), *self._stale.get(source, ()))]
-            shared = {_storage(t) for t in read}
-            now = [t for t in pytree.tree_leaves(after) if isinstance(t, torch.Tensor)]
-            pairs = zip(before, now, strict=True)
-            if any(_storage(a) in shared or _storage(b) in shared or a.stride() != b.stride() for a, b in pairs):
-                node.meta["val"] = after
-                self._stale.setdefault(node, []).extend(before)
+            self.follow(node)
+
+    def follow(self, node: fx.Node) -> None:
+        """Evaluate a node again if it reads a changed value; those before it have been looked at."""
+        changed = [source for source in node.all_input_nodes if source in self._stale]
+        if not changed or not fake_tensors(node):
+            return
+        before, after = fake_tensors(node), evaluate(node, self.mode)
+        read = [t for source in node.all_input_nodes for t in (*fake_tensors(source), *self._stale.get(source, ()))]
+        shared = {_storage(t) for t in read}
+        now = [t for t in pytree.tree_leaves(after) if isinstance(t, torch.Tensor)]
+        pairs = zip(before, now, strict=True)
+        if any(_storage(a) in shared or _storage(b) in shared or a.stride() != b.stride() for a, b in pairs):
+            node.meta["val"] = after
+            self._stale.setdefault(node, []).extend(before)
 
 
 def _storage(tensor: torch.Tensor) -> int:

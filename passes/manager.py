@@ -17,6 +17,7 @@ from sicompiler.passes.clean import drop_dead_code, drop_noops, forward_copies, 
 from sicompiler.passes.dense_factors import dense_factors
 from sicompiler.passes.edit import copy_program
 from sicompiler.passes.fuse_groupnorm import fuse_groupnorm
+from sicompiler.passes.layouts import real_layouts
 from sicompiler.passes.legalise_groupnorm import split_groupnorm
 from sicompiler.passes.schedule import sink_to_first_use
 
@@ -28,8 +29,8 @@ Observer = Callable[[str, Program], None]  # called with the name of each finish
 # The whole pipeline on one screen. A plan is made between `legal` and `rewritten`: it chooses the regions that
 # `passes.outer` and `passes.loop` carry out.
 PIPELINE: dict[str, tuple[Pass, ...]] = {
-    "clean": (name_dtypes, drop_noops, forward_copies, drop_dead_code, sink_to_first_use),
-    "legal": (split_groupnorm, dense_factors),
+    "clean": (real_layouts, name_dtypes, drop_noops, forward_copies, drop_dead_code, sink_to_first_use),
+    "legal": (split_groupnorm, dense_factors, real_layouts),
     "rewritten": (fuse_groupnorm,),
 }
 

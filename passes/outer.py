@@ -17,6 +17,7 @@ from sicompiler.graph_view import GraphView, narrows_well
 from sicompiler.ops import sliced_loop
 from sicompiler.passes.body import BodyEmitter
 from sicompiler.passes.edit import insert_call
+from sicompiler.passes.layouts import real_layouts
 from sicompiler.sliced import Region
 
 aten = torch.ops.aten
@@ -74,6 +75,7 @@ def extract_inner(program: Program, view: GraphView, region: Region, slice_lengt
     output.meta.update(old.meta)
     module = fx.GraphModule(torch.nn.Module(), graph)
     inner = Program(module, tuple(bindings), program.constants, program.out_spec, mode)
+    real_layouts(inner)
     return Inner(inner, tuple(operands), slice_length)
 
 

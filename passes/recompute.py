@@ -8,6 +8,7 @@ from sicompiler.capture import Program
 from sicompiler.facts.calls import takes_statistics
 from sicompiler.facts.storages import fake_tensors
 from sicompiler.passes.edit import evaluate, inherit
+from sicompiler.passes.layouts import real_layouts
 
 SMALLER = 3  # how many times smaller what a value is made again from has to be
 CHAIN = 16  # operators at most
@@ -49,6 +50,8 @@ def compute_again(program: Program, least_bytes: int) -> bool:
             reader.replace_input_with(value, copy)
         order = {node: number for number, node in enumerate(graph.nodes)}  # the next chain may go through a copy
         changed = True
+    if changed:
+        real_layouts(program)
     return changed
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from sicompiler import testing
 from sicompiler.api import prepare
-from sicompiler.testing import LARGE, SMALL
+from sicompiler.testing import SMALL, WIDE
 from sicompiler.testing.checks import four_budgets, run_budgets, run_publicly
 
 PART = 25  # modules of one test, so that workers share them and a run of thousands stays below the limit of one test
@@ -27,7 +27,7 @@ def test_modules_keep_their_output_within_four_budgets(part: int) -> None:
     @hypothesis.given(data=st.data())
     def check(data: st.DataObject) -> None:
         draw = testing.Draw(lambda options: data.draw(st.sampled_from(options)))
-        scale, size, seed = draw.pick((SMALL,) * 7 + (LARGE,)), draw.pick(range(1, 9)), draw.pick(range(100))
+        scale, size, seed = draw.pick((SMALL,) * 7 + (WIDE,)), draw.pick(range(1, 9)), draw.pick(range(100))
         module, args, kwargs = testing.draw_network(draw.pick, size, scale=scale, seed=seed)
         hypothesis.note(str(module))
         offload = draw.pick((False, False, False, True))

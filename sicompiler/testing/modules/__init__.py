@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from sicompiler.testing.modules.form import Block, Call, Form, Unfit
-from sicompiler.testing.modules.network import RandomNetwork, draw_network, random_network
+from sicompiler.testing.modules.network import WIDE, RandomNetwork, draw_network, random_network
 
-__all__ = ["Block", "Call", "Form", "RandomNetwork", "Unfit", "draw_network", "random_network"]
+__all__ = ["WIDE", "Block", "Call", "Form", "RandomNetwork", "Unfit", "draw_network", "random_network"]

@@ -33,7 +33,9 @@ OUTPUTS = (
     *("one", "one", "tuple", "pair", "dict", "view", "twice", "input", "input view", "scalar", "number", "slices"),
     *("normed", "list"),
 )
-MOST_NUMBERS = 2**19  # of one value
+MOST_NUMBERS = 2**18  # of one value
+# Values of half a MiB, peaks of several: enough to hold predictions to, and quick in float64.
+WIDE = Scale(batch=(2, 1), frames=(6, 4, 5), space=(16, 12, 20), channels=(16, 8))
 
 Drawn = tuple["RandomNetwork", tuple[torch.Tensor, ...], dict[str, torch.Tensor]]
 

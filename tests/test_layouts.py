@@ -1,0 +1,113 @@
+"""Strides of fake values are those that kernels give: the pass against the kernels themselves, and what it is for."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sicompiler.capture import capture, flatten_inputs
+from sicompiler.facts.storages import fake_tensors
+from sicompiler.passes.layouts import real_layouts, suggests_channels_last, view_strides
+from sicompiler.testing.checks import run_budgets
+
+
+class Applied(nn.Module):
+    """A function of one tensor as a module; a convolution behind it reads what it gives."""
+
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.function(x)
+
+
+def channels_last(*shape: int) -> torch.Tensor:
+    """A dense tensor with its channels innermost, and the strides that `permute` leaves for a batch of one."""
+    n, c, *rest = shape
+    return torch.randn(n, *rest, c, dtype=torch.float64).movedim(-1, 1)
+
+
+CALLS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], tuple[int, ...]]] = {
+    "reflect": (lambda x: F.pad(x, (0, 0, 1, 1, 0, 0), mode="reflect"), (2, 4, 3, 5, 4)),
+    "replicate": (lambda x: F.pad(x, (1, 1, 1, 1, 1, 1), mode="replicate"), (1, 4, 3, 5, 4)),
+    "constant": (lambda x: F.pad(x, (1, 1, 1, 1), value=1.0), (1, 6, 5, 4)),
+    "circular": (lambda x: F.pad(x, (1, 1, 1, 1), mode="circular"), (2, 6, 5, 4)),
+    "roll": (lambda x: torch.roll(x, 1, 1), (3, 8, 2, 3)),
+    "roll twice": (lambda x: torch.roll(x, (2, 1), (2, 3)), (1, 3, 4, 5)),
+    "roll flat": (lambda x: torch.roll(x, 1), (2, 3, 4, 5)),
+    "cat": (lambda x: torch.cat([x[:, :, :1], x], 2), (1, 8, 4, 6, 5)),
+    "cat of one channel": (lambda x: torch.cat([x[:, :1], x], 1), (3, 5, 2, 7, 3)),
+    "transposed": (lambda x: F.conv_transpose2d(x, torch.ones(3, 2, 3, 3).to(x)), (1, 3, 5, 4)),
+    "views": (lambda x: x.reshape(1, 1, *x.shape).view(x.shape), (1, 3, 5, 4)),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("last", [True, False], ids=["channels last", "row-major"])
+def test_fake_strides_are_those_of_the_kernel(name: str, last: bool) -> None:
+    function, shape = CALLS[name]
+    x = channels_last(*shape) if last else torch.randn(shape, dtype=torch.float64)
+    program = capture(Applied(function), (x,), {})
+    real_layouts(program)
+    values: dict[torch.fx.Node, Any] = dict(
+        zip(program.placeholders, program.arguments(Applied(function), flatten_inputs((x,), {})[0]), strict=True)
+    )
+    for node in program.graph_module.graph.nodes:
+        if node.op != "call_function":
+            continue
+        args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
+        values[node] = node.target(*args, **kwargs)
+        if isinstance(values[node], torch.Tensor):
+            assert fake_tensors(node)[0].stride() == values[node].stride(), f"{node.target} of {x.shape} {x.stride()}"
+
+
+def test_strides_of_views_are_those_of_torch() -> None:
+    generator = random.Random(0)
+    seen = 0
+    for shape in itertools.product((1, 2, 3), (1, 4), (1, 2), (1, 3)):
+        order = list(range(4))
+        generator.shuffle(order)
+        x = torch.randn(shape).permute(order)
+        sizes = [size for size in x.shape if size > 1 or generator.random() < 0.5]
+        sizes[generator.randrange(len(sizes) + 1) : 0] = [1]
+        if len(sizes) > 2 and generator.random() < 0.5:
+            sizes[:2] = [sizes[0] * sizes[1]]
+        ours = view_strides((tuple(x.shape), x.stride()), sizes)
+        try:
+            theirs = x.view(sizes).stride()
+        except RuntimeError:
+            theirs = None
+        assert ours == theirs, f"{tuple(x.shape)} {x.stride()} as {sizes}"
+        seen += theirs is not None
+    assert seen > 20
+
+
+def test_memory_formats_are_suggested_as_torch_does() -> None:
+    for x in (channels_last(2, 3, 4, 5), channels_last(1, 3, 4, 5), torch.ones(2, 1, 4, 5), torch.ones(1, 3, 1, 1)):
+        kernel = torch.cat([x, x], 0)  # follows its operands
+        assert suggests_channels_last((tuple(x.shape), x.stride())) == (not kernel.is_contiguous()), x.stride()
+
+
+class PaddedVideo(nn.Module):
+    """A 3-d convolution of a video that lies channels-last, padded by reflection: row-major by its fake tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv3d(16, 16, 3, padding=1, padding_mode="reflect")
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.conv(x.movedim(-1, 1))
+
+
+def test_a_convolution_behind_a_padding_stays_below_its_prediction() -> None:
+    module = PaddedVideo().double().eval().requires_grad_(False)
+    outcomes = run_budgets(module, (torch.randn(2, 4, 12, 12, 16, dtype=torch.float64),), {})
+    assert [line for outcome in outcomes for line in outcome.problems()] == []
