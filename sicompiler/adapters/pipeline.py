@@ -111,7 +111,13 @@ class PipelineState:
         previous = pipe.__dict__.get(ATTRIBUTE)
         if isinstance(previous, PipelineState):
             previous.release()
-        state.install(pipe)
+        try:
+            state.install(pipe)
+        except BaseException:
+            state.release()
+            if isinstance(previous, PipelineState):
+                previous.install(pipe)
+            raise
         return state
 
     def install(self, pipe: Any) -> None:
