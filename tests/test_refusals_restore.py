@@ -21,13 +21,13 @@ Change = Callable[[Any], None]
 
 
 def state_of(pipe: Any) -> dict[str, Any]:
-    """Every attribute of a pipeline and of the modules and schedulers in it, by identity; weights by value and place."""
+    """Every attribute of a pipeline and of what is in it, by identity; weights by value and place."""
     found: dict[str, Any] = {f".{name}": id(value) for name, value in vars(pipe).items()}
     for name, part in pipe.components.items():
         modules = dict(part.named_modules()) if isinstance(part, nn.Module) else {"": part}
         for path, module in modules.items():
             for attribute, value in getattr(module, "__dict__", {}).items():
-                found[f"{name}.{path}.{attribute}"] = list(value) if attribute.startswith("_") else id(value)
+                found[f"{name}.{path}.{attribute}"] = list(value) if isinstance(value, dict) else id(value)
         for path, tensor in part.state_dict(keep_vars=True).items() if isinstance(part, nn.Module) else ():
             value = tensor.detach()
             found[f"{name}.{path}"] = (id(tensor), tensor.device, is_far(tensor), value.clone().numpy().tobytes())
