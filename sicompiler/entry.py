@@ -24,7 +24,7 @@ AROUND_FORWARD = (
     "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs",
 )
-OWN = "own"  # of who has put a patch of ours on an instance: what the instance itself had in its place
+OURS = "_sicompiler_own"  # of a patch of ours on an instance: gives what the instance itself had in its place
 
 
 def bound_method(model: torch.nn.Module, method: str) -> Callable[..., Any]:
@@ -70,8 +70,36 @@ def entry_module(model: torch.nn.Module, method: str) -> Iterator[torch.nn.Modul
 
 def _drop_patch(stand_in: torch.nn.Module, method: str) -> None:
     """Have a stand-in run its own method, where a patch of ours on the live module would lead back to that."""
-    owner = getattr(stand_in.__dict__.get(method), "__self__", None)
-    if hasattr(owner, OWN) and owner is not None and not isinstance(owner, torch.nn.Module):
+    patch: Any = stand_in.__dict__.get(method)
+    give = getattr(patch, OURS, None)
+    if give is not None:
         del stand_in.__dict__[method]
-        if owner.own is not None:
-            stand_in.__dict__[method] = owner.own
+        own = give(patch.__self__)
+        if own is not None:
+            stand_in.__dict__[method] = own
+
+
+@contextlib.contextmanager
+def only_patch(model: torch.nn.Module, method: str, patch: object, hooks: Iterable[str]) -> Iterator[None]:
+    """Have a method of a live model be a patch, and nothing else, in a block.
+
+    Another thread may call the method at any time: the patch is there before what leads to it otherwise goes.
+
+    Args:
+        model: the live model.
+        method: which method.
+        patch: what it is.
+        hooks: attributes of the instance that are taken off.
+    """
+    attributes = model.__dict__
+    before = attributes.get(method)
+    attributes[method] = patch
+    saved = {name: attributes.pop(name) for name in hooks if name in attributes}
+    try:
+        yield
+    finally:
+        attributes.update(saved)
+        if before is None:
+            attributes.pop(method, None)
+        else:
+            attributes[method] = before

@@ -8,8 +8,10 @@ being added, removed and added again.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import logging
+import operator
 import threading
 import time
 import types
@@ -26,7 +28,7 @@ from sicompiler.capture.quantised import refusal, scheme_of
 from sicompiler.compiler import FarMemory, Planner, make_planner, rewrite
 from sicompiler.cost import MACHINES
 from sicompiler.decided import Decisions
-from sicompiler.entry import FORWARD, entry_label
+from sicompiler.entry import FORWARD, OURS, entry_label, only_patch
 from sicompiler.errors import BadInput
 from sicompiler.guards import ModuleGuards
 from sicompiler.passes.manager import Observer
@@ -226,6 +228,7 @@ class State:
             return state.forward(*args, **kwargs)
 
         entry.__name__ = entry.__qualname__ = self.method
+        entry.__dict__[OURS] = operator.attrgetter("own")
         with contextlib.suppress(TypeError, ValueError):  # pipelines ask which arguments a component takes
             entry.__dict__["__signature__"] = inspect.signature(getattr(type(model), self.method))
         return types.MethodType(entry, self)
@@ -334,28 +337,19 @@ class State:
         Raises:
             BadInput: nothing was planned yet, and no inputs are given.
         """
-        with self.turn.taken(), executing():
-            return self._verify(example_inputs)
-
-    def _verify(self, example_inputs: Inputs | None) -> Verification:
         if example_inputs is None:
             if self.last is None:
                 raise BadInput("nothing is planned yet: pass example_inputs=(args, kwargs), or call the model once")
             device = next(iter(named_tensors(self.model).values()), torch.empty(0)).device
             example_inputs = random_inputs(self.last[1], device)
         args, kwargs = example_inputs
-        compiled = self.compiled_for(tuple(args), dict(kwargs))
         device = self.device_of(args, kwargs)
-        restore(self.model, device)
-        with self.untouched() as own:
-            return compare(
-                self.model,
-                compiled,
-                args,
-                kwargs,
-                call=own,
-                before=lambda: place(self.model, compiled.plan.streamed, device),
-            )
+        with self.turn.taken(), executing():
+            compiled = self.compiled_for(tuple(args), dict(kwargs))
+            before = functools.partial(place, self.model, compiled.plan.streamed, device)
+            restore(self.model, device)
+            with self.untouched() as own:
+                return compare(self.model, compiled, args, kwargs, call=own, before=before)
 
     def report(self) -> Report:
         """What was planned, oldest first."""
@@ -377,35 +371,22 @@ class State:
 
     @contextlib.contextmanager
     def untouched(self) -> Iterator[Callable[..., Any]]:
-        """A context in which the live model runs its own method, without hooks that move weights; gives that method.
-
-        That is so for this thread. Another one that calls the method meanwhile waits for its turn, so what it calls has
-        to be there at any time.
-        """
+        """A context in which this thread runs the model's own method, without hooks that move weights; gives that."""
         names = (HOOKED, HOOK) if self.method == FORWARD else (HOOK,)
-        attributes = self.model.__dict__
         with self.turn.taken():
-            own, before = self.own, attributes.get(self.method)
+            before = self.own, self._untouched_in
             if not self.installed:
-                self.own = attributes.get(self.slot)
-            outer, self._untouched_in = self._untouched_in, threading.get_ident()
-            attributes[self.method] = self._entry
-            saved = {name: attributes.pop(name) for name in names if name in attributes}
+                self.own = self.model.__dict__.get(self.slot)
+            self._untouched_in = threading.get_ident()
             try:
-                yield self.own_method()
+                with only_patch(self.model, self.method, self._entry, names):
+                    yield self.own_method()
             finally:
-                attributes.update(saved)
-                if before is None:
-                    attributes.pop(self.method, None)
-                else:
-                    attributes[self.method] = before
-                self.own, self._untouched_in = own, outer
+                self.own, self._untouched_in = before
 
     def own_method(self) -> Callable[..., Any]:
         """What the live model runs where nothing is compiled."""
-        if self.own is not None:
-            return self.own
-        own: Callable[..., Any] = getattr(type(self.model), self.method).__get__(self.model)
+        own: Callable[..., Any] = self.own or getattr(type(self.model), self.method).__get__(self.model)
         return own
 
     def seen(self, attributes: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -425,11 +406,8 @@ class State:
     def uninstall(self) -> None:
         """Let the live model run its own method, as before."""
         with self.turn.taken():
-            self._uninstall()
-
-    def _uninstall(self) -> None:
-        if streams(self.model):
-            restore(self.model, self.home)
+            if streams(self.model):
+                restore(self.model, self.home)
         attributes = self.model.__dict__
         for slot in (self.method, HOOKED):
             if attributes.get(slot) != self._entry:

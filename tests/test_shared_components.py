@@ -54,9 +54,15 @@ SHARING: dict[str, tuple[str, ...]] = {
 }
 
 
-@pytest.mark.parametrize("own", SHARING.values(), ids=SHARING.keys())
+RARE = ("scheduler only", "all but the text encoder")
+
+
+@pytest.mark.parametrize(
+    "own",
+    [pytest.param(own, id=name, marks=pytest.mark.slow if name in RARE else ()) for name, own in SHARING.items()],
+)
 def test_both_pipelines_work_and_let_go_in_any_order(own: tuple[str, ...]) -> None:
-    for first_to_go in (0, 1):
+    for first_to_go in (0, 1) if own == ("unet",) else (0,):
         one = mini()
         pipes = (one, second(one, *own))
         wanted = [pipe(picture()) for pipe in pipes]

@@ -7,15 +7,15 @@ import logging
 import time
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 
-from sicompiler.adapters.held import Reserved, storages, weights_of
+from sicompiler.adapters.held import storages, weights_of
 from sicompiler.adapters.records import Record, Shortage
 from sicompiler.adapters.rehearsal import Stopped
-from sicompiler.adapters.roles import Role, check_component
-from sicompiler.adapters.tenants import Tenant, Tenants
+from sicompiler.adapters.roles import check_component
+from sicompiler.adapters.tenants import SharedState, Tenant
 from sicompiler.adapters.untouched import UntouchedCall, check_inputs, key_of, untouched_call
 from sicompiler.capture import Program, capture, flatten_inputs, weights_bytes
 from sicompiler.capture.results import open_inputs, tensors_of
@@ -30,12 +30,9 @@ from sicompiler.reports.phases import PhaseRow
 from sicompiler.runtime.compiled import Compiled, check_inference
 from sicompiler.runtime.measure import observe_peak
 from sicompiler.runtime.placement import place, restore
-from sicompiler.takeover import HOOK, State, analyse
+from sicompiler.takeover import HOOK, analyse
 from sicompiler.turns import executing
 from sicompiler.units import format_bytes
-
-if TYPE_CHECKING:
-    from sicompiler.adapters.pipeline import PipelineState
 
 log = logging.getLogger("sicompiler")
 
@@ -75,7 +72,7 @@ class Part:
         return full_program(clean, self.cut) if self.kind == "full" else skip_program(clean, self.cut)
 
 
-class ComponentState(State):
+class ComponentState(SharedState):
     """A taken-over method of a component, for all pipelines that share it: its plans are made once.
 
     Args:
@@ -85,12 +82,7 @@ class ComponentState(State):
     """
 
     def __init__(self, model: torch.nn.Module, tenant: Tenant) -> None:
-        role, far_memory = tenant.role, tenant.far_memory
-        self.tenants = Tenants([tenant])
-        self.beneath: State | None = None  # by which the model was compiled on its own before
-        super().__init__(
-            model, tenant.budget_bytes, None, tenant.progress, role.method, far_memory, path=role.component
-        )
+        super().__init__(model, tenant)
         self.untouched_calls: dict[Hashable, UntouchedCall] = {}  # those that can't be captured
         self.beside: dict[int, frozenset[str]] = {}  # by id of a plan: what else was on the device when it was made
         self.programs: dict[Hashable, Program] = {}  # clean and whole, of which parts are made
@@ -109,34 +101,6 @@ class ComponentState(State):
     def alive(self) -> bool:
         """Whether the component still exists: a pipeline may have dropped it, as it does when it unloads an adapter."""
         return self._model() is not None
-
-    @property
-    def pipeline(self) -> PipelineState:
-        """The pipeline that is served."""
-        return self.tenants.current.pipeline
-
-    @property
-    def role(self) -> Role:
-        """What the component does in the pipeline that is served."""
-        return self.tenants.current.role
-
-    @property
-    def records(self) -> list[Record]:
-        """What happened in the calls of the pipeline that is served."""
-        return self.tenants.current.records
-
-    @records.setter
-    def records(self, records: list[Record]) -> None:
-        self.tenants.current.records = records
-
-    @property
-    def reserved(self) -> Reserved:
-        """Held by the rest of the pipeline that is served, in its newest call."""
-        return self.tenants.current.reserved
-
-    @reserved.setter
-    def reserved(self, reserved: Reserved) -> None:
-        self.tenants.current.reserved = reserved
 
     def agree(self) -> None:
         """Have the budget that suits all pipelines; plans that a smaller one made slower than need be are dropped."""

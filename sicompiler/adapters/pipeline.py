@@ -111,7 +111,13 @@ class PipelineState:
         previous = pipe.__dict__.get(ATTRIBUTE)
         if isinstance(previous, PipelineState):
             previous.release()
-        state.install(pipe)
+        try:
+            state.install(pipe)
+        except BaseException:
+            state.release()
+            if isinstance(previous, PipelineState):
+                previous.install(pipe)
+            raise
         return state
 
     def install(self, pipe: Any) -> None:
@@ -301,6 +307,10 @@ class PipelineState:
             self.rehash.resting = True
         try:
             self._bring_all(modules_of(self.pipe).values())
+            for state in self.components.values():
+                if state.alive:
+                    with state.turn.taken():
+                        restore(state.model, state.home)
             yield
         finally:
             self.resting = False
@@ -311,8 +321,6 @@ class PipelineState:
         for part in parts:
             with turn_of(part).taken():
                 self.residency.bring(part)
-                if streams(part):
-                    restore(part, next(part.parameters()).device)
 
     def release(self) -> None:
         """Undo `take_over` exactly; components that other compiled pipelines share stay theirs."""

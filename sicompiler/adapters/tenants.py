@@ -10,11 +10,14 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import TYPE_CHECKING
 
+import torch
+
 from sicompiler.adapters.held import Reserved
 from sicompiler.adapters.roles import Role
 from sicompiler.compiler import FarMemory
 from sicompiler.runtime.faults import locals_of
 from sicompiler.search.search import Progress
+from sicompiler.takeover import State
 
 if TYPE_CHECKING:
     from sicompiler.adapters.pipeline import PipelineState
@@ -131,6 +134,54 @@ class Tenants(threading.local):
                         return tenant
                 frame = frame.f_back
         return min(living, key=lambda tenant: tenant.budget_bytes)
+
+
+class SharedState(State):
+    """A taken-over method of a component that may have several tenants.
+
+    Args:
+        model: the component.
+        tenant: the first pipeline.
+
+    Attributes:
+        beneath: the state by which the model was compiled on its own before, which comes back in the end.
+    """
+
+    def __init__(self, model: torch.nn.Module, tenant: Tenant) -> None:
+        self.tenants = Tenants([tenant])
+        self.beneath: State | None = None
+        role, far_memory = tenant.role, tenant.far_memory
+        super().__init__(
+            model, tenant.budget_bytes, None, tenant.progress, role.method, far_memory, path=role.component
+        )
+
+    @property
+    def pipeline(self) -> PipelineState:
+        """The pipeline that is served."""
+        return self.tenants.current.pipeline
+
+    @property
+    def role(self) -> Role:
+        """What the component does in the pipeline that is served."""
+        return self.tenants.current.role
+
+    @property
+    def records(self) -> list[Record]:
+        """What happened in the calls of the pipeline that is served."""
+        return self.tenants.current.records
+
+    @records.setter
+    def records(self, records: list[Record]) -> None:
+        self.tenants.current.records = records
+
+    @property
+    def reserved(self) -> Reserved:
+        """Held by the rest of the pipeline that is served, in its newest call."""
+        return self.tenants.current.reserved
+
+    @reserved.setter
+    def reserved(self, reserved: Reserved) -> None:
+        self.tenants.current.reserved = reserved
 
 
 def _same(one: Tenant, other: Tenant) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
+from torch.overrides import _get_current_function_mode_stack
 
 from sicompiler.capture import Program, check_no_autocast, flatten_inputs
 from sicompiler.errors import BadInput
@@ -100,11 +101,18 @@ def call_key(guards: ModuleGuards, model: torch.nn.Module, args: Sequence[Any], 
 
 
 def check_inference(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Refuse calls that want gradients.
+    """Refuse calls that want gradients, and those whose functions somebody replaces from outside of the model.
 
     Raises:
-        BadInput: an input requires a gradient.
+        BadInput: an input requires a gradient, or a `TorchFunctionMode` that is not torch's own is active.
     """
+    for mode in _get_current_function_mode_stack():
+        if type(mode).__module__.partition(".")[0] != "torch":
+            raise BadInput(
+                f"called inside of {type(mode).__qualname__}, a TorchFunctionMode: it may replace what functions of "
+                "torch compute, which a graph does not follow; call the compiled model outside of it, or use a "
+                "TorchDispatchMode, which sees every operator"
+            )
     if torch.is_grad_enabled():
         for leaf in pytree.tree_leaves((args, kwargs)):
             if isinstance(leaf, torch.Tensor) and leaf.requires_grad:
