@@ -25,7 +25,7 @@ from sicompiler.capture.contexts import casts_by_itself, graphs, inline_contexts
 from sicompiler.capture.program import Binding, Program, Source, named_tensors
 from sicompiler.capture.quantised import refusal, scheme_of
 from sicompiler.capture.reasons import advice, reason, source_line
-from sicompiler.capture.results import held_by, opened_results
+from sicompiler.capture.results import with_open_results
 from sicompiler.entry import FORWARD, entry_module, has_method
 from sicompiler.errors import BadInput, CaptureError
 
@@ -96,8 +96,8 @@ def capture(
         _fake_mode_of(tensors) or contextlib.nullcontext(),
         paused_gc(),
         entry_module(model, method) as entry,
-        opened_results(entry, held_by(model)),
     ):
+        entry.__dict__[FORWARD] = with_open_results(entry.forward, model)  # put back by `entry_module`
         exported = torch.export.export(entry, tuple(args), kwargs, strict=False)
         if _mutates(exported.graph_module) or casts_by_itself(exported.graph_module):
             exported = exported.run_decompositions({})
