@@ -135,7 +135,7 @@ def open_results(result: Any, known: Mapping[int, object] | None = None) -> Any:
 
 
 def open_inputs(inputs: Any) -> Any:
-    """Arguments of a call in which every object that holds tensors is an `Opened`; all else is as it was."""
+    """Arguments of a call in which every object that holds tensors is an `Opened`, unless torch knows its class."""
 
     def opened(leaf: Any) -> Any:
         if isinstance(leaf, _PLAIN):
@@ -146,7 +146,7 @@ def open_inputs(inputs: Any) -> Any:
             return leaf
         return made if isinstance(made, Opened) and made.tensors else leaf
 
-    return pytree.tree_map(opened, inputs, is_leaf=_is_leaf)
+    return pytree.tree_map(opened, inputs)
 
 
 def close_results(result: Any) -> Any:
