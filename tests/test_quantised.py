@@ -106,7 +106,7 @@ SCHEMES = {
 }
 
 
-CASES = [*((scheme, False) for scheme in SCHEMES), ("pack", True)]
+CASES = [*((scheme, False) for scheme in SCHEMES), ("pack", True), ("cast", True)]
 
 
 @pytest.mark.parametrize(("scheme", "after"), CASES)
