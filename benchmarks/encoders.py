@@ -1,10 +1,11 @@
 """Pipelines whose text encoder is a language model: frames and peaks of whole calls at three budgets each.
 
-    python -m benchmarks.encoders [--only NAME] [--json FILE]
+    python -m benchmarks.encoders [--only NAME] [--latents] [--json FILE]
 
 Tiny pipelines of diffusers with random weights (`tests/pipelines_llm.py`), on the CPU, in float64 where the pipeline
 runs in it. Budgets: what the first report predicts as the peak, its floor, and half way between. For each: the largest
-difference of the frames from those of the untouched pipeline, and the measured peak of the whole call.
+difference of the frames from those of the untouched pipeline, and the measured peak of the whole call. Most of the time
+goes into planning the VAE; `--latents` leaves the decoding out.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from tests.pipelines import run
 from tests.pipelines_llm import LANGUAGE_PIPELINES
 
 
-def measure(name: str) -> list[dict[str, Any]]:
+def measure(name: str, *, latents: bool) -> list[dict[str, Any]]:
     """One row a budget."""
     make, inputs = LANGUAGE_PIPELINES[name]
-    pipe, call = make(torch.float64), inputs(torch.float64)
+    pipe, call = make(torch.float64), inputs(torch.float64) | ({"output_type": "latent"} if latents else {})
     untouched = torch.as_tensor(run(pipe, call))
     began = time.perf_counter()
     sicompiler.compile_for_budget(pipe, 1)
@@ -60,12 +61,13 @@ def measure(name: str) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=[*LANGUAGE_PIPELINES], help="one pipeline")
+    parser.add_argument("--latents", action="store_true", help="without decoding")
     parser.add_argument("--json", type=Path, help="where to write the rows")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = []
     for name in [options.only] if options.only else LANGUAGE_PIPELINES:
-        for row in measure(name):
+        for row in measure(name, latents=options.latents):
             rows.append(row)
             print(
                 f"{name:34} budget {format_bytes(row['budget_bytes']):>9} measured "

@@ -105,6 +105,10 @@ class MiniPipeline(DiffusionPipeline):  # type: ignore[misc]
     def interrupt(self) -> bool:
         return self._interrupt
 
+    def encode(self, ids: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.text_encoder(ids)
+        return found
+
     def check_inputs(self, image: torch.Tensor) -> None:
         if image.ndim != 4:
             raise ValueError("image must have 4 dims")
@@ -121,7 +125,7 @@ class MiniPipeline(DiffusionPipeline):  # type: ignore[misc]
         self.check_inputs(image)
         self._interrupt = False
         ids = torch.arange(6, device=self._execution_device).reshape(2, 3)
-        prompt = self.text_encoder(ids)
+        prompt = self.encode(ids)
         if self.image_encoder is not None:
             prompt = prompt + self.image_encoder(ids)
         encoded = self.vae.encode(image.to(self.vae.dtype), return_dict=return_dict)

@@ -14,8 +14,9 @@ from sicompiler import Rehash, RehashPlan
 from sicompiler.adapters import component
 from sicompiler.adapters import rehash as adapter
 from sicompiler.adapters.calibrate import learn
-from sicompiler.adapters.component import ComponentState, Part
+from sicompiler.adapters.component import ComponentState
 from sicompiler.adapters.pipeline import pipeline_state
+from sicompiler.adapters.subgraph import Part
 from sicompiler.rehash.request import Strategy
 from tests.mini_pipeline import mini, picture
 

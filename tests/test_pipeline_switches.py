@@ -180,15 +180,11 @@ def _groups(model: Any) -> None:
     model.enable_group_offload(torch.device("cpu"), offload_type="leaf_level")
 
 
-def _layerwise(model: Any) -> None:
-    model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float64)
-
-
 @pytest.mark.parametrize("before", [True, False], ids=["before compiling", "after compiling"])
 @pytest.mark.parametrize(
     ("switch", "name"),
-    [(_pyramid, "pyramid"), (_first_block, "fbc"), (_groups, "group_offload"), (_layerwise, "layerwise_casting")],
-    ids=["pyramid attention", "first block cache", "group offload", "layerwise casting"],
+    [(_pyramid, "pyramid"), (_first_block, "fbc"), (_groups, "group_offload")],
+    ids=["pyramid attention", "first block cache", "group offload"],
 )
 def test_what_keeps_state_or_moves_weights_inside_a_call_is_refused(switch: Any, name: str, before: bool) -> None:
     """The hooks of diffusers: a graph that was traced once would go past them."""

@@ -8,7 +8,8 @@ import pytest
 
 import sicompiler
 from sicompiler import RehashPlan
-from sicompiler.adapters.component import ComponentState, Part
+from sicompiler.adapters.component import ComponentState
+from sicompiler.adapters.subgraph import Part
 from tests.mini_pipeline import mini
 from tests.mini_rehash import call_list, plan_of, rehashed, skipping_is_fast, told_clock
 

@@ -6,8 +6,8 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -15,6 +15,7 @@ from sicompiler.adapters.held import storages, weights_of
 from sicompiler.adapters.records import Record, Shortage
 from sicompiler.adapters.rehearsal import Stopped
 from sicompiler.adapters.roles import check_component
+from sicompiler.adapters.subgraph import Kind, Part
 from sicompiler.adapters.tenants import SharedState, Tenant
 from sicompiler.adapters.untouched import UntouchedCall, check_inputs, key_of, untouched_call
 from sicompiler.capture import Program, capture, flatten_inputs, weights_bytes
@@ -22,10 +23,8 @@ from sicompiler.capture.results import open_inputs, tensors_of
 from sicompiler.capture.tiling import SWITCH, runs_only_tiled
 from sicompiler.compiler import FarMemory, Planner, rewrite
 from sicompiler.errors import CaptureError, OverBudget
-from sicompiler.passes.cut import full_program, skip_program
 from sicompiler.passes.manager import run_stage
 from sicompiler.plan import Plan
-from sicompiler.rehash.sketch import PIECE, SCRATCH
 from sicompiler.reports.phases import PhaseRow
 from sicompiler.runtime.compiled import Compiled, check_inference
 from sicompiler.runtime.measure import observe_peak
@@ -37,39 +36,9 @@ from sicompiler.units import format_bytes
 log = logging.getLogger("sicompiler")
 
 
-Kind = Literal["full", "skip"]
-
-
 def _is_tight(plan: Plan) -> bool:
     """Whether a plan does anything for its budget that costs time."""
     return bool(plan.regions or plan.outer or plan.recomputed or plan.uses_far_memory)
-
-
-@dataclass(frozen=True)
-class Part:
-    """A part of a denoiser's graph that runs on its own, or the graph with more outputs (`passes.cut`).
-
-    Attributes:
-        kind: "full" gives the values of the cut too, "skip" starts at them.
-        cut: positions in the clean graph.
-        snapshots: how many features are held beside its own inputs and outputs while it runs.
-        looked_at: whether its features are looked at afterwards, piece by piece: by a guard, or to learn from them.
-        beside_bytes: of features of other cuts that are held.
-    """
-
-    kind: Kind
-    cut: tuple[int, ...]
-    snapshots: int
-    looked_at: bool = False
-    beside_bytes: int = 0
-
-    def scratch_bytes(self, values: Sequence[torch.Tensor]) -> int:
-        """What looking at the features takes."""
-        return SCRATCH * min(max(v.numel() for v in values), PIECE) if self.looked_at else 0
-
-    def of(self, clean: Program) -> Program:
-        """Cut a clean program."""
-        return full_program(clean, self.cut) if self.kind == "full" else skip_program(clean, self.cut)
 
 
 class ComponentState(SharedState):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 
-from sicompiler.adapters.component import Part
+from sicompiler.adapters.subgraph import Part
 from sicompiler.capture import Program
 from sicompiler.rehash.plan import RehashPlan
 from sicompiler.rehash.recorder import Recorder

@@ -10,11 +10,11 @@ Nothing is registered with torch but a class of our own: other code in the proce
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import io
 import pickle
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,7 +135,7 @@ def open_results(result: Any, known: Mapping[int, object] | None = None) -> Any:
 
 
 def open_inputs(inputs: Any) -> Any:
-    """Arguments of a call in which every object that holds tensors is an `Opened`; all else is as it was."""
+    """Arguments of a call in which every object that holds tensors is an `Opened`, unless torch knows its class."""
 
     def opened(leaf: Any) -> Any:
         if isinstance(leaf, _PLAIN):
@@ -146,7 +146,7 @@ def open_inputs(inputs: Any) -> Any:
             return leaf
         return made if isinstance(made, Opened) and made.tensors else leaf
 
-    return pytree.tree_map(opened, inputs, is_leaf=_is_leaf)
+    return pytree.tree_map(opened, inputs)
 
 
 def close_results(result: Any) -> Any:
@@ -188,16 +188,17 @@ def _hold(value: object, held: dict[int, object], depth: int) -> None:
             _hold(part, held, depth - 1)
 
 
-@contextlib.contextmanager
-def opened_results(model: torch.nn.Module, known: Mapping[int, object]) -> Iterator[None]:
-    """A context in which a module returns objects taken apart, after all hooks that are there have seen them whole.
+def with_open_results(call: Callable[..., Any], model: torch.nn.Module) -> Callable[..., Any]:
+    """A call whose results are taken apart.
 
     Args:
-        model: the module that is called.
-        known: what results share with the model.
+        call: a method of a model.
+        model: what results share with it is not copied.
     """
-    hook = model.register_forward_hook(lambda module, args, result: open_results(result, known))
-    try:
-        yield
-    finally:
-        hook.remove()
+    known = held_by(model)
+
+    @functools.wraps(call)
+    def opened(*args: Any, **kwargs: Any) -> Any:
+        return open_results(call(*args, **kwargs), known)
+
+    return opened

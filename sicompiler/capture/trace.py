@@ -30,7 +30,7 @@ from sicompiler.capture.program import Binding, Program, Source, flatten_inputs,
 from sicompiler.capture.quantised import refusal, scheme_of
 from sicompiler.capture.questions import Decider, Decides, NoValues
 from sicompiler.capture.reasons import advice, reason, source_line
-from sicompiler.capture.results import held_by, opened_results
+from sicompiler.capture.results import with_open_results
 from sicompiler.capture.selections import spell_out_sizes
 from sicompiler.capture.silence import silent_torch
 from sicompiler.capture.state import Entry, state_kept
@@ -154,10 +154,9 @@ def _trace(
         dense_flex_attention(),
         state_kept(model, method) as undo,
         entry_module(model, method) as module,
-        opened_results(module, held_by(model)),
         taped(module, decider),
     ):
-        entry = Entry(module, method, type(model).__name__, undo)
+        entry = Entry(module, method, type(model).__name__, undo, with_open_results(module.forward, model))
         with entry.watched() as watched:
             exported = torch.export.export(watched, args, kwargs, strict=False)
         with taped(module, again):
