@@ -110,8 +110,8 @@ class Model(nn.Module):
         self.register_buffer("table", torch.zeros(3))
         self.note = torch.zeros(2)
         self.itself = [self]
-        self.twin = nn.Linear(4, 4)
-        self.twin.weight = self.inner[0].weight
+        self.twin: Any = nn.Linear(4, 4)
+        self.twin.weight = self.inner[0].weight  # type: ignore[assignment]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.inner(x)  # type: ignore[no-any-return]
@@ -283,7 +283,8 @@ def test_a_call_describes_nothing_anew(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nothing_of_the_model_is_kept_alive() -> None:
-    model, known = Model(), ModuleGuards()
+    model: Any = Model()
+    known = ModuleGuards()
     model.itself.clear()
     known.key(model)
     kept = [weakref.ref(x) for x in (model, model.inner[0], model.inner[1].weight, model.inner[1].processor.bias)]
