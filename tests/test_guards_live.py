@@ -40,12 +40,13 @@ class Net(nn.Module):
         self.blocks = nn.ModuleList(Block() for _ in range(2))
         self.offset = torch.full((4,), 0.5, dtype=torch.float64)
         self.processor: Any = {"scales": [1.0], "table": torch.ones(4, dtype=torch.float64)}
-        self.kept, self.log = None, []
+        self.kept = None
+        self.log: list[Any] = []
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for block in self.blocks:
             x = block(x)
-        return x * self.offset * self.processor["scales"][0] * self.processor["table"]
+        return x * self.offset * self.processor["scales"][0] * self.processor["table"]  # type: ignore[no-any-return]
 
 
 def net(kind: type[Net] = Net) -> Any:
@@ -57,7 +58,7 @@ def same(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
     return bool((ours - theirs).abs().max() <= 1e-12 * theirs.abs().max())
 
 
-def _hook(scale: float) -> Callable[..., torch.Tensor]:
+def _hook(scale: float) -> Callable[..., Any]:
     return lambda module, args, result: result * scale
 
 
@@ -187,7 +188,7 @@ class KeepsWeights(Net):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.kept is None:
             self.kept = self.blocks[0].up.weight.sum()  # type: ignore[operator, union-attr]
-        return super().forward(x) * self.kept
+        return super().forward(x) * self.kept  # type: ignore[no-any-return]
 
 
 class Records(Net):

@@ -17,7 +17,7 @@ from sicompiler.guards.base import Guard
 from sicompiler.guards.containers import MappingGuard, NumbersGuard, SequenceGuard, SetGuard
 from sicompiler.guards.functions import PARTS, BuiltinGuard, CellGuard, FunctionGuard, PartsGuard
 from sicompiler.guards.identity import token
-from sicompiler.guards.modules import ModuleGuard, View
+from sicompiler.guards.modules import ModuleGuard, View, all_hold
 from sicompiler.guards.objects import ObjectGuard, slots_of
 from sicompiler.guards.places import AmbientPlace, ClassPlace, NamespacePlace
 from sicompiler.guards.plain import AgainGuard, OpaqueGuard, PlainGuard, PrintedGuard, is_plain, plain_fact
@@ -54,6 +54,10 @@ def _is_opaque(kind: type) -> bool:
     )
 
 
+def _registered(module: torch.nn.Module) -> list[torch.Tensor | None]:
+    return [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
+
+
 class Walk:
     """One description of a model: facts by path, and guards.
 
@@ -86,9 +90,13 @@ class Walk:
         self._doubles: collections.Counter[str] = collections.Counter()
         self._alive: list[Any] = []  # what an address is remembered of must not go while the walk lasts
         self._tree = {id(part): ".".join(filter(None, (path, name))) for name, part in model.named_modules()}
+        names = collections.Counter(id(tensor) for part in model.modules() for tensor in _registered(part))
+        self._shared = {address for address, count in names.items() if count > 1}
         self.ambient = AmbientPlace(self)
         self._met[id(model)] = "the model"
-        self.root = ModuleGuard(model, path, self, view, layouts=layouts)
+        self.modules: list[ModuleGuard] = []
+        self.nothing: list[dict[str, Any]] = []
+        ModuleGuard(model, path, self, view, layouts=layouts)
         while self._grow():
             pass
         self._alive.clear()
@@ -103,7 +111,9 @@ class Walk:
         reach = self.reach
         return (
             self.ambient.holds()
-            and self.root.holds(model)
+            and self.modules[0].reference() is model
+            and not any(self.nothing)
+            and all_hold(self.modules)
             and all(place.holds(reach) for place in self.classes.values())
             and all(place.holds() for place in self.namespaces.values())
         )
@@ -147,6 +157,10 @@ class Walk:
         self._alive.append(tensor)
         known = self._names.setdefault(id(tensor), path)
         return None if known == path else known
+
+    def has_shared(self, tensors: Iterable[torch.Tensor | None]) -> bool:
+        """Whether some of these parameters or buffers have other names too."""
+        return any(id(tensor) in self._shared for tensor in tensors if tensor is not None)
 
     def module_at(self, module: torch.nn.Module, path: str) -> Guard:
         """Describe a submodule at its place."""
