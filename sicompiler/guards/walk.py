@@ -18,7 +18,7 @@ from sicompiler.guards.containers import MappingGuard, NumbersGuard, SequenceGua
 from sicompiler.guards.functions import PARTS, BuiltinGuard, CellGuard, FunctionGuard, PartsGuard
 from sicompiler.guards.identity import token
 from sicompiler.guards.modules import ModuleGuard, View, all_hold
-from sicompiler.guards.objects import ObjectGuard, slots_of
+from sicompiler.guards.objects import ObjectGuard, OwnerGuard, owns, slots_of
 from sicompiler.guards.places import AmbientPlace, ClassPlace, NamespacePlace
 from sicompiler.guards.plain import AgainGuard, OpaqueGuard, PlainGuard, PrintedGuard, is_plain, plain_fact
 from sicompiler.guards.tensors import ArrayGuard, TensorGuard
@@ -87,6 +87,7 @@ class Walk:
         self._undo, self._layouts, self.looks_inside = undo, layouts, layouts
         self._met: dict[int, str] = {}
         self._names: dict[int, str] = {}
+        self._owners: list[tuple[OwnerGuard, Any]] = []
         self._doubles: collections.Counter[str] = collections.Counter()
         self._alive: list[Any] = []  # what an address is remembered of must not go while the walk lasts
         self._tree = {id(part): ".".join(filter(None, (path, name))) for name, part in model.named_modules()}
@@ -100,10 +101,12 @@ class Walk:
         while self._grow():
             pass
         self._alive.clear()
+        self._owners.clear()
 
     def _grow(self) -> bool:
         grown = [place.grow(self.reach, self) for place in list(self.classes.values())]
         grown += [place.grow(self) for place in list(self.namespaces.values())]
+        grown += [owner.grow(value, self.reach, self) for owner, value in list(self._owners)]
         return any(grown) or any(place.pending for place in self.namespaces.values())
 
     def holds(self, model: torch.nn.Module) -> bool:
@@ -236,4 +239,8 @@ class Walk:
         if not inside:
             self.note(path, ("printed", repr(value)))
             return PrintedGuard(value)
+        if owns(value, self._tree):
+            owner = OwnerGuard(value, path, self)
+            self._owners.append((owner, value))
+            return owner
         return ObjectGuard(value, path, self)
