@@ -33,6 +33,7 @@ from sicompiler.reports.report import Report
 from sicompiler.runtime.compiled import Compiled, call_key, check_inference
 from sicompiler.runtime.news import Known, news
 from sicompiler.runtime.placement import place, restore, streams
+from sicompiler.runtime.specs import Inputs as Inputs
 from sicompiler.runtime.specs import random_inputs, specs
 from sicompiler.runtime.verify import Verification, compare
 from sicompiler.search.search import Progress
@@ -40,8 +41,7 @@ from sicompiler.units import format_bytes, format_seconds
 
 log = logging.getLogger("sicompiler")
 
-Inputs = tuple[Sequence[Any], Mapping[str, Any]]
-
+MAX_PLANS = 64  # of one method; states of a model that never come back would add up
 HOOK, HOOKED = "_hf_hook", "_old_forward"  # where accelerate keeps its hook, and the forward that the hook calls
 
 
@@ -186,7 +186,8 @@ class State:
         self.own: Callable[..., Any] | None = None  # what the instance itself had in the place of our patch
         self.compiled: dict[Hashable, Compiled] = {}
         self.last: tuple[Compiled, Inputs] | None = None
-        self.guards = ModuleGuards(_own_view(weakref.ref(self)), (method,), path)
+        this = weakref.proxy(self)  # the guards are ours, and must not keep us
+        self.guards = ModuleGuards(lambda attributes: this.seen(attributes), (method,), path)
         self._known: Known | None = None  # of the call before
         self._lock = threading.RLock()
         self._entry = self._bound_entry(model)
@@ -236,6 +237,8 @@ class State:
                 if self._known is not None:
                     name, seconds = type(self.model).__name__, format_seconds(time.perf_counter() - began)
                     log.warning("%s: planned again in %s, as %s", entry_label(name, self.method), seconds, why)
+                while len(self.compiled) > MAX_PLANS:
+                    self.compiled.pop(next(iter(self.compiled)))
             self._known = known
             self.last = (compiled, specs(args, kwargs))
         return compiled
@@ -381,14 +384,6 @@ def installed_state(model: torch.nn.Module, method: str = FORWARD) -> State | No
         if isinstance(owner, State) and owner.method == method:
             return owner
     return None
-
-
-def _own_view(state: weakref.ref[State]) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
-    def view(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
-        owner = state()
-        return attributes if owner is None else owner.seen(attributes)
-
-    return view
 
 
 def _is_ours(value: Any) -> bool:
