@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import coverage, demo_quality, demo_sheet, full_width, planning, random_modules
+from benchmarks import coverage, demo_quality, demo_sheet, full_width, guards, planning, random_modules
 
 BENCHMARKS = {
     "coverage": coverage.main,
     "demo_quality": demo_quality.main,
     "demo_sheet": demo_sheet.main,
     "full_width": full_width.main,
+    "guards": guards.main,
     "planning": planning.main,
     "random_modules": random_modules.main,
 }

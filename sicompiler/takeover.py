@@ -45,6 +45,7 @@ from sicompiler.units import format_bytes, format_seconds
 
 log = logging.getLogger("sicompiler")
 
+MAX_PLANS = 64  # of one method; states of a model that never come back would add up
 Key = tuple[Hashable, tuple[Outcome, ...]]  # of a call, and how what it decides by values came out
 
 HOOK, HOOKED = "_hf_hook", "_old_forward"  # where accelerate keeps its hook, and the forward that the hook calls
@@ -204,7 +205,8 @@ class State:
         self.own: Callable[..., Any] | None = None  # what the instance itself had in the place of our patch
         self.compiled: dict[Hashable, Compiled] = {}
         self.last: tuple[Compiled, Inputs] | None = None
-        self.guards = ModuleGuards(_own_view(weakref.ref(self)), (method,), path)
+        this = weakref.proxy(self)  # the guards are ours, and must not keep us
+        self.guards = ModuleGuards(lambda attributes: this.seen(attributes), (method,), path)
         self._decisions = Decisions()
         self._known: Known | None = None  # of the call before
         self._lock = threading.RLock()
@@ -264,6 +266,8 @@ class State:
                     why = "more is reserved for others than before" if is_known else why
                     name, seconds = type(self.model).__name__, format_seconds(time.perf_counter() - began)
                     log.warning("%s: planned again in %s, as %s", entry_label(name, self.method), seconds, why)
+                while len(self.compiled) > MAX_PLANS:
+                    self.compiled.pop(next(iter(self.compiled)))
             self._known = Known(*key, self.guards.facts)
             self.last = (compiled, without_data(args, kwargs, self._decisions.read(compiled.program.decided)))
         return compiled
@@ -435,14 +439,6 @@ def installed_state(model: torch.nn.Module, method: str = FORWARD) -> State | No
         if isinstance(owner, State) and owner.method == method:
             return owner
     return None
-
-
-def _own_view(state: weakref.ref[State]) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
-    def view(attributes: Mapping[str, Any]) -> Mapping[str, Any]:
-        owner = state()
-        return attributes if owner is None else owner.seen(attributes)
-
-    return view
 
 
 def _is_ours(value: Any) -> bool:

@@ -14,7 +14,8 @@ from torch.nn import functional
 
 Apply = Callable[[Any, float], Callable[[], None] | None]
 WIDTH = 3
-GAIN, TABLE = 1.0, {"gains": [1.0, 1.0]}
+GAIN = 1.0
+TABLE = {"gains": [1.0, 1.0]}
 
 
 def squash(x: torch.Tensor) -> torch.Tensor:
@@ -37,12 +38,13 @@ class Processor:
     common = 1.0
 
     def __init__(self) -> None:
-        self.scale, self.rates, self.extra = 1.0, Rates(), {"list": [1.0, [1.0]]}
+        self.scale, self.rates = 1.0, Rates()
+        self.extra: dict[str, Any] = {"list": [1.0, [1.0]]}
 
     def __call__(self, layer: Any, x: torch.Tensor) -> torch.Tensor:
         rates = self.rates
         y = x * (self.scale * self.common * rates.rate * rates.steps[0] * self.extra["list"][1][0]) + rates.bias
-        return y if len(self.extra) == 1 else y - 0.5
+        return y if len(self.extra) == 1 else y - 0.5  # type: ignore[no-any-return]
 
 
 class Layer(nn.Module):
@@ -51,6 +53,8 @@ class Layer(nn.Module):
     gain = 1.0
     scaling: Any
     memo: Any
+    processor: Any
+    linear: Any
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,10 +68,10 @@ class Layer(nn.Module):
         return 2.0
 
     def inner(self, x: torch.Tensor) -> torch.Tensor:
-        return squash(self.linear(x)) * self.scaling["x"] + self.offset
+        return squash(self.linear(x)) * self.scaling["x"] + self.offset  # type: ignore[no-any-return]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.processor(self, self.inner(x)) * self.gain * self.doubled * GAIN * TABLE["gains"][1]
+        return self.processor(self, self.inner(x)) * self.gain * self.doubled * GAIN * TABLE["gains"][1]  # type: ignore[no-any-return]
 
 
 class Toy(nn.Module):
@@ -80,7 +84,7 @@ class Toy(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.second(self.first(x)) + self.mix * x
-        return y if self.training else y * 0.5
+        return y if self.training else y * 0.5  # type: ignore[no-any-return]
 
 
 def toy() -> Toy:
@@ -222,7 +226,7 @@ def _memo(layer: Layer, number: float) -> None:
     def forward(x: torch.Tensor) -> torch.Tensor:
         if layer.memo is None:
             layer.memo = torch.arange(x.shape[-1], dtype=x.dtype) * number
-        return layer.inner(x) * layer.memo
+        return layer.inner(x) * layer.memo  # type: ignore[no-any-return]
 
     layer.forward, layer.memo = forward, None  # type: ignore[method-assign]
 

@@ -110,8 +110,8 @@ class Model(nn.Module):
         self.register_buffer("table", torch.zeros(3))
         self.note = torch.zeros(2)
         self.itself = [self]
-        self.twin = nn.Linear(4, 4)
-        self.twin.weight = self.inner[0].weight
+        self.twin: Any = nn.Linear(4, 4)
+        self.twin.weight = self.inner[0].weight  # type: ignore[assignment]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.inner(x)  # type: ignore[no-any-return]
@@ -283,7 +283,8 @@ def test_a_call_describes_nothing_anew(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_nothing_of_the_model_is_kept_alive() -> None:
-    model, known = Model(), ModuleGuards()
+    model: Any = Model()
+    known = ModuleGuards()
     model.itself.clear()
     known.key(model)
     kept = [weakref.ref(x) for x in (model, model.inner[0], model.inner[1].weight, model.inner[1].processor.bias)]
@@ -310,3 +311,40 @@ def test_a_change_is_told_by_its_name(change: Callable[[Any], Any], line: str) -
     change(model)
     known.key(model)
     assert line in told(before, known.facts)
+
+
+class Owner:
+    """What a hook refers to: a pipeline with another model and a scheduler that counts its steps."""
+
+    def __init__(self) -> None:
+        self.other, self.strength, self.steps = nn.Linear(2, 2), 1.0, [0]
+
+
+def test_of_an_object_that_owns_other_models_only_what_code_names_counts() -> None:
+    model, owner, known = Model(), Owner(), ModuleGuards()
+    model.inner[0].register_forward_hook(lambda module, args, result: result * owner.strength)
+    before = known.key(model)
+    owner.steps.append(1)
+    owner.other.double()
+    assert known.key(model) == before
+    owner.strength = 0.5
+    assert known.key(model) != before
+
+
+def test_weights_of_a_foreign_model_are_constants() -> None:
+    model, owner, known = Model(), Owner(), ModuleGuards()
+    model.inner[0].register_forward_hook(lambda module, args, result: owner.other(result))
+    keys = [known.key(model)]
+    with torch.no_grad():
+        owner.other.weight.add_(1)
+    keys.append(known.key(model))
+    owner.other = nn.Linear(2, 2)
+    keys.append(known.key(model))
+    assert len(set(keys)) == 3
+
+
+def test_weights_that_are_shared_no_more_where_they_stood_first() -> None:
+    model, known = Model(), ModuleGuards()
+    before = known.key(model)
+    model.inner[0].weight = nn.Parameter(torch.zeros(4, 4))
+    assert known.key(model) != before

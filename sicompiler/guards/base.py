@@ -29,9 +29,13 @@ class Visitor(Protocol):
 
     Attributes:
         looks_inside: whether values of tensors may be looked at.
+        modules: guards of the modules of the model, each of which is asked by itself.
+        nothing: dicts of modules that were empty: hooks, parameters, children. Whoever keeps them keeps nothing alive.
     """
 
     looks_inside: bool
+    modules: list[Any]
+    nothing: list[dict[str, Any]]
 
     def visit(self, value: Any, path: str) -> Guard:
         """Describe what is at a path, and give a guard for it."""
@@ -55,6 +59,10 @@ class Visitor(Protocol):
 
     def shared_with(self, tensor: torch.Tensor, path: str) -> str | None:
         """The other name of a parameter or buffer that has two."""
+        ...
+
+    def has_shared(self, tensors: Iterable[torch.Tensor | None]) -> bool:
+        """Whether some of these parameters or buffers have other names too."""
         ...
 
     def namespace(self, entries: dict[str, Any], names: Iterable[str], path: str) -> None:

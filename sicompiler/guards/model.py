@@ -29,18 +29,18 @@ class ModuleGuards:
 
     def __init__(self, view: View = all_of_it, methods: Iterable[str] = ("forward",), path: str = "") -> None:
         self._view, self._methods, self._path = view, tuple(methods), path
-        self._walk: Walk | None = None
-        self._key = 0
+        self._known: tuple[Walk, int] | None = None  # one attribute: threads share a model
 
     def key(self, model: torch.nn.Module) -> int:
         """A hash of all that a plan depends on of the model: code, hooks, state, layouts of its tensors."""
-        if self._walk is None or not self._walk.holds(model):
-            self._walk = Walk(model, self._view, self._methods, path=self._path)
-            self._walk.tensors.clear()
-            self._key = hash(frozenset(self._walk.facts.items()))
-        return self._key
+        known = self._known
+        if known is None or not known[0].holds(model):
+            walk = Walk(model, self._view, self._methods, path=self._path)
+            walk.tensors.clear()
+            known = self._known = (walk, hash(frozenset(walk.facts.items())))
+        return known[1]
 
     @property
     def facts(self) -> Mapping[str, Hashable]:
         """What the last key was made of, by path."""
-        return {} if self._walk is None else self._walk.facts
+        return {} if self._known is None else self._known[0].facts

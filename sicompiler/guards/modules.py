@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -50,7 +51,7 @@ class HooksGuard(Guard):
 
 
 class ModuleGuard(Guard):
-    """A module of the model at its place, with all below it.
+    """A module: one of the model at its place, or a foreign one with all below it.
 
     Args:
         module: the module.
@@ -61,7 +62,7 @@ class ModuleGuard(Guard):
         layouts: whether layouts of parameters and buffers are looked at, or their names only.
     """
 
-    __slots__ = ("address", "attributes", "children", "empty", "hooks", "kind", "registered", "versions", "view")
+    __slots__ = ("attributes", "below", "children", "empty", "hooks", "kind", "reference", "registered", "view")
 
     def __init__(
         self,
@@ -73,7 +74,7 @@ class ModuleGuard(Guard):
         layouts: bool = True,
     ) -> None:
         own = module.__dict__
-        self.address, self.kind, self.view = id(module), type(module), view
+        self.reference, self.kind, self.view = weakref.ref(module), type(module), view
         walk.note(f"{path} class", ("class", walk.kind(self.kind)))
         walk.keep(own)
         seen = _settings(own, view)
@@ -84,70 +85,85 @@ class ModuleGuard(Guard):
         self.hooks: list[HooksGuard] = []
         if view is None:  # those of the model itself fire around what is compiled
             self.hooks = [HooksGuard(own, name, path, walk) for name in _HOOKS if own[name]]
-        self.empty = [name for name in _HOOKS if view is None and not own[name]]
+        empty = [name for name in _HOOKS if view is None and not own[name]]
         self.registered: list[tuple[str, Guard]] = []
-        self.empty += [holder for holder in ("_parameters", "_buffers") if not own[holder]]
+        empty += [holder for holder in ("_parameters", "_buffers", "_modules") if not own[holder]]
+        self.empty = {name: own[name] for name in empty}
+        walk.nothing.extend(self.empty.values())
         for holder in ("_parameters", "_buffers"):
-            if holder in self.empty:
+            if holder in empty:
                 walk.keep(own[holder])
             elif foreign:
                 self.registered.append((holder, walk.visit(own[holder], f"{path} {holder}")))
             else:
                 self._register(holder, own[holder], path, walk, layouts)
         walk.keep(own["_modules"])
-        self.versions = (version(own["_modules"]), tuple(own["_modules"]))
-        walk.note(f"{path} children", ("names", self.versions[1]))
-        self.children = [
+        self.children = 0 if "_modules" in empty else version(own["_modules"])
+        walk.note(f"{path} children", ("names", tuple(own["_modules"])))
+        if not foreign:
+            walk.modules.append(self)
+        below = [
             None if child is None else walk.module_at(child, f"{path}.{name}" if path else name)
             for name, child in own["_modules"].items()
         ]
+        self.below = below if foreign else []
 
     def _register(self, holder: str, tensors: dict[str, Any], path: str, walk: Visitor, layouts: bool) -> None:
         walk.keep(tensors)
-        shared = False
         for name, tensor in tensors.items():
             where = f"{path}.{name}" if path else name
             twin = None if tensor is None else walk.shared_with(tensor, where)
-            shared = shared or twin is not None
             walk.note(where, ("layout", layout_of(tensor) if layouts else None, twin))
         if layouts:
-            self.registered.append((holder, RegisteredGuard(tensors, shared)))
+            self.registered.append((holder, RegisteredGuard(tensors, walk.has_shared(tensors.values()))))
 
     def holds(self, value: Any) -> bool:
-        """Whether the module and all below it are as they were. It runs for every module at every call."""
-        if id(value) != self.address or type(value) is not self.kind:
+        """Whether it is the same module with the same content; of a foreign one, with all below it."""
+        if value is not self.reference() or not all_hold((self,)):
             return False
-        own = value.__dict__
-        attributes = self.attributes
+        return all(
+            below is None or below.holds(child) for below, child in zip(self.below, _children(value), strict=True)
+        )
+
+
+def all_hold(guards: Sequence[ModuleGuard]) -> bool:
+    """Whether modules are as they were, each by itself.
+
+    Written to be quick: it looks at every module at every call. As long as no dict of children has moved, the modules
+    that were met are the modules of the model.
+
+    Args:
+        guards: of the modules.
+    """
+    for guard in guards:
+        module = guard.reference()
+        if type(module) is not guard.kind:
+            return False
+        own = module.__dict__
+        attributes = guard.attributes
         if version(own) != attributes.version:
-            if not attributes.hold(own, _settings(own, self.view)):
+            if any(own[name] is not nothing for name, nothing in guard.empty.items()):
+                return False
+            if not attributes.hold(own, _settings(own, guard.view)):
                 return False
         elif attributes.changing:
-            seen = own if self.view is None else self.view(own)
-            for name, guard in attributes.changing.items():
-                if not guard.holds(seen[name]):
+            seen = own if guard.view is None else guard.view(own)
+            for name, below in attributes.changing.items():
+                if not below.holds(seen[name]):
                     return False
-        for hooks in self.hooks:
+        for name, registered in guard.registered:
+            if not registered.holds(own[name]):
+                return False
+        if guard.children and version(own["_modules"]) != guard.children:
+            return False
+        for hooks in guard.hooks:
             if not hooks.holds(own):
                 return False
-        for holder, registered in self.registered:
-            if not registered.holds(own[holder]):
-                return False
-        for name in self.empty:
-            if own[name]:
-                return False
-        children = own["_modules"]
-        if not self.children and not children:
-            return True
-        if version(children) != self.versions[0] and tuple(children) != self.versions[1]:
-            return False
-        for child, below in zip(children.values(), self.children, strict=True):
-            if below is None or child is None:
-                if child is not below:
-                    return False
-            elif not below.holds(child):
-                return False
-        return True
+    return True
+
+
+def _children(module: Any) -> list[torch.nn.Module | None]:
+    return list(module.__dict__["_modules"].values())
 
 
 def _settings(own: Mapping[str, Any], view: View | None) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from typing import Any
+
+import torch
 
 from sicompiler.guards.base import Guard, Visitor
 from sicompiler.guards.containers import AttributesGuard
@@ -58,3 +60,51 @@ class ObjectGuard(Guard):
         if self.content is not None and not self.content.holds(value):
             return False
         return all(guard.holds(getattr(value, name, _MISSING)) for name, guard in self.slots)
+
+
+class OwnerGuard(Guard):
+    """An object that owns other models, such as a pipeline that a closure refers to.
+
+    It holds much that this model never reads and that changes from step to step, so only those attributes count that
+    some code of the model names.
+    """
+
+    __slots__ = ("address", "guards", "kind", "path")
+
+    def __init__(self, value: Any, path: str, walk: Visitor) -> None:
+        self.address, self.kind, self.path = id(value), type(value), path
+        walk.note(path, ("class", walk.kind(self.kind)))
+        self.guards: dict[str, Guard] = {}
+
+    def grow(self, value: Any, reach: set[str], walk: Visitor) -> bool:
+        """Describe what came into reach since; whether there was any.
+
+        Args:
+            value: the object.
+            reach: names that code of the model can read.
+            walk: who goes on.
+        """
+        own = value.__dict__
+        new = sorted(name for name in own if name in reach and name not in self.guards)
+        for name in new:
+            walk.keep(own, name)
+            self.guards[name] = walk.visit(own[name], f"{self.path}.{name}")
+        return bool(new)
+
+    def holds(self, value: Any) -> bool:
+        """Whether it is the same object, and what is read of it as it was."""
+        if id(value) != self.address or type(value) is not self.kind:
+            return False
+        own = value.__dict__
+        return all(name in own and guard.holds(own[name]) for name, guard in self.guards.items())
+
+
+def owns(value: Any, known: Container[int]) -> bool:
+    """Whether an object holds modules that are none of the model's.
+
+    Args:
+        value: the object.
+        known: ids of the modules of the model.
+    """
+    entries = getattr(value, "__dict__", {}).values()
+    return any(isinstance(entry, torch.nn.Module) and id(entry) not in known for entry in entries)

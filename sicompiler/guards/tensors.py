@@ -94,7 +94,7 @@ def layout_of(tensor: torch.Tensor | None) -> Layout | None:
     """
     if tensor is None:
         return None
-    strides = tensor.stride() if tensor.layout is torch.strided else None
+    strides = tensor.stride() if tensor.layout is torch.strided and tensor.dim() > 1 else None
     return (type(tensor), tensor.shape, tensor.dtype, strides, tensor.is_meta)
 
 
@@ -123,9 +123,13 @@ class RegisteredGuard(Guard):
                     continue
                 return False
             kind, shape, dtype, strides, is_meta = layout
-            if tensor.dtype is not dtype or tensor.shape != shape or tensor.is_meta != is_meta:
-                return False
-            if (strides is not None and tensor.stride() != strides) or type(tensor) is not kind:
+            if (
+                tensor.dtype is not dtype
+                or tensor.shape != shape
+                or (strides is not None and tensor.stride() != strides)
+                or tensor.is_meta is not is_meta
+                or type(tensor) is not kind
+            ):
                 return False
         self.version = now
         return True

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
 _ABSENT = object()
 _CACHED = type(functools.lru_cache(lambda: None))
@@ -97,11 +97,13 @@ def _cell(cell: types.CellType) -> Callable[[], None]:
 def _tensor(tensor: torch.Tensor) -> Callable[[], None] | None:
     if isinstance(tensor, FakeTensor) or tensor.is_meta:
         return None
-    data, content = tensor.data, tensor.detach().clone()
+    with unset_fake_temporarily():
+        data, content = tensor.data, tensor.detach().clone()
 
     def back() -> None:
-        if not torch.equal(data, content):  # a trace runs what it writes into constants
-            data.copy_(content)
+        with unset_fake_temporarily():
+            if not torch.equal(data, content):  # a trace runs what it writes into constants
+                data.copy_(content)
 
     return back
 

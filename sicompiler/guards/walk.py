@@ -17,8 +17,8 @@ from sicompiler.guards.base import Guard
 from sicompiler.guards.containers import MappingGuard, NumbersGuard, SequenceGuard, SetGuard
 from sicompiler.guards.functions import PARTS, BuiltinGuard, CellGuard, FunctionGuard, PartsGuard
 from sicompiler.guards.identity import token
-from sicompiler.guards.modules import ModuleGuard, View
-from sicompiler.guards.objects import ObjectGuard, slots_of
+from sicompiler.guards.modules import ModuleGuard, View, all_hold
+from sicompiler.guards.objects import ObjectGuard, OwnerGuard, owns, slots_of
 from sicompiler.guards.places import AmbientPlace, ClassPlace, NamespacePlace
 from sicompiler.guards.plain import AgainGuard, OpaqueGuard, PlainGuard, PrintedGuard, is_plain, plain_fact
 from sicompiler.guards.tensors import ArrayGuard, TensorGuard
@@ -58,6 +58,10 @@ def _is_of_process(module: object) -> bool:
     return any(".".join(parts[: depth + 1]) in _OPAQUE_MODULES for depth in range(len(parts)))
 
 
+def _registered(module: torch.nn.Module) -> list[torch.Tensor | None]:
+    return [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
+
+
 class Walk:
     """One description of a model: facts by path, and guards.
 
@@ -87,19 +91,26 @@ class Walk:
         self._undo, self._layouts, self.looks_inside = undo, layouts, layouts
         self._met: dict[int, str] = {}
         self._names: dict[int, str] = {}
+        self._owners: list[tuple[OwnerGuard, Any]] = []
         self._doubles: collections.Counter[str] = collections.Counter()
         self._alive: list[Any] = []  # what an address is remembered of must not go while the walk lasts
         self._tree = {id(part): ".".join(filter(None, (path, name))) for name, part in model.named_modules()}
+        names = collections.Counter(id(tensor) for part in model.modules() for tensor in _registered(part))
+        self._shared = {address for address, count in names.items() if count > 1}
         self.ambient = AmbientPlace(self)
         self._met[id(model)] = "the model"
-        self.root = ModuleGuard(model, path, self, view, layouts=layouts)
+        self.modules: list[ModuleGuard] = []
+        self.nothing: list[dict[str, Any]] = []
+        ModuleGuard(model, path, self, view, layouts=layouts)
         while self._grow():
             pass
         self._alive.clear()
+        self._owners.clear()
 
     def _grow(self) -> bool:
         grown = [place.grow(self.reach, self) for place in list(self.classes.values())]
         grown += [place.grow(self) for place in list(self.namespaces.values())]
+        grown += [owner.grow(value, self.reach, self) for owner, value in list(self._owners)]
         return any(grown) or any(place.pending for place in self.namespaces.values())
 
     def holds(self, model: torch.nn.Module) -> bool:
@@ -107,7 +118,9 @@ class Walk:
         reach = self.reach
         return (
             self.ambient.holds()
-            and self.root.holds(model)
+            and self.modules[0].reference() is model
+            and not any(self.nothing)
+            and all_hold(self.modules)
             and all(place.holds(reach) for place in self.classes.values())
             and all(place.holds() for place in self.namespaces.values())
         )
@@ -151,6 +164,10 @@ class Walk:
         self._alive.append(tensor)
         known = self._names.setdefault(id(tensor), path)
         return None if known == path else known
+
+    def has_shared(self, tensors: Iterable[torch.Tensor | None]) -> bool:
+        """Whether some of these parameters or buffers have other names too."""
+        return any(id(tensor) in self._shared for tensor in tensors if tensor is not None)
 
     def module_at(self, module: torch.nn.Module, path: str) -> Guard:
         """Describe a submodule at its place."""
@@ -229,4 +246,8 @@ class Walk:
         if not inside:
             self.note(path, ("printed", repr(value)))
             return PrintedGuard(value)
+        if owns(value, self._tree):
+            owner = OwnerGuard(value, path, self)
+            self._owners.append((owner, value))
+            return owner
         return ObjectGuard(value, path, self)

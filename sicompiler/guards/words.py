@@ -79,6 +79,8 @@ def line(path: str, before: Any, after: Any) -> str:
         return f"{where} {shown(before)} -> {shown(after)}"
     if fact[0] == "layout":
         return f"{where} has another layout: {_layout(before)} -> {_layout(after)}"
+    if fact[0] == "numbers" and _are_told(before, after):
+        return f"{where} {_entries(before)} -> {_entries(after)}"
     if fact[0] in ("array", "numbers", "set", "length", "keys") or (fact[0] == "tensor" and before[1] == after[1]):
         return f"{where} was written into"
     if fact[0] == "hooks":
@@ -95,6 +97,15 @@ def shown(fact: Any) -> str:
     if isinstance(value, tuple) and fact[1] is tuple:
         return f"({', '.join(map(shown, value))})"
     return str(value) if fact[1] in (float, complex, slice) or not isinstance(value, str) else repr(value)
+
+
+def _are_told(*facts: Any) -> bool:
+    """Whether the entries of lists of numbers are there, and not their hash."""
+    return all(isinstance(entry, tuple) for fact in facts for entry in fact[2])
+
+
+def _entries(fact: Any) -> str:
+    return f"[{', '.join(map(shown, fact[2]))}]"
 
 
 def _layout(fact: Any) -> str:
