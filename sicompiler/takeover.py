@@ -24,7 +24,7 @@ from sicompiler.capture import Program, capture, flatten_inputs, named_tensors, 
 from sicompiler.capture.decisions import Decide, Decision, decide_at_once
 from sicompiler.compiler import FarMemory, Planner, make_planner, rewrite
 from sicompiler.cost import MACHINES
-from sicompiler.decided import Decisions
+from sicompiler.decided import CallKey, Decisions
 from sicompiler.entry import FORWARD, entry_label
 from sicompiler.errors import BadInput
 from sicompiler.passes.manager import Observer
@@ -228,19 +228,20 @@ class State:
             found = self.compiled.get(key)
             if found is None or not self.still_fits(found, args, kwargs):
                 if self.compiled and found is None:
-                    log.warning("%s: new input shapes or weights, planning again", type(self.model).__name__)
+                    why = self._decisions.news(key) or "new input shapes or weights"
+                    log.warning("%s: %s, planning again", type(self.model).__name__, why)
                 found = self.compile(args, kwargs)
                 key = self.learn(found.program, args, kwargs)
                 self.compiled[key] = found
             self.last = (found, without_data(args, kwargs, self._decisions.read(found.program.decided)))
         return found
 
-    def key_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Hashable:
+    def key_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> CallKey:
         """What a plan depends on: the key of the call, and how what is decided by values comes out for it."""
         call = call_key(self._noticed, self.model, args, kwargs)
         return call, self._decisions.outcomes(call, self.model, args, kwargs)
 
-    def learn(self, program: Program, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Hashable:
+    def learn(self, program: Program, args: Sequence[Any], kwargs: Mapping[str, Any]) -> CallKey:
         """Keep what was decided in the trace of a call; gives the key of the call, which depends on it."""
         call = call_key(self._noticed, self.model, args, kwargs)
         self._decisions.learn(call, program.decided)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ import sicompiler
 from sicompiler.capture import capture
 from sicompiler.runtime.measure import measure_peak
 from sicompiler.runtime.verify import errors
+from sicompiler.testing import run_program
 
 FLOAT64 = 1e-12
 
@@ -91,7 +93,7 @@ ASKS: dict[str, Callable[..., torch.Tensor]] = {
     "bool": lambda m, x, mask: x if bool(mask[4]) else x * 3,
     "item": lambda m, x, mask: m.layer(x)[:, : int(mask.sum().item())],
     "index by a tensor": lambda m, x, mask: m.layer(x)[:, : mask.sum()],
-    "a float": lambda m, x, mask: x * x.abs().max().item(),
+    "a float": lambda m, x, mask: x * (1 + x.abs().max().item()),
     "a sign of zero": lambda m, x, mask: x + float(x[0, 0] * 0.0).hex().count("-"),
     "tolist": lambda m, x, mask: x[:, : sum(mask.tolist())] * 2,
     "for": lambda m, x, mask: sum((x * int(v) for v in mask), start=x),
@@ -218,6 +220,35 @@ def test_a_real_mask_among_fake_inputs_decides() -> None:
     assert [one.outcome for one in program.decided] == [(5,)]
     (result,) = program.graph_module.graph.output_node().all_input_nodes
     assert result.meta["val"].shape == (2, 5)
+
+
+NUMBERS: dict[str, Callable[..., torch.Tensor]] = {
+    "looked up": lambda m, x, mask: m.layer.weight[mask.sum() - 1] + x,
+    "looked up from the end": lambda m, x, mask: m.layer.weight[:, -mask.sum()] + x,
+    "times": lambda m, x, mask: x * x[0, 1].item() + mask.sum().item(),
+    "divided": lambda m, x, mask: (x - x[0, 0].float().item()) / (mask.sum().item()),
+    "compared": lambda m, x, mask: torch.where(x > x.mean().item(), x, 0.0),
+}
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_number_that_only_meets_tensors_is_no_decision(number: str) -> None:
+    model = Asking(NUMBERS[number]).eval()
+    program = capture(model, x_and_mask(3))
+    assert program.decided == ()
+    for call in (x_and_mask(3), x_and_mask(5, -2.0), x_and_mask(8, 0.1)):
+        with torch.no_grad():
+            assert errors(run_program(program, model, call, {}), model(*call))[1] <= FLOAT64
+
+
+def test_the_log_tells_what_came_out_otherwise(caplog: pytest.LogCaptureFixture) -> None:
+    model = Asking(ASKS["item"]).eval()
+    sicompiler.compile_for_budget(model, 1, example_inputs=(x_and_mask(3), {}))
+    with caplog.at_level(logging.WARNING, "sicompiler"):
+        model(*x_and_mask(5))
+    assert "comes out as 5 now" in caplog.text
+    assert "test_decisions.py:" in caplog.text
+    assert sicompiler.verify(model).fits  # by the mask of the last call, which was kept
 
 
 def test_the_line_that_asks_is_told() -> None:

@@ -10,6 +10,11 @@ the rest is *beyond* the end, and is kept from all results:
     attention(q, k, v)        the same, with a mask that hides the keys beyond the end: their weight is exactly 0
     pad(y, up to a size)      what lies beyond the end is overwritten by the padding
 
+A number that is read from a tensor and only meets other tensors stays in its tensor:
+
+    x[t.item()]               index(x, t)
+    x * t.item()              mul(x, t), where the dtype is the same
+
 Exact for every mask: nothing is assumed about how many entries are true. Operators without a rule here are refused.
 """
 
@@ -347,10 +352,53 @@ def _pad(bounded: _Bounded, node: fx.Node) -> None:
     bounded.replace(node, made)
 
 
-_RULES: dict[OpOverload, Callable[[_Bounded, fx.Node], None]] = {
-    aten.cat.default: _cat,
-    aten.index.Tensor: _index,
-    aten.nonzero.default: _nonzero,
-    aten.pad.default: _pad,
-    aten.scaled_dot_product_attention.default: _attention,
-} | dict.fromkeys(_SAME_ORDER, _same_order)
+def _number(index: Any) -> fx.Node:
+    """The tensor whose one number is used."""
+    if not isinstance(index, fx.Node) or index.target not in _READS or _symbolic(index.all_input_nodes[0]):
+        raise _Refused("it computes with a number that is read from a tensor")
+    return index.all_input_nodes[0]
+
+
+def _select(bounded: _Bounded, node: fx.Node) -> None:
+    source, dim, index = _arguments(node).values()
+    if _symbolic(source):
+        raise _Refused("only a tensor of known size is looked up by a number")
+    tensor = _number(index)
+    position = bounded.call(node, aten.view.default, tensor, [])  # negative ones count from the end here too
+    rank = source.meta["val"].dim()
+    indices = [*[None] * (dim % rank), position]
+    bounded.replace(node, bounded.call(node, aten.index.Tensor, source, indices))
+
+
+def _with_a_number(bounded: _Bounded, node: fx.Node) -> None:
+    assert isinstance(node.target, OpOverload)
+    source, number, *rest = node.args
+    if not isinstance(source, fx.Node) or _symbolic(source) or rest or node.kwargs:
+        raise _Refused("only a tensor is computed with a number that is read from another, and nothing else")
+    tensor = _number(number)
+    value = bounded.call(node, aten.view.default, tensor, [])
+    made = bounded.call(node, _OF_TENSORS[node.target], source, value)
+    if made.meta["val"].dtype != node.meta["val"].dtype or not source.meta["val"].dim():
+        raise _Refused("a tensor in the place of the number would change the dtype")
+    bounded.replace(node, made)
+
+
+_READS = {aten.item.default, aten._local_scalar_dense.default}
+_OF_TENSORS = {target: target for target in (aten.add.Tensor, aten.div.Tensor, aten.mul.Tensor, aten.sub.Tensor)} | {
+    aten.ge.Scalar: aten.ge.Tensor,
+    aten.gt.Scalar: aten.gt.Tensor,
+    aten.le.Scalar: aten.le.Tensor,
+    aten.lt.Scalar: aten.lt.Tensor,
+}
+_RULES: dict[OpOverload, Callable[[_Bounded, fx.Node], None]] = (
+    {
+        aten.cat.default: _cat,
+        aten.index.Tensor: _index,
+        aten.nonzero.default: _nonzero,
+        aten.pad.default: _pad,
+        aten.scaled_dot_product_attention.default: _attention,
+        aten.select.int: _select,
+    }
+    | dict.fromkeys(_SAME_ORDER, _same_order)
+    | dict.fromkeys(_OF_TENSORS, _with_a_number)
+)
