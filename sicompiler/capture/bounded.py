@@ -355,7 +355,7 @@ def _pad(bounded: _Bounded, node: fx.Node) -> None:
 def _number(index: Any) -> fx.Node:
     """The tensor whose one number is used."""
     if not isinstance(index, fx.Node) or index.target not in _READS or _symbolic(index.all_input_nodes[0]):
-        raise _Refused("it computes with a number that is read from a tensor")
+        raise _Refused("there is no rule for it: it computes with a number that depends on data")
     return index.all_input_nodes[0]
 
 
@@ -374,7 +374,9 @@ def _with_a_number(bounded: _Bounded, node: fx.Node) -> None:
     assert isinstance(node.target, OpOverload)
     source, number, *rest = node.args
     if not isinstance(source, fx.Node) or _symbolic(source) or rest or node.kwargs:
-        raise _Refused("only a tensor is computed with a number that is read from another, and nothing else")
+        raise _Refused(
+            "there is no rule for it: only one tensor of known size meets a number that is read from another"
+        )
     tensor = _number(number)
     value = bounded.call(node, aten.view.default, tensor, [])
     made = bounded.call(node, _OF_TENSORS[node.target], source, value)
