@@ -21,11 +21,9 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
 from torch._guards import detect_fake_mode
 from torch._ops import OpOverload
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.nn.attention import flex_attention as module
 
 from sicompiler.capture.elsewhere import elsewhere
 from sicompiler.capture.reasons import line_being_run
@@ -48,10 +46,12 @@ _lock = threading.RLock()
 @contextlib.contextmanager
 def dense_flex_attention() -> Iterator[None]:
     """Have an uncompiled `flex_attention` run in plain operators, for the time of a trace."""
+    from torch.nn.attention import flex_attention as module  # here, as it imports TorchDynamo
+
     with _lock:
-        before: dict[str, Any] = {name: getattr(module, name) for name in (_DIRECT, _OPERATOR)}
-        setattr(module, _DIRECT, True)
-        setattr(module, _OPERATOR, _dense)
+        before: dict[str, Any] = {name: getattr(module, name) for name in (_DIRECT, _OPERATOR) if hasattr(module, name)}
+        for name in before:
+            setattr(module, name, {_DIRECT: True, _OPERATOR: _dense}[name])
         try:
             yield
         finally:
@@ -116,6 +116,8 @@ def _for_all(body: Callable[..., torch.Tensor], operands: Sequence[torch.Tensor]
     Raises:
         CaptureError: an operator of the body mixes positions.
     """
+    from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
+
     where = line_being_run()
     mode = detect_fake_mode(operands)
 
