@@ -21,6 +21,8 @@ from sicompiler.plan import Plan
 from sicompiler.runtime.compiled import Compiled
 from sicompiler.units import budget_hint, format_bytes
 
+CallKey = tuple[Hashable, tuple[Outcome, ...]]  # all that a trace depends on but values, and how values decide
+
 
 @dataclass(frozen=True)
 class Step:
@@ -57,7 +59,7 @@ class Decisions:
 
     def __init__(self) -> None:
         self._planned: dict[int, Step] = {}  # by id of the decision, until the trace that made it is there
-        self._steps: dict[tuple[Hashable, tuple[Outcome, ...]], Step] = {}  # by call and by the outcomes before
+        self._steps: dict[CallKey, Step] = {}  # by call and by the outcomes before
 
     def plan(
         self, model: torch.nn.Module, decision: Decision, arguments: Sequence[Any], room_bytes: int, device_type: str
@@ -127,10 +129,27 @@ class Decisions:
             kwargs: keyword inputs.
         """
         outcomes: tuple[Outcome, ...] = ()
+        leaves: list[Any] | None = None
+        tensors: dict[str, torch.Tensor] = {}
         while (step := self._steps.get((call, outcomes))) is not None:
-            arguments = step.compiled.program.arguments(model, flatten_inputs(args, kwargs)[0])
+            leaves = flatten_inputs(args, kwargs)[0] if leaves is None else leaves
+            if step.weights and not tensors:  # walking through a model takes longer than most decisions
+                tensors = named_tensors(model)
+            arguments = step.compiled.program.arguments_of(tensors, leaves)
             outcomes += (outcome_of(numbers_in(step.run(arguments))),)
         return outcomes
+
+    def news(self, key: CallKey) -> str:
+        """Why a call has no plan, where another decision is the reason; empty where it is not.
+
+        Args:
+            key: of the call, and how it decides.
+        """
+        call, outcomes = key
+        step = self._steps.get((call, outcomes[:-1])) if outcomes else None
+        return (
+            "" if step is None else f"what is decided at {step.decision.where} comes out as {_shown(outcomes[-1])} now"
+        )
 
     def counted(self, plan: Plan, model: torch.nn.Module, decided: Sequence[Decided]) -> Plan:
         """A plan with the peaks of what is decided before it runs.
@@ -162,6 +181,11 @@ class Decisions:
                 )
             peak_bytes = max(peak_bytes, needed)
         return replace(plan, predicted_peak_bytes=peak_bytes)
+
+
+def _shown(outcome: Outcome) -> str:
+    numbers = [str(float.fromhex(x) if isinstance(x, str) else x) for x in outcome[:4]]
+    return ", ".join(numbers) + (", ..." if len(outcome) > len(numbers) else "")
 
 
 _WEIGHTS = (Source.PARAMETER, Source.BUFFER)

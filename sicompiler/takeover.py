@@ -23,11 +23,11 @@ import torch
 import torch.utils._pytree as pytree
 
 from sicompiler.capture import Program, capture, flatten_inputs, named_tensors, weights_bytes
-from sicompiler.capture.decisions import Decide, Decision, Outcome, decide_at_once
+from sicompiler.capture.decisions import Decide, Decision, decide_at_once
 from sicompiler.capture.quantised import refusal, scheme_of
 from sicompiler.compiler import FarMemory, Planner, make_planner, rewrite
 from sicompiler.cost import MACHINES
-from sicompiler.decided import Decisions
+from sicompiler.decided import CallKey, Decisions
 from sicompiler.entry import FORWARD, OURS, entry_label, only_patch
 from sicompiler.errors import BadInput
 from sicompiler.guards import ModuleGuards
@@ -46,8 +46,6 @@ from sicompiler.units import format_bytes, format_seconds
 log = logging.getLogger("sicompiler")
 
 MAX_PLANS = 64  # of one method; states of a model that never come back would add up
-Key = tuple[Hashable, tuple[Outcome, ...]]  # of a call, and how what it decides by values came out
-
 HOOK, HOOKED = "_hf_hook", "_old_forward"  # where accelerate keeps its hook, and the forward that the hook calls
 
 
@@ -257,27 +255,27 @@ class State:
         with self._lock:
             compiled = self.compiled.get(key)
             if compiled is None or not self.still_fits(compiled, args, kwargs):
-                is_known, began = compiled is not None, time.perf_counter()
+                why = "more is reserved for others than before" if compiled else self._decisions.news(key)
+                began = time.perf_counter()
                 compiled = self.compile(args, kwargs)
                 key = self.learn(compiled.program, args, kwargs)
                 self.compiled[key] = compiled
                 if self._known is not None:
-                    why = news(self._known, Known(*key, self.guards.facts))
-                    why = "more is reserved for others than before" if is_known else why
+                    why = why or news(self._known, Known(key[0], self.guards.facts))
                     name, seconds = type(self.model).__name__, format_seconds(time.perf_counter() - began)
                     log.warning("%s: planned again in %s, as %s", entry_label(name, self.method), seconds, why)
                 while len(self.compiled) > MAX_PLANS:
                     self.compiled.pop(next(iter(self.compiled)))
-            self._known = Known(*key, self.guards.facts)
+            self._known = Known(key[0], self.guards.facts)
             self.last = (compiled, without_data(args, kwargs, self._decisions.read(compiled.program.decided)))
         return compiled
 
-    def key_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Key:
+    def key_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> CallKey:
         """What a plan depends on: the key of the call, and how what is decided by values comes out for it."""
         call = call_key(self.guards, self.model, args, kwargs)
         return call, self._decisions.outcomes(call, self.model, args, kwargs)
 
-    def learn(self, program: Program, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Key:
+    def learn(self, program: Program, args: Sequence[Any], kwargs: Mapping[str, Any]) -> CallKey:
         """Keep what was decided in the trace of a call; gives the key of the call, which depends on it."""
         call = call_key(self.guards, self.model, args, kwargs)
         self._decisions.learn(call, program.decided)

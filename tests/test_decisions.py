@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ import sicompiler
 from sicompiler.capture import capture
 from sicompiler.runtime.measure import measure_peak
 from sicompiler.runtime.verify import errors
+from sicompiler.testing import run_program
 
 FLOAT64 = 1e-12
 
@@ -91,7 +93,7 @@ ASKS: dict[str, Callable[..., torch.Tensor]] = {
     "bool": lambda m, x, mask: x if bool(mask[4]) else x * 3,
     "item": lambda m, x, mask: m.layer(x)[:, : int(mask.sum().item())],
     "index by a tensor": lambda m, x, mask: m.layer(x)[:, : mask.sum()],
-    "a float": lambda m, x, mask: x * x.abs().max().item(),
+    "a float": lambda m, x, mask: x * (1 + x.abs().max().item()),
     "a sign of zero": lambda m, x, mask: x + float(x[0, 0] * 0.0).hex().count("-"),
     "tolist": lambda m, x, mask: x[:, : sum(mask.tolist())] * 2,
     "for": lambda m, x, mask: sum((x * int(v) for v in mask), start=x),
@@ -101,6 +103,10 @@ ASKS: dict[str, Callable[..., torch.Tensor]] = {
     "nonzero, as a tuple": lambda m, x, mask: x[:, torch.nonzero(mask, as_tuple=True)[0]].sum(0),
     "where": lambda m, x, mask: x[torch.where(x > 0)].cumsum(0),
     "unique": lambda m, x, mask: torch.unique(mask) + x.sum(),
+    "unique, in a row": lambda m, x, mask: torch.unique_consecutive(mask[:5]) + x.sum(),
+    "bincount": lambda m, x, mask: torch.bincount(mask.cumsum(0)) + x.sum(),
+    "cond": lambda m, x, mask: torch.cond(mask.sum() > 3, lambda a: a * 2, lambda a: a - 1, (x,)),
+    "tensor split": lambda m, x, mask: torch.tensor_split(x, mask.sum().view(1), dim=1)[0] * 2,
     "repeats": lambda m, x, mask: torch.repeat_interleave(x, mask, dim=1),
     "equal": lambda m, x, mask: x if torch.equal(mask, torch.ones_like(mask)) else x * 3,
     "allclose": lambda m, x, mask: x if torch.allclose(x, x.abs()) else x + 1,
@@ -180,7 +186,7 @@ class Deep(nn.Module):
         self.double()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.narrow(nn.functional.gelu(self.wide(x)))
+        y: torch.Tensor = self.narrow(nn.functional.gelu(self.wide(x)))
         return y + x if y.abs().max() > 1 else y - x
 
 
@@ -216,7 +222,37 @@ def test_a_real_mask_among_fake_inputs_decides() -> None:
     x, mask = x_and_mask(5)
     program = capture(Asking(ASKS["item"]).eval(), (mode.from_tensor(x, static_shapes=True), mask))
     assert [one.outcome for one in program.decided] == [(5,)]
-    assert program.graph_module.graph.output_node().args[0][0].meta["val"].shape == (2, 5)
+    (result,) = program.graph_module.graph.output_node().all_input_nodes
+    assert result.meta["val"].shape == (2, 5)
+
+
+NUMBERS: dict[str, Callable[..., torch.Tensor]] = {
+    "looked up": lambda m, x, mask: m.layer.weight[mask.sum() - 1] + x,
+    "looked up from the end": lambda m, x, mask: m.layer.weight[:, -mask.sum()] + x,
+    "times": lambda m, x, mask: x * x[0, 1].item() + mask.sum().item(),
+    "divided": lambda m, x, mask: (x - x[0, 0].float().item()) / (mask.sum().item()),
+    "compared": lambda m, x, mask: torch.where(x > x.mean().item(), x, 0.0),
+}
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_a_number_that_only_meets_tensors_is_no_decision(number: str) -> None:
+    model = Asking(NUMBERS[number]).eval()
+    program = capture(model, x_and_mask(3))
+    assert program.decided == ()
+    for call in (x_and_mask(3), x_and_mask(5, -2.0), x_and_mask(8, 0.1)):
+        with torch.no_grad():
+            assert errors(run_program(program, model, call, {}), model(*call))[1] <= FLOAT64
+
+
+def test_the_log_tells_what_came_out_otherwise(caplog: pytest.LogCaptureFixture) -> None:
+    model = Asking(ASKS["item"]).eval()
+    sicompiler.compile_for_budget(model, 1, example_inputs=(x_and_mask(3), {}))
+    with caplog.at_level(logging.WARNING, "sicompiler"):
+        model(*x_and_mask(5))
+    assert "comes out as 5 now" in caplog.text
+    assert "test_decisions.py:" in caplog.text
+    assert sicompiler.verify(model).fits  # by the mask of the last call, which was kept
 
 
 def test_the_line_that_asks_is_told() -> None:

@@ -10,6 +10,11 @@ the rest is *beyond* the end, and is kept from all results:
     attention(q, k, v)        the same, with a mask that hides the keys beyond the end: their weight is exactly 0
     pad(y, up to a size)      what lies beyond the end is overwritten by the padding
 
+A number that is read from a tensor and only meets other tensors stays in its tensor:
+
+    x[t.item()]               index(x, t)
+    x * t.item()              mul(x, t), where the dtype is the same
+
 Exact for every mask: nothing is assumed about how many entries are true. Operators without a rule here are refused.
 """
 
@@ -22,10 +27,12 @@ from typing import Any
 
 import sympy
 import torch
-import torch.utils._pytree as pytree
 from torch import fx
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
+
+from sicompiler.capture.symbols import Refused, arguments_of, is_symbolic
+from sicompiler.capture.tape import tensors_in
 
 aten = torch.ops.aten
 
@@ -67,10 +74,6 @@ class _Padded:
     fill: str
 
 
-class _Refused(Exception):
-    """A reason why an operator is not bounded."""
-
-
 def bound_lengths(graph: fx.Graph, mode: FakeTensorMode) -> tuple[fx.Node, str] | None:
     """Give every value of a graph static sizes, in place.
 
@@ -81,7 +84,7 @@ def bound_lengths(graph: fx.Graph, mode: FakeTensorMode) -> tuple[fx.Node, str] 
     Returns:
         None, or the first operator whose sizes stay dependent on data, and why.
     """
-    origins = {node for node in graph.nodes if _symbolic(node)}
+    origins = {node for node in graph.nodes if is_symbolic(node)}
     if not origins:
         return None
     symbolic = [node for node in graph.nodes if node in origins or not origins.isdisjoint(node.all_input_nodes)]
@@ -89,7 +92,7 @@ def bound_lengths(graph: fx.Graph, mode: FakeTensorMode) -> tuple[fx.Node, str] 
     for node in symbolic:
         try:
             bounded.visit(node)
-        except _Refused as error:
+        except Refused as error:
             return node, str(error)
     for node in reversed(symbolic):
         if not node.users and node.op == "call_function":
@@ -105,19 +108,6 @@ def bound_lengths(graph: fx.Graph, mode: FakeTensorMode) -> tuple[fx.Node, str] 
     return None
 
 
-def _symbolic(node: fx.Node) -> bool:
-    """Whether a node is a number, or holds a tensor with a size, that depends on data."""
-    return any(
-        isinstance(size, (torch.SymInt, torch.SymBool, torch.SymFloat))
-        for leaf in pytree.tree_leaves(node.meta.get("val"))
-        for size in (tuple(leaf.shape) if isinstance(leaf, torch.Tensor) else (leaf,))
-    )
-
-
-def _tensors(value: Any) -> list[torch.Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
-
-
 class _Bounded:
     def __init__(self, graph: fx.Graph, mode: FakeTensorMode) -> None:
         self.graph, self.mode = graph, mode
@@ -131,11 +121,11 @@ class _Bounded:
         if node.target in _CHECKS:
             self.check(node)
             return
-        if not _tensors(node.meta.get("val")):
+        if not tensors_in(node.meta.get("val")):
             return
         rule = _RULES.get(node.target) if isinstance(node.target, OpOverload) else None
         if rule is None:
-            raise _Refused("there is no rule for it")
+            raise Refused("there is no rule for it")
         with self.graph.inserting_before(node):
             rule(self, node)
 
@@ -158,7 +148,7 @@ class _Bounded:
     def operand(self, node: Any) -> _Padded:
         """What stands for an operand; it must be one with a size that depends on data."""
         if node not in self.padded:
-            raise _Refused("it mixes sizes in a way that is not supported")
+            raise Refused("it mixes sizes in a way that is not supported")
         return self.padded[node]
 
     def keep(self, node: fx.Node, made: fx.Node, fill: str) -> _Padded:
@@ -174,13 +164,13 @@ class _Bounded:
         """The symbol u, dim and constant c of a tensor that has one dim of c + u entries."""
         sizes = [(d, size) for d, size in enumerate(node.meta["val"].shape) if isinstance(size, torch.SymInt)]
         if len(sizes) != 1:
-            raise _Refused(f"its result has {len(sizes)} dims whose size depends on data")
+            raise Refused(f"its result has {len(sizes)} dims whose size depends on data")
         ((dim, size),) = sizes
         expression = size.node.expr
         known = [symbol for symbol in expression.free_symbols if symbol in self.selections]
         fixed = expression - known[0] if len(known) == 1 else expression
         if not isinstance(fixed, sympy.Integer) or fixed < 0:
-            raise _Refused(f"a size of {expression} entries is not a number more than the true entries of a mask")
+            raise Refused(f"a size of {expression} entries is not a number more than the true entries of a mask")
         return known[0], dim, int(fixed)
 
     def end(self, node: fx.Node, length: _Padded, *, inside: bool) -> fx.Node:
@@ -218,40 +208,30 @@ class _Bounded:
                 relation, (sympy.Ge, sympy.Le, sympy.Gt, sympy.Lt)
             )
             if len(symbols) != len(relation.free_symbols) or len(symbols) > 1 or not linear:
-                raise _Refused(f"it asserts {relation}")
+                raise Refused(f"it asserts {relation}")
             corners = [0, self.selections[symbols[0]].bound] if symbols else [0]
             if not all(relation.subs(dict.fromkeys(symbols, corner)) == sympy.S.true for corner in corners):
-                raise _Refused(f"it asserts {relation}, which depends on data")
+                raise Refused(f"it asserts {relation}, which depends on data")
 
     def refresh(self) -> None:
         """Evaluate again what reads a replaced value, as far as shapes, strides or shared storages change."""
         for node in self.graph.nodes if self.changed else ():
             if node.op != "call_function" or not self.changed.intersection(node.all_input_nodes):
                 continue
-            before, after = _tensors(node.meta.get("val")), self.evaluate(node)
-            storages = {t.untyped_storage()._cdata for s in node.all_input_nodes for t in _tensors(s.meta.get("val"))}
-            pairs = list(zip(before, _tensors(after), strict=True))
+            before, after = tensors_in(node.meta.get("val")), self.evaluate(node)
+            storages = {t.untyped_storage()._cdata for s in node.all_input_nodes for t in tensors_in(s.meta.get("val"))}
+            pairs = list(zip(before, tensors_in(after), strict=True))
             assert all(a.shape == b.shape and a.dtype == b.dtype for a, b in pairs), node.format_node()
             if any(a.stride() != b.stride() or b.untyped_storage()._cdata in storages for a, b in pairs):
                 node.meta["val"] = after
                 self.changed.add(node)
 
 
-def _arguments(node: fx.Node) -> dict[str, Any]:
-    """The arguments of a call by name, defaults filled in."""
-    assert isinstance(node.target, OpOverload)
-    given = dict(enumerate(node.args))
-    return {
-        argument.name: given.get(position, node.kwargs.get(argument.name, argument.default_value))
-        for position, argument in enumerate(node.target._schema.arguments)
-    }
-
-
 def _nonzero(bounded: _Bounded, node: fx.Node) -> None:
     mask = node.args[0]
     assert isinstance(mask, fx.Node)
-    if _symbolic(mask) or mask.meta["val"].dim() != 1:
-        raise _Refused("only a mask of one dim and of known size is bounded")
+    if is_symbolic(mask) or mask.meta["val"].dim() != 1:
+        raise Refused("only a mask of one dim and of known size is bounded")
     size = node.meta["val"].shape[0]
     false = bounded.call(node, aten.eq.Scalar, mask, 0)
     order = bounded.call(
@@ -267,7 +247,7 @@ def _same_order(bounded: _Bounded, node: fx.Node) -> None:
     symbol, dim, fixed = bounded.length(node)
     old, new = node.all_input_nodes[0].meta["val"].shape, node.meta["val"].shape
     if (symbol, fixed) != (source.symbol, source.fixed) or math.prod(old[: source.dim]) != math.prod(new[:dim]):
-        raise _Refused("it moves entries from one dim to another")
+        raise Refused("it moves entries from one dim to another")
     bound = source.fixed + bounded.selections[symbol].bound
 
     def static(argument: Any) -> Any:
@@ -279,44 +259,44 @@ def _same_order(bounded: _Bounded, node: fx.Node) -> None:
 
 
 def _index(bounded: _Bounded, node: fx.Node) -> None:
-    table, indices = _arguments(node).values()
+    table, indices = arguments_of(node).values()
     places = [(dim, index) for dim, index in enumerate(indices) if index is not None]
-    if _symbolic(table) or len(places) != 1:
-        raise _Refused("only one dim of a tensor of known size is indexed by positions")
+    if is_symbolic(table) or len(places) != 1:
+        raise Refused("only one dim of a tensor of known size is indexed by positions")
     ((dim, index),) = places
     positions = bounded.operand(index)
     bound, size = bounded.selections[positions.symbol].bound, table.meta["val"].shape[dim]
     if positions.fill != "positions" or positions.node.meta["val"].dim() != 1:
-        raise _Refused("its indices are not the positions of true entries")
+        raise Refused("its indices are not the positions of true entries")
     if size < bound:
-        raise _Refused(f"a mask of {bound} entries is longer than dim {dim}, of {size} entries")
+        raise Refused(f"a mask of {bound} entries is longer than dim {dim}, of {size} entries")
     made = bounded.call(node, aten.index.Tensor, table, [*indices[:dim], positions.node, *indices[dim + 1 :]])
     length = bounded.keep(node, made, "anything")
     bounded.keep(node, bounded.fill_beyond(node, made, length, 0), "zeros")
 
 
 def _cat(bounded: _Bounded, node: fx.Node) -> None:
-    tensors = _arguments(node)["tensors"]
+    tensors = arguments_of(node)["tensors"]
     last = bounded.padded.get(tensors[-1])
     symbol, dim, _ = bounded.length(node)
-    if last is None or any(map(_symbolic, tensors[:-1])) or (symbol, dim) != (last.symbol, last.dim):
-        raise _Refused("only the last piece may have a size that depends on data, in the dim it is joined along")
+    if last is None or any(map(is_symbolic, tensors[:-1])) or (symbol, dim) != (last.symbol, last.dim):
+        raise Refused("only the last piece may have a size that depends on data, in the dim it is joined along")
     bounded.keep(node, bounded.call(node, aten.cat.default, [*tensors[:-1], last.node], dim), last.fill)
 
 
 def _attention(bounded: _Bounded, node: fx.Node) -> None:
-    options = _arguments(node)
+    options = arguments_of(node)
     if options["attn_mask"] is not None or options["dropout_p"] or options["is_causal"]:
-        raise _Refused("attention with a mask of its own, causal or with dropout is not supported")
+        raise Refused("attention with a mask of its own, causal or with dropout is not supported")
     rank = node.meta["val"].dim()
     q, k, v = (bounded.padded.get(options[name]) for name in ("query", "key", "value"))
     if any(length is not None and length.dim != rank - 2 for length in (q, k, v)):
-        raise _Refused("only queries and keys may have a length that depends on data")
+        raise Refused("only queries and keys may have a length that depends on data")
     if k is not None or v is not None:
         if k is None or v is None or (k.symbol, k.fixed) != (v.symbol, v.fixed) or k.fixed == 0:
-            raise _Refused("keys and values need a common length that is never 0")
+            raise Refused("keys and values need a common length that is never 0")
         if k.fill != "zeros" or v.fill != "zeros":  # a weight of 0 does not hide what is not a number
-            raise _Refused("keys and values must be 0 beyond the end")
+            raise Refused("keys and values must be 0 beyond the end")
         inside = bounded.end(node, k, inside=True)
         options["attn_mask"] = bounded.call(node, aten.view.default, inside, [*[1] * (rank - 1), -1])
     for name, length in (("query", q), ("key", k), ("value", v)):
@@ -331,15 +311,15 @@ def _attention(bounded: _Bounded, node: fx.Node) -> None:
 
 
 def _pad(bounded: _Bounded, node: fx.Node) -> None:
-    source, pads, how, value = _arguments(node).values()
+    source, pads, how, value = arguments_of(node).values()
     mine = bounded.operand(source)
     target = node.meta["val"].shape
     bound = mine.fixed + bounded.selections[mine.symbol].bound
     place = 2 * (len(target) - 1 - mine.dim)  # pads are told from the last dim on
     if how != "constant" or place >= len(pads) or pads[place] != 0:
-        raise _Refused("only padding by a constant at the end of the length is supported")
-    if _symbolic(node) or target[mine.dim] < bound:
-        raise _Refused(f"it does not pad to a known size that holds all {bound} entries")
+        raise Refused("only padding by a constant at the end of the length is supported")
+    if is_symbolic(node) or target[mine.dim] < bound:
+        raise Refused(f"it does not pad to a known size that holds all {bound} entries")
     made = bounded.fill_beyond(node, mine.node, mine, 0 if value is None else value)
     rest = [*pads[: place + 1], int(target[mine.dim]) - bound, *pads[place + 2 :]]
     if any(rest):
@@ -347,10 +327,53 @@ def _pad(bounded: _Bounded, node: fx.Node) -> None:
     bounded.replace(node, made)
 
 
-_RULES: dict[OpOverload, Callable[[_Bounded, fx.Node], None]] = {
-    aten.cat.default: _cat,
-    aten.index.Tensor: _index,
-    aten.nonzero.default: _nonzero,
-    aten.pad.default: _pad,
-    aten.scaled_dot_product_attention.default: _attention,
-} | dict.fromkeys(_SAME_ORDER, _same_order)
+def _number(index: Any) -> fx.Node:
+    """The tensor whose one number is used."""
+    if not isinstance(index, fx.Node) or index.target not in _READS or is_symbolic(index.all_input_nodes[0]):
+        raise Refused("there is no rule for it: it computes with a number that depends on data")
+    return index.all_input_nodes[0]
+
+
+def _select(bounded: _Bounded, node: fx.Node) -> None:
+    source, dim, index = arguments_of(node).values()
+    if is_symbolic(source):
+        raise Refused("only a tensor of known size is looked up by a number")
+    tensor = _number(index)
+    position = bounded.call(node, aten.view.default, tensor, [])  # negative ones count from the end here too
+    rank = source.meta["val"].dim()
+    indices = [*[None] * (dim % rank), position]
+    bounded.replace(node, bounded.call(node, aten.index.Tensor, source, indices))
+
+
+def _with_a_number(bounded: _Bounded, node: fx.Node) -> None:
+    assert isinstance(node.target, OpOverload)
+    source, number, *rest = node.args
+    if not isinstance(source, fx.Node) or is_symbolic(source) or rest or node.kwargs:
+        raise Refused("there is no rule for it: only one tensor of known size meets a number that is read from another")
+    tensor = _number(number)
+    value = bounded.call(node, aten.view.default, tensor, [])
+    made = bounded.call(node, _OF_TENSORS[node.target], source, value)
+    if made.meta["val"].dtype != node.meta["val"].dtype or not source.meta["val"].dim():
+        raise Refused("a tensor in the place of the number would change the dtype")
+    bounded.replace(node, made)
+
+
+_READS = {aten.item.default, aten._local_scalar_dense.default}
+_OF_TENSORS = {target: target for target in (aten.add.Tensor, aten.div.Tensor, aten.mul.Tensor, aten.sub.Tensor)} | {
+    aten.ge.Scalar: aten.ge.Tensor,
+    aten.gt.Scalar: aten.gt.Tensor,
+    aten.le.Scalar: aten.le.Tensor,
+    aten.lt.Scalar: aten.lt.Tensor,
+}
+_RULES: dict[OpOverload, Callable[[_Bounded, fx.Node], None]] = (
+    {
+        aten.cat.default: _cat,
+        aten.index.Tensor: _index,
+        aten.nonzero.default: _nonzero,
+        aten.pad.default: _pad,
+        aten.scaled_dot_product_attention.default: _attention,
+        aten.select.int: _select,
+    }
+    | dict.fromkeys(_SAME_ORDER, _same_order)
+    | dict.fromkeys(_OF_TENSORS, _with_a_number)
+)

@@ -21,11 +21,9 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
 from torch._guards import detect_fake_mode
 from torch._ops import OpOverload
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.nn.attention import flex_attention as module
 
 from sicompiler.capture.elsewhere import elsewhere
 from sicompiler.capture.reasons import line_being_run
@@ -34,6 +32,7 @@ from sicompiler.errors import CaptureError
 aten = torch.ops.aten
 
 _DIRECT = "_FLEX_ATTENTION_DISABLE_COMPILE_DEBUG"  # torch's own switch: call the operator without TorchDynamo
+_OPERATOR = "flex_attention_hop"  # what it calls then
 _COPIES = {
     aten._to_copy.default,
     aten.alias.default,
@@ -47,10 +46,12 @@ _lock = threading.RLock()
 @contextlib.contextmanager
 def dense_flex_attention() -> Iterator[None]:
     """Have an uncompiled `flex_attention` run in plain operators, for the time of a trace."""
+    from torch.nn.attention import flex_attention as module  # here, as it imports TorchDynamo
+
     with _lock:
-        before: dict[str, Any] = {name: getattr(module, name) for name in (_DIRECT, "flex_attention_hop")}
-        setattr(module, _DIRECT, True)
-        module.flex_attention_hop = _dense
+        before: dict[str, Any] = {name: getattr(module, name) for name in (_DIRECT, _OPERATOR) if hasattr(module, name)}
+        for name in before:
+            setattr(module, name, {_DIRECT: True, _OPERATOR: _dense}[name])
         try:
             yield
         finally:
@@ -115,6 +116,8 @@ def _for_all(body: Callable[..., torch.Tensor], operands: Sequence[torch.Tensor]
     Raises:
         CaptureError: an operator of the body mixes positions.
     """
+    from torch._dynamo._trace_wrapped_higher_order_op import TransformGetItemToIndex
+
     where = line_being_run()
     mode = detect_fake_mode(operands)
 
@@ -140,8 +143,9 @@ def _for_all(body: Callable[..., torch.Tensor], operands: Sequence[torch.Tensor]
                 )
             args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: _with_dims(values[n]))
             values[node] = node.target(*_tables(node, args, values), **kwargs)
-    result = graph_module.graph.output_node().args[0]
-    return _with_dims(values[result])
+    (result,) = graph_module.graph.output_node().all_input_nodes
+    value: torch.Tensor = _with_dims(values[result])
+    return value
 
 
 def _broadcasts(node: fx.Node) -> bool:
@@ -171,7 +175,8 @@ def _reads_tensors(target: OpOverload) -> bool:
 
 def _tables(node: fx.Node, args: Any, values: dict[fx.Node, Any]) -> Any:
     """The arguments of a call; a table that is looked up keeps its dims."""
-    return (values[node.args[0]], *args[1:]) if node.target is aten.index.Tensor else args
+    table: Any = node.args[0]
+    return (values[table], *args[1:]) if node.target is aten.index.Tensor else args
 
 
 def _with_dims(value: Any) -> Any:

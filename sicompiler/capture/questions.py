@@ -187,6 +187,21 @@ def _unique(decider: Decider, values: torch.Tensor, *_: Any, **__: Any) -> Any:
     return NO_ANSWER
 
 
+def _unique_consecutive(decider: Decider, values: torch.Tensor, *args: Any, dim: int | None = None, **_: Any) -> Any:
+    whole = dim is None and len(args) < 3
+    if whole and not decider.is_open(Decides.SIZES, values) and isinstance(values, FakeTensor) and values.numel():
+        steps = decider.ask([values], lambda v: torch.count_nonzero(v.flatten().diff()))
+        values.unique_consecutive_memo = 1 + steps[0]
+    return NO_ANSWER
+
+
+def _bincount(decider: Decider, values: torch.Tensor, weights: torch.Tensor | None = None, minlength: int = 0) -> Any:
+    if weights is not None or not values.numel() or decider.is_open(Decides.SIZES, values):
+        return NO_ANSWER
+    size = max(minlength, 1 + decider.ask([values], torch.amax)[0])
+    return decider.fake(lambda: torch.empty(size, dtype=torch.int64, device=values.device))
+
+
 def _count(decider: Decider, mask: torch.Tensor) -> None:
     """Tell a fake mask how many of its entries are true: that many rows `nonzero` has, and what is picked by it."""
     if isinstance(mask, FakeTensor):
@@ -197,10 +212,12 @@ _QUESTIONS: dict[Any, Callable[..., Any]] = {
     aten._local_scalar_dense.default: _number,
     aten._unique2.default: _unique,
     aten.allclose.default: _allclose,
+    aten.bincount.default: _bincount,
     aten.equal.default: _equal,
     aten.index.Tensor: _index,
     aten.masked_select.default: _masked_select,
     aten.nonzero.default: _nonzero,
     aten.nonzero_numpy.default: _nonzero,
     aten.repeat_interleave.Tensor: _repeats,
+    aten.unique_consecutive.default: _unique_consecutive,
 }

@@ -22,6 +22,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 from sicompiler.capture.bounded import bound_lengths
+from sicompiler.capture.branches import branches_in_python
 from sicompiler.capture.contexts import casts_by_itself, drop_unread_maps, graphs, inline_contexts, maps_by_itself
 from sicompiler.capture.decisions import Decide, decide_at_once
 from sicompiler.capture.draws import draws
@@ -151,6 +152,7 @@ def _trace(
         torch.no_grad(),
         mode or contextlib.nullcontext(),
         paused_gc(),
+        branches_in_python(),
         dense_flex_attention(),
         state_kept(model, method) as undo,
         entry_module(model, method) as module,

@@ -15,12 +15,10 @@ class Known:
 
     Attributes:
         key: made by `call_key`.
-        outcomes: of what it decides by the values of tensors.
         facts: what the guards of the model told.
     """
 
     key: Hashable
-    outcomes: tuple[Hashable, ...]
     facts: Mapping[str, Hashable]
 
 
@@ -41,7 +39,7 @@ def news(before: Known | None, after: Known) -> str:
         return "it is called with other arguments"
     pairs = [(old, new) for old, new in zip(leaves, new_leaves, strict=True) if old != new]
     if not pairs:
-        return "what it decides by the values of tensors comes out another way"
+        return "its plan was dropped"
     old, new = pairs[0]
     if len(old) == len(new) == 4:
         what = "shapes" if old[0] != new[0] else "layouts"
