@@ -156,31 +156,44 @@ class ComponentState(State):
         with self.untouched() as own, torch.no_grad():
             return self._run(None, lambda: own(*args, **kwargs), (args, kwargs), device)
 
-    def whole_program(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Program:
-        """The clean graph for the shapes of a call, of which parts are made."""
-        key = call_key(self._noticed, self.model, args, kwargs)
+    def key_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Hashable:
+        """All that a trace of a call depends on."""
+        return call_key(self._noticed, self.model, args, kwargs)
+
+    def whole_program(self, args: Sequence[Any], kwargs: Mapping[str, Any], key: Hashable | None = None) -> Program:
+        """The clean graph for the shapes of a call, of which parts are made.
+
+        Args:
+            args: of the call.
+            kwargs: of the same.
+            key: of it (`key_of`), where that is known.
+        """
+        key = key or self.key_of(args, kwargs)
         if key not in self.programs:
             restore(self.model, self.device_of(args, kwargs))  # a trace reads where the weights are
             with self.untouched():
                 self.programs[key] = run_stage("clean", capture(self.model, args, kwargs, method=self.method))
         return self.programs[key]
 
-    def part_for(self, part: Part, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Compiled:
+    def part_for(
+        self, part: Part, args: Sequence[Any], kwargs: Mapping[str, Any], key: Hashable | None = None
+    ) -> Compiled:
         """A part of the graph, planned within what is left of the budget beside the features that are held.
 
         Args:
             part: which.
             args: of the call of the whole denoiser.
             kwargs: of the same.
+            key: of it (`key_of`), where that is known.
 
         Raises:
             OverBudget: no plan fits beside them.
         """
-        call = call_key(self._noticed, self.model, args, kwargs)
+        call = key or self.key_of(args, kwargs)
         key = (call, part)  # with what is held beside it: a plan that leaves room for much is slow where little is held
         found = self.parts.get(key)
         if key not in self._room:
-            nodes = list(self.whole_program(args, kwargs).graph_module.graph.nodes)
+            nodes = list(self.whole_program(args, kwargs, call).graph_module.graph.nodes)
             values = [nodes[p].meta["val"] for p in part.cut]
             self._room[key] = (
                 part.snapshots * sum(v.nbytes for v in values) + part.scratch_bytes(values) + part.beside_bytes
@@ -216,7 +229,7 @@ class ComponentState(State):
         key, kept = (call, part.kind, part.cut), self.analyses
         if kept is not None and key in kept:
             return kept[key]
-        cut = part.of(self.whole_program(args, kwargs))
+        cut = part.of(self.whole_program(args, kwargs, call))
         found = cut, analyse(self.model, cut, method=self.method, progress=self.progress)
         if kept is not None:
             kept[key] = found

@@ -14,6 +14,7 @@ import torch
 
 from sicompiler.adapters.component import ComponentState
 from sicompiler.adapters.held import ATTRIBUTE, Reserved, reserved, storages, weights_of
+from sicompiler.adapters.looping import watch
 from sicompiler.adapters.outputs import register_outputs
 from sicompiler.adapters.rehash import PipelineRehash
 from sicompiler.adapters.residency import Residency
@@ -112,7 +113,7 @@ class PipelineState:
         for role in roles_of(pipe):
             self._install(pipe, role)
         if self.rehash is not None:
-            self.rehash.watch(pipe)
+            watch(self.rehash, pipe)
 
     @property
     def pipe(self) -> Any:
