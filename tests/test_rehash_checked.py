@@ -89,7 +89,7 @@ def test_where_fewer_steps_are_nearer_nothing_is_skipped(
 ) -> None:
     """Fewer steps are told to be nearly exact, on the calls that were learned from or only on those held out."""
     calls, asked = _prompted_calls(3), list[int]()
-    wanted: dict[str, Any] = {"calls": calls, "held_out": 1, "strategy": "uniform", **target}
+    wanted: dict[str, Any] = {"calls": calls, "held_out": 1, "order": 0, **target}
 
     def fewer(self: Trials, share: float) -> tuple[list[Difference], int]:
         asked.append(round(share * STEPS))

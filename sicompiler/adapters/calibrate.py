@@ -68,7 +68,8 @@ def calibrate(state: PipelineState) -> RehashPlan | None:
     verifying.references()
     refit = without_a_call(rehash.lessons[setting], order, request.predictor)
     trials = Trials(state, setting, learned[:TRIALS], refit)
-    contest = Contest(trials, verifying, accept_worse=request.accept_worse)
+    by_name = request.strategy != "planned"  # a rule is asked for to be compared
+    contest = Contest(trials, verifying, accept_worse=request.accept_worse or by_name)
     if request.speedup is not None:
         most_exact_at(plans, request.speedup)  # names the nearest if even predictions reach none
         plan = _as_fast([*plans, *rehash.by_rules(setting)], request.speedup, contest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import statistics
 from collections.abc import Callable, Sequence
 
@@ -11,6 +12,8 @@ from sicompiler.planners.steps import Predictor
 from sicompiler.rehash.choose import refitted
 from sicompiler.rehash.lessons import Lessons
 from sicompiler.rehash.plan import Other, RehashPlan
+
+log = logging.getLogger("sicompiler")
 
 FEWER = "fewer steps"
 
@@ -47,7 +50,7 @@ class Contest:
         accept_worse: whether a plan may lose.
 
     Attributes:
-        lost: what was nearer than a plan, in words, newest last.
+        lost: what was nearer than a plan that is not used for it, in words, newest last.
     """
 
     def __init__(self, trials: Trials, verifying: Trials, *, accept_worse: bool) -> None:
@@ -69,11 +72,15 @@ class Contest:
         own = worst_of("plan", len(plan.full), found)
         if own.frames < MARGIN * other.frames and own.median_frames < MARGIN * other.median_frames:
             return True
-        self.lost.append(
+        line = (
             f"{other.full} steps in full end nearer to the full run, or not clearly further from it, than the best "
             f"plan as fast: relative error of the frames {told(other)} against {told(own)} on {other.runs} "
             f"{'held-out ' * held_out}calls"
         )
+        if self._accept_worse:
+            log.warning("Step Rehash: %s", line)
+        else:
+            self.lost.append(line)
         return self._accept_worse
 
     def fewer(self, plan: RehashPlan, *, held_out: bool) -> Other | None:

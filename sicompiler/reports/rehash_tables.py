@@ -164,8 +164,12 @@ def points_table(plan: RehashPlan) -> RenderableType:
     return table(f"what could be had of {plan.pipeline}, {plan.component}", columns, rows)
 
 
+def _agree(faster: FrontierPoint, slower: FrontierPoint) -> bool:
+    return faster.speedup > slower.speedup and faster.predicted_error > slower.predicted_error
+
+
 def _points(plan: RehashPlan) -> list[tuple[FrontierPoint, bool]]:
-    """The frontier with the plan itself, whose error was measured, in the place of what full runs alone say of it."""
+    """The frontier with the plan itself, whose error was measured; estimates that it belies are left out."""
     own = FrontierPoint(len(plan.full), plan.speedup, plan.predicted_error, plan.cut_names, plan.snapshots_bytes)
-    others = [p for p in plan.frontier() if (p.full, p.cut_names) != (own.full, own.cut_names)]
+    others = [p for p in plan.frontier() if _agree(p, own) or _agree(own, p)]
     return sorted([*((point, False) for point in others), (own, True)], key=lambda row: -row[0].speedup)
