@@ -103,9 +103,20 @@ class StepCosts:
         times: [n], where each evaluation stands: sigmas, their logarithm or indices.
         predictor: how weights are found.
         order: of the predictor at most, 0 to 2: it uses up to `order + 1` sources.
+        apart: [n, n], where an evaluation can't be predicted from an earlier one, whatever the Gram matrix says: its
+            call was of another kind. None where every one can.
     """
 
-    def __init__(self, gram: Floats, importance: Floats, times: Sequence[float], predictor: Predictor, order: int):
+    def __init__(
+        self,
+        gram: Floats,
+        importance: Floats,
+        times: Sequence[float],
+        predictor: Predictor,
+        order: int,
+        apart: npt.NDArray[np.bool_] | None = None,
+    ) -> None:
+        self.apart = np.zeros(gram.shape, dtype=bool) if apart is None else apart
         self.gram, self.times, self.predictor = gram, list(times), predictor
         self.scale = np.square(importance) / np.maximum(np.diag(gram), 1e-300)
         self.memory = order + 1 if len(times) <= DEEPEST else min(order + 1, 2)
@@ -121,11 +132,16 @@ class StepCosts:
         key = (sources, step)
         if key not in self._known:
             prediction = Prediction(sources, self.weights(sources, step))
-            found = (squared_error(self.gram, prediction, step) * self.scale[step], prediction)
+            cost = squared_error(self.gram, prediction, step) * self.scale[step]
+            found = (cost if self.reaches(sources, step) else math.inf, prediction)
             if len(sources) > 1:
                 found = min(self.best(sources[1:], step), found, key=lambda row: row[0])
             self._known[key] = found
         return self._known[key]
+
+    def reaches(self, sources: Sequence[int], step: int) -> bool:
+        """Whether an evaluation can be predicted from some sources."""
+        return not self.apart[list(sources), step].any()
 
     def weights(self, sources: tuple[int, ...], step: int) -> tuple[float, ...]:
         """The weights of the predictor with all of some sources."""
@@ -144,7 +160,7 @@ class StepCosts:
         weights = self._weights(sources)
         normal = self.gram[sources[:, :, None], sources[:, None, :]]
         off = np.diag(self.gram) + ((normal @ weights - 2 * self.gram[sources]) * weights).sum(axis=1)
-        return np.asarray(np.maximum(off, 0.0) * self.scale)
+        return np.where(self.apart[sources].any(axis=1), np.inf, np.maximum(off, 0.0) * self.scale)
 
     def _weights(self, sources: npt.NDArray[np.int64]) -> Floats:
         """[m, k, n]: weights of [m, k] sources for each evaluation."""
@@ -222,11 +238,14 @@ def _traced(last: tuple[int, ...], back: Sequence[npt.NDArray[np.int64]]) -> tup
 
 
 def schedule_of(costs: StepCosts, full: Sequence[int]) -> Schedule:
-    """The schedule with given full evaluations, and the cheapest prediction at each of the others."""
+    """The schedule with given full evaluations, and the cheapest prediction at each of the others.
+
+    Those that can't be predicted from the full ones before them are in full, too.
+    """
     found: list[Prediction | None] = []
     before: list[int] = []
     for step in range(costs.count):
-        if step in full:
+        if step in full or not costs.reaches(before[-1:], step):
             found.append(None)
             before.append(step)
         else:

@@ -172,7 +172,7 @@ def test_other_step_counts_are_planned_again_and_said_to_be_uncertified(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, target: dict[str, Any]
 ) -> None:
     told_clock(monkeypatch, skipping_is_fast)
-    pipe = rehashed(calls=call_list(3), held_out=1, **target)
+    pipe = rehashed(calls=call_list(3), held_out=1, accept_worse=True, **target)
     pipe(**CALL)
     certified = plan_of(pipe)
     assert certified.certified
@@ -197,7 +197,7 @@ def test_other_sizes_run_by_the_same_plan() -> None:
 def test_without_calls_the_first_run_is_full_and_learned_from(caplog: pytest.LogCaptureFixture) -> None:
     pipe = mini()
     exact = pipe(**CALL)
-    sicompiler.compile_for_budget(pipe, ROOMY, rehash=Rehash(rel_error=0.5))
+    sicompiler.compile_for_budget(pipe, ROOMY, rehash=Rehash(rel_error=0.5, accept_worse=True))
     with caplog.at_level(logging.WARNING):
         first = pipe(**CALL)
     assert "runs in full and is learned from" in caplog.text

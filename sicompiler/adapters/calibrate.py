@@ -4,35 +4,42 @@ from __future__ import annotations
 
 import logging
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
+from sicompiler.adapters.contest import Contest, without_a_call, worst_of
 from sicompiler.adapters.parts import parts_of
 from sicompiler.adapters.pipeline import PipelineState
 from sicompiler.adapters.response import measure_response
 from sicompiler.adapters.resume import Notes
-from sicompiler.adapters.trials import Difference, Trials, key_of, peak_of, run_call, tell, worst_guard
+from sicompiler.adapters.runs import Difference, peak_of, run_call, tell
+from sicompiler.adapters.trials import Trials, key_of, worst_guard
 from sicompiler.errors import BadInput
 from sicompiler.rehash.choose import fastest_within, guarded, most_exact_at, unguarded, uniform, with_frontier
-from sicompiler.rehash.plan import Other, RehashPlan, Verified
+from sicompiler.rehash.plan import RehashPlan, Verified
 from sicompiler.rehash.request import Rehash
 
 log = logging.getLogger("sicompiler")
 
-TRIALS = 3  # calls of those that were learned from that plans are tried on
+TRIALS = 4  # calls of those that were learned from that plans are tried on
 RETRIES = 8  # plans tried on them where the target is an error
 SEARCHES = 4  # for ever smaller errors, each verified on held-out calls
 TIGHTER = 0.7  # of the error of before, where a plan missed the target
 
 
-def calibrate(state: PipelineState) -> RehashPlan:
-    """Learn from the calls of the request, choose the plan that meets its target, verify it on those held out.
+def calibrate(state: PipelineState) -> RehashPlan | None:
+    """Learn from the calls of the request, choose the plan that meets its target, check it on calls.
 
     Args:
         state: of the pipeline, compiled with a request that has calls.
+
+    Returns:
+        The plan; None where fewer steps that take the same time are nearer to the full run than every plan: then
+        nothing is skipped, which is said.
 
     Raises:
         BadInput: the target can't be reached, or not be told without held-out calls; the calls are of several settings,
@@ -43,14 +50,15 @@ def calibrate(state: PipelineState) -> RehashPlan:
     assert rehash is not None
     request, calls = rehash.request, list(rehash.request.calls)
     learned, held_out = calls[: len(calls) - request.held_out], calls[len(calls) - request.held_out :]
-    learn(state, learned)
+    order = learn(state, learned)
     if not rehash.lessons:
         why = "; ".join(rehash.unskippable.values()) or "their loops ended before the last step"
         raise BadInput(f"nothing can be learned from these calls: {why}; Step Rehash needs every step")
     if len(rehash.lessons) != 1:
+        first, second, *_ = rehash.lessons
         raise BadInput(
-            f"the calls are of {len(rehash.lessons)} settings (model, scheduler, number of steps); calibrate one at a "
-            "time"
+            f"the calls are of {len(rehash.lessons)} settings: one is a loop {first.difference(second)}; calibrate one "
+            "at a time"
         )
     setting = rehash.expected = next(iter(rehash.lessons))  # held-out calls of another one would verify another plan
     plans = rehash.candidates(setting)
@@ -58,34 +66,40 @@ def calibrate(state: PipelineState) -> RehashPlan:
         raise BadInput(f"no plan skips any of {len(setting.times)} evaluations: give the calls more steps")
     verifying = Trials(state, setting, held_out)
     verifying.references()
-    trials = Trials(state, setting, learned[:TRIALS])
+    refit = without_a_call(rehash.lessons[setting], order, request.predictor)
+    trials = Trials(state, setting, learned[:TRIALS], refit)
+    by_name = request.strategy != "planned"  # a rule is asked for to be compared
+    contest = Contest(trials, verifying, accept_worse=request.accept_worse or by_name)
     if request.speedup is not None:
         most_exact_at(plans, request.speedup)  # names the nearest if even predictions reach none
-        plan = trials.most_exact([*plans, *rehash.by_rules(setting)], request.speedup)
-        if held_out:
-            plan = _verified(plan, _fitting(verifying.run(plan)))
-    elif held_out:
-        plan = _within_error(trials, verifying, plans, request)
+        plan = _as_fast([*plans, *rehash.by_rules(setting)], request.speedup, contest)
     else:
-        plan = _fastest(trials, plans, request, 1.0)
-    if plan.verified is not None:
+        plan = _within_error(plans, request, contest)
+    if plan is not None:
+        plan = replace(plan, guidance=setting.guidance, size=setting.size)
         same = next(rows for rows in rehash.lessons[setting] if rows.cut == plan.cut)
-        even = uniform(rehash.subject(setting), same, len(plan.full), guard=False)
-        plan = _compared(plan, plan.verified, verifying, even)
-    rehash.plans[setting] = plan = with_frontier(plan, trials.corrected(plans))
+        plan = _compared(plan, contest, uniform(rehash.subject(setting), same, len(plan.full), guard=False))
+        rehash.plans[setting] = plan = with_frontier(plan, trials.corrected(plans))
+    else:
+        why = f"{contest.lost[-1]}; ask for less speed, or take it all the same with accept_worse=True"
+        rehash.unskippable[setting] = why
+        log.warning("Step Rehash skips nothing: %s", why)
     for component in state.components.values():
-        component.forget_parts(but=parts_of(plan))
+        component.forget_parts(but=() if plan is None else parts_of(plan))
     rehash.expected = rehash.last = None  # later calls may be of other settings, and reports are of those calls
     tell(state, "calibrated", len(calls), len(calls))
     return plan
 
 
-def learn(state: PipelineState, calls: Sequence[Mapping[str, Any]]) -> None:
+def learn(state: PipelineState, calls: Sequence[Mapping[str, Any]]) -> Sequence[int]:
     """Learn from calls, run in full and with single evaluations skipped; what the file of lessons has is not run again.
 
     Args:
         state: of the pipeline.
         calls: keyword arguments.
+
+    Returns:
+        Numbers of the calls in the order in which their lessons are kept.
 
     Raises:
         BadInput: the file of lessons is of another setting, or can't be read.
@@ -99,6 +113,7 @@ def learn(state: PipelineState, calls: Sequence[Mapping[str, Any]]) -> None:
             notes.add(number, run_call(state, calls[number]).final)
     if len(state.rehash.lessons) == 1:
         measure_response(state, notes, calls)
+    return notes.order
 
 
 def _fitting(found: list[Difference] | None) -> list[Difference]:
@@ -112,27 +127,57 @@ def _fitting(found: list[Difference] | None) -> list[Difference]:
     return found
 
 
-def _within_error(trials: Trials, verifying: Trials, plans: list[RehashPlan], request: Rehash) -> RehashPlan:
+def _as_fast(plans: list[RehashPlan], speedup: float, contest: Contest) -> RehashPlan | None:
+    """The plan of least measured error among those that are fast enough, if fewer steps are not nearer.
+
+    Where held-out calls show that they are, the next best is tried; how often takes its part in the promise.
+    """
+    tries = 0
+    for plan, found in contest.trials.fast_enough(plans, speedup):
+        if not found or not contest.won(plan, found, held_out=False):
+            continue
+        if not contest.verifying.calls:
+            return _checked(plan, found)
+        tries += 1
+        shown = _fitting(contest.verifying.run(plan))
+        if contest.won(plan, shown, held_out=True):
+            return _checked(_verified(plan, shown, tries), [*found, *shown])
+        if tries == SEARCHES:
+            break
+    return None
+
+
+def _within_error(plans: list[RehashPlan], request: Rehash, contest: Contest) -> RehashPlan | None:
     """The fastest plan within the target on calls that were learned from, if it is within it on held-out ones, too.
 
-    If it is not, the search goes on for a smaller error by a factor that is fixed beforehand: what held-out calls show
-    takes no part in the choice but for how often it is made.
+    If it is not, or fewer steps are nearer, the search goes on for a smaller error by a factor that is fixed
+    beforehand: what held-out calls show takes no part in the choice but for how often it is made.
     """
     tried: dict[object, RehashPlan] = {}
+    verified: dict[object, RehashPlan] = {}
     for number in range(SEARCHES):
         try:
-            plan = _fastest(trials, plans, request, TIGHTER**number)
+            plan, found = _fastest(contest.trials, plans, request, TIGHTER**number)
         except BadInput:
             if not tried:
                 raise
             break
         if key_of(plan) in tried:
             continue
-        found = _fitting(verifying.run(plan))
-        tried[key_of(plan)] = plan = _verified(plan, found, len(tried) + 1)
-        if _met(found, request, 1.0):
+        tried[key_of(plan)] = plan
+        if not contest.won(plan, found, held_out=False):
+            continue
+        if not contest.verifying.calls:
+            return _checked(plan, found)
+        shown = _fitting(contest.verifying.run(plan))
+        verified[key_of(plan)] = plan = _checked(_verified(plan, shown, len(verified) + 1), [*found, *shown])
+        if not _met(shown, request, 1.0):
+            continue
+        if contest.won(plan, shown, held_out=True):
             return plan
-    best = list(tried.values())[-1]
+    if contest.lost:
+        return None
+    best = list(verified.values())[-1]
     assert best.verified is not None
     raise BadInput(
         f"the target was not met on {best.verified.runs} held-out runs; the nearest plan tried has relative error "
@@ -140,18 +185,20 @@ def _within_error(trials: Trials, verifying: Trials, plans: list[RehashPlan], re
     )
 
 
-def _fastest(trials: Trials, plans: list[RehashPlan], request: Rehash, share: float) -> RehashPlan:
+def _fastest(
+    trials: Trials, plans: list[RehashPlan], request: Rehash, share: float
+) -> tuple[RehashPlan, list[Difference]]:
     """The fastest plan whose error on the calls of the trials is within a share of the target; its guard is set.
 
     Predicted errors order plans, trials say which are within: the search closes in on the border between them.
     """
     wanted = share * (request.rel_error if request.rel_error is not None else _error_of(request.psnr, trials))
-    best: RehashPlan | None = None
+    best: tuple[RehashPlan, list[Difference]] | None = None
     missed: tuple[RehashPlan, list[Difference]] | None = None
     met_at, missed_at = 0.0, math.inf  # predicted errors, of the plans next to the border
     tried: set[object] = set()
     for _ in range(RETRIES):
-        faster = best.speedup if best is not None else 1.0
+        faster = best[0].speedup if best is not None else 1.0
         waiting = [
             p
             for p in trials.corrected(plans)
@@ -170,7 +217,7 @@ def _fastest(trials: Trials, plans: list[RehashPlan], request: Rehash, share: fl
         if not _met(found, request, share):
             missed, missed_at = (plan, found), plan.predicted_error
         elif plan.speedup > faster:
-            best, met_at = plan, plan.predicted_error
+            best, met_at = (plan, found), plan.predicted_error
         else:
             continue  # slower within the budget than it looked; others are as exact
         if math.isinf(missed_at):
@@ -189,21 +236,29 @@ def _fastest(trials: Trials, plans: list[RehashPlan], request: Rehash, share: fl
     raise BadInput("no plan that skips is faster than running in full: the features leave too little of the budget")
 
 
-def _compared(plan: RehashPlan, verified: Verified, verifying: Trials, even: RehashPlan) -> RehashPlan:
+def _compared(plan: RehashPlan, contest: Contest, even: RehashPlan) -> RehashPlan:
     """The plan, told what uniform reuse and fewer steps make of the same held-out runs; warns where one is nearer."""
+    if plan.verified is None:
+        return plan
     others = []
-    if key_of(even) != key_of(plan) and (found := verifying.run(even)) is not None:
-        others.append(Other("uniform", len(even.full), *_worst(found)))
-    if (fewer := verifying.fewer_steps(1 / plan.speedup)) is not None:
-        others.append(Other("fewer steps", fewer[1], *_worst(fewer[0])))
-    verified = replace(verified, others=tuple(others))
+    if key_of(even) != key_of(plan) and (found := contest.verifying.run(even)) is not None:
+        others.append(worst_of("uniform", len(even.full), found))
+    if (fewer := contest.fewer(plan, held_out=True)) is not None:
+        others.append(fewer)
+    verified = replace(plan.verified, others=tuple(others))
     for line in verified.nearer:
         log.warning("Step Rehash: %s", line)
     return replace(plan, verified=verified)
 
 
-def _worst(found: Sequence[Difference]) -> tuple[float, float]:
-    return max(d.rel_error for d in found), min(d.psnr for d in found)
+def _checked(plan: RehashPlan, found: Sequence[Difference]) -> RehashPlan:
+    """The plan, which promises what calls have shown that its weights had not learned from."""
+    return replace(
+        plan,
+        predicted_error=statistics.median(d.rel_error for d in found),
+        frames_error=statistics.median(d.frames for d in found),
+        checked=len(found),
+    )
 
 
 def _met(found: Sequence[Difference], request: Rehash, share: float) -> bool:
@@ -221,4 +276,5 @@ def _error_of(psnr: float | None, trials: Trials) -> float:
 
 
 def _verified(plan: RehashPlan, found: Sequence[Difference], tries: int = 1) -> RehashPlan:
-    return replace(plan, verified=Verified(len(found), *_worst(found), tries))
+    worst = worst_of("", len(plan.full), found)
+    return replace(plan, verified=Verified(len(found), worst.rel_error, worst.psnr, tries))

@@ -173,9 +173,15 @@ class ComponentState(SharedState):
         """What the rest of the pipeline takes beside untouched calls: measured ones have what nobody counts in them."""
         return self.reserved.total_bytes - (self.reserved.margin_bytes if known.measured_bytes is not None else 0)
 
-    def whole_program(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Program:
-        """The clean graph for the shapes of a call, of which parts are made."""
-        key = self.key_of(args, kwargs)
+    def whole_program(self, args: Sequence[Any], kwargs: Mapping[str, Any], key: Hashable | None = None) -> Program:
+        """The clean graph for the shapes of a call, of which parts are made.
+
+        Args:
+            args: of the call.
+            kwargs: of the same.
+            key: of it (`key_of`), where that is known.
+        """
+        key = key or self.key_of(args, kwargs)
         if key not in self.programs:
             restore(self.model, self.device_of(args, kwargs))  # a trace reads where the weights are
             with self.untouched():
@@ -184,25 +190,28 @@ class ComponentState(SharedState):
             self.programs[key] = run_stage("clean", program)
         return self.programs[key]
 
-    def part_for(self, part: Part, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Compiled:
+    def part_for(
+        self, part: Part, args: Sequence[Any], kwargs: Mapping[str, Any], key: Hashable | None = None
+    ) -> Compiled:
         """A part of the graph, planned within what is left of the budget beside the features that are held.
 
         Args:
             part: which.
             args: of the call of the whole denoiser.
             kwargs: of the same.
+            key: of it (`key_of`), where that is known.
 
         Raises:
             OverBudget: no plan fits beside them.
         """
-        call = self.key_of(args, kwargs)
+        call = key or self.key_of(args, kwargs)
         if call not in self.programs:
-            self.whole_program(args, kwargs)
+            self.whole_program(args, kwargs, call)
             call = self.key_of(args, kwargs)  # what it decides by is known now, and part of the key
         key = (call, part)  # with what is held beside it: a plan that leaves room for much is slow where little is held
         found = self.parts.get(key)
         if key not in self._room:
-            nodes = list(self.whole_program(args, kwargs).graph_module.graph.nodes)
+            nodes = list(self.whole_program(args, kwargs, call).graph_module.graph.nodes)
             values = [nodes[p].meta["val"] for p in part.cut]
             self._room[key] = (
                 part.snapshots * sum(v.nbytes for v in values) + part.scratch_bytes(values) + part.beside_bytes
@@ -243,7 +252,7 @@ class ComponentState(SharedState):
         key, kept = (call, part.kind, part.cut), self.analyses
         if kept is not None and key in kept:
             return kept[key]
-        cut = part.of(self.whole_program(args, kwargs))
+        cut = part.of(self.whole_program(args, kwargs, call))
         found = cut, analyse(self.model, cut, method=self.method, progress=self.progress)
         if kept is not None:
             kept[key] = found

@@ -15,7 +15,8 @@ from sicompiler.cost import MACHINES
 from sicompiler.errors import BadInput, OverBudget
 from sicompiler.planners.cuts import candidate_cuts
 from sicompiler.rehash.evaluation import Evaluation
-from sicompiler.rehash.loop import DenoisingLoop
+from sicompiler.rehash.lessons import Lessons
+from sicompiler.rehash.loop import DenoisingLoop, NextCall
 from sicompiler.rehash.recorder import Recorder
 from sicompiler.search.search import whole_seconds_of
 from sicompiler.study import study
@@ -53,8 +54,12 @@ def record(
     kwargs: Mapping[str, Any],
     device: torch.device,
     now: Callable[[torch.device], float],
+    *,
+    same: bool,
 ) -> Any:
     """Run the denoiser in full and write down what it shows: its features, and what errors of them do to the output.
+
+    A call with another graph than the first one, or one that leaves no room to watch, runs without being watched.
 
     Args:
         component: the denoiser.
@@ -63,29 +68,60 @@ def record(
         kwargs: of the same.
         device: where it runs.
         now: the time, once the device has done what it was asked for.
+        same: whether the call has the graph of the first one.
 
     Returns:
         The output.
 
     Raises:
-        OverBudget: there is no room to watch even one cut.
+        OverBudget: there is no room to watch even one cut at the first call.
     """
-    recorder, flat = loop.recorder, flatten_inputs(args, kwargs)[0]
+    call = loop.next_call()
+    if same and _has_room(component, loop, args, kwargs):
+        return _watched(component, loop, call, (args, kwargs), device, now)
+    loop.unwatched()
+    started = now(device)
+    result = component.run_whole(args, kwargs, device)
+    loop.note(Evaluation(loop.step, call.branch, None, "learning", None, 0, now(device) - started))
+    return result
+
+
+def _has_room(component: ComponentState, loop: DenoisingLoop, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Whether all cuts can be watched in this call; in the first one, those that can't are left out.
+
+    Raises:
+        OverBudget: there is no room to watch even one cut at the first call.
+    """
+    recorder, whole = loop.recorder, component.whole_program(args, kwargs)
     assert recorder is not None
-    whole = component.whole_program(args, kwargs)
-    while recorder.recorded(0) == 0:
+    while True:
         try:
             for part in watching(recorder, whole):
                 component.part_for(part, args, kwargs)
-            break
         except OverBudget:
+            if recorder.recorded(0):
+                return False
             if len(recorder.cuts) == 1:
                 raise
             biggest = max(recorder.cuts, key=lambda cut: cut.nbytes)
             log.warning("no room to watch a feature of %s while learning", format_bytes(biggest.nbytes))
             loop.recorder = recorder = recorder.without(biggest)
-    watched, *probes = watching(recorder, whole)
-    branch, _, _ = loop.next_call()
+        else:
+            return True
+
+
+def _watched(
+    component: ComponentState,
+    loop: DenoisingLoop,
+    call: NextCall,
+    inputs: tuple[Sequence[Any], Mapping[str, Any]],
+    device: torch.device,
+    now: Callable[[torch.device], float],
+) -> Any:
+    recorder, branch, (args, kwargs) = loop.recorder, call.branch, inputs
+    assert recorder is not None
+    flat = flatten_inputs(args, kwargs)[0]
+    watched, *probes = watching(recorder, component.whole_program(args, kwargs))
     full = component.part_for(watched, args, kwargs)
     started = now(device)
     result, values = component.run_part(full, flat, recorder.held, device)
@@ -101,7 +137,40 @@ def record(
         moved = component.run_part(skip, [*flat, *before], [*recorder.held, *values], device)
         taken = now(device) - started
         own = tuple(features[p] for p in cut.positions)
-        recorder.probed(number, branch, own, distance(moved, result), taken)
-    recorder.record(branch, features, seconds)
+        recorder.probed(number, branch, loop.step, own, distance(moved, result), taken)
+    recorder.record(branch, loop.step, features, seconds)
     loop.note(Evaluation(loop.step, branch, None, "learning", None, 0, seconds))
     return result
+
+
+def nothing_learned(loop: DenoisingLoop, denoiser: str, pipeline: str) -> str:
+    """Why a finished loop teaches nothing; empty where it was seen from end to end."""
+    assert loop.setting is not None
+    steps = len(loop.setting.times)
+    if loop.final is None:
+        return f"the loop took no step of the scheduler of {pipeline}: does it use a copy?"
+    ran = len(loop.kinds)
+    return "" if ran == loop.step == steps else f"the loop ran {denoiser} at {ran} of its {steps} steps"
+
+
+def learn_from(loop: DenoisingLoop, known: list[Lessons]) -> list[Lessons]:
+    """Lessons, one a cut, with what a finished loop showed added.
+
+    Args:
+        loop: that was learned from, seen from end to end.
+        known: lessons of its setting so far.
+    """
+    recorder, setting = loop.recorder, loop.setting
+    assert recorder is not None
+    assert setting is not None
+    assert loop.final is not None
+    beside = (loop.seconds - loop.busy) / len(setting.times)
+    rows = recorder.lessons(len(setting.times), beside, tuple(map(tuple, loop.kinds)))
+    if not known:
+        importance = loop.importance()
+        known = [Lessons(c.positions, n, c.nbytes, setting.times, importance) for c, n in recorder.names.items()]
+    for lessons in known:
+        lesson = next((x for x, c in zip(rows, recorder.cuts, strict=True) if c.positions == lessons.cut), None)
+        if lesson is not None:
+            lessons.add(lesson, float(loop.final.norm()))
+    return known

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 
+from sicompiler.adapters.component import ComponentState
+from sicompiler.adapters.guidance import drift
 from sicompiler.adapters.subgraph import Part
 from sicompiler.capture import Program
+from sicompiler.rehash.kinds import FirstCalls, Kind
+from sicompiler.rehash.loop import DenoisingLoop
 from sicompiler.rehash.plan import RehashPlan
 from sicompiler.rehash.recorder import Recorder
 
@@ -38,3 +44,38 @@ def distance(one: Any, other: Any) -> float:
     pairs = zip(pytree.tree_leaves(one), pytree.tree_leaves(other), strict=True)
     squares = [float((a.float() - b.float()).square().sum()) for a, b in pairs if isinstance(a, torch.Tensor)]
     return math.sqrt(sum(squares))
+
+
+def named_inputs(component: ComponentState, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Every leaf among the inputs of a call, with the name of its argument."""
+    try:
+        method = getattr(type(component.model), component.method)
+        given = inspect.signature(method).bind_partial(None, *args, **kwargs)  # None stands for the model itself
+    except TypeError:  # what the method can't take it will refuse
+        return [("", leaf) for leaf in pytree.tree_leaves((args, kwargs))]
+    return [(name, leaf) for name, value in list(given.arguments.items())[1:] for leaf in pytree.tree_leaves(value)]
+
+
+def kind_of(
+    component: ComponentState,
+    loop: DenoisingLoop,
+    key: Hashable,
+    guidance: str,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+) -> Kind:
+    """What a call that begins is to the first one of its branch in the loop.
+
+    Args:
+        component: the denoiser.
+        loop: that the call belongs to.
+        key: all that a trace of the call depends on.
+        guidance: settings of it that the pipeline shows now.
+        args: of the call.
+        kwargs: of the same.
+    """
+    if loop.first_calls is None:
+        loop.first_calls = FirstCalls(lambda: component.key_of((), {}))
+    assert loop.setting is not None
+    differs = loop.first_calls.compared(loop.calls, key, named_inputs(component, args, kwargs))
+    return Kind(differs, drift(loop.setting.guidance, guidance))

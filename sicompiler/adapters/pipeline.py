@@ -16,6 +16,7 @@ import torch
 from sicompiler.adapters.component import ComponentState
 from sicompiler.adapters.eviction import IdleComponent, eviction_order
 from sicompiler.adapters.held import ATTRIBUTE, Reserved, reserved, storages, weights_of
+from sicompiler.adapters.looping import watch
 from sicompiler.adapters.rehash import PipelineRehash
 from sicompiler.adapters.residency import Residency
 from sicompiler.adapters.roles import (
@@ -129,7 +130,7 @@ class PipelineState:
         for role in roles_of(pipe):
             self._install(pipe, role)
         if self.rehash is not None:
-            self.rehash.watch(pipe)
+            watch(self.rehash, pipe)
 
     @property
     def pipe(self) -> Any:

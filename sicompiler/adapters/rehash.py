@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-import functools
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.utils._pytree as pytree
 
-from sicompiler.adapters.bars import Watched, begin_of
 from sicompiler.adapters.component import ComponentState
-from sicompiler.adapters.learning import record, recorder_for
-from sicompiler.adapters.parts import parts_of
+from sicompiler.adapters.guidance import guidance_of
+from sicompiler.adapters.learning import learn_from, nothing_learned, record, recorder_for
+from sicompiler.adapters.looping import BAR
+from sicompiler.adapters.parts import kind_of, named_inputs, parts_of
 from sicompiler.adapters.roles import Phase
 from sicompiler.capture import flatten_inputs, structure
 from sicompiler.errors import BadInput
 from sicompiler.rehash.choose import RULES, Subject, by_rule, fastest_within, most_exact_at, planned, with_frontier
 from sicompiler.rehash.evaluation import Evaluation
-from sicompiler.rehash.importance import evaluation_times, scheduler_importance, scheduler_line
+from sicompiler.rehash.kinds import TIME
 from sicompiler.rehash.lessons import Lessons
-from sicompiler.rehash.loop import CURRENT, DenoisingLoop
+from sicompiler.rehash.loop import CURRENT, DenoisingLoop, NextCall
 from sicompiler.rehash.plan import RehashPlan
 from sicompiler.rehash.request import Rehash
 from sicompiler.rehash.setting import Setting
@@ -37,8 +36,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("sicompiler")
 
-BAR = "progress_bar"  # what pipelines enter around their denoising loop, or iterate over
-COUNTED = "_sicompiler_counted"  # on the step of a scheduler that a loop counts: the scheduler's own
+CHECK = "calibrate on calls like this one (calls=[...]), or take it unchecked with accept_worse=True"
+NO_CALLS = (
+    "no plan was checked yet: give Rehash calls=[...], keyword arguments of a few calls like yours, which it may make "
+    "many times; or take what one call shows, unchecked, with accept_worse=True"
+)
 
 
 class PipelineRehash:
@@ -58,6 +60,7 @@ class PipelineRehash:
         self.unskippable: dict[Setting, str] = {}  # settings in which nothing can be skipped, and why
         self.timings = Timings()
         self.lessons: dict[Setting, list[Lessons]] = {}
+        self._marks: dict[Hashable, str] = {}  # by call: the structure of the denoiser's graph
         self.expected: Setting | None = None  # of lessons from a file: loops of any other are refused
         self.last: DenoisingLoop | None = None  # the newest loop that has begun
         self.resting = False  # loops run in full for a while
@@ -84,51 +87,6 @@ class PipelineRehash:
 
     # The loop
 
-    def watch(self, pipe: Any) -> None:
-        """See the denoising loops of a pipeline begin and end."""
-        bar = getattr(pipe, BAR)
-
-        @functools.wraps(bar)
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            inner = bar(*args, **kwargs)
-            return inner if self.resting else Watched(inner, lambda: self._looping(pipe, kwargs.get("total")))
-
-        self.state.patch(BAR, watched)
-
-    @contextlib.contextmanager
-    def _looping(self, pipe: Any, total: int | None) -> Iterator[None]:
-        """One denoising loop: its state lives as long as this context, however it ends."""
-        scheduler = pipe.scheduler
-        loop = DenoisingLoop(self, begin=begin_of(scheduler, total))
-        loop.setting = Setting("", scheduler_line(scheduler), evaluation_times(scheduler))
-        # as it is now: by the end of the loop it has taken all of its steps
-        loop.importance = functools.partial(scheduler_importance, copy.deepcopy(scheduler))
-        step = getattr(scheduler.step, COUNTED, scheduler.step)  # a loop that was left may not be closed yet
-
-        @functools.wraps(step)
-        def counted(*args: Any, **kwargs: Any) -> Any:
-            result = step(*args, **kwargs)
-            loop.stepped(next((x for x in pytree.tree_leaves(result) if isinstance(x, torch.Tensor)), None))
-            return result
-
-        setattr(counted, COUNTED, step)
-        CURRENT.set((*CURRENT.get(), loop))
-        own = scheduler.__dict__.get("step")  # a user's
-        scheduler.__dict__["step"] = counted
-        self.last = loop
-        began = time.perf_counter()
-        try:
-            yield
-            loop.seconds = time.perf_counter() - began
-            self._finished(loop)
-        finally:
-            if scheduler.__dict__.get("step") is counted:
-                scheduler.__dict__.pop("step")
-                if own is not None and not hasattr(own, COUNTED):
-                    scheduler.__dict__["step"] = own
-            CURRENT.set(tuple(other for other in CURRENT.get() if other is not loop))
-            loop.end(keep_final=self.observed)
-
     def loop_of(self, component: ComponentState) -> DenoisingLoop | None:
         """The loop a call of a component belongs to; None where nothing is skipped or learned."""
         loops = CURRENT.get()
@@ -136,14 +94,25 @@ class PipelineRehash:
             return None
         return loops[-1]
 
-    def _finished(self, loop: DenoisingLoop) -> None:
+    def finished(self, loop: DenoisingLoop) -> None:
+        """A loop has come to its end: what it showed is kept, and what it did not do is said."""
         if loop.recorder is not None:
             self._learn(loop)
-        elif loop.plan is not None and loop.stopped:
+            return
+        if loop.plan is None:
+            return
+        reasons = list(dict.fromkeys(e.reason for e in loop.evaluations if e.reason))
+        if loop.stopped:
             log.warning("Step Rehash stopped skipping: %s", loop.stopped)
-        elif loop.plan is not None and not loop.skipped:
-            reasons = {e.reason for e in loop.evaluations if e.reason} or {"the plan's steps were never reached"}
-            log.warning("Step Rehash skipped nothing in this call: %s", "; ".join(sorted(reasons)))
+        elif not loop.skipped:
+            told = "; ".join(reasons or ["the plan's steps were never reached"])
+            log.warning("Step Rehash skipped nothing in this call: %s", told)
+        elif reasons:
+            log.warning("Step Rehash ran more in full than planned: %s", "; ".join(reasons))
+
+    def clock(self) -> float:
+        """The time by which loops and evaluations are measured."""
+        return time.perf_counter()
 
     def kept(self) -> list[torch.Tensor]:
         """The features that the loop at hand keeps."""
@@ -161,32 +130,44 @@ class PipelineRehash:
         device: torch.device,
     ) -> Any:
         """Run the denoiser in full or from the cut, as the plan of the loop says."""
+        key, guidance = component.key_of(args, kwargs), guidance_of(self.state.pipe)
+        loop.begins(kind_of(component, loop, key, guidance, args, kwargs))
         if not loop.resolved:
             began = time.perf_counter()
             self._resolve(component, loop, args, kwargs)
             loop.busy += time.perf_counter() - began
         if loop.recorder is not None:
             began = time.perf_counter()
-            result = record(component, loop, args, kwargs, device, self._now)
+            same = loop.setting is not None and self._mark(component, key, args, kwargs) == loop.setting.structure
+            result = record(component, loop, args, kwargs, device, self._now, same=same)
             loop.busy += time.perf_counter() - began
             return result
-        plan, step, (branch, prediction, reason) = loop.plan, loop.step, loop.next_call()
+        plan, step, call = loop.plan, loop.step, loop.next_call()
         began, planning, error = self._now(device), component.planning_seconds, None
         flat = flatten_inputs(args, kwargs)[0]
-        if plan is None:
+        if plan is not None and call.kept and self._mark(component, key, args, kwargs) != plan.structure:
+            call = NextCall(call.branch, None, "the graph is another than that of the plan", kept=False)
+        if plan is None or not call.kept:
             result = component.run_whole(args, kwargs, device)
-        elif prediction is None:
-            part = component.part_for(parts_of(plan)[0], args, kwargs)
+        elif call.prediction is None:
+            part = component.part_for(parts_of(plan)[0], args, kwargs, key)
             result, features = component.run_part(part, flat, loop.held, device)
-            error = loop.keep(branch, tuple(features))
+            error = loop.keep(call.branch, tuple(features))
         else:
-            part = component.part_for(parts_of(plan)[1], args, kwargs)
-            given = loop.predict(branch, prediction)
+            part = component.part_for(parts_of(plan)[1], args, kwargs, key)
+            given = loop.predict(call.branch, call.prediction)
             result = component.run_part(part, [*flat, *given], loop.held, device)
         planning = component.planning_seconds - planning
         loop.busy += planning
-        loop.note(Evaluation(step, branch, prediction, reason, error, 0, self._now(device) - began - planning))
+        seconds = self._now(device) - began - planning
+        loop.note(Evaluation(step, call.branch, call.prediction, call.reason, error, 0, seconds))
         return result
+
+    def _mark(self, component: ComponentState, key: Hashable, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+        """The structure of the denoiser's graph in a call: positions of cuts belong to it."""
+        if key not in self._marks:
+            self._marks[key] = structure(component.whole_program(args, kwargs, key).graph_module.graph)
+        return self._marks[key]
 
     def _resolve(
         self, component: ComponentState, loop: DenoisingLoop, args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -197,13 +178,21 @@ class PipelineRehash:
             StalePlan: the plan that was given is for another model, scheduler or number of steps.
             BadInput: the loop is of another setting than the lessons of a file.
         """
-        program = component.whole_program(args, kwargs)
-        mark = structure(program.graph_module.graph)
+        if loop.step == 0:
+            loop.placed(next((leaf for name, leaf in named_inputs(component, args, kwargs) if name == TIME), None))
         assert loop.setting is not None
-        loop.setting = setting = replace(loop.setting, structure=mark)
+        loop.resolved, loop.why = True, ""
+        if self.exact and self.expected is None:
+            return
+        if self._knows_nothing:
+            loop.why = NO_CALLS
+            log.warning("Step Rehash skips nothing in this call: %s", loop.why)
+            return
+        key = component.key_of(args, kwargs)
+        mark, size = self._mark(component, key, args, kwargs), _size_of(args, kwargs)
+        loop.setting = setting = replace(loop.setting, structure=mark, size=size)
         if self.expected is not None:
             self.expected.check(setting)
-        loop.resolved = True
         if self.exact:
             return
         if self.given is not None:
@@ -213,18 +202,38 @@ class PipelineRehash:
                 scheduler=setting.scheduler,
                 evaluations=len(setting.times),
             )
-            loop.plan = self.given
+            loop.why = "" if self.request.accept_worse else self.given.unmeasured(setting)
+            loop.plan = None if loop.why else self.given
         elif self.learning:
-            loop.recorder = recorder_for(component, program)
+            loop.recorder = recorder_for(component, component.whole_program(args, kwargs, key))
         elif setting in self.plans:
             loop.plan = self.plans[setting]
+        elif setting in self.unskippable:
+            loop.why = self.unskippable[setting]
+        elif not self.request.accept_worse:
+            loop.why = self._unchecked(setting)
+        elif (plan := self._adapted(setting, loop)) is not None:
+            loop.plan = plan
+        elif setting in self.unskippable:
+            loop.why = self.unskippable[setting]
         else:
-            loop.plan = None if setting in self.unskippable else self._adapted(setting, loop)
-            if setting in self.unskippable:
-                log.warning("Step Rehash skips nothing in this call: %s", self.unskippable[setting])
-            elif loop.plan is None:
-                log.warning("Step Rehash: this call runs in full and is learned from; later ones will skip")
-                loop.recorder = recorder_for(component, program)
+            log.warning("Step Rehash: this call runs in full and is learned from; later ones will skip")
+            loop.recorder = recorder_for(component, component.whole_program(args, kwargs, key))
+        if loop.why:
+            log.warning("Step Rehash skips nothing in this call: %s", loop.why)
+
+    @property
+    def _knows_nothing(self) -> bool:
+        """Whether no plan was given, asked for by calls, or may be taken from a guess."""
+        asked = self.given or self.request.calls or self.request.accept_worse
+        return not (asked or self.exact or self.learning or self.plans)
+
+    def _unchecked(self, setting: Setting) -> str:
+        """Why a loop runs in full for which no plan was checked, and what to do."""
+        known = next((s for s in self.plans if s.structure == setting.structure), next(iter(self.plans), None))
+        if known is None:
+            return NO_CALLS
+        return f"the plan was checked in a loop {known.difference(setting)}; {CHECK}"
 
     def _adapted(self, setting: Setting, loop: DenoisingLoop) -> RehashPlan | None:
         """A plan from what was learned with other steps or another scheduler, uncertified."""
@@ -259,29 +268,14 @@ class PipelineRehash:
 
     def _learn(self, loop: DenoisingLoop) -> None:
         """Keep what a finished loop showed, and plan from it where nothing more is to come."""
-        recorder, setting = loop.recorder, loop.setting
-        assert recorder is not None and setting is not None
-        lessons = recorder.lessons(len(setting.times), (loop.seconds - loop.busy) / len(setting.times))
-        if not lessons:
-            steps = len(setting.times)
-            why = f"the loop ran {self.component} at {recorder.recorded(0)} of its {steps} steps"
-            if loop.final is None:
-                why = f"the loop took no step of the scheduler of {self.state.name}: does it use a copy?"
+        setting = loop.setting
+        assert setting is not None
+        if why := nothing_learned(loop, self.component, self.state.name):
             log.warning("Step Rehash learned nothing: %s", why)
-            if loop.final is None or loop.step >= steps:  # it was not interrupted: the next one will be like it
+            if loop.final is None or loop.step >= len(setting.times):  # not interrupted: the next one will be like it
                 self.unskippable[setting] = why
             return
-        norm = float(loop.final.norm()) if loop.final is not None else 1.0
-        if setting not in self.lessons:
-            importance = loop.importance()
-            self.lessons[setting] = [
-                Lessons(cut.positions, names, cut.nbytes, setting.times, importance)
-                for cut, names in recorder.names.items()
-            ]
-        for rows in self.lessons[setting]:
-            lesson = next((x for x, c in zip(lessons, recorder.cuts, strict=True) if c.positions == rows.cut), None)
-            if lesson is not None:
-                rows.add(lesson, norm)
+        self.lessons[setting] = learn_from(loop, self.lessons.get(setting, []))
         if self.learning:
             return
         try:
@@ -340,4 +334,12 @@ class PipelineRehash:
             plan = self.given or next(iter(self.plans.values()), None)
         else:
             plan = loop.plan or (self.plans.get(loop.setting) if loop.setting is not None else None)
-        return RehashReport(self.state.name, self.component, plan, tuple(loop.evaluations) if loop else ())
+        evaluations = tuple(loop.evaluations) if loop else ()
+        why = loop.why if loop is not None else "" if plan else "; ".join(self.unskippable.values())
+        return RehashReport(self.state.name, self.component, plan, evaluations, why)
+
+
+def _size_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int, ...]:
+    """Of the first tensor the denoiser is given, which is what it denoises, without its batch."""
+    first = next((x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)), None)
+    return () if first is None else tuple(first.shape[1:])

@@ -7,7 +7,7 @@ from typing import Any
 
 from sicompiler.adapters.pipeline import PipelineState
 from sicompiler.adapters.resume import Notes
-from sicompiler.adapters.trials import relative_error, run_call, tell
+from sicompiler.adapters.runs import relative_error, run_call, tell
 from sicompiler.errors import OverBudget
 from sicompiler.rehash.choose import Subject, costs_of, make_plan
 from sicompiler.rehash.lessons import Lessons
@@ -29,7 +29,9 @@ def measure_response(state: PipelineState, notes: Notes, calls: Sequence[Mapping
     assert rehash is not None
     (setting,) = rehash.lessons
     smallest, subject = min(rehash.lessons[setting], key=lambda rows: rows.nbytes), rehash.subject(setting)
-    steps, calls = probed(len(setting.times)), calls[:CALLS]
+    apart = smallest.apart
+    steps = [s for s in probed(len(setting.times)) if apart is None or not apart[s - 1, s]]
+    calls = calls[:CALLS]
     for component in state.components.values():
         component.keep_analyses()
     try:

@@ -26,6 +26,7 @@ class Notes:
 
     Attributes:
         waiting: numbers of the calls that are still to be run, in order.
+        order: numbers of all calls in the order in which their lessons are kept.
 
     Raises:
         BadInput: the file can't be read or written, or is of another pipeline or scheduler.
@@ -39,7 +40,7 @@ class Notes:
         self._book: LessonBook | None = None
         self._errors: dict[int, dict[int, float]] = {}  # by call, by evaluation that alone was skipped
         self._counts: dict[tuple[int, ...], int] = {}  # of lessons, by cut: what is more has just been learned
-        self.waiting = list(range(len(calls)))
+        self.waiting = self.order = list(range(len(calls)))
         if self.path is None:
             return
         if not self.path.exists():
@@ -69,6 +70,7 @@ class Notes:
                 self._errors[number] = dict(next(run.errors for run in book.runs if run.label == label))
             else:
                 self.waiting.append(number)
+        self.order = [*(n for n in self.order if n not in self.waiting), *self.waiting]
         if book.runs:
             self._rehash.lessons[book.setting] = rows = book.lessons()
             self._counts = {row.cut: len(row.lessons) for row in rows}

@@ -55,6 +55,7 @@ class Calibration:
         lessons: file of what the runs show.
         strategy: "planned" or a rule to compare with.
         order: of the predictor at most.
+        accept_worse: whether fewer steps that take the same time may be nearer to the full run.
     """
 
     pipeline: str
@@ -76,6 +77,7 @@ class Calibration:
     lessons: Path | None
     strategy: str
     order: int
+    accept_worse: bool = False
 
 
 @rehash.command(short_help="Learn from full runs, choose a plan, verify it.")
@@ -135,6 +137,10 @@ def calibrate(
     order: Annotated[
         int, typer.Option("--order", min=0, max=2, help="Of the predictor at most; order k keeps k + 1 features.")
     ] = 2,
+    accept_worse: Annotated[
+        bool,
+        typer.Option("--accept-worse", help="Keep a plan even where fewer steps that take its time end nearer."),
+    ] = False,
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="float32 (default), float16 or bfloat16.", show_default=False)
     ] = None,
@@ -148,8 +154,8 @@ def calibrate(
 
     Exactly one of --speedup, --psnr and --rel-error is the target. Prompts are taken in turn, seeds count up. Needs the
     weights and the time of the runs themselves: --runs + --held-out full runs, up to 14 that measure how errors grow,
-    four for every plan that is tried on calls that were learned from (up to 16 plans), and --held-out each for every
-    plan that is verified, for uniform reuse and for fewer steps.
+    five for every plan that is tried on calls that were learned from (up to 16 plans), and --held-out each for every
+    plan that is verified, for uniform reuse and for fewer steps. If those are nearer than every plan, that is said.
     """
     from sicompiler.cli.rehash_calibrate import run
 
@@ -173,6 +179,7 @@ def calibrate(
         save_lessons,
         strategy,
         order,
+        accept_worse,
     )
     return run(wanted, as_json=json)
 

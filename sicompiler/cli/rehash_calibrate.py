@@ -56,6 +56,7 @@ def run(wanted: Calibration, *, as_json: bool) -> int:
             lessons=wanted.lessons,
             order=wanted.order,
             strategy=cast(Strategy, wanted.strategy),  # checked by `_check_target`
+            accept_worse=wanted.accept_worse,
         )
         plan = _calibrated(wanted, pipe, budget, request, progress)
     for line in plan.verified.nearer if plan.verified else ():
@@ -76,7 +77,11 @@ def _calibrated(wanted: Calibration, pipe: Any, budget: int, request: Rehash, pr
     with quiet():
         state = PipelineState.take_over(pipe, budget, progress, rehash=request)
         try:
-            return calibrate(state)
+            plan = calibrate(state)
+            if plan is None:
+                assert state.rehash is not None
+                raise BadInput(f"no plan is saved: {'; '.join(state.rehash.unskippable.values())} (--accept-worse)")
+            return plan
         except KeyboardInterrupt:
             if wanted.lessons is not None and wanted.lessons.exists():
                 known = len(LessonBook.load(wanted.lessons).runs)

@@ -15,6 +15,7 @@ import numpy as np
 from sicompiler.codec import refuse_other
 from sicompiler.errors import BadInput, StalePlan
 from sicompiler.rehash.choose import Subject
+from sicompiler.rehash.kinds import read_kinds
 from sicompiler.rehash.lessons import Lesson, Lessons
 from sicompiler.rehash.setting import Setting
 
@@ -169,10 +170,12 @@ class LessonBook:
             setting = data["setting"]
             if data["version"] != BOOK_VERSION:
                 raise StalePlan(f"the lessons have format {data['version']}, this version reads {BOOK_VERSION}")
+            if "size" not in setting:
+                raise StalePlan("an earlier version wrote these lessons, of unknown guidance and size: learn them anew")
             return LessonBook(
                 data["pipeline"],
                 data["component"],
-                Setting(setting["structure"], setting["scheduler"], tuple(map(float, setting["times"]))),
+                Setting(**{**setting, "times": tuple(map(float, setting["times"])), "size": tuple(setting["size"])}),
                 tuple(map(float, data["importance"])),
                 tuple(WatchedCut(tuple(c["positions"]), tuple(c["names"]), c["nbytes"]) for c in data["cuts"]),
                 tuple(
@@ -214,4 +217,5 @@ def _read(row: Mapping[str, Any]) -> Lesson:
     found = {name: value for name, value in row.items() if name != "cut"}
     found["grams"] = tuple(np.array(gram, dtype=np.float64) for gram in row["grams"])
     found["gains"] = np.array([math.nan if gain is None else gain for gain in row["gains"]], dtype=np.float64)
+    found["kinds"] = tuple(map(read_kinds, row["kinds"]))
     return Lesson(**found)

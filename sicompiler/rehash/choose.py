@@ -24,11 +24,9 @@ from sicompiler.rehash.lessons import Lessons
 from sicompiler.rehash.plan import Check, FrontierPoint, RehashPlan
 from sicompiler.rehash.request import Strategy
 
-GUARD = 3.0
-"""The guard ends skipping where its error is so many times the worst that was seen there while skipping."""
-
-UNTRIED = 10.0
-"""The same, of what full runs let expect, where a plan was never tried: skipping moves features more than they show."""
+GUARD = 2.0
+"""The guard ends skipping where its error is so many times what is predicted there: the worst that was seen on calls
+that the weights had not learned from, or, of a plan that was never tried, what full runs let expect."""
 
 LEAST_BOUND = 0.02
 """Relative error of a feature that the guard always accepts: rounding and small differences between prompts."""
@@ -83,6 +81,31 @@ def make_plan(
         full_seconds=lessons.full_seconds,
         skip_seconds=lessons.skip_seconds,
         step_seconds=lessons.step_seconds,
+        kinds=lessons.kinds,
+    )
+
+
+def refitted(plan: RehashPlan, lessons: Lessons, predictor: Predictor) -> RehashPlan:
+    """The same schedule with the weights that some runs teach; those of rules are taught by none.
+
+    Args:
+        plan: to be changed.
+        lessons: of the runs, at the plan's cut.
+        predictor: whose weights they are.
+    """
+    if plan.strategy != "planned" or predictor != "least squares":
+        return plan
+    costs = costs_of(lessons, predictor, plan.order)
+
+    def again(step: int, old: Prediction) -> Prediction:
+        return old if len(old.sources) == 1 else Prediction(old.sources, costs.weights(old.sources, step))
+
+    return replace(
+        plan,
+        steps=tuple(old and again(step, old) for step, old in enumerate(plan.steps)),
+        checks=tuple(
+            check and replace(check, prediction=again(step, check.prediction)) for step, check in enumerate(plan.checks)
+        ),
     )
 
 
@@ -109,14 +132,14 @@ def guarded(plan: RehashPlan, seen: Mapping[int, float]) -> RehashPlan:
 
 def costs_of(lessons: Lessons, predictor: Predictor, order: int) -> StepCosts:
     """What skipping costs at one cut."""
-    return StepCosts(lessons.gram, lessons.weight, lessons.times, predictor, order)
+    return StepCosts(lessons.gram, lessons.weight, lessons.times, predictor, order, lessons.apart)
 
 
 def _checks(costs: StepCosts, schedule: Schedule) -> tuple[Check | None, ...]:
     found: list[Check | None] = []
     for step, prediction in enumerate(schedule):
         before = schedule[step - 1] if step else None
-        if prediction is not None or before is None:
+        if prediction is not None or before is None or not costs.reaches(before.sources, step):
             found.append(None)
             continue
         guess = (
@@ -124,7 +147,7 @@ def _checks(costs: StepCosts, schedule: Schedule) -> tuple[Check | None, ...]:
         )
         norm = max(float(costs.gram[step, step]), 1e-300)
         error = (squared_error(costs.gram, guess, step) / norm) ** 0.5
-        found.append(Check(guess, max(UNTRIED * error, LEAST_BOUND)))
+        found.append(Check(guess, max(GUARD * error, LEAST_BOUND)))
     return tuple(found)
 
 
@@ -181,7 +204,8 @@ def by_rule(strategy: Strategy, subject: Subject, lessons: Sequence[Lessons]) ->
 
 def uniform(subject: Subject, lessons: Lessons, full: int, order: int = 0, *, guard: bool = True) -> RehashPlan:
     """Full evaluations at even distances; plain reuse, or Lagrange over the times (`order` 1: Taylor)."""
-    costs = StepCosts(lessons.gram, lessons.weight, [float(i) for i in range(len(lessons.times))], "lagrange", order)
+    times = [float(i) for i in range(len(lessons.times))]
+    costs = StepCosts(lessons.gram, lessons.weight, times, "lagrange", order, lessons.apart)
     steps = uniform_steps(costs.count, full)
     if order == 0:
         return make_plan(subject, lessons, costs, schedule_of(costs, steps), "uniform", guard=guard)
@@ -192,11 +216,11 @@ def _of_full_order(costs: StepCosts, full: Sequence[int]) -> Schedule:
     found: list[Prediction | None] = []
     before: list[int] = []
     for step in range(costs.count):
-        if step in full:
+        if step in full or not costs.reaches(before[-1:], step):
             before.append(step)
             found.append(None)
         else:
-            sources = tuple(before[-costs.memory :])
+            sources = tuple(s for s in before[-costs.memory :] if costs.reaches([s], step))
             found.append(Prediction(sources, costs.weights(sources, step)))
     return tuple(found)
 
@@ -230,15 +254,17 @@ RULES: Mapping[Strategy, Callable[[Subject, Lessons, int], RehashPlan]] = {
 
 
 def with_frontier(plan: RehashPlan, plans: Sequence[RehashPlan]) -> RehashPlan:
-    """A plan that knows what else could be had: for each number of full evaluations the smallest error, if it pays."""
+    """A plan that knows what else could be had: for each number of full evaluations the smallest error, if it pays.
+
+    Errors of others are estimates by full runs, scaled by what calls have shown of the plan, where it was checked.
+    """
+    own = next((p.predicted_error for p in plans if (p.cut, p.steps) == (plan.cut, plan.steps)), 0.0)
+    scale = plan.predicted_error / own if plan.checked and own > 0 and math.isfinite(plan.predicted_error) else 1.0
     points: list[FrontierPoint] = []
     for other in sorted(plans, key=lambda p: (-p.speedup, p.predicted_error)):
-        if not points or other.predicted_error < points[-1].predicted_error:
-            points.append(
-                FrontierPoint(
-                    len(other.full), other.speedup, other.predicted_error, other.cut_names, other.snapshots_bytes
-                )
-            )
+        error = scale * other.predicted_error
+        if not points or error < points[-1].predicted_error:
+            points.append(FrontierPoint(len(other.full), other.speedup, error, other.cut_names, other.snapshots_bytes))
     return replace(plan, points=tuple(points))
 
 

@@ -15,7 +15,7 @@ class Evaluation:
         step: steps the scheduler had taken.
         branch: calls since the last step.
         prediction: how the feature was predicted; None where it ran in full.
-        reason: why it ran in full though the plan would skip; empty otherwise.
+        reason: why it ran in full though the plan would skip, or why what is kept was dropped; empty otherwise.
         guard_error: of a full evaluation after skipped ones: relative error of what would have been predicted here.
         held_bytes: features held while it ran.
         seconds: of the call.

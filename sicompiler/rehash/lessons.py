@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from sicompiler.planners.steps import Floats
+from sicompiler.rehash.kinds import Kind, StepKinds, apart
 
 TEMPER = 0.25
 """Power of the weights of evaluations around their mean: 1 believes the scheduler alone, 0 weighs all the same. Found
@@ -20,11 +23,13 @@ class Lesson:
     """What one full run showed of one cut.
 
     Attributes:
-        grams: for each branch, [n, n]: inner products of the feature at all evaluations.
+        grams: for each branch, [n, n]: inner products of the feature at all evaluations; zero where it was not watched,
+            and between features of calls of different kinds.
         gains: [n]: change of the output, as a 2-norm, per relative error of the feature; nan where not probed.
         full_seconds: of one evaluation in full.
         skip_seconds: of one that is skipped.
         step_seconds: of a step of the loop, beside the denoiser.
+        kinds: of the calls, at each evaluation; empty where all calls of a branch were alike.
     """
 
     grams: tuple[Floats, ...]
@@ -32,6 +37,15 @@ class Lesson:
     full_seconds: float
     skip_seconds: float
     step_seconds: float = 0.0
+    kinds: tuple[StepKinds, ...] = ()
+
+    @property
+    def stretches(self) -> tuple[int, ...]:
+        """For each evaluation, in which stretch of calls of one kind it is; empty where there is only one."""
+        found = [0]
+        for before, now in itertools.pairwise(self.kinds):
+            found.append(found[-1] + apart(before, now))
+        return tuple(found) if found[-1] else ()
 
 
 @dataclass
@@ -64,13 +78,31 @@ class Lessons:
         self.final_norm = (self.final_norm * len(self.lessons) + final_norm) / (len(self.lessons) + 1)
         self.lessons.append(lesson)
 
+    def without(self, number: int) -> Lessons:
+        """What the other runs showed, had one not been made."""
+        return replace(self, lessons=[x for i, x in enumerate(self.lessons) if i != number])
+
     @property
     def gram(self) -> Floats:
         """[n, n], summed over runs and branches, each scaled to its own norm."""
-        grams = [
-            gram / max(float(np.trace(gram)) / len(gram), 1e-300) for lesson in self.lessons for gram in lesson.grams
-        ]
+        grams = [gram / _mean_square(gram) for lesson in self.lessons for gram in lesson.grams]
         return np.asarray(np.sum(grams, axis=0))
+
+    @property
+    def apart(self) -> npt.NDArray[np.bool_] | None:
+        """[n, n]: whether a feature is of no use at a later evaluation, in any run; None where all are of use."""
+        rows = [np.array(lesson.stretches) for lesson in self.lessons if lesson.stretches]
+        return np.any([row[:, None] != row for row in rows], axis=0) if rows else None
+
+    @property
+    def kinds(self) -> tuple[tuple[StepKinds, ...], ...]:
+        """For each evaluation, the calls of that step in every way they were seen; empty where none differed."""
+        branches = max(len(lesson.grams) for lesson in self.lessons)
+        alike = ((Kind(),) * branches,) * len(self.times)
+        runs = [lesson.kinds or alike for lesson in self.lessons]
+        if all(run == alike for run in runs):
+            return ()
+        return tuple(tuple(dict.fromkeys(step)) for step in zip(*runs, strict=True))
 
     @property
     def gain(self) -> Floats:
@@ -125,7 +157,7 @@ class Lessons:
             times: of the evaluations wanted.
             importance: of these.
         """
-        matrix = _between(self.times, times)
+        matrix, nearest = _between(self.times, times, self.lessons), _nearest(self.times, times)
         moved = [
             Lesson(
                 tuple(matrix @ gram @ matrix.T for gram in lesson.grams),
@@ -133,6 +165,7 @@ class Lessons:
                 lesson.full_seconds,
                 lesson.skip_seconds,
                 lesson.step_seconds,
+                tuple(lesson.kinds[i] for i in nearest) if lesson.kinds else (),
             )
             for lesson in self.lessons
         ]
@@ -143,9 +176,26 @@ class Lessons:
         return rows
 
 
-def _between(known: Sequence[float], wanted: Sequence[float]) -> Floats:
-    """[wanted, known]: weights of linear interpolation; beyond the ends the nearest."""
+def _mean_square(gram: Floats) -> float:
+    """Of the norms of the features that were watched."""
+    return float(np.trace(gram)) / max(int(np.count_nonzero(np.diag(gram))), 1) or 1e-300
+
+
+def _nearest(known: Sequence[float], wanted: Sequence[float]) -> list[int]:
+    """[wanted]: the evaluation that stands nearest."""
+    return [int(i) for i in np.abs(np.subtract.outer(wanted, known)).argmin(axis=1)]
+
+
+def _between(known: Sequence[float], wanted: Sequence[float], lessons: Sequence[Lesson] = ()) -> Floats:
+    """[wanted, known]: weights of linear interpolation; beyond the ends the nearest.
+
+    Where calls changed in the runs, those of one kind only: each that is wanted is of the kind of the nearest.
+    """
     order = np.argsort(known, kind="stable")
     grid = np.asarray(known)[order]
     unit = np.eye(len(known))[order]
-    return np.stack([np.interp(wanted, grid, column) for column in unit.T], axis=1)
+    found = np.stack([np.interp(wanted, grid, column) for column in unit.T], axis=1)
+    nearest = _nearest(known, wanted)
+    for stretches in [np.array(lesson.stretches) for lesson in lessons if lesson.stretches]:
+        found = np.where(stretches[nearest][:, None] == stretches, found, 0.0)
+    return np.asarray(found / found.sum(axis=1, keepdims=True))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
 from sicompiler.planners.steps import Floats, Prediction
 from sicompiler.rehash.evaluation import Evaluation
+from sicompiler.rehash.kinds import UNWATCHED, FirstCalls, Kind
 from sicompiler.rehash.plan import RehashPlan
 from sicompiler.rehash.recorder import Recorder
 from sicompiler.rehash.setting import Setting
@@ -19,34 +21,58 @@ from sicompiler.rehash.sketch import PIECE, Snapshot
 CURRENT: ContextVar[tuple[DenoisingLoop, ...]] = ContextVar("sicompiler_denoising_loops", default=())
 
 
+@dataclass(frozen=True)
+class NextCall:
+    """How the call that begins runs.
+
+    Attributes:
+        branch: calls since the last step.
+        prediction: of its feature; None where it runs in full.
+        reason: why it runs in full though the plan would skip, or why nothing is kept of it.
+        kept: whether its feature is kept, as the plan says; no feature of a kind of call the plan does not know is.
+    """
+
+    branch: int
+    prediction: Prediction | None = None
+    reason: str = ""
+    kept: bool = True
+
+
 class DenoisingLoop:
     """Counts steps and calls, keeps features, and decides at each call.
 
     Args:
         owner: who keeps the plans; only its denoiser is counted.
-        begin: steps that the scheduler leaves out at the start, as image-to-image does.
 
     Attributes:
+        step: steps the scheduler has taken in this loop, wherever in its times that began.
         plan: None where nothing is skipped, as while learning.
         recorder: writes down what is learned.
         resolved: whether plan and recorder are settled; they wait for the first call, which shows the graph.
+        placed: told the timestep of the first evaluation, finds the place of the loop among those of its scheduler.
         final: the latents after the newest step.
         seconds: from begin to end of the loop.
+        lasted: the same by the clock of the whole call.
         busy: seconds of these that capturing and learning took, the evaluations themselves included.
     """
 
-    def __init__(self, owner: object, begin: int = 0) -> None:
-        self.owner, self.step = owner, begin
+    def __init__(self, owner: object) -> None:
+        self.owner, self.step = owner, 0
         self.plan: RehashPlan | None = None
         self.recorder: Recorder | None = None
         self.resolved = False
         self.setting: Setting | None = None
         self.importance: Callable[[], Floats] = _unknown
+        self.placed: Callable[[Any], None] = _nowhere
         self.final: torch.Tensor | None = None
-        self.seconds = self.busy = 0.0
+        self.seconds = self.busy = self.lasted = 0.0
         self.calls = 0
         self.evaluations: list[Evaluation] = []
         self.stopped = ""  # why skipping has ended
+        self.first_calls: FirstCalls | None = None
+        self.kinds: list[list[Kind]] = []  # of the calls so far, by step and branch
+        self.dropped = ""  # why features are gone that the plan would use
+        self.why = ""  # nothing is skipped
         self._kept: dict[tuple[int, int], Snapshot] = {}
 
     @property
@@ -71,24 +97,67 @@ class DenoisingLoop:
             latents: what it gave.
         """
         self.final = latents
+        if (
+            self.plan is not None
+            and self.calls
+            and (differs := self.plan.unlike(self.step, self.kinds[-1], whole=True))
+        ):
+            self._kept.clear()  # the plan knows more calls in this step: which of them these were can't be told
+            self.dropped = f"in the step before, {differs}"
         self.step, self.calls = self.step + 1, 0
         last = self.plan.last_use if self.plan else {}
         self._kept = {key: kept for key, kept in self._kept.items() if last.get(key[1], -1) >= self.step}
 
-    def next_call(self) -> tuple[int, Prediction | None, str]:
-        """Branch of the call that begins, how it predicts its feature (None: it runs in full), and why not."""
+    def begins(self, kind: Kind) -> None:
+        """A call of the denoiser begins. What is kept of its branch goes if it is of another kind than the one before.
+
+        Args:
+            kind: what it is to the first call of its branch.
+        """
+        branch = self.calls
+        before = self.kind_before(branch)
+        if not self.calls:
+            self.kinds.append([])
+        self.kinds[-1].append(kind)
+        if before is not None and before.call != kind.call:
+            self._drop(branch)
+            if self.recorder is not None:
+                self.recorder.forget(branch)
+
+    def unwatched(self) -> None:
+        """The call that has begun is not learned from: no feature of it can be used, or predicted."""
+        branch, kind = self.calls - 1, self.kinds[-1][-1]
+        self.kinds[-1][-1] = kind._replace(call=f"{UNWATCHED}: {kind.call}")
+        if self.recorder is not None:
+            self.recorder.forget(branch)
+
+    def kind_before(self, branch: int) -> Kind | None:
+        """Of the newest call of a branch so far; None before the first."""
+        return next((kinds[branch] for kinds in reversed(self.kinds) if branch < len(kinds)), None)
+
+    def next_call(self) -> NextCall:
+        """How the call that has begun runs."""
         branch, self.calls = self.calls, self.calls + 1
         plan = self.plan
-        prediction = plan.steps[self.step] if plan and self.step < plan.evaluations else None
-        if plan is None or prediction is None:
-            return branch, None, ""
+        if plan is None or self.step >= plan.evaluations:
+            return NextCall(branch, reason=self.why)
+        prediction = plan.steps[self.step]
         if self.stopped:
-            return branch, None, self.stopped
-        if branch >= plan.branches:
-            return branch, None, f"the plan knows {plan.branches} calls a step"
+            return NextCall(branch, reason=self.stopped if prediction else "")
+        if differs := plan.unlike(self.step, self.kinds[-1], whole=False):
+            self._drop(branch)
+            return NextCall(branch, reason=differs, kept=False)
+        if prediction is None:
+            return NextCall(branch)
         if any((branch, source) not in self._kept for source in prediction.sources):
-            return branch, None, "the loop began later than the plan"
-        return branch, prediction, ""
+            return NextCall(branch, reason=self.dropped or "the evaluations it is predicted from were not kept")
+        return NextCall(branch, prediction)
+
+    def _drop(self, branch: int) -> None:
+        """Let go of what is kept of a branch."""
+        if any(key[0] == branch for key in self._kept):
+            self._kept = {key: kept for key, kept in self._kept.items() if key[0] != branch}
+            self.dropped = f"features were dropped at step {self.step}: the calls have changed"
 
     def predict(self, branch: int, prediction: Prediction) -> Snapshot:
         """The feature, from those that are held. With one source of weight one it is that feature, not a copy."""
@@ -125,7 +194,7 @@ class DenoisingLoop:
     def end(self, *, keep_final: bool) -> None:
         """Free everything; the final latents stay where somebody wants to see them."""
         self._kept.clear()
-        self.importance = _unknown  # it has a scheduler
+        self.importance, self.placed, self.first_calls = _unknown, _nowhere, None  # they have a scheduler, and a model
         if not keep_final:
             self.final = None
         if self.recorder is not None:
@@ -136,6 +205,8 @@ class DenoisingLoop:
         if any((branch, source) not in self._kept for source in prediction.sources):
             return None
         kept = [self._kept[branch, source] for source in prediction.sources]
+        if any(a.stride() != b.stride() for parts in kept for a, b in zip(parts, snapshot, strict=True)):
+            return None  # they are compared as they lie
         rows = [
             _difference(value, [parts[index] for parts in kept], prediction.weights)
             for index, value in enumerate(snapshot)
@@ -146,6 +217,10 @@ class DenoisingLoop:
 
 def _unknown() -> Floats:
     raise AssertionError("a loop is told its scheduler when it begins")
+
+
+def _nowhere(timestep: Any) -> None:
+    """A loop that has ended has no place."""
 
 
 def _combined(parts: Sequence[torch.Tensor], weights: Sequence[float]) -> torch.Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,10 @@ from typing import Any
 from sicompiler.codec import refuse_other
 from sicompiler.errors import BadInput, StalePlan
 from sicompiler.planners.steps import Prediction, Schedule
+from sicompiler.rehash.kinds import Kind, StepKinds, read_kinds
+from sicompiler.rehash.setting import Setting
 
-REHASH_VERSION = 3
+REHASH_VERSION = 4
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,18 @@ class Other:
         full: evaluations in full.
         rel_error: the worst relative error of the final latents against the full run.
         psnr: the worst of the frames, in dB.
+        frames: the worst relative error of the frames.
+        median_frames: the median of it.
+        runs: how many runs these are of.
     """
 
     method: str
     full: int
     rel_error: float
     psnr: float
+    frames: float = 0.0
+    median_frames: float = 0.0
+    runs: int = 0
 
 
 @dataclass(frozen=True)
@@ -121,13 +129,20 @@ class RehashPlan:
         steps: for each evaluation, how it predicts; None where it runs in full.
         checks: for each evaluation, how the guard measures there; None where it does not.
         strategy: how the steps were chosen: "planned", "uniform", "similarity", ...
-        predicted_error: estimated relative error of the final latents.
+        predicted_error: relative error of the final latents: the median over `checked` calls, each run with what the
+            other calls have taught; where none was, an estimate from full runs alone, which is no promise.
         whole_seconds: of one evaluation where nothing is skipped or kept.
         full_seconds: of one in full, with the features that are held beside it.
         skip_seconds: of one that is skipped. All three as measured while plans were tried, or else while learning.
         step_seconds: of a step of the loop, beside the denoiser.
+        outside_seconds: of a call, before and after its loop.
+        checked: calls on which errors were measured before the plan was trusted.
+        frames_error: of the frames, as `predicted_error` is of the latents; None where nothing was checked.
         verified: by held-out runs; None where nothing was.
         points: what else could be had, fastest first.
+        kinds: for each evaluation, the calls of that step in the runs that were learned from (one row for each way they
+            were seen): guidance may end there, say. Empty where all calls of a branch were alike.
+        guidance, size: of those runs (`Setting`). What was measured holds for no other; empty where nothing was.
     """
 
     pipeline: str
@@ -146,8 +161,14 @@ class RehashPlan:
     full_seconds: float
     skip_seconds: float
     step_seconds: float = 0.0
+    outside_seconds: float = 0.0
+    checked: int = 0
+    frames_error: float | None = None
     verified: Verified | None = None
     points: tuple[FrontierPoint, ...] = ()
+    kinds: tuple[tuple[StepKinds, ...], ...] = ()
+    guidance: str = ""
+    size: tuple[int, ...] = ()
     version: int = REHASH_VERSION
 
     def frontier(self) -> tuple[FrontierPoint, ...]:
@@ -176,9 +197,17 @@ class RehashPlan:
 
     @property
     def speedup(self) -> float:
-        """Expected ratio of the seconds of the loop, all in full, to those of this plan."""
+        """Expected ratio of the seconds of a whole call, all evaluations in full, to those by this plan."""
+        return self._ratio(self.outside_seconds)
+
+    @property
+    def loop_speedup(self) -> float:
+        """The same of the denoising loop alone, which fewer steps would shorten as much."""
+        return self._ratio(0.0)
+
+    def _ratio(self, outside: float) -> float:
         full, skipped = self.branches * len(self.full), self.branches * (self.evaluations - len(self.full))
-        beside = self.evaluations * self.step_seconds
+        beside = self.evaluations * self.step_seconds + outside
         planned = full * self.full_seconds + skipped * self.skip_seconds + beside
         return ((full + skipped) * self.whole_seconds + beside) / planned if planned else 1.0
 
@@ -215,6 +244,35 @@ class RehashPlan:
     def _is_reuse(self, step: int) -> bool:
         prediction = self.steps[step]
         return prediction is not None and prediction.weights == (1.0,)
+
+    def unmeasured(self, setting: Setting) -> str:
+        """Why what was measured does not hold in a loop; empty where it does, or where nothing was measured.
+
+        Args:
+            setting: of the loop, for whose scheduler and steps the plan is.
+        """
+        here = replace(setting, guidance=self.guidance or setting.guidance, size=self.size or setting.size)
+        differs = here.difference(setting)
+        return f"the plan was checked in a loop {differs}; calibrate on such calls, or accept_worse=True" * bool(
+            differs
+        )
+
+    def unlike(self, step: int, calls: Sequence[Kind], *, whole: bool) -> str:
+        """In what the calls of a step differ from those that were learned from; empty where they don't.
+
+        Args:
+            step: the evaluation.
+            calls: in this step so far.
+            whole: whether no more will come.
+        """
+        known = self.kinds[step] if self.kinds else ((Kind(),) * self.branches,)
+        if any(row[: len(calls)] == tuple(calls) and len(row) >= len(calls) for row in known):
+            complete = not whole or any(len(row) == len(calls) for row in known)
+            return "" if complete else f"there were {len(calls)} calls where the plan knows {len(known[0])}"
+        if len(calls) > max(map(len, known)):
+            return f"the plan knows {max(map(len, known))} calls in this step"
+        expected = known[0][len(calls) - 1].told if len(known[0]) >= len(calls) else ""
+        return calls[-1].told or f"the call is as at the start, but the plan was learned where {expected}"
 
     def check(self, *, pipeline: str, structure: str, scheduler: str, evaluations: int) -> None:
         """Make sure that the plan belongs to a run.
@@ -258,7 +316,8 @@ class RehashPlan:
                 FrontierPoint(**{**row, "cut_names": tuple(row["cut_names"])}) for row in data["points"]
             )
             data["verified"] = None if data["verified"] is None else _verified(data["verified"])
-            data |= {name: tuple(data[name]) for name in ("cut", "cut_names")}
+            data["kinds"] = tuple(tuple(read_kinds(row) for row in step) for step in data["kinds"])
+            data |= {name: tuple(data[name]) for name in ("cut", "cut_names", "size")}
             return RehashPlan(**data)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise StalePlan(f"this is not a rehash plan: {type(error).__name__}: {error}") from error

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 
 from sicompiler.planners.cuts import Cut
+from sicompiler.planners.steps import Floats
+from sicompiler.rehash.kinds import StepKinds
 from sicompiler.rehash.lessons import Lesson
-from sicompiler.rehash.sketch import Snapshot, sketch
+from sicompiler.rehash.sketch import WIDTH, Snapshot, sketch
 
 
 class Recorder:
@@ -22,7 +24,9 @@ class Recorder:
 
     def __init__(self, names: Mapping[Cut, tuple[str, ...]]) -> None:
         self.names, self.cuts = dict(names), tuple(names)
-        self._sketches: list[dict[int, list[torch.Tensor]]] = [{} for _ in names]
+        self._sketches: list[dict[int, dict[int, torch.Tensor]]] = [{} for _ in names]  # by branch, by step
+        self._stretches: dict[int, dict[int, int]] = {}  # by branch, by step: which stretch of calls of one kind
+        self._forgotten = 0  # how often
         self._moves: list[dict[int, list[float]]] = [{} for _ in names]  # by step: change of output per relative error
         self._previous: dict[int, dict[int, torch.Tensor]] = {}  # by branch, by position
         self._full_seconds: list[float] = []
@@ -45,31 +49,40 @@ class Recorder:
     @property
     def branches(self) -> int:
         """Calls in one step, as far as they were seen."""
-        return len(self._previous)
+        return len(self._stretches)
 
     def recorded(self, branch: int) -> int:
         """How many evaluations of a branch are written down."""
         return len(self._sketches[0].get(branch, ())) if self.cuts else 0
 
+    def forget(self, branch: int) -> None:
+        """Let go of the features of a branch: those that come are of calls of another kind."""
+        self._previous.pop(branch, None)
+        self._forgotten += 1
+
     def previous(self, number: int, branch: int) -> Snapshot | None:
-        """The feature of a cut at the evaluation before, to see what it does to the output now."""
+        """The feature of a cut at the evaluation before, to see what it does to the output now.
+
+        None where there was no such call, or one of another kind.
+        """
         kept = self._previous.get(branch)
         return None if kept is None else tuple(kept[p] for p in self.cuts[number].positions)
 
-    def probed(self, number: int, branch: int, features: Snapshot, moved: float, seconds: float) -> None:
+    def probed(self, number: int, branch: int, step: int, features: Snapshot, moved: float, seconds: float) -> None:
         """Put down that the output moved so far when a cut was given the feature of the evaluation before."""
-        step = self.recorded(branch)
-        now, before = sketch(features), self._sketches[number][branch][-1]
+        known = self._sketches[number][branch]
+        now, before = sketch(features), known[max(known)]
         relative = float((now - before).norm() / now.norm().clamp_min(1e-300))
         if relative > 0:
             self._moves[number].setdefault(step, []).append(moved / relative)
         self._skip_seconds[number].append(seconds)
 
-    def record(self, branch: int, features: dict[int, torch.Tensor], seconds: float) -> None:
+    def record(self, branch: int, step: int, features: dict[int, torch.Tensor], seconds: float) -> None:
         """Put down the features of an evaluation, after the probes."""
         for number, cut in enumerate(self.cuts):
             found = sketch(tuple(features[p] for p in cut.positions))
-            self._sketches[number].setdefault(branch, []).append(found)
+            self._sketches[number].setdefault(branch, {})[step] = found
+        self._stretches.setdefault(branch, {})[step] = self._forgotten
         self._previous[branch] = features
         self._full_seconds.append(seconds)
 
@@ -77,30 +90,38 @@ class Recorder:
         """Let go of all features."""
         self._previous.clear()
 
-    def lessons(self, evaluations: int, step_seconds: float) -> list[Lesson]:
-        """One lesson a cut; none where the run was not recorded whole.
+    def lessons(self, evaluations: int, step_seconds: float, kinds: tuple[StepKinds, ...] = ()) -> list[Lesson]:
+        """One lesson a cut; none where nothing was recorded.
 
         Args:
-            evaluations: how many there should be.
+            evaluations: how many there were.
             step_seconds: what the loop took beside the denoiser, a step.
+            kinds: of the calls, at each evaluation.
         """
         found = []
         for number in range(len(self.cuts)):
-            rows = list(self._sketches[number].values())
-            if not rows or any(len(row) != evaluations for row in rows):
+            branches = self._sketches[number]
+            if not branches:
                 return []
-            stacks = [torch.stack(row).numpy() for row in rows]
             gains = np.full(evaluations, np.nan)
             for step, moves in self._moves[number].items():
                 gains[step] = float(np.sqrt(np.mean(np.square(moves))))
             skip = self._skip_seconds[number]
             found.append(
                 Lesson(
-                    tuple(stack @ stack.T for stack in stacks),
+                    tuple(self._gram(branch, rows, evaluations) for branch, rows in branches.items()),
                     gains,
                     statistics.median(self._full_seconds),
                     statistics.median(skip) if skip else 0.0,
                     max(step_seconds, 0.0),
+                    kinds,
                 )
             )
         return found
+
+    def _gram(self, branch: int, sketches: Mapping[int, torch.Tensor], evaluations: int) -> Floats:
+        """[n, n]: inner products, zero where a feature is missing and between those of calls of different kinds."""
+        stack, stretches = np.zeros((evaluations, WIDTH)), np.full(evaluations, -1)
+        for step, row in sketches.items():
+            stack[step], stretches[step] = row.numpy(), self._stretches[branch][step]
+        return np.asarray(np.where(stretches[:, None] == stretches, stack @ stack.T, 0.0))

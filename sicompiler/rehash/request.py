@@ -26,8 +26,8 @@ class Rehash:
             full run's.
         plan: made earlier (a `RehashPlan`, or the path of its JSON).
         calls: keyword arguments of calls of the pipeline (prompts, seeds as `generator`s, sizes, steps): those before
-            the last `held_out` are learned from, the rest verify. None at all: the first call of the pipeline runs in
-            full and is learned from, and nothing is verified.
+            the last `held_out` are learned from, the rest verify. None at all: nothing is skipped, unless
+            `accept_worse`: then the first call of the pipeline runs in full and is learned from.
         held_out: how many of the calls are kept for verification.
         order: of the predictor at most, 0 to 2; order k keeps k + 1 features.
         predictor: "least squares" or "lagrange".
@@ -35,6 +35,8 @@ class Rehash:
             "similarity" (Streamlined Inference's threshold), "deepcache" (every n-th in full).
         lessons: a file that keeps what the calls show, written after every one of them. Calls that are in it are not
             run again, so that a calibration that was interrupted goes on where it was.
+        accept_worse: skip by a plan that was never checked, or ends further from the full run than fewer steps that
+            take the same time.
     """
 
     speedup: float | None = None
@@ -47,6 +49,7 @@ class Rehash:
     predictor: Predictor = "least squares"
     strategy: Strategy = "planned"
     lessons: str | Path | None = field(default=None, compare=False)
+    accept_worse: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what makes no sense.

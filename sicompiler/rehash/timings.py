@@ -19,12 +19,14 @@ class Seconds:
         full: in full.
         skip: skipped.
         step: of a step of the loop, beside the denoiser.
+        outside: of a call, before and after its loop.
     """
 
     whole: float
     full: float
     skip: float
     step: float
+    outside: float
 
 
 class Timings:
@@ -32,17 +34,23 @@ class Timings:
 
     def __init__(self) -> None:
         self._seconds: dict[Room, Seconds] = {}
-        self._whole: tuple[float, float] | None = None  # of an evaluation where nothing is skipped, and beside it
+        self._whole: tuple[float, float, float] | None = None  # where nothing is skipped: an evaluation, and beside
         self._too_big: set[Room] = set()
 
     def measured(self, plan: RehashPlan, seconds: Seconds) -> None:
         """Put down what a plan took."""
         self._seconds[_room(plan)] = seconds
-        self.seen(seconds.whole, seconds.step)
+        self.seen(seconds.whole, seconds.step, seconds.outside)
 
-    def seen(self, whole: float, step: float) -> None:
-        """Put down what an evaluation takes where nothing is skipped or kept, and a step beside it."""
-        self._whole = whole, step
+    def seen(self, whole: float, step: float, outside: float) -> None:
+        """Put down what a call takes where nothing is skipped or kept.
+
+        Args:
+            whole: seconds of an evaluation.
+            step: of a step of the loop, beside the denoiser.
+            outside: of the call, before and after its loop.
+        """
+        self._whole = whole, step, outside
 
     def too_big(self, plan: RehashPlan) -> None:
         """Put down that a plan's features leave too little of the budget."""
@@ -65,10 +73,13 @@ class Timings:
                     full_seconds=seconds.full,
                     skip_seconds=seconds.skip,
                     step_seconds=seconds.step,
+                    outside_seconds=seconds.outside,
                 )
             elif self._whole is not None:
-                whole, step = self._whole
-                plan = replace(plan, whole_seconds=whole, full_seconds=whole, step_seconds=step)
+                whole, step, outside = self._whole
+                plan = replace(
+                    plan, whole_seconds=whole, full_seconds=whole, step_seconds=step, outside_seconds=outside
+                )
             found.append(plan)
         return found
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from sicompiler.rehash.evaluation import Evaluation
 from sicompiler.rehash.plan import RehashPlan
-from sicompiler.reports.rehash_tables import told, verified
+from sicompiler.reports.rehash_tables import predicted, told, verified
 from sicompiler.reports.summary import plain, table
 from sicompiler.units import format_bytes, format_seconds
 
@@ -20,12 +20,14 @@ class RehashReport:
         component: the denoiser.
         plan: by which it ran; None while nothing is learned yet.
         evaluations: every call of the denoiser, in order.
+        why: nothing could be skipped in it; empty where a plan ran.
     """
 
     pipeline: str
     component: str
     plan: RehashPlan | None
     evaluations: tuple[Evaluation, ...]
+    why: str = ""
 
     @property
     def full(self) -> int:
@@ -39,14 +41,16 @@ class RehashReport:
 
     def __str__(self) -> str:
         lines = [f"{self.pipeline}, {self.component}: {self.full} calls in full, {self.skipped} skipped"]
-        if self.plan is not None:
+        if self.why:
+            lines.append(f"nothing is skipped: {self.why}")
+        elif self.plan is not None:
             lines.append(summary(self.plan))
         rows = [
             (
                 str(e.step),
                 str(e.branch),
                 "full" if e.prediction is None else "skip",
-                e.reason if e.prediction is None else told(e.prediction),
+                ("" if e.reason == self.why else e.reason) if e.prediction is None else told(e.prediction),
                 "" if e.guard_error is None else f"{e.guard_error:.2g}",
                 format_bytes(e.held_bytes),
                 format_seconds(e.seconds),
@@ -61,6 +65,6 @@ def summary(plan: RehashPlan) -> str:
     """A plan in two lines."""
     return (
         f"plan: {len(plan.full)} of {plan.evaluations} evaluations in full, {plan.speedup:.2f} times as fast, "
-        f"predicted relative error {plan.predicted_error:.2g}, cut at {', '.join(plan.cut_names)}, "
+        f"{predicted(plan)}, cut at {', '.join(plan.cut_names)}, "
         f"at most {format_bytes(plan.snapshots_bytes)} of features\n{verified(plan)}"
     )
