@@ -48,16 +48,18 @@ def has_method(model: torch.nn.Module, method: str) -> bool:
     return callable(getattr(model, method, None))
 
 
-@contextlib.contextmanager
-def entry_module(model: torch.nn.Module, method: str) -> Iterator[torch.nn.Module]:
-    """A module whose forward is one method of a live module, for the time of a trace.
+def entry_module(model: torch.nn.Module, method: str) -> torch.nn.Module:
+    """A module whose forward is one method of a live module, to be traced.
+
+    Hooks around the forward of the live module are left out: they fire around a method called by its name never, and
+    around a compiled forward in the call of the live module.
 
     Args:
         model: the live module.
         method: name of the entry point.
 
-    Yields:
-        The module itself for `forward`; else a stand-in that shares parameters, buffers and children with it.
+    Returns:
+        A stand-in that shares parameters, buffers and children with the live module.
     """
     stand_in = object.__new__(type(model))
     stand_in.__dict__.update(model.__dict__)
@@ -65,7 +67,7 @@ def entry_module(model: torch.nn.Module, method: str) -> Iterator[torch.nn.Modul
     _drop_patch(stand_in, method)
     stand_in.__dict__.pop("_hf_hook", None)  # accelerate's: it would move the weights of the live module
     stand_in.__dict__[FORWARD] = getattr(stand_in, method)
-    yield stand_in
+    return stand_in
 
 
 def _drop_patch(stand_in: torch.nn.Module, method: str) -> None:

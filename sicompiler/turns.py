@@ -98,6 +98,33 @@ def turn_of(model: torch.nn.Module) -> Turn:
         return _turns.setdefault(model, Turn())
 
 
+_acting = threading.local()  # for which other thread this one works
+
+
+def _me() -> int:
+    """The thread this one counts as: itself, or the one it works for."""
+    return getattr(_acting, "thread", None) or threading.get_ident()
+
+
+def this_thread() -> int:
+    """What `working_for` takes, of the thread that calls this."""
+    return _me()
+
+
+@contextmanager
+def working_for(thread: int) -> Iterator[None]:
+    """Count as another thread in a block: it waits for this one, in the middle of a trace, say.
+
+    Args:
+        thread: of `this_thread`.
+    """
+    _acting.thread = thread
+    try:
+        yield
+    finally:
+        del _acting.thread
+
+
 class _Stage:
     """The threads that execute models, and the one that traces."""
 
@@ -109,7 +136,7 @@ class _Stage:
 
     @contextmanager
     def executing(self) -> Iterator[None]:
-        me = threading.get_ident()
+        me = _me()
         with self._changed:
             if me not in self._executing:  # else a trace waits for us already
                 self._changed.wait_for(lambda: self._tracing in (None, me))
@@ -125,7 +152,7 @@ class _Stage:
 
     @contextmanager
     def tracing(self) -> Iterator[None]:
-        me = threading.get_ident()
+        me = _me()
         with self.left():
             with self._changed:
                 self._changed.wait_for(lambda: self._tracing == me or (self._tracing is None and not self._executing))
@@ -143,7 +170,7 @@ class _Stage:
     @contextmanager
     def left(self) -> Iterator[None]:
         """Not execute in a block, though this thread is in the middle of an execution."""
-        me = threading.get_ident()
+        me = _me()
         with self._changed:
             mine = self._executing.pop(me, 0)
             self._changed.notify_all()

@@ -94,8 +94,13 @@ def test_hooks_around_the_forward_do_not_fire_as_they_do_not_in_a_call_of_the_me
 def test_the_forward_is_entered_by_a_call_of_the_module() -> None:
     layer = nn.Linear(2, 2)
     assert bound_method(layer, "forward") is layer
-    with entry_module(layer, "forward") as entry:
-        assert entry is layer
+
+
+def test_what_is_traced_shares_its_weights_with_the_live_module() -> None:
+    layer = nn.Linear(2, 2)
+    entry = entry_module(layer, "forward")
+    assert entry is not layer
+    assert entry.weight is layer.weight
 
 
 def test_an_unknown_method_is_refused_by_name() -> None:

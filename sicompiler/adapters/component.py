@@ -122,7 +122,7 @@ class ComponentState(SharedState):
     def run_whole(self, args: Sequence[Any], kwargs: Mapping[str, Any], device: torch.device) -> Any:
         """Run by the plan of the whole graph, or untouched where it can't be captured and need not."""
         opened = open_inputs((tuple(args), dict(kwargs)))
-        call = key_of(opened, weights_bytes(self.model)) if self.role.optional else ()
+        call = key_of(opened, weights_bytes(self.model)) if self.may_run_untouched else ()
         if call not in self.untouched_calls:
             try:
                 check_inputs(opened)

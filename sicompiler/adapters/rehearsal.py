@@ -25,7 +25,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper
 from sicompiler.capture import named_tensors
 from sicompiler.capture.quantised import can_be_faked, storage_bytes, stored
 from sicompiler.capture.results import tensors_of
-from sicompiler.entry import FORWARD, entry_module
+from sicompiler.entry import FORWARD
+from sicompiler.guards import keep_state
 
 log = logging.getLogger("sicompiler")
 aten = torch.ops.aten
@@ -224,11 +225,10 @@ def _rehearse(
     mode = given or FakeTensorMode(allow_non_fake_inputs=True)
     weights = {name: _faked(mode, tensor) for name, tensor in tensors.items()}
     rehearsal = _Rehearsal({*storage_bytes([*weights.values(), *tensors_of((args, kwargs))])}, mode, guess, real_bytes)
-    with (
-        torch.no_grad(),
-        entry_module(model, FORWARD),
-        stateless._reparametrize_module(model, weights, tie_weights=True),
-        rehearsal,
-    ):
-        call(*args, **kwargs)
+    undo = keep_state(model, FORWARD)
+    try:
+        with torch.no_grad(), stateless._reparametrize_module(model, weights, tie_weights=True), rehearsal:
+            call(*args, **kwargs)
+    finally:
+        undo.back()
     return rehearsal

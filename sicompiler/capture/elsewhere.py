@@ -8,6 +8,8 @@ from typing import TypeVar
 
 import torch
 
+from sicompiler.turns import this_thread, working_for
+
 T = TypeVar("T")
 
 
@@ -22,11 +24,12 @@ def elsewhere(work: Callable[[], T]) -> T:
     """
     results: list[T] = []
     errors: list[BaseException] = []
+    thread_id = this_thread()
     stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None
 
     def run() -> None:
         try:
-            with torch.no_grad(), torch.cuda.stream(stream):
+            with working_for(thread_id), torch.no_grad(), torch.cuda.stream(stream):
                 results.append(work())
         except BaseException as error:
             errors.append(error)

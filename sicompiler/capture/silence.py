@@ -7,9 +7,12 @@ import logging
 import os
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
+# What torch.export warns about itself: copies of its own specs, and attributes that a trace sets and we put back.
+_WARNINGS = (".*LeafSpec.* is deprecated", "The tensor attributes? self")
 SWITCH = "TORCH_LOGS"  # torch's own: who set it wants to see what torch says
 
 
@@ -50,7 +53,9 @@ def silent_torch() -> Iterator[None]:
         handler.addFilter(is_shown)
     out, err = _Stream(sys.stdout), _Stream(sys.stderr)
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
+            for message in _WARNINGS:
+                warnings.filterwarnings("ignore", message=message)
             yield
     finally:
         for handler in handlers:

@@ -14,7 +14,7 @@ Everything a trace writes is put back in any case.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -69,11 +69,12 @@ class Entry:
         method: which entry point of the live model its forward is.
         name: of the model.
         undo: puts back what a trace writes into the model.
+        call: the forward of the module, with results that a graph can have.
     """
 
-    def __init__(self, module: torch.nn.Module, method: str, name: str, undo: Undo) -> None:
+    def __init__(self, module: torch.nn.Module, method: str, name: str, undo: Undo, call: Callable[..., Any]) -> None:
         self._module, self._method, self._name = module, method, name
-        self._call = module.forward
+        self._call, self._forward = call, module.forward
         self._own = dict(module.__dict__)
         self._undo = undo
         self._written = Written()
@@ -81,7 +82,7 @@ class Entry:
     @contextlib.contextmanager
     def watched(self) -> Iterator[torch.nn.Module]:
         """The module, for one trace of its forward."""
-        self._module.__dict__[FORWARD] = watched(self._module, self._call, self._method, self._written)
+        self._module.__dict__[FORWARD] = watched(self._module, self._call, self._forward, self._method, self._written)
         try:
             yield self._module
         finally:
@@ -124,7 +125,7 @@ class Entry:
     ) -> tuple[torch.export.ExportedProgram, Written]:
         again = Written()
         others = pytree.tree_map_only(torch.Tensor, torch.clone, (tuple(args), dict(kwargs)))
-        self._module.__dict__[FORWARD] = twice(self._module, self._call, self._method, paths, again)
+        self._module.__dict__[FORWARD] = twice(self._module, self._call, self._forward, self._method, paths, again)
         try:
             exported = torch.export.export(self._module, (tuple(args), dict(kwargs), *others), {}, strict=False)
             if any(map(_writes, exported.graph.nodes)):

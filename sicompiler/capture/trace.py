@@ -145,6 +145,7 @@ def _trace(
         decider: answers what the call asks.
         again: answers what two calls in a row ask, which are traced where one leaves something behind.
     """
+    module = entry_module(model, method)
     with (
         tracing(),
         _capture_errors(model),
@@ -155,7 +156,6 @@ def _trace(
         branches_in_python(),
         dense_flex_attention(),
         state_kept(model, method) as undo,
-        entry_module(model, method) as module,
         taped(module, decider),
     ):
         entry = Entry(module, method, type(model).__name__, undo, with_open_results(module.forward, model))

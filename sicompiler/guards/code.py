@@ -16,7 +16,7 @@ _UNREAD = frozenset(
         *("__annotations__", "__class_getitem__", "__copy__", "__deepcopy__", "__del__", "__delattr__", "__dict__"),
         *("__dir__", "__doc__", "__firstlineno__", "__format__", "__getstate__", "__init__", "__init_subclass__"),
         *("__module__", "__new__", "__orig_bases__", "__parameters__", "__qualname__", "__reduce__", "__reduce_ex__"),
-        *("__repr__", "__setstate__", "__sizeof__", "__slots__", "__static_attributes__", "__str__"),
+        *("__repr__", "__setstate__", "__sizeof__", "__slotnames__", "__slots__", "__static_attributes__", "__str__"),
         *("__subclasshook__", "__weakref__", "__abstractmethods__", "__type_params__", "__annotate__"),
         *("__dataclass_fields__", "__dataclass_params__", "__match_args__", "__annotations_cache__", "_abc_impl"),
     }

@@ -101,30 +101,38 @@ def _layout(fact: Any) -> Any:
     return ("tensor", *fact[3:5]) if fact is not None and fact[0] == "tensor" else fact
 
 
-def watched(model: torch.nn.Module, call: Callable[..., Any], method: str, written: Written) -> Callable[..., Any]:
-    """The same call, looked at before and after.
+def watched(
+    model: torch.nn.Module, call: Callable[..., Any], own: Callable[..., Any], method: str, written: Written
+) -> Callable[..., Any]:
+    """A call that is looked at before and after.
 
     Args:
         model: the module that is traced.
         call: what its forward stands for.
+        own: the method of the model that the call leads to.
         method: the entry point.
         written: where to write down what is seen.
     """
 
     @functools.wraps(call)
     def looked_at(*args: Any, **kwargs: Any) -> Any:
-        written.moments.append(Moment.of(model, call, method))
+        written.moments.append(Moment.of(model, own, method))
         held = _containers((args, kwargs))
         result = call(*args, **kwargs)
         written.arguments += [path for path, (container, content) in held.items() if not _still(container, content)]
-        written.moments.append(Moment.of(model, call, method))
+        written.moments.append(Moment.of(model, own, method))
         return result
 
     return looked_at
 
 
 def twice(
-    model: torch.nn.Module, call: Callable[..., Any], method: str, paths: list[str], written: Written
+    model: torch.nn.Module,
+    call: Callable[..., Any],
+    own: Callable[..., Any],
+    method: str,
+    paths: list[str],
+    written: Written,
 ) -> Callable[..., Any]:
     """Two calls, one after the other, with inputs of their own.
 
@@ -133,17 +141,18 @@ def twice(
     Args:
         model: the module that is traced.
         call: what its forward stands for.
+        own: the method of the model that the call leads to.
         method: the entry point.
         paths: what the first call changes.
         written: where to write down what is seen.
     """
 
     def both(first: Any, first_named: Any, second: Any, second_named: Any) -> Any:
-        written.moments.append(Moment.of(model, call, method))
+        written.moments.append(Moment.of(model, own, method))
         one = call(*first, **first_named)
-        written.moments.append(Moment.of(model, call, method))
+        written.moments.append(Moment.of(model, own, method))
         other = call(*second, **second_named)
-        written.moments.append(Moment.of(model, call, method))
+        written.moments.append(Moment.of(model, own, method))
         left = [
             {path: moment.tensors[path] for path in paths if path in moment.tensors} for moment in written.moments[1:]
         ]
