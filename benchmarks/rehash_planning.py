@@ -26,9 +26,9 @@ from sicompiler.models.build import build_preset
 from sicompiler.passes.cut import full_program, skip_program
 from sicompiler.passes.manager import run_stage
 from sicompiler.planners.cuts import candidate_cuts
+from sicompiler.prepare import analyse
 from sicompiler.search.search import whole_seconds_of
 from sicompiler.study import Graph, study
-from sicompiler.takeover import analyse
 from sicompiler.units import GIB, MIB
 
 ORDERS = (0, 1, 2)

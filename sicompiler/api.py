@@ -18,6 +18,7 @@ from sicompiler.compiler import FarMemory
 from sicompiler.errors import BadInput, NotCompiled
 from sicompiler.ops.mapped import offload_folder
 from sicompiler.plan import Plan
+from sicompiler.prepare import check_weights, device_type_of, dtype_name, prepare
 from sicompiler.rehash.request import Rehash
 from sicompiler.reports.phases import PipelineReport
 from sicompiler.reports.rehash import RehashReport
@@ -25,7 +26,7 @@ from sicompiler.reports.report import Report
 from sicompiler.runtime.examples import Inputs
 from sicompiler.runtime.verify import Verification
 from sicompiler.search.search import Progress
-from sicompiler.takeover import State, check_weights, device_type_of, dtype_name, installed_state, prepare
+from sicompiler.takeover import State, installed_state
 from sicompiler.turns import executing
 from sicompiler.units import parse_bytes
 

@@ -23,16 +23,14 @@ import torch
 import torch.utils._pytree as pytree
 
 from sicompiler.capture import Program, capture, flatten_inputs, named_tensors, weights_bytes
-from sicompiler.capture.decisions import Decide, Decision, decide_at_once
-from sicompiler.capture.quantised import refusal, scheme_of
-from sicompiler.compiler import FarMemory, Planner, make_planner, rewrite
-from sicompiler.cost import MACHINES
+from sicompiler.capture.decisions import Decision
+from sicompiler.compiler import FarMemory, Planner, rewrite
 from sicompiler.decided import CallKey, Decisions
 from sicompiler.entry import FORWARD, OURS, entry_label, only_patch
 from sicompiler.errors import BadInput
 from sicompiler.guards import ModuleGuards
-from sicompiler.passes.manager import Observer
 from sicompiler.plan import Plan
+from sicompiler.prepare import check_weights, device_type_of, dtype_name, prepare
 from sicompiler.reports.report import Report
 from sicompiler.runtime.compiled import Compiled, call_key, check_inference
 from sicompiler.runtime.examples import Inputs, random_inputs, without_data
@@ -47,130 +45,6 @@ log = logging.getLogger("sicompiler")
 
 MAX_PLANS = 64  # of one method; states of a model that never come back would add up
 HOOK, HOOKED = "_hf_hook", "_old_forward"  # where accelerate keeps its hook, and the forward that the hook calls
-
-
-def device_type_of(model: torch.nn.Module) -> str:
-    """Where the weights of a model are.
-
-    Raises:
-        BadInput: on several kinds of device, or on one that sicompiler does not know.
-    """
-    kinds = {tensor.device.type for tensor in named_tensors(model).values()} or {"cpu"}
-    if len(kinds) > 1:
-        raise BadInput(
-            f"the weights are on several devices ({', '.join(sorted(kinds))}); move the model to one of them"
-        )
-    found = kinds.pop()
-    if found not in MACHINES:
-        raise BadInput(f"the weights are on device {found!r}; sicompiler runs on {' and '.join(MACHINES)}")
-    return found
-
-
-def check_weights(model: torch.nn.Module) -> None:
-    """Refuse a model whose weights are quantised.
-
-    Raises:
-        BadInput: they are; names the scheme.
-    """
-    scheme = scheme_of(model)
-    if scheme:
-        raise BadInput(refusal(type(model).__name__, scheme))
-
-
-def dtype_name(model: torch.nn.Module) -> str:
-    """The dtype that most weights of a model have, e.g. "float16"."""
-    counts: dict[torch.dtype, int] = {}
-    for tensor in named_tensors(model).values():
-        counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()
-    found = max(counts, key=lambda dtype: counts[dtype], default=torch.get_default_dtype())
-    return str(found).removeprefix("torch.")
-
-
-def prepare(
-    model: torch.nn.Module,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    *,
-    method: str = FORWARD,
-    name: str | None = None,
-    device_type: str | None = None,
-    progress: Progress | None = None,
-    observer: Observer | None = None,
-    decide: Decide = decide_at_once,
-) -> tuple[Program, Planner]:
-    """Capture and analyse a model: everything up to choosing a plan.
-
-    Args:
-        model: the model, not compiled.
-        args: positional example inputs.
-        kwargs: keyword example inputs.
-        method: which of its methods.
-        name: of the model, for people.
-        device_type: plan for this kind of device instead of the one the model is on.
-        progress: told about long work.
-        observer: shown every stage.
-        decide: runs what the model decides by, see `capture`.
-
-    Returns:
-        The captured `Program` and its `Planner`.
-
-    Raises:
-        CaptureError: the model can't be traced.
-    """
-    began = time.perf_counter()
-    if progress is not None:
-        progress("capture", 0, 1)
-    program = capture(model, args, kwargs, method=method, decide=decide)
-    captured = time.perf_counter() - began
-    if observer is not None:
-        observer("captured", program)
-    planner = analyse(
-        model,
-        program,
-        method=method,
-        name=name,
-        device_type=device_type,
-        progress=progress,
-        observer=observer,
-        timings={"capture": captured},
-    )
-    return program, planner
-
-
-def analyse(
-    model: torch.nn.Module,
-    program: Program,
-    *,
-    method: str = FORWARD,
-    name: str | None = None,
-    device_type: str | None = None,
-    progress: Progress | None = None,
-    observer: Observer | None = None,
-    timings: dict[str, float] | None = None,
-) -> Planner:
-    """Analyse a program of a model: one that was captured, or a part of such.
-
-    Args:
-        model: the model, all of whose weights stay on the device.
-        program: what runs of it.
-        method: which of its methods.
-        name: of the model, for people.
-        device_type: plan for this kind of device instead of the one the model is on.
-        progress: told about long work.
-        observer: shown every stage.
-        timings: seconds spent before.
-    """
-    return make_planner(
-        program,
-        model=name or entry_label(type(model).__name__, method),
-        weights_bytes=weights_bytes(model),
-        dtype=dtype_name(model),
-        device_type=device_type or device_type_of(model),
-        progress=progress,
-        observer=observer,
-        timings=timings,
-        phase="denoise" if method == FORWARD else method,
-    )
 
 
 class State:

@@ -22,7 +22,7 @@ LAYERS = {
     "models": 8, "rehash": 8, "study": 8,
     "reports": 9, "search": 9,
     "compiler": 10,
-    "decided": 11,
+    "decided": 11, "prepare": 11,
     "takeover": 12,
     "adapters": 13, "forms": 13,
     "api": 14,

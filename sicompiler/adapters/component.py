@@ -25,11 +25,12 @@ from sicompiler.compiler import FarMemory, Planner, rewrite
 from sicompiler.errors import CaptureError, OverBudget
 from sicompiler.passes.manager import run_stage
 from sicompiler.plan import Plan
+from sicompiler.prepare import analyse
 from sicompiler.reports.phases import PhaseRow
 from sicompiler.runtime.compiled import Compiled, check_inference
 from sicompiler.runtime.measure import observe_peak
 from sicompiler.runtime.placement import place, restore
-from sicompiler.takeover import HOOK, analyse
+from sicompiler.takeover import HOOK
 from sicompiler.turns import executing
 from sicompiler.units import format_bytes
 

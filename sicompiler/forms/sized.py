@@ -18,9 +18,9 @@ from sicompiler.forms.form import Form, Point, fit
 from sicompiler.forms.points import choose_points
 from sicompiler.forms.template import DifferentGraph, Reading, SizedGraph, Template, check_same, read
 from sicompiler.passes.manager import run_stage
+from sicompiler.prepare import dtype_name
 from sicompiler.search.search import Progress
 from sicompiler.study import OUTER_HOISTED_SHARE, OUTER_SIZE, OuterGraph, make_outer, outer_loops, study
-from sicompiler.takeover import dtype_name
 
 WORTH_IT = 4  # sizes; closed forms take one plan and three captures
 
