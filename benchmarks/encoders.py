@@ -37,17 +37,17 @@ def measure(name: str, *, latents: bool) -> list[dict[str, Any]]:
     rows = []
     for budget in (high, (low + high) // 2, low):
         sicompiler.compile_for_budget(pipe, f"{budget}B")
-        found = sicompiler.verify(pipe, ((), {**call, "generator": torch.Generator().manual_seed(0)}))
-        encoder = [row for row in found.phases if row.component == "text_encoder"]
+        verification = sicompiler.verify(pipe, ((), {**call, "generator": torch.Generator().manual_seed(0)}))
+        encoder = [row for row in verification.phases if row.component == "text_encoder"]
         rows.append(
             {
                 "pipeline": name,
                 "budget_bytes": budget,
-                "measured_bytes": found.measured_peak_bytes,
-                "untouched_bytes": found.untouched_peak_bytes,
-                "fits": found.fits,
-                "max_abs_error": found.max_abs_error,
-                "bitwise": found.bitwise,
+                "measured_bytes": verification.measured_peak_bytes,
+                "untouched_bytes": verification.untouched_peak_bytes,
+                "fits": verification.fits,
+                "max_abs_error": verification.max_abs_error,
+                "bitwise": verification.bitwise,
                 "encoder_planned": all(row.predicted_peak_bytes is not None for row in encoder),
                 "encoder_bytes": max(row.measured_peak_bytes or 0 for row in encoder),
                 "seconds": time.perf_counter() - began,

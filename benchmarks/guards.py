@@ -31,12 +31,12 @@ LIMIT_MILLISECONDS, LIMIT_SHARE = 5.0, 0.01
 
 def milliseconds(action: Callable[[], Any], rounds: int) -> list[float]:
     """Thread time of each of some rounds."""
-    found = []
+    rows = []
     for _ in range(rounds):
         began = time.thread_time()
         action()
-        found.append((time.thread_time() - began) * 1e3)
-    return found
+        rows.append((time.thread_time() - began) * 1e3)
+    return rows
 
 
 def main() -> None:

@@ -115,13 +115,13 @@ def cell(
 
 def measured(made: Sequence[tuple[Clip, Clip, Clip]]) -> dict[str, float]:
     """Medians and worst of all clips: in full, with Step Rehash, with fewer steps."""
-    found = {"speedup": statistics.median(full.seconds / own.seconds for full, own, _ in made)}
-    found["fewer_speedup"] = statistics.median(full.seconds / few.seconds for full, _, few in made)
+    figures = {"speedup": statistics.median(full.seconds / own.seconds for full, own, _ in made)}
+    figures["fewer_speedup"] = statistics.median(full.seconds / few.seconds for full, _, few in made)
     for name, place in (("rehash", 1), ("fewer", 2)):
         for what in ("frames", "latents"):
             errors = [off(getattr(row[place], what), getattr(row[0], what)) for row in made]
-            found[f"{name}_{what}"], found[f"{name}_{what}_worst"] = statistics.median(errors), max(errors)
-    return found
+            figures[f"{name}_{what}"], figures[f"{name}_{what}_worst"] = statistics.median(errors), max(errors)
+    return figures
 
 
 def show(rows: Sequence[dict[str, Any]], console: Console) -> None:
@@ -179,12 +179,12 @@ def main() -> None:
             continue
         with Progress(console=console) as progress:
             task = progress.add_task(f"{scheduler}, guidance {guidance:g}, {way}", total=options.clips)
-            found = cell(
+            figures = cell(
                 scheduler, guidance, way, options.speedup, options.steps, options.clips,
                 lambda n, t=task: progress.update(t, completed=n),
             )  # fmt: skip
         command = shlex.join(["python", "-m", "benchmarks.rehash_product", *sys.argv[1:]])
-        kept.append(found | {"threads": torch.get_num_threads(), "command": command})
+        kept.append(figures | {"threads": torch.get_num_threads(), "command": command})
         device = platform.processor() or platform.machine()
         whole = {"device": device, "torch": torch.__version__, "rows": kept}
         options.output.write_text(json.dumps(whole, indent=2) + "\n")

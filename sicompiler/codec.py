@@ -41,33 +41,33 @@ def read_object(text: str) -> dict[str, Any]:
         Malformed: the text is no JSON object; says what it is instead, and where it breaks.
     """
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except json.JSONDecodeError as error:
         what = "it is empty" if not text.strip() else f"it is no JSON: {error}"
         raise Malformed(what) from error
     except RecursionError as error:
         raise Malformed("it is nested too deep") from error
-    if not isinstance(found, dict):
-        raise Malformed(f"it holds a {type(found).__name__}, not an object")
-    return found
+    if not isinstance(value, dict):
+        raise Malformed(f"it holds a {type(value).__name__}, not an object")
+    return value
 
 
-def kind_of(found: Mapping[str, Any]) -> str | None:
+def kind_of(value: Mapping[str, Any]) -> str | None:
     """Which of the files that sicompiler reads or writes an object is; None for others."""
-    return next((name for name, keys in _KINDS if keys <= found.keys()), None)
+    return next((name for name, keys in _KINDS if keys <= value.keys()), None)
 
 
-def refuse_other(found: Any, wanted: str) -> None:
+def refuse_other(value: Any, wanted: str) -> None:
     """Refuse a JSON value that is another of our files, by its name.
 
     Args:
-        found: what the JSON holds.
+        value: what the JSON holds.
         wanted: what is expected, as it is called: "a plan", "a rehash plan", "a file of lessons".
 
     Raises:
         StalePlan: it is something else.
     """
-    kind = kind_of(found) if isinstance(found, dict) else None
+    kind = kind_of(value) if isinstance(value, dict) else None
     if kind is not None and not kind.startswith(f"{wanted} ("):
         raise StalePlan(f"this is not {wanted}: it is {kind}")
 
@@ -83,8 +83,8 @@ def decode(kind: type[T], data: Any, path: str = "") -> T:
     Raises:
         Malformed: the data do not fit the type.
     """
-    found: T = _decode(kind, data, path)
-    return found
+    value: T = _decode(kind, data, path)
+    return value
 
 
 def _decode(kind: Any, data: Any, path: str) -> Any:

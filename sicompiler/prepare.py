@@ -30,10 +30,10 @@ def device_type_of(model: torch.nn.Module) -> str:
         raise BadInput(
             f"the weights are on several devices ({', '.join(sorted(kinds))}); move the model to one of them"
         )
-    found = kinds.pop()
-    if found not in MACHINES:
-        raise BadInput(f"the weights are on device {found!r}; sicompiler runs on {' and '.join(MACHINES)}")
-    return found
+    device_type = kinds.pop()
+    if device_type not in MACHINES:
+        raise BadInput(f"the weights are on device {device_type!r}; sicompiler runs on {' and '.join(MACHINES)}")
+    return device_type
 
 
 def check_weights(model: torch.nn.Module) -> None:
@@ -52,8 +52,8 @@ def dtype_name(model: torch.nn.Module) -> str:
     counts: dict[torch.dtype, int] = {}
     for tensor in named_tensors(model).values():
         counts[tensor.dtype] = counts.get(tensor.dtype, 0) + tensor.numel()
-    found = max(counts, key=lambda dtype: counts[dtype], default=torch.get_default_dtype())
-    return str(found).removeprefix("torch.")
+    dtype = max(counts, key=lambda dtype: counts[dtype], default=torch.get_default_dtype())
+    return str(dtype).removeprefix("torch.")
 
 
 def prepare(

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from sicompiler.guards import ModuleGuards, told
+from sicompiler.guards import ModuleGuards, changes
 from sicompiler.guards.walk import Walk
 
 FACTOR = 2.0
@@ -201,7 +201,7 @@ def test_what_a_plan_depends_on_is_noticed(change: Callable[[Any], Any]) -> None
     change(model)
     after = known.key(model)
     assert after != before
-    assert told(facts, known.facts)
+    assert changes(facts, known.facts)
     assert after == ModuleGuards().key(model) == known.key(model), "as if seen for the first time"
 
 
@@ -310,7 +310,7 @@ def test_a_change_is_told_by_its_name(change: Callable[[Any], Any], line: str) -
     before = known.facts
     change(model)
     known.key(model)
-    assert line in told(before, known.facts)
+    assert line in changes(before, known.facts)
 
 
 class Owner:

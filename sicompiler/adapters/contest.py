@@ -94,20 +94,20 @@ class Contest:
         key = round(plan.evaluations / plan.loop_speedup), held_out
         if key not in self._fewer:
             self._fewer[key] = trials.fewer_steps(1 / plan.loop_speedup)
-        found = self._fewer[key]
-        return None if found is None else worst_of(FEWER, found[1], found[0])
+        runs = self._fewer[key]
+        return None if runs is None else worst_of(FEWER, runs[1], runs[0])
 
 
-def worst_of(method: str, full: int, found: Sequence[Difference]) -> Other:
+def worst_of(method: str, full: int, runs: Sequence[Difference]) -> Other:
     """The worst that some runs have shown, and the median of their frames."""
     return Other(
         method,
         full,
-        max(d.rel_error for d in found),
-        min(d.psnr for d in found),
-        max(d.frames for d in found),
-        statistics.median(d.frames for d in found),
-        len(found),
+        max(d.rel_error for d in runs),
+        min(d.psnr for d in runs),
+        max(d.frames for d in runs),
+        statistics.median(d.frames for d in runs),
+        len(runs),
     )
 
 

@@ -8,6 +8,6 @@ from sicompiler.guards.model import ModuleGuards
 from sicompiler.guards.places import global_hooks
 from sicompiler.guards.state import Written, keep_state, twice, watched
 from sicompiler.guards.undo import Undo
-from sicompiler.guards.words import told
+from sicompiler.guards.words import changes
 
-__all__ = ["ModuleGuards", "Undo", "Written", "global_hooks", "keep_state", "told", "twice", "watched"]
+__all__ = ["ModuleGuards", "Undo", "Written", "changes", "global_hooks", "keep_state", "twice", "watched"]

@@ -25,13 +25,13 @@ _UNREAD = frozenset(
 
 @functools.lru_cache(maxsize=2**14)
 def _names(code: _Code) -> frozenset[str]:
-    found = set(code.code.co_names)
+    names = set(code.code.co_names)
     for constant in code.code.co_consts:
         if isinstance(constant, types.CodeType):
-            found |= names_of(constant)
+            names |= names_of(constant)
         elif isinstance(constant, str) and len(constant) < _LONGEST_NAME and constant.isidentifier():
-            found.add(constant)  # getattr(self, "scale")
-    return frozenset(found)
+            names.add(constant)  # getattr(self, "scale")
+    return frozenset(names)
 
 
 class _Code:

@@ -36,7 +36,7 @@ def _belongs(path: str, other: str, before: Mapping[str, Hashable], after: Mappi
     return inside or (_is_listing(after.get(path, before.get(path))) and other.startswith(path.rsplit(" ", 1)[0]))
 
 
-def told(before: Mapping[str, Hashable], after: Mapping[str, Hashable]) -> str:
+def changes(before: Mapping[str, Hashable], after: Mapping[str, Hashable]) -> str:
     """The changes between two walks in a line, the first few by name.
 
     Args:
@@ -79,7 +79,7 @@ def line(path: str, before: Any, after: Any) -> str:
         return f"{where} {shown(before)} -> {shown(after)}"
     if fact[0] == "layout":
         return f"{where} has another layout: {_layout(before)} -> {_layout(after)}"
-    if fact[0] == "numbers" and _are_told(before, after):
+    if fact[0] == "numbers" and _are_shown(before, after):
         return f"{where} {_entries(before)} -> {_entries(after)}"
     if fact[0] in ("array", "numbers", "set", "length", "keys") or (fact[0] == "tensor" and before[1] == after[1]):
         return f"{where} was written into"
@@ -99,7 +99,7 @@ def shown(fact: Any) -> str:
     return str(value) if fact[1] in (float, complex, slice) or not isinstance(value, str) else repr(value)
 
 
-def _are_told(*facts: Any) -> bool:
+def _are_shown(*facts: Any) -> bool:
     """Whether the entries of lists of numbers are there, and not their hash."""
     return all(isinstance(entry, tuple) for fact in facts for entry in fact[2])
 

@@ -85,8 +85,8 @@ def listed(index: Mapping[str, Any]) -> dict[str, str]:
 
 def components_of(folder: Path) -> dict[str, Component]:
     """The components of a pipeline that are models: those that have a configuration of their own."""
-    found = {name: Component(name, cls, folder / name) for name, cls in listed(index_of(folder)).items()}
-    return {name: row for name, row in found.items() if (row.folder / CONFIG).is_file()}
+    components = {name: Component(name, cls, folder / name) for name, cls in listed(index_of(folder)).items()}
+    return {name: row for name, row in components.items() if (row.folder / CONFIG).is_file()}
 
 
 def denoisers_of(folder: Path) -> list[str]:
@@ -96,10 +96,10 @@ def denoisers_of(folder: Path) -> list[str]:
         BadInput: there are none.
     """
     names = listed(index_of(folder))
-    found = sorted(filter(DENOISER.fullmatch, names), key=lambda name: (_MAIN.fullmatch(name) is None, name))
-    if not any(map(_MAIN.fullmatch, found)):
+    denoisers = sorted(filter(DENOISER.fullmatch, names), key=lambda name: (_MAIN.fullmatch(name) is None, name))
+    if not any(map(_MAIN.fullmatch, denoisers)):
         raise BadInput(f"{folder / INDEX} has no unet or transformer, only {', '.join(names) or 'nothing'}")
-    return found
+    return denoisers
 
 
 def read_folder(folder: Path) -> Known:

@@ -114,8 +114,8 @@ def _differences(first: Sequence[tuple[str, object]], inputs: Named) -> list[str
     if [name for name, _ in first] != [name for name, _ in inputs]:
         return ["other arguments"]
     rows = [(name, before, _described(name, leaf)) for (name, before), (_, leaf) in zip(first, inputs, strict=True)]
-    found = [_difference(name, before, now) for name, before, now in rows if before != now]
-    return list(dict.fromkeys(found))
+    differences = [_difference(name, before, now) for name, before, now in rows if before != now]
+    return list(dict.fromkeys(differences))
 
 
 def _difference(name: str, before: object, now: object) -> str:

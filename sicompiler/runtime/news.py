@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sicompiler.guards import told
+from sicompiler.guards import changes
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class Known:
 
     Attributes:
         key: made by `call_key`.
-        facts: what the guards of the model told.
+        facts: what the guards of the model have seen.
     """
 
     key: Hashable
@@ -31,9 +31,9 @@ def news(before: Known | None, after: Known) -> str:
     """
     if before is None:
         return "it is the first call"
-    changes = told(before.facts, after.facts)
-    if changes:
-        return changes
+    of_the_model = changes(before.facts, after.facts)
+    if of_the_model:
+        return of_the_model
     (spec, leaves, *_), (new_spec, new_leaves, *_) = _parts(before.key), _parts(after.key)
     if spec != new_spec or len(leaves) != len(new_leaves):
         return "it is called with other arguments"

@@ -176,19 +176,19 @@ def _far(graph: Graph, plan: Plan) -> frozenset[int]:
     """Storages that a plan keeps in far memory."""
     weights = {b.name: p for p, b in enumerate(graph.program.bindings) if b.source is not Source.INPUT}
     values, streams = spillable(graph, 0), streamable(graph) if plan.streamed else frozenset()
-    found: set[int] = set()
+    storages: set[int] = set()
     for p in plan.spilled:
         inside = graph.facts.num_placeholders <= p < len(graph.facts.nodes)
         made = set(graph.view.made[p]) & values if inside else set()
         if not made:
             raise _stale(plan, "spilled", f"has position {p}, which makes nothing that may lie in far memory")
-        found |= made
+        storages |= made
     for name in plan.streamed:
         made = set(graph.view.made[weights[name]]) & streams if name in weights else set()
         if not made:
             raise _stale(plan, "streamed", f"has {name!r}, no weight of this graph that may lie in far memory")
-        found |= made
-    return frozenset(found)
+        storages |= made
+    return frozenset(storages)
 
 
 def _check_prefetched(graph: Graph, plan: Plan) -> None:
