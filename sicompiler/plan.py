@@ -179,8 +179,11 @@ class Plan:
             data = read_object(text)
             refuse_other(data, "a plan")
             if data.get("version") != PLAN_VERSION:
-                what = f"has format {data['version']!r}" if "version" in data else "names no format"
-                raise StalePlan(f"the plan {what}, this version reads format {PLAN_VERSION}; plan again")
+                if "version" not in data:
+                    raise StalePlan("this is not a plan: it names no format")
+                raise StalePlan(
+                    f"the plan has format {data['version']!r}, this version reads format {PLAN_VERSION}; plan again"
+                )
             sums = data.pop(CHECKSUMS, None)
             plan = decode(Plan, data)
             for path, why in _impossible(plan):

@@ -60,7 +60,7 @@ class Untraceable(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Double x if its sum is positive."""
-        return x * 2 if x.sum() > 0 else x
+        return x * torch.from_numpy(x.numpy())
 
 
 def untraceable() -> Call:
