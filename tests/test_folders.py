@@ -13,6 +13,7 @@ import sicompiler.cli
 from sicompiler.errors import BadInput
 from sicompiler.models.folders import read_folder
 from sicompiler.models.geometry import Sizes
+from sicompiler.models.inputs import FAMILIES
 from sicompiler.models.load import resolve
 from sicompiler.models.pipelines import build_pipeline, idle_weights, pipeline_named
 from tests.pipelines import PIPELINES
@@ -76,6 +77,11 @@ def test_latents_of_an_unknown_vae_are_refused(tmp_path: Path) -> None:
         resolve(str(tmp_path / "transformer"))
 
 
+def class_of(pipe: Any) -> str:
+    """The class of what denoises in a pipeline."""
+    return type(pipe.components.get("unet") or pipe.transformer).__name__
+
+
 @pytest.mark.parametrize("name", PIPELINES)
 def test_the_geometry_of_a_folder_is_that_of_the_pipeline_itself(name: str, tmp_path: Path) -> None:
     pipe = PIPELINES[name][0](torch.float32)
@@ -84,6 +90,10 @@ def test_the_geometry_of_a_folder_is_that_of_the_pipeline_itself(name: str, tmp_
         if isinstance(part, torch.nn.Module):
             found: Any = part
             (found.save_config if hasattr(found, "save_config") else found.config.save_pretrained)(tmp_path / component)
+    if class_of(pipe) not in FAMILIES:
+        with pytest.raises(BadInput, match=f"{class_of(pipe)}, for which no example inputs are known"):
+            read_folder(tmp_path)
+        return
     known = read_folder(tmp_path)
     geometry = known.family.geometry_of(known.config)
     assert geometry.spatial == _of(pipe, "vae_scale_factor_spatial", "vae_spatial_compression_ratio",
