@@ -239,7 +239,7 @@ BUDGETS: dict[str, Callable[[int], str]] = {
 @pytest.mark.parametrize("budget", BUDGETS.values(), ids=BUDGETS.keys())
 def test_two_threads_plan_and_run_pipelines_that_share(budget: Callable[[int], str], untouched_encoder: bool) -> None:
     """Planning included: a trace patches torch for the whole process, and holds fakes in the place of weights."""
-    one = mini(text_encoder=MiniText(data_dependent=untouched_encoder))
+    one = mini(text_encoder=MiniText(untraceable=untouched_encoder))
     pipes = (one, second(one, "unet"))
     wanted = [pipe(picture()) for pipe in pipes]
     sicompiler.compile_for_budget(one, ROOMY)

@@ -99,7 +99,7 @@ MARKS = dict.fromkeys(
 def undecided() -> Any:
     """A pipeline with an encoder that runs untouched; its weights are the same each time."""
     torch.manual_seed(3)
-    return mini(text_encoder=MiniText(data_dependent=True))
+    return mini(text_encoder=MiniText(untraceable=True))
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import fx
 from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.export.graph_signature import InputKind
 
 from sicompiler.entry import FORWARD
@@ -155,7 +156,7 @@ def _difference(exported: torch.export.ExportedProgram, again: Written, paths: S
     weights = {n for n in graph.find_nodes(op="placeholder") if _kind(exported, n) in _WEIGHTS}
     half = len(inputs) // 2
     first, twins = set(inputs[:half]), dict(zip(inputs[half:], inputs[:half], strict=True))
-    number = _numbering(graph, twins)
+    number = _numbering(graph, twins, _constants(exported))
     (outputs,) = (node.args[0] for node in graph.find_nodes(op="output"))
     assert exported.call_spec.out_spec is not None
     one, other, left, kept = pytree.tree_unflatten(list(outputs), exported.call_spec.out_spec)
@@ -192,12 +193,27 @@ def _depends(values: Sequence[Any], sources: set[fx.Node]) -> bool:
     return False
 
 
-def _numbering(graph: fx.Graph, twins: Mapping[fx.Node, fx.Node]) -> Any:
+def _constants(exported: torch.export.ExportedProgram) -> dict[fx.Node, str]:
+    """What tells the tensors apart that a trace has made of Python numbers, each call its own."""
+    contents = {}
+    for node in exported.graph.find_nodes(op="placeholder"):
+        spec = next(s for s in exported.graph_signature.input_specs if s.arg.name == node.name)
+        value = exported.constants.get(spec.target) if spec.kind is InputKind.CONSTANT_TENSOR and spec.target else None
+        if isinstance(value, torch.Tensor) and value.numel() <= _LITERAL and not isinstance(value, FakeTensor):
+            contents[node] = f"{value.dtype} {tuple(value.shape)} {value.tolist()!r}"
+    return contents
+
+
+_LITERAL = 2**12  # entries of a constant that is compared by them
+
+
+def _numbering(graph: fx.Graph, twins: Mapping[fx.Node, fx.Node], constants: Mapping[fx.Node, str]) -> Any:
     """A function that gives equal values of a graph equal numbers.
 
     Args:
         graph: of two calls.
         twins: the inputs of the second call, and which of the first they are.
+        constants: what tells placeholders of constants apart.
     """
     numbers: dict[fx.Node, int] = {}
     known: dict[str, int] = {}
@@ -208,6 +224,8 @@ def _numbering(graph: fx.Graph, twins: Mapping[fx.Node, fx.Node]) -> Any:
     for index, node in enumerate(graph.nodes):
         if node in twins:
             numbers[node] = numbers[twins[node]]
+        elif node in constants:
+            numbers[node] = known.setdefault(constants[node], index)
         elif node.op == "call_function":
             arguments = fx.node.map_arg((node.args, node.kwargs), lambda n: f"%{numbers[n]}")
             numbers[node] = known.setdefault(f"{node.target} {arguments!r}", index)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import functools
 import logging
+import threading
 import types
 import weakref
 from collections.abc import Hashable, Iterable
@@ -35,7 +36,7 @@ _OPAQUE = (types.ModuleType, types.CodeType, types.FrameType, types.GeneratorTyp
 _OPAQUE_MODULES = frozenset(
     {
         *("_io", "_thread", "_weakref", "asyncio", "concurrent", "ctypes", "io", "logging", "multiprocessing", "queue"),
-        *("socket", "subprocess", "threading", "weakref", "typing", "_contextvars", "torch._ops"),
+        *("socket", "subprocess", "threading", "tqdm", "weakref", "typing", "_contextvars", "torch._ops"),
         *("torch._dynamo", "torch.fx", "torch.utils.hooks", "torch.distributed", "torch.cuda", "_frozen_importlib"),
         *("sicompiler.adapters", "sicompiler.capture", "sicompiler.guards", "sicompiler.takeover"),
     }
@@ -49,7 +50,7 @@ _SETS = (set, frozenset)
 
 @functools.lru_cache(maxsize=2**12)
 def _is_opaque(kind: type) -> bool:
-    return issubclass(kind, (logging.Logger, logging.Handler)) or _is_of_process(kind.__module__)
+    return issubclass(kind, (logging.Logger, logging.Handler, threading.Thread)) or _is_of_process(kind.__module__)
 
 
 @functools.lru_cache(maxsize=2**12)
