@@ -151,5 +151,6 @@ def _is_followed(value: Any) -> bool:
 
 
 def global_hooks() -> list[Any]:
-    """Forward hooks that fire for every module there is."""
-    return [hook for name in _GLOBAL_HOOKS for hook in getattr(torch_module, name).values()]
+    """Forward hooks that fire for every module there is; those of torch's own tools, which change nothing, left out."""
+    hooks = [hook for name in _GLOBAL_HOOKS for hook in getattr(torch_module, name).values()]
+    return [hook for hook in hooks if not str(getattr(hook, "__module__", "")).startswith("torch.")]
