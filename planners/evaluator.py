@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -56,7 +57,7 @@ class Evaluator:
         found = []
         for p, node in enumerate(facts.nodes):
             tensors = [*map(self.view.tensor, self.view.table.operands[p]), *facts.tensors[p]]
-            layouts = tuple((t.shape, t.stride, t.dtype) for t in tensors)
+            layouts = tuple((t.shape, t.stride, t.dtype, t.requires_grad) for t in tensors)
             called = (node.target, _plain(node)) if p >= facts.num_placeholders else p
             key = (called, layouts, self.work[p], bool(self.view.made[p]))
             found.append(numbers.setdefault(key, len(numbers)))
@@ -185,10 +186,10 @@ def shortened(tensor: TensorFact, slicing: Slicing | None, count: int | None) ->
         stride = [
             st if st <= step or not step else st * shape[dim] // max(tensor.shape[dim], 1) for st in tensor.stride
         ]
-        return TensorFact(tuple(shape), tuple(stride), tensor.dtype, tensor.storage)
+        return replace(tensor, shape=tuple(shape), stride=tuple(stride))
     stride = [0] * len(shape)
     expected = 1
     for other in sorted(range(len(shape)), key=lambda d: (tensor.stride[d], -d)):
         stride[other] = expected
         expected *= shape[other]
-    return TensorFact(tuple(shape), tuple(stride), tensor.dtype, tensor.storage)
+    return replace(tensor, shape=tuple(shape), stride=tuple(stride))

@@ -37,7 +37,7 @@ class Allocated:
 
 def fact(tensor: Tensor) -> TensorFact:
     """What the planner knows of a tensor."""
-    return TensorFact(tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype, 0)
+    return TensorFact(tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype, 0, tensor.requires_grad)
 
 
 def allocated(

@@ -42,12 +42,15 @@ class TensorFact:
     Attributes:
         shape, stride, dtype: as under fake tensors.
         storage: index into `GraphFacts.storages`.
+        requires_grad: whether it is a weight that requires a gradient, or a view of one: some kernels go by that, with
+            gradients off too.
     """
 
     shape: tuple[int, ...]
     stride: tuple[int, ...]
     dtype: torch.dtype
     storage: int
+    requires_grad: bool = False
 
     @property
     def numel(self) -> int:
@@ -160,6 +163,7 @@ def graph_facts(program: Program, *, device_type: str = "cpu") -> GraphFacts:
     index_of: dict[int, int] = {}
     storages: list[Storage] = []
     tensors: list[tuple[TensorFact, ...]] = []
+    trained: set[int] = set()  # storages of weights that require a gradient
     for node in nodes:
         origin = Origin.VALUE
         if node in sources:
@@ -171,7 +175,10 @@ def graph_facts(program: Program, *, device_type: str = "cpu") -> GraphFacts:
             if index == len(storages):
                 nbytes = int(storage.nbytes())  # symbolic where torch.export was given a view of something bigger
                 storages.append(Storage(index, rounded(nbytes, granule), origin, node.name))
-            facts.append(TensorFact(tuple(map(int, fake.shape)), tuple(map(int, fake.stride())), fake.dtype, index))
+            if origin is Origin.WEIGHT and fake.requires_grad:
+                trained.add(index)
+            shape, stride = tuple(map(int, fake.shape)), tuple(map(int, fake.stride()))
+            facts.append(TensorFact(shape, stride, fake.dtype, index, index in trained))
         tensors.append(tuple(facts))
     return GraphFacts(
         nodes, len(sources), tuple(tensors), tuple(storages), _outputs(program.graph_module.graph), device_type

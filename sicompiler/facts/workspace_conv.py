@@ -13,7 +13,7 @@ import torch
 
 from sicompiler.facts import workspace_onednn as onednn
 from sicompiler.facts.storages import TensorFact
-from sicompiler.facts.workspace_layout import KernelCall, channels_last, row_major, row_major_copy
+from sicompiler.facts.workspace_layout import KernelCall, channels_innermost, channels_last, row_major, row_major_copy
 from sicompiler.facts.workspace_onednn import HALF, round_up
 
 
@@ -44,7 +44,10 @@ def _goes_to_onednn(x: TensorFact, weight: TensorFact, result: TensorFact, group
 def convolution(call: KernelCall) -> int:
     """conv1d, conv2d, conv3d: `_half`, `_onednn`, `_unfolding`; and X for an input the kernel can't take as it lies."""
     x, weight, y = call.operands[0], call.operands[1], call.results[0]
-    return _by_layout(x, weight, y, lambda *tensors: _convolution(call, *tensors)) + _uneven_padding(call)
+    padded, copied = _unevenly_padded(call, x), 0
+    if padded is not None:  # the kernel is given a padded copy
+        x, copied = padded, padded.nbytes + row_major_copy(weight)
+    return copied + _by_layout(x, weight, y, lambda *tensors: _convolution(call, *tensors))
 
 
 def _convolution(call: KernelCall, x: TensorFact, weight: TensorFact, y: TensorFact) -> int:
@@ -70,18 +73,25 @@ def _by_layout(
     return max(count(*plain), copied + count(*_as_image(row_major(x), row_major(weight), y)))
 
 
-def _uneven_padding(call: KernelCall) -> int:
-    """A padded copy of the input where padding "same" is not as much on both sides."""
+def _unevenly_padded(call: KernelCall, x: TensorFact) -> TensorFact | None:
+    """The copy of the input that is made where padding "same" is not as much on both sides; else None.
+
+    It is row-major, or channels-last where the input had that order.
+    """
     if call.arguments.get("padding") != "same":
-        return 0
-    x, weight = call.operands[0], call.operands[1]
+        return None
+    weight = call.operands[1]
     space = len(weight.shape) - 2
-    reach = [step * (size - 1) % 2 for step, size in zip(_each(call["dilation"], space), weight.shape[2:], strict=True)]
-    if not any(reach):
-        return 0
-    sizes = x.shape[-space:]
-    padded = x.nbytes * math.prod(size + odd for size, odd in zip(sizes, reach, strict=True)) // math.prod(sizes)
-    return padded + row_major_copy(weight)
+    odd = [step * (size - 1) % 2 for step, size in zip(_each(call["dilation"], space), weight.shape[2:], strict=True)]
+    if not any(odd):
+        return None
+    lead = len(x.shape) - space
+    shape = (*x.shape[:lead], *(size + more for size, more in zip(x.shape[lead:], odd, strict=True)))
+    padded = row_major(TensorFact(shape, shape, x.dtype, x.storage))
+    if not channels_innermost(x):
+        return padded
+    last = row_major(TensorFact((shape[0], *shape[2:], shape[1]), shape, x.dtype, x.storage)).stride
+    return TensorFact(shape, (last[0], last[-1], *last[1:-1]), x.dtype, x.storage)
 
 
 def _each(values: Sequence[int], count: int) -> Sequence[int]:
@@ -166,10 +176,19 @@ def _onednn(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int) -> in
 
 
 def _dilated(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int) -> int:
-    """With a dilation: copies, and the unfolded input of one sample; as much as `_unfolding` for groups."""
+    """With a dilation: copies, and the unfolded input of one sample.
+
+    Groups one after the other, each with a copy of its part of the input; then Y, as the parts are joined. In 2-D a
+    channels-last input is taken as it lies; then W is copied.
+    """
     unfolded = math.prod(weight.shape[1:]) * math.prod(y.shape[2:]) * x.dtype.itemsize
+    last = channels_last(x) and len(x.shape) == 4
+    copied = weight.nbytes if last else row_major_copy(x)
     if groups > 1:
-        return _unfolding(x, weight, y, groups) + row_major_copy(x)
+        part = x.nbytes // groups if last or x.shape[0] > 1 else 0
+        return copied + max(part + unfolded, y.nbytes) + 64
+    if last:
+        return copied + unfolded + 64
     return row_major_copy(x) + max(unfolded, row_major_copy(x) - y.nbytes) + 64
 
 
@@ -203,7 +222,7 @@ def _unfolding(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int) ->
     last = channels_last(x) and len(x.shape) == 4
     unfolded = 0 if pointwise else unfolded + (weight.nbytes if last else 0)
     if groups > 1:
-        unfolded = max(unfolded + (x.nbytes // groups if x.shape[0] > 1 else 0), y.nbytes)
+        unfolded = max(unfolded + (x.nbytes // groups if last or x.shape[0] > 1 else 0), y.nbytes)
     return unfolded if last else unfolded + row_major_copy(x)
 
 

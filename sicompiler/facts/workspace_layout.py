@@ -73,7 +73,12 @@ def channels_last(tensor: TensorFact) -> bool:
     Strides of dims of one entry count, though they say nothing: kernels go by `is_channels_last_strides_2d` in
     c10/core/MemoryFormat.h, and take a batch of one whose stride is too small for row-major.
     """
-    if tensor.is_contiguous or len(tensor.shape) not in (4, 5) or not tensor.is_dense:
+    return tensor.is_dense and channels_innermost(tensor)
+
+
+def channels_innermost(tensor: TensorFact) -> bool:
+    """Whether `suggest_memory_format` is channels-last: the order of `channels_last`, with or without gaps."""
+    if tensor.is_contiguous or len(tensor.shape) not in (4, 5):
         return False
     least = 0
     for d in (1, *range(len(tensor.shape) - 1, 1, -1), 0):

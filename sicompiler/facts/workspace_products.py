@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 
 from sicompiler.facts import workspace_onednn as onednn
 from sicompiler.facts.storages import TensorFact
-from sicompiler.facts.workspace_layout import KernelCall, mergeable
+from sicompiler.facts.workspace_layout import KernelCall, mergeable, row_major
 
 
 def _copied_for_product(tensor: TensorFact, batch: Sequence[int]) -> int:
@@ -35,13 +36,18 @@ def _has_unit_stride(tensor: TensorFact) -> bool:
 def product(call: KernelCall) -> int:
     """linear, matmul, mm, bmm: nothing, but a copy of a factor whose strides MKL can't take, or that is broadcast.
 
-    So linear takes a transposed or narrowed [b, n, c] as it is; a permuted [b, f, n, c] it copies. Half dtypes, where
+    So linear takes a transposed or narrowed [b, n, c] as it is, unless the weight requires a gradient (`_folded`); a
+    permuted [b, f, n, c] it copies. Half dtypes, where
     oneDNN takes them: see `_half`.
     """
     return _product(call.operands[0], call.operands[1], call.results[0])
 
 
 def _product(first: TensorFact, second: TensorFact, y: TensorFact) -> int:
+    return _folded(first, second, y, _multiplied)
+
+
+def _multiplied(first: TensorFact, second: TensorFact, y: TensorFact) -> int:
     if first.dtype in onednn.HALF and onednn.takes(first.dtype):
         return _half(first, second, y)
     return _blas_copies(first, second)
@@ -49,7 +55,31 @@ def _product(first: TensorFact, second: TensorFact, y: TensorFact) -> int:
 
 def blas_copies(call: KernelCall) -> int:
     """Copies of the factors of a product that a BLAS library can't take as they lie."""
-    return _blas_copies(call.operands[0], call.operands[1])
+    return _folded(call.operands[0], call.operands[1], call.results[0], lambda a, b, _: _blas_copies(a, b))
+
+
+def _folded(
+    first: TensorFact, second: TensorFact, y: TensorFact, count: Callable[[TensorFact, TensorFact, TensorFact], int]
+) -> int:
+    """Bytes of a product; a batch is made one matrix where the other factor is a matrix that requires a gradient.
+
+    So does `should_fold` in aten/src/ATen/native/LinearAlgebra.cpp, with gradients off too: a batch that isn't one
+    matrix as it lies is copied, and where it is the second factor, the result is turned back by a copy.
+    """
+    batch, matrix, after = first, second, 0
+    if len(first.shape) == 2 < len(second.shape):
+        batch, matrix, after = _turned(second), first, y.nbytes
+    if len(batch.shape) < 3 or len(matrix.shape) != 2 or not matrix.requires_grad:
+        return count(first, second, y)
+    merged = mergeable(batch.shape[:-1], batch.stride[:-1])
+    copied, rows = (0, batch) if merged else (batch.nbytes, row_major(batch))
+    return copied + max(count(rows, matrix, _turned(y) if after else y), after)
+
+
+def _turned(tensor: TensorFact) -> TensorFact:
+    """Its last two dims transposed."""
+    shape, stride = ((*of[:-2], of[-1], of[-2]) for of in (tensor.shape, tensor.stride))
+    return replace(tensor, shape=shape, stride=stride)
 
 
 def _blas_copies(first: TensorFact, second: TensorFact) -> int:
@@ -125,8 +155,4 @@ def _dense_batch(factor: TensorFact, batch: Sequence[int]) -> bool:
     """Whether a batch of matrices lies densely, each row-major or transposed, and isn't broadcast."""
     if math.prod(factor.shape[:-2]) != math.prod(batch):
         return False
-    swapped = (*range(len(factor.shape) - 2), len(factor.shape) - 1, len(factor.shape) - 2)
-    turned = TensorFact(
-        tuple(factor.shape[d] for d in swapped), tuple(factor.stride[d] for d in swapped), factor.dtype, factor.storage
-    )
-    return factor.is_contiguous or turned.is_contiguous
+    return factor.is_contiguous or _turned(factor).is_contiguous

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -172,7 +172,8 @@ class SizedGraph:
             found = []
             for tensor in old:
                 shape = tuple(next(given) for _ in tensor.shape)
-                found.append(TensorFact(shape, tuple(next(given) for _ in tensor.stride), tensor.dtype, tensor.storage))
+                stride = tuple(next(given) for _ in tensor.stride)
+                found.append(replace(tensor, shape=shape, stride=stride))
             tensors.append(tuple(found))
         granule = ALLOCATION_GRANULE_BYTES.get(facts.device_type, 1)
         storages = tuple(Storage(s.index, rounded(next(given), granule), s.origin, s.node) for s in facts.storages)

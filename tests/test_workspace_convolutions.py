@@ -1,0 +1,88 @@
+"""Convolutions that unfold their input: padded unevenly, dilated, in groups, channels-last. All copies are counted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+
+from sicompiler.testing.checks import run_budgets
+from tests.kernel_calls import allocated
+
+aten = torch.ops.aten
+SLACK_BYTES = 256
+
+
+def _compare(target: OpOverload, x: Tensor, weight: Tensor, *rest: Any) -> None:
+    done = allocated(target, [x, weight, None, *rest], {})
+    assert done.measured <= done.predicted <= done.measured + 0.05 * done.total + SLACK_BYTES, done
+
+
+def _innermost(n: int, stored: int, *sizes: int) -> Tensor:
+    """[n, channels, *sizes] whose channels lie innermost in memory."""
+    return torch.randn(n, *sizes, stored, dtype=torch.float64).movedim(-1, 1)
+
+
+# (sizes, kernel, channels stored innermost, of which 6 are taken): the copy that is padded is unfolded, copied, split.
+UNEVEN = [
+    ((1,), (4,), 0),
+    ((7, 5), (4, 4), 0),
+    ((7, 5), (4, 2), 6),
+    ((4, 7, 2), (4, 4, 4), 6),
+    ((4, 7, 2), (4, 4, 4), 8),
+]
+
+
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize(("sizes", "kernel", "stored"), UNEVEN, ids=str)
+def test_the_input_of_a_kernel_is_the_padded_copy(
+    sizes: tuple[int, ...], kernel: tuple[int, ...], stored: int, groups: int
+) -> None:
+    x = _innermost(24, stored, *sizes)[:, :6] if stored else torch.randn(24, 6, *sizes, dtype=torch.float64)
+    weight, ones = torch.randn(6, 6 // groups, *kernel, dtype=torch.float64), [1] * len(kernel)
+    target = (aten.conv1d, aten.conv2d, aten.conv3d)[len(kernel) - 1].padding
+    _compare(target, x, weight, ones, "same", ones, groups)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("innermost", [False, True])
+@pytest.mark.parametrize(("n", "dilation"), [(1, 1), (2, 1), (1, 2), (2, 2)])
+def test_groups_and_dilations_of_images(n: int, dilation: int, innermost: bool, groups: int) -> None:
+    x = _innermost(n, 8, 30, 30)
+    weight = torch.randn(32, 8 // groups, 3, 3, dtype=torch.float64)
+    _compare(aten.conv2d.default, x if innermost else x.contiguous(), weight, [3, 3], [1, 1], [dilation] * 2, groups)
+
+
+def test_the_part_of_a_group_of_dilated_frames() -> None:
+    x, weight = torch.randn(2, 4, 8, 12, 12, dtype=torch.float64), torch.randn(4, 2, 1, 2, 1, dtype=torch.float64)
+    _compare(aten.conv3d.default, x, weight, [2, 1, 2], [0, 0, 0], [2, 2, 2], 2)
+
+
+class ChannelsLast(torch.nn.Module):
+    """A convolution whose input has the channels innermost."""
+
+    def __init__(self, *, dilation: int = 1, groups: int = 1) -> None:
+        super().__init__()
+        self.convolution = torch.nn.Conv2d(6, 6, (1, 2), dilation=dilation, groups=groups)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of [n, c, h, w]."""
+        y: Tensor = self.convolution(x.movedim(1, -1).contiguous().movedim(-1, 1))
+        return y * 2
+
+
+MODULES = {
+    "an uneven padding": (torch.nn.Conv1d(3, 3, 4, padding="same", groups=3), (63, 3, 1)),
+    "a dilation": (ChannelsLast(dilation=2), (4, 6, 1, 9)),
+    "groups": (ChannelsLast(groups=2), (4, 6, 4, 9)),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_plans_of_modules_stay_below_their_prediction(name: str) -> None:
+    module, shape = MODULES[name]
+    outcomes = run_budgets(module.double().eval(), (torch.randn(shape, dtype=torch.float64),), {})
+    assert [line for outcome in outcomes for line in outcome.problems()] == []

@@ -1,0 +1,60 @@
+"""Products of a batch with a weight that requires a gradient: the batch is made one matrix, by a copy if need be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from sicompiler.testing.checks import run_budgets
+from tests.kernel_calls import allocated
+
+aten = torch.ops.aten
+SLACK_BYTES = 2**10  # blocks of oneDNN
+
+LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "row-major": lambda x: x,
+    "narrowed": lambda x: torch.cat([x, x], 1)[:, : x.shape[1]],
+    "transposed": lambda x: x.transpose(1, 2).contiguous().transpose(1, 2),
+}
+
+
+@pytest.mark.parametrize("requires_grad", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_batch_times_a_weight(layout: str, dtype: torch.dtype, requires_grad: bool) -> None:
+    x = LAYOUTS[layout](torch.randn(10, 300, 32).to(dtype))
+    weight = torch.randn(48, 32).to(dtype).requires_grad_(requires_grad)
+    with torch.no_grad():
+        calls = {
+            "linear": allocated(aten.linear.default, [x, weight, weight[:, 0]], {}),
+            "linear without bias": allocated(aten.linear.default, [x, weight], {}),
+            "x @ w": allocated(aten.matmul.default, [x, weight.t()], {}),
+        }
+        if requires_grad:
+            calls["w @ x"] = allocated(aten.matmul.default, [weight, x.transpose(1, 2)], {})
+    for name, done in calls.items():
+        assert done.measured <= done.predicted + SLACK_BYTES, (name, done)
+        assert done.predicted <= done.measured + 0.05 * done.total + SLACK_BYTES, (name, done)
+
+
+class Turned(torch.nn.Module):
+    """A linear layer over the channels of [n, c, l], as attention over images has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(32, 48)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """To [n, l, 48]."""
+        y: Tensor = self.linear(x.transpose(1, 2))
+        return y * 2
+
+
+@pytest.mark.parametrize("requires_grad", [True, False])
+def test_plans_of_a_module_whose_weights_require_gradients(requires_grad: bool) -> None:
+    module = Turned().double().eval().requires_grad_(requires_grad)
+    outcomes = run_budgets(module, (torch.randn(12, 32, 50, dtype=torch.float64),), {})
+    assert [line for outcome in outcomes for line in outcome.problems()] == []
