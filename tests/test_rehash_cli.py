@@ -191,7 +191,7 @@ PROMPTED = (PIPELINE, "--gb", "1", "--prompt", "a", "-o", "p.json")
         (["calibrate", *PROMPTED, "--speedup", "0.5"], "a speed-up is above 1"),
         (["calibrate", *PROMPTED, "--psnr", "30", "--held-out", "0"], "--held-out of at least 1"),
         (["calibrate", *PROMPTED, "--speedup", "2", "--gb", "much"], "can't read 'much' as a size"),
-        (["calibrate", *PROMPTED, "--speedup", "2", "--output", "no/such/plan.json"], "a folder, or in one that"),
+        (["calibrate", *PROMPTED, "--speedup", "2", "--output", "no/such/plan.json"], "in a folder that does not exist"),
         (["calibrate", *PROMPTED, "--speedup", "2", "--scheduler", "eula"], "known: ddim, dpm++2m, euler"),
         (["calibrate", *PROMPTED, "--speedup", "2", "--scheduler", "flow-euler"], "can't be turned into"),
         (["calibrate", *PROMPTED, "--speedup", "2", "--set", "height"], "takes name=value, got 'height'"),
@@ -336,7 +336,7 @@ def test_pictures_that_cannot_be_drawn(cli: Cli, saved: Saved, tmp_path: Path) -
 
     assert "a picture ends in .pdf, .png, .svg, got 'out.gif'" in refused("--plot", "out.gif")
     assert "add --plot" in refused("--lessons", saved.lessons)
-    assert "this is no file of lessons" in refused("--plot", picture, "--lessons", saved.plan)
+    assert "this is not a file of lessons" in refused("--plot", picture, "--lessons", saved.plan)
     assert "no result of the benchmark" in refused("--plot", picture, "--measured", saved.plan)
     other = LessonBook.load(saved.lessons)
     LessonBook("OtherPipeline", other.component, other.setting, other.importance, other.cuts, other.runs).save(picture)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sicompiler.cli.files import check_file
+from sicompiler.cli.files import check_file, check_folder
 from sicompiler.cli.output import note, show_json
 from sicompiler.cli.output import show as show_tables
 from sicompiler.errors import BadInput, StalePlan
@@ -35,7 +35,9 @@ def frontier(path: Path, plot: Path | None, lessons: Path | None, measured: Path
         BadInput: a file can't be read, is of something else, or there is nothing to draw.
         StalePlan: a file holds no rehash plan, or no lessons.
     """
-    plan, plot = read_plan(path), check_file(plot, "the picture")
+    plan = read_plan(path)
+    if plot is not None:  # the folder of a picture is made, as that of a page
+        plot = check_file(check_folder(plot.parent, "the picture") / plot.name, "the picture")
     if plot is None and (lessons is not None or measured is not None):
         raise BadInput("--lessons and --measured are for the picture: add --plot FILE")
     if plot is not None:

@@ -189,7 +189,7 @@ class LessonBook:
                 ),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StalePlan(f"this is no file of lessons: {type(error).__name__}: {error}") from error
+            raise StalePlan(f"this is not a file of lessons: {type(error).__name__}: {error}") from error
 
     @staticmethod
     def load(path: str | Path) -> LessonBook:
