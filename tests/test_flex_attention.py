@@ -100,7 +100,10 @@ def test_it_is_equal_to_the_untouched_model_and_follows_its_buffers(case: str) -
         assert errors(ours, theirs)[1] <= FLOAT64
 
 
-@pytest.mark.parametrize("case", ["plain", "by batch and head", "scores"])
+SLOW = [pytest.param(case, marks=pytest.mark.slow) for case in ("plain", "by batch and head")]
+
+
+@pytest.mark.parametrize("case", ["scores", *SLOW])
 def test_it_is_sliced_to_a_floor_far_below_the_unsliced_peak(case: str) -> None:
     model = Attention(*CASES[case]).eval()
     twin = copy.deepcopy(model)

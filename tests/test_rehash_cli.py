@@ -191,7 +191,10 @@ PROMPTED = (PIPELINE, "--gb", "1", "--prompt", "a", "-o", "p.json")
         (["calibrate", *PROMPTED, "--speedup", "0.5"], "a speed-up is above 1"),
         (["calibrate", *PROMPTED, "--psnr", "30", "--held-out", "0"], "--held-out of at least 1"),
         (["calibrate", *PROMPTED, "--speedup", "2", "--gb", "much"], "can't read 'much' as a size"),
-        (["calibrate", *PROMPTED, "--speedup", "2", "--output", "no/such/plan.json"], "in a folder that does not exist"),
+        (
+            ["calibrate", *PROMPTED, "--speedup", "2", "--output", "no/such/plan.json"],
+            "in a folder that does not exist",
+        ),
         (["calibrate", *PROMPTED, "--speedup", "2", "--scheduler", "eula"], "known: ddim, dpm++2m, euler"),
         (["calibrate", *PROMPTED, "--speedup", "2", "--scheduler", "flow-euler"], "can't be turned into"),
         (["calibrate", *PROMPTED, "--speedup", "2", "--set", "height"], "takes name=value, got 'height'"),

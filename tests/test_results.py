@@ -125,7 +125,7 @@ def _tokens(batch: int = 2, length: int = 9) -> dict[str, Any]:
 
 
 SLOW = pytest.mark.slow
-MODELS = [gemma3, qwen25_vl, *(pytest.param(make, marks=SLOW) for make in (llama, gemma2, qwen2_vl))]
+MODELS = [llama, *(pytest.param(make, marks=SLOW) for make in (gemma2, gemma3, qwen2_vl, qwen25_vl))]
 
 
 @pytest.mark.parametrize("make", MODELS)
