@@ -18,6 +18,7 @@ from sicompiler.adapters.roles import Phase, Role
 from sicompiler.cli.pipelines import Part, Pipeline
 from sicompiler.compiler import Planner
 from sicompiler.models.pipelines import PIPELINE_PRESETS, PartName, part_specs
+from sicompiler.turns import turn_of
 
 CPU = torch.device("cpu")
 
@@ -48,7 +49,10 @@ def while_running(components: dict[str, Component], parts: list[PartName], now: 
     for part in parts:
         state.components[Role(part.component, part.method, Phase(part.phase))] = cast(ComponentState, None)
     role = Role(now.component, now.method, Phase(now.phase))
-    runs = cast(ComponentState, SimpleNamespace(model=components[now.component], role=role))
+    runs = cast(
+        ComponentState,
+        SimpleNamespace(model=components[now.component], role=role, turn=turn_of(components[now.component])),
+    )
     left: list[str] = []
     while state.make_room(runs, CPU, frozenset(left)):
         gone = {name for name, part in components.items() if not weights_of(part, CPU)} - set(left)
