@@ -23,7 +23,7 @@ from sicompiler.axes import registry
 from sicompiler.axes.factor_map import FactorMap, Kind
 from sicompiler.capture import Program, fingerprint
 from sicompiler.compiler import Planner, rewrite
-from sicompiler.facts import workspace
+from sicompiler.facts import workspace_cpu
 from sicompiler.passes import manager
 from sicompiler.passes.edit import copy_program
 from sicompiler.planners import tally
@@ -280,10 +280,9 @@ def test_a_plan_of_a_machine_whose_kernels_take_other_workspace_is_refused(monke
     model, x = Level().double().eval(), torch.randn(2, 4, 24, 20, dtype=torch.float64)
     _, planner = prepare(model, (x,), {})
     plan = planner.plan(planner.floor()[0])
-    target, rows = torch.ops.aten.conv2d.default, dict(workspace.DEVICES["cpu"])
-    own = rows[target]
-    rows[target] = lambda call: own(call) + 2**12
-    monkeypatch.setattr(workspace, "DEVICES", {**workspace.DEVICES, "cpu": rows})
+    target = torch.ops.aten.conv2d.default
+    own = workspace_cpu.ROWS[target]
+    monkeypatch.setitem(workspace_cpu.ROWS, target, lambda call: own(call) + 2**12)
     before = dict(model.__dict__)
     with pytest.raises(sicompiler.StalePlan, match="another machine or number of threads"):
         sicompiler.compile_for_budget(model, 1, plan=plan, example_inputs=((x,), {}))
