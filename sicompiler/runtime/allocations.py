@@ -169,14 +169,14 @@ class _Legacy:
     def stop(self) -> list[Allocation]:
         events = [event for thread in autograd._disable_profiler_legacy() for event in thread]
         begin = next(event for event in events if event.kind() == "mark")
-        events = []
+        allocations = []
         for event in events:
             if event.kind() == "memory_alloc":
                 when_ns = self._began_ns + int(begin.cpu_elapsed_us(event) * 1000)
                 for device_type, nbytes in (("cpu", event.cpu_memory_usage()), ("cuda", event.cuda_memory_usage())):
                     if nbytes:
-                        events.append(Allocation(when_ns, None, nbytes, device_type))
-        return sorted(events, key=lambda event: event.when_ns)
+                        allocations.append(Allocation(when_ns, None, nbytes, device_type))
+        return sorted(allocations, key=lambda event: event.when_ns)
 
     def close(self) -> None:
         """Nothing was taken from anybody."""
