@@ -353,7 +353,7 @@ class ComponentState(SharedState):
         own = sum((weights | storages(tensors_of(inputs), device)).values())
         beside = self.reserved.total_bytes
         beside -= self.reserved.margin_bytes + self.reserved.snapshot_bytes  # what is kept is among the inputs
-        with observe_peak(device, exact=True) as peak:
+        with observe_peak(device) as peak:
             result = call()
         record.not_measured = peak.not_measured
         if peak.not_measured:
