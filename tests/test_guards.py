@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from sicompiler.guards import ModuleGuards, changes
+from sicompiler.guards import ModuleGuards, changes, keep_state
 from sicompiler.guards.walk import Walk
 
 FACTOR = 2.0
@@ -348,3 +348,41 @@ def test_weights_that_are_shared_no_more_where_they_stood_first() -> None:
     before = known.key(model)
     model.inner[0].weight = nn.Parameter(torch.zeros(4, 4))
     assert known.key(model) != before
+
+
+class Computed(Slotted):
+    """A class that computes what a slot of its base would hold, as constants of mpmath do."""
+
+    __slots__ = ()
+    rate = property(lambda self: float(len(self.steps)))  # type: ignore[assignment]
+
+    def __init__(self) -> None:
+        self.steps = [1, 2]
+
+
+def test_a_slot_behind_a_property_is_neither_described_nor_put_back() -> None:
+    model: Any = Model()
+    model.note = Computed()
+    undo = keep_state(model, "forward")
+    model.note.steps.append(3)
+    undo.back()
+    assert model.note.steps == [1, 2]
+
+
+def test_what_cannot_be_put_back_does_not_hold_the_rest() -> None:
+    """A class that forbids what it did itself: everything else is as it was, and the reason is raised."""
+
+    class Sealed(Slotted):
+        def __setattr__(self, name: str, value: Any) -> None:
+            if getattr(self, "rate", 0.5) != 0.5:
+                raise AttributeError("sealed")
+            object.__setattr__(self, name, value)
+
+    model: Any = Model()
+    model.note, model.last = Sealed(), [1]
+    undo = keep_state(model, "forward")
+    model.note.rate = 0.7
+    model.last.append(2)
+    with pytest.raises(AttributeError, match="sealed"):
+        undo.back()
+    assert model.last == [1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import types
 from collections.abc import Container, Iterator
 from typing import Any
 
@@ -14,13 +16,17 @@ _MISSING = object()
 
 
 def slots_of(kind: type) -> Iterator[str]:
-    """Names that objects of a class have outside of their dict."""
+    """Names that objects of a class have outside of their dict.
+
+    A slot that a subclass hides, behind a property for instance, holds nothing that code can reach by its name.
+    """
     for base in kind.__mro__:
         slots = base.__dict__.get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else tuple(slots):
-            if name not in ("__dict__", "__weakref__"):
-                mangled = name.startswith("__") and not name.endswith("__")
-                yield f"_{base.__name__.lstrip('_')}{name}" if mangled else name
+        for slot in (slots,) if isinstance(slots, str) else tuple(slots):
+            mangled = slot.startswith("__") and not slot.endswith("__")
+            name = f"_{base.__name__.lstrip('_')}{slot}" if mangled else slot
+            if isinstance(inspect.getattr_static(kind, name, None), types.MemberDescriptorType):
+                yield name
 
 
 class ObjectGuard(Guard):

@@ -38,9 +38,19 @@ class Undo:
                 self._steps.append(step)
 
     def back(self) -> None:
-        """Put everything back that was kept."""
+        """Put everything back that was kept.
+
+        Raises:
+            Exception: the first thing that could not be put back; everything else is.
+        """
+        failed: list[Exception] = []
         for step in self._steps:
-            step()
+            try:
+                step()
+            except Exception as error:  # a setter of a user's class may raise anything
+                failed.append(error)
+        if failed:
+            raise failed[0]
 
 
 def _dict(value: dict[Any, Any]) -> Callable[[], None]:

@@ -167,9 +167,9 @@ class LessonBook:
         try:
             data: dict[str, Any] = json.loads(text)
             refuse_other(data, "a file of lessons")
-            setting = data["setting"]
             if data["version"] != BOOK_VERSION:
                 raise StalePlan(f"the lessons have format {data['version']}, this version reads {BOOK_VERSION}")
+            setting = data["setting"]
             if "size" not in setting:
                 raise StalePlan("an earlier version wrote these lessons, of unknown guidance and size: learn them anew")
             return LessonBook(
