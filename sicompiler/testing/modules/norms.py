@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -19,7 +20,9 @@ class Groups(Block):
 
     def __init__(self, draw: Draw, form: Form) -> None:
         super().__init__()
-        self.norm = nn.GroupNorm(draw.divisor(form.c), form.c, affine=draw.flag())
+        groups = draw.divisor(form.c)
+        need(form.numel > form.shape[0] * groups)  # one entry less its own mean is rounding, enlarged
+        self.norm = nn.GroupNorm(groups, form.c, affine=draw.flag())
         self.act = draw.pick((nn.Identity(), nn.SiLU(), nn.ReLU(inplace=True)))
         self.form = form
 
@@ -36,6 +39,7 @@ class Layer(Block):
     def __init__(self, draw: Draw, form: Form) -> None:
         super().__init__()
         dims = draw.pick((1, 1, 2))
+        need(math.prod(form.shape[-dims:]) > 1)
         self.norm = nn.LayerNorm(form.shape[-dims:], elementwise_affine=draw.flag())
         self.form = form
 
