@@ -105,6 +105,16 @@ ASKS: dict[str, Callable[..., torch.Tensor]] = {
     "unique": lambda m, x, mask: torch.unique(mask) + x.sum(),
     "unique, in a row": lambda m, x, mask: torch.unique_consecutive(mask[:5]) + x.sum(),
     "bincount": lambda m, x, mask: torch.bincount(mask.cumsum(0)) + x.sum(),
+    "how much of what a mask picks": lambda m, x, mask: x[:, : int(mask[mask > 0].sum())] * 2,
+    "the last of what is picked": lambda m, x, mask: x[:, : int(torch.masked_select(mask, mask > 0)[-1])],
+    "where it ends": lambda m, x, mask: x[:, : int(torch.nonzero(mask)[-1, 0]) + 1],
+    "how much of what is repeated": lambda m, x, mask: x[:, : int(torch.repeat_interleave(mask.cumsum(0))[-1])],
+    "the largest that is there": lambda m, x, mask: x[:, : int(torch.unique(mask.view(2, -1))[-1])],
+    "counts of what is there": lambda m, x, mask: x * int(torch.unique(mask, return_counts=True)[1].amax()),
+    "places of what is there": lambda m, x, mask: x * int(torch.unique(mask, return_inverse=True)[1][2]),
+    "runs": lambda m, x, mask: x[:, : int(torch.unique_consecutive(mask.cumsum(0)).sum())],
+    "lengths of runs": lambda m, x, mask: x * int(torch.unique_consecutive(mask, return_counts=True)[1][0]),
+    "the most frequent": lambda m, x, mask: x[:, : int(torch.bincount(mask.cumsum(0)).argmax())] + 1,
     "cond": lambda m, x, mask: torch.cond(mask.sum() > 3, lambda a: a * 2, lambda a: a - 1, (x,)),
     "tensor split": lambda m, x, mask: torch.tensor_split(x, mask.sum().view(1), dim=1)[0] * 2,
     "repeats": lambda m, x, mask: torch.repeat_interleave(x, mask, dim=1),
@@ -140,6 +150,26 @@ def test_every_call_is_that_of_the_untouched_model_whatever_comes_out(asks: str)
         assert errors(ours, theirs)[1] <= FLOAT64
         seen.append(len(sicompiler.report(model).plans))
     assert seen[1] == seen[2]  # A again: its plan is still there
+
+
+LISTS: dict[str, Callable[..., torch.Tensor]] = {
+    "of numbers": lambda m, x, mask: x * torch.tensor([mask.sum(), mask.max()]).sum(),
+    "of several dtypes": lambda m, x, mask: x * torch.tensor([[mask.sum(), 2.5], [x.sum(), True]]).sum(),
+    "of another dtype": lambda m, x, mask: x[0] + torch.as_tensor((x[0, 0], x[1, 1]), dtype=torch.float32)[1],
+}
+
+
+@pytest.mark.parametrize("made", LISTS)
+def test_a_tensor_made_of_tensors_is_computed_from_them(made: str) -> None:
+    model = Asking(LISTS[made]).eval()
+    program = capture(model, x_and_mask())
+    assert program.decided == ()
+    for x, mask in calls():
+        with torch.no_grad():
+            theirs = model(x, mask)
+        ours = run_program(program, model, (x, mask), {})
+        assert ours.dtype == theirs.dtype
+        assert errors(ours, theirs)[1] <= FLOAT64
 
 
 def test_what_a_literal_says_is_no_decision() -> None:

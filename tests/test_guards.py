@@ -354,7 +354,7 @@ class Computed(Slotted):
     """A class that computes what a slot of its base would hold, as constants of mpmath do."""
 
     __slots__ = ()
-    rate = property(lambda self: float(len(self.steps)))  # type: ignore[assignment]
+    rate = property(lambda self: float(len(self.steps)))
 
     def __init__(self) -> None:
         self.steps = [1, 2]

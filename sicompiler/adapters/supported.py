@@ -38,11 +38,7 @@ _ROWS = (
     SupportedPipeline("CogVideoXImageToVideoPipeline", (*_TRANSFORMER, "vae.encode")),
     SupportedPipeline("CogVideoXPipeline", _TRANSFORMER),
     SupportedPipeline("EasyAnimatePipeline", _TRANSFORMER),
-    SupportedPipeline(
-        "HunyuanVideoImageToVideoPipeline",
-        ("text_encoder_2", "vae.encode", "transformer", "vae.decode"),
-        ("text_encoder",),
-    ),
+    SupportedPipeline("HunyuanVideoImageToVideoPipeline", (*_TRANSFORMER, "text_encoder_2", "vae.encode")),
     SupportedPipeline("HunyuanVideoPipeline", (*_TRANSFORMER, "text_encoder_2")),
     SupportedPipeline(
         "I2VGenXLPipeline",

@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from sicompiler.capture.program import Binding, Program, Source
+from sicompiler.capture.selections import spell_out_sizes
 from sicompiler.capture.tape import Slice, Tape, UnknownOrigin
 
 Outcome = tuple[Hashable, ...]
@@ -160,6 +161,7 @@ def _placeholders(graph: fx.Graph) -> list[fx.Node]:
 def _finished(cut: Slice, fakes: Sequence[torch.Tensor], finish: Finish, mode: FakeTensorMode) -> fx.Graph:
     """A slice with what is computed last, pure and with fake values of its own: a graph that gives one tensor."""
     module = fx.GraphModule(torch.nn.Module(), cut.graph)
+    spell_out_sizes(module)
 
     def whole(*leaves: torch.Tensor) -> tuple[torch.Tensor]:
         return (finish(*module.forward(*leaves)),)

@@ -7,18 +7,22 @@ a warning that it can't suggest anything) are of no use to anybody then, and the
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch.overrides import TorchFunctionMode
 
 from sicompiler.capture.program import flatten_inputs, named_tensors
 from sicompiler.capture.questions import Decider
+from sicompiler.capture.tape import tensors_in
 
 _SET_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
+_OF_NUMBERS = frozenset({torch.tensor, torch.as_tensor})
 _SUGGESTIONS = logging.getLogger("torch.fx.experimental.symbolic_shapes")
 
 
@@ -31,14 +35,43 @@ class Stopped(Exception):
             super().__setattr__(name, value)
 
 
-class _DataIsSet(TorchFunctionMode):
-    """Makes `x.data = y` an operator: assigning the attribute goes past everything that a trace sees."""
+class _Dispatched(TorchFunctionMode):
+    """Makes operators of what goes past everything that a trace sees.
+
+    `x.data = y` assigns an attribute; `torch.tensor([a, b])` of tensors reads their numbers out of their memory.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         if func == _SET_DATA:
             tensor, value = args
             return tensor.set_(value.detach())
+        if func in _OF_NUMBERS and args and isinstance(args[0], list | tuple) and _are_entries(tensors_in(args[0])):
+            return _stacked(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+
+def _are_entries(tensors: Sequence[torch.Tensor]) -> bool:
+    return bool(tensors) and all(tensor.dim() == 0 for tensor in tensors)
+
+
+def _stacked(
+    data: Sequence[Any],
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    requires_grad: bool = False,
+    pin_memory: bool = False,
+) -> torch.Tensor:
+    """What `torch.tensor` makes of nested lists with single entries; a trace neither records gradients nor pins."""
+    leaves = [leaf if isinstance(leaf, torch.Tensor) else torch.tensor(leaf) for leaf in pytree.tree_leaves(data)]
+    kind = dtype or functools.reduce(torch.promote_types, (leaf.dtype for leaf in leaves))
+
+    def stack(part: Any) -> torch.Tensor:
+        if isinstance(part, list | tuple):
+            return torch.stack([stack(each) for each in part])
+        return torch.as_tensor(part, dtype=kind, device=device or torch.get_default_device())
+
+    return stack(data)
 
 
 @contextlib.contextmanager
@@ -52,7 +85,7 @@ def taped(entry: torch.nn.Module, decider: Decider) -> Iterator[None]:
 
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
-            with decider.begin(named_tensors(entry), flatten_inputs(args, kwargs)[0]), _DataIsSet():
+            with decider.begin(named_tensors(entry), flatten_inputs(args, kwargs)[0]), _Dispatched():
                 return type(entry)._call_impl(entry, *args, **kwargs)
         except Exception as error:
             raise Stopped(str(error)) from error
