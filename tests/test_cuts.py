@@ -33,20 +33,11 @@ def _run(program: Program, model: nn.Module, inputs: list[Any]) -> Any:
     return torch.utils._pytree.tree_unflatten(list(flat), program.out_spec)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "svd",
-        "animatediff",
-        "modelscope",
-        "i2vgenxl",
-        "wan2.1-1.3b",
-        "cogvideox-2b",
-        "ltx-video",
-        "hunyuanvideo",
-        "mochi",
-    ],
-)
+QUICK = ("animatediff", "wan2.1-1.3b", "ltx-video", "mochi")
+SLOW = ("svd", "modelscope", "i2vgenxl", "cogvideox-2b", "hunyuanvideo")
+
+
+@pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def test_entering_at_a_cut_with_its_own_values_changes_no_bit(name: str) -> None:
     model, args, kwargs = tiny(name)
     clean = run_stage("clean", capture(model, args, kwargs))

@@ -111,6 +111,7 @@ def test_the_demo_makes_its_clips(
     monkeypatch.setattr(demo, "STEPS", 4)
     monkeypatch.setattr(demo, "SPEEDUPS", (1.01,))
     monkeypatch.setattr(demo, "ROUNDS", 1)
+    monkeypatch.setattr(demo, "LEARNED", demo.LEARNED[:1])
     assert demo.run("a red circle moving left", whole, tmp_path, seed=0, as_json=True) == 0
     untouched, exact, rehashed = json.loads(capsys.readouterr().out)["rows"]
     assert exact["peak_bytes"] <= exact["budget_bytes"] < untouched["peak_bytes"]

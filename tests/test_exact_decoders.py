@@ -23,8 +23,8 @@ FLOAT64 = 1e-12
 FLOAT32_ISLANDS = {"ltx-vae": 2e-6, "wan-vae": 2e-6}
 SLACK_BYTES = 2**12  # numbers and tables of a kernel, which no prediction counts
 
-QUICK = ("svd-vae", "sd-vae", "ltx-vae")
-SLOW = ("wan-vae", "cogvideox-vae", "hunyuanvideo-vae", "mochi-vae")
+QUICK = ("svd-vae", "sd-vae")
+SLOW = ("ltx-vae", "wan-vae", "cogvideox-vae", "hunyuanvideo-vae", "mochi-vae")
 EVERY = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)]
 
 

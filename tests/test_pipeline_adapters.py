@@ -104,17 +104,11 @@ OTHERS: tuple[Switch, ...] = (
 
 
 SWITCHES = {"IP-Adapter": IP_ADAPTER, "LoRA": LORA, "others": OTHERS}
-QUICK = ("IP-Adapter", False)
 
 
-@pytest.mark.parametrize(
-    ("which", "before"),
-    [
-        pytest.param(w, b, marks=[] if (w, b) == QUICK else pytest.mark.slow, id=f"{w} {'before' if b else 'after'}")
-        for w in SWITCHES
-        for b in (True, False)
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("before", [True, False], ids=["before", "after"])
+@pytest.mark.parametrize("which", SWITCHES)
 def test_what_is_switched_before_compiling_or_after_is_followed(which: str, before: bool) -> None:
     if which == "LoRA":
         pytest.importorskip("peft", reason="LoRAs need peft")

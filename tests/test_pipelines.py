@@ -16,7 +16,7 @@ from tests.pipeline_parts import quiet
 from tests.pipelines import PIPELINES, run
 
 TOLERANCE = 4e-6
-QUICK = ("StableVideoDiffusionPipeline", "AnimateDiffPipeline")
+QUICK = ("AnimateDiffPipeline",)
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n in QUICK else pytest.mark.slow) for n in PIPELINES])

@@ -16,8 +16,18 @@ SLACK_BYTES = 2**12  # numbers and tables of a kernel, which no prediction count
 CLOSENESS = 1.05  # where the peak is over 1 MiB
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("name", ["svd", "animatediff"])
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+QUICK = (("svd", torch.bfloat16), ("animatediff", torch.float32), ("animatediff", torch.float16))
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        pytest.param(name, dtype, marks=[] if (name, dtype) in QUICK else pytest.mark.slow)
+        for name in ("svd", "animatediff")
+        for dtype in DTYPES
+    ],
+)
 def test_the_predicted_peak_is_the_measured_one(name: str, dtype: torch.dtype) -> None:
     module, args, kwargs = tiny(name, dtype=dtype)
     program, planner = prepare(module, args, kwargs)
