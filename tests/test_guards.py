@@ -389,7 +389,7 @@ def test_what_cannot_be_put_back_does_not_hold_the_rest() -> None:
     assert model.last == [1]
 
 
-def test_the_walk_ends_at_the_test_runner_and_at_pythons_library() -> None:
+def test_the_walk_ends_at_libraries_and_at_the_test_runner() -> None:
     """pytest rewrites `assert` to calls of its own, from which all of its session could be reached."""
 
     class Asserting(nn.Module):

@@ -8,7 +8,8 @@ import types
 from typing import Any
 
 # Compared by identity, their globals are not followed: nobody edits these from the inside.
-_LIBRARIES = frozenset({"torch", "numpy", "sicompiler", "einops"}) | frozenset(sys.stdlib_module_names)
+_RUNNERS = frozenset({"_pytest", "hypothesis", "pluggy", "pytest", "xdist"})  # pytest puts its own calls into asserts
+_LIBRARIES = frozenset({"torch", "numpy", "sicompiler", "einops", *sys.stdlib_module_names}) | _RUNNERS
 _LONGEST_NAME = 64
 # Read without being named: operators, attribute access, iteration.
 _UNREAD = frozenset(
@@ -58,5 +59,5 @@ def is_read_by_syntax(name: str) -> bool:
 
 
 def in_library(module: Any) -> bool:
-    """Whether a module of that name belongs to torch, NumPy, the standard library or sicompiler."""
+    """Whether a module of that name belongs to torch, NumPy, the standard library, sicompiler or a test runner."""
     return isinstance(module, str) and module.split(".", 1)[0] in _LIBRARIES

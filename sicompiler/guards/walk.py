@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import functools
 import logging
-import sys
 import threading
 import types
 import weakref
@@ -40,10 +39,8 @@ _OPAQUE_MODULES = frozenset(
         *("socket", "subprocess", "threading", "tqdm", "weakref", "typing", "_contextvars", "torch._ops"),
         *("torch._dynamo", "torch.fx", "torch.utils.hooks", "torch.distributed", "torch.cuda", "_frozen_importlib"),
         *("sicompiler.adapters", "sicompiler.capture", "sicompiler.guards", "sicompiler.takeover"),
-        *("_pytest", "argparse", "hypothesis", "pluggy", "unittest", "xdist"),  # who runs the model in a test
     }
 )
-_LIBRARY = frozenset({*sys.stdlib_module_names, "_pytest", "hypothesis", "pluggy", "xdist"})
 # What a trace puts on the module that is traced: it ends in the tracer, which changes all the time.
 _TRACERS = frozenset({"sicompiler.capture.results", "sicompiler.capture.taped"})
 _HEAP_TYPE, _KIND_FLAGS = 1 << 9, 3 << 8  # of classes that can be changed: on the heap, and not immutable
@@ -60,12 +57,6 @@ def _is_opaque(kind: type) -> bool:
 def _is_of_process(module: object) -> bool:
     parts = module.split(".") if isinstance(module, str) else []
     return any(".".join(parts[: depth + 1]) in _OPAQUE_MODULES for depth in range(len(parts)))
-
-
-def _is_library(function: types.FunctionType) -> bool:
-    """Whether a function is Python's own and calls no other: one with cells, as `partialmethod` makes, may."""
-    root = function.__module__.split(".", 1)[0] if isinstance(function.__module__, str) else ""
-    return root in _LIBRARY and function.__closure__ is None
 
 
 def _registered(module: torch.nn.Module) -> list[torch.Tensor | None]:
@@ -218,7 +209,7 @@ class Walk:
 
     def _code(self, value: Any, path: str) -> Guard | None:
         if isinstance(value, types.FunctionType):
-            if value.__module__ in _TRACERS or _is_library(value):
+            if value.__module__ in _TRACERS:
                 self.note(path, ("opaque", token(value)))
                 return OpaqueGuard(value)
             return FunctionGuard(value, path, self)
