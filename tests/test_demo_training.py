@@ -101,6 +101,7 @@ def test_an_interrupted_run_ends_with_the_same_weights(
     assert [name for name in expected if not torch.equal(expected[name], found[name])] == []
 
 
+@pytest.mark.slow
 def test_the_demo_makes_its_clips(
     whole: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -111,7 +112,7 @@ def test_the_demo_makes_its_clips(
     monkeypatch.setattr(demo, "STEPS", 4)
     monkeypatch.setattr(demo, "SPEEDUPS", (1.01,))
     monkeypatch.setattr(demo, "ROUNDS", 1)
-    monkeypatch.setattr(demo, "LEARNED", demo.LEARNED[:1])
+    monkeypatch.setattr(demo, "LEARNED", demo.LEARNED[:2])
     assert demo.run("a red circle moving left", whole, tmp_path, seed=0, as_json=True) == 0
     untouched, exact, rehashed = json.loads(capsys.readouterr().out)["rows"]
     assert exact["peak_bytes"] <= exact["budget_bytes"] < untouched["peak_bytes"]
@@ -120,6 +121,11 @@ def test_the_demo_makes_its_clips(
     assert rehashed["full"] < exact["full"] == 4
     assert (tmp_path / "clips.gif").read_bytes().startswith(b"GIF")
     assert (tmp_path / "clips.mp4").stat().st_size > 1000
+
+
+def test_a_demo_without_a_pipeline_or_of_unknown_words_is_refused(whole: Path, tmp_path: Path) -> None:
+    import sicompiler.cli.demo_clip as demo
+
     with pytest.raises(BadInput, match="no pipeline in"):
         demo.run("a red circle moving left", tmp_path, tmp_path, seed=0, as_json=True)
     with pytest.raises(BadInput, match=r"'a purple dog'; it knows .* red, .* ring, .* left"):
