@@ -78,7 +78,7 @@ def test_a_unet_is_exact_at_any_budget(name: str, share: float) -> None:
 
 
 @pytest.mark.parametrize("share", [0.5, 0.0])
-@pytest.mark.parametrize("return_dict", [True, False])
+@pytest.mark.parametrize("return_dict", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[] if n == "modelscope" else pytest.mark.slow) for n in UNETS])
 def test_a_unet_is_exact_for_one_sample_of_odd_size(name: str, return_dict: bool, share: float) -> None:
     check(name, {"batch": 1, "frames": 3, "height": 9, "width": 15, "return_dict": return_dict}, share, FLOAT64)
