@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import functools
-import os
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -17,7 +16,7 @@ import pytest
 import torch
 from torch import nn
 
-from sicompiler.guards import ModuleGuards, changes, keep_state
+from sicompiler.guards import ModuleGuards, changes
 from sicompiler.guards.walk import Walk
 
 FACTOR = 2.0
@@ -349,55 +348,3 @@ def test_weights_that_are_shared_no_more_where_they_stood_first() -> None:
     before = known.key(model)
     model.inner[0].weight = nn.Parameter(torch.zeros(4, 4))
     assert known.key(model) != before
-
-
-class Computed(Slotted):
-    """A class that computes what a slot of its base would hold, as constants of mpmath do."""
-
-    __slots__ = ()
-    rate = property(lambda self: float(len(self.steps)))
-
-    def __init__(self) -> None:
-        self.steps = [1, 2]
-
-
-def test_a_slot_behind_a_property_is_neither_described_nor_put_back() -> None:
-    model: Any = Model()
-    model.note = Computed()
-    undo = keep_state(model, "forward")
-    model.note.steps.append(3)
-    undo.back()
-    assert model.note.steps == [1, 2]
-
-
-def test_what_cannot_be_put_back_does_not_hold_the_rest() -> None:
-    """A class that forbids what it did itself: everything else is as it was, and the reason is raised."""
-
-    class Sealed(Slotted):
-        def __setattr__(self, name: str, value: Any) -> None:
-            if getattr(self, "rate", 0.5) != 0.5:
-                raise AttributeError("sealed")
-            object.__setattr__(self, name, value)
-
-    model: Any = Model()
-    model.note, model.last = Sealed(), [1]
-    undo = keep_state(model, "forward")
-    model.note.rate = 0.7
-    model.last.append(2)
-    with pytest.raises(AttributeError, match="sealed"):
-        undo.back()
-    assert model.last == [1]
-
-
-def test_the_walk_ends_at_libraries_and_at_the_test_runner() -> None:
-    """pytest rewrites `assert` to calls of its own, from which all of its session could be reached."""
-
-    class Asserting(nn.Module):
-        def forward(self, x: Any) -> Any:
-            assert x.config.session != x.hook  # names that lead on from a session
-            assert os.path.join("a", str(x.dim())) in ("a/1", "a/2")
-            return x
-
-    facts = Walk(Asserting(), None).facts
-    assert not [path for path in facts if path.startswith("_pytest.assertion.util._config.")]
-    assert len(facts) < 500
