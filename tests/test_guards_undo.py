@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import pytest
 from torch import nn
 
 from sicompiler.guards import keep_state
