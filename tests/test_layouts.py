@@ -14,7 +14,8 @@ from torch import nn
 
 from sicompiler.capture import capture, flatten_inputs
 from sicompiler.facts.storages import fake_tensors
-from sicompiler.passes.layouts import real_layouts, suggests_channels_last, view_strides
+from sicompiler.facts.strides import suggests_channels_last, view_strides
+from sicompiler.passes.layouts import real_layouts
 from sicompiler.testing.checks import run_budgets
 
 
@@ -46,6 +47,15 @@ CALLS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], tuple[int, ...]]]
     "cat": (lambda x: torch.cat([x[:, :, :1], x], 2), (1, 8, 4, 6, 5)),
     "cat of one channel": (lambda x: torch.cat([x[:, :1], x], 1), (3, 5, 2, 7, 3)),
     "transposed": (lambda x: F.conv_transpose2d(x, torch.ones(3, 2, 3, 3).to(x)), (1, 3, 5, 4)),
+    "einsum": (lambda x: torch.einsum("nchw,dc->ndhw", x, torch.ones(4, 4).to(x)), (5, 4, 2, 1)),
+    "unflatten": (lambda x: x.unflatten(0, (1, 1)).movedim(2, -1).unflatten(-1, (-1, 2)), (1, 8, 4, 2)),
+    "flatten": (lambda x: x[None].flatten(0, 1).flatten(2, 2), (1, 4, 5, 4)),
+    "zeros_like": (lambda x: torch.zeros_like(x.movedim(2, 0)[None]), (1, 6, 5, 1)),
+    "layer_norm": (lambda x: F.layer_norm(x.mT, [1]), (3, 1, 1, 4)),
+    "masked_fill": (lambda x: x.masked_fill(x > 0, 1.0), (1, 4, 3, 2)),
+    "batch_norm": (lambda x: F.batch_norm(x[..., 0], torch.ones(8).to(x), torch.ones(8).to(x)), (6, 8, 4, 1)),
+    "slice_scatter": (lambda x: torch.slice_scatter(x[:, 1:3], x[:, :1], 1, 0, 1), (2, 4, 3, 1)),
+    "select_scatter": (lambda x: torch.select_scatter(x[:, 1:], x[:, 0], 1, 2), (2, 4, 3, 5)),
     "views": (lambda x: x.reshape(1, 1, *x.shape).view(x.shape), (1, 3, 5, 4)),
 }
 
@@ -66,7 +76,9 @@ def test_fake_strides_are_those_of_the_kernel(name: str, last: bool) -> None:
         args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
         values[node] = node.target(*args, **kwargs)
         if isinstance(values[node], torch.Tensor):
-            assert fake_tensors(node)[0].stride() == values[node].stride(), f"{node.target} of {x.shape} {x.stride()}"
+            fake, real = fake_tensors(node)[0], values[node]
+            assert fake.stride() == real.stride(), f"{node.target} of {x.shape} {x.stride()}"
+            assert fake.untyped_storage().nbytes() == real.untyped_storage().nbytes(), node.target
 
 
 def test_strides_of_views_are_those_of_torch() -> None:
@@ -88,6 +100,53 @@ def test_strides_of_views_are_those_of_torch() -> None:
         assert ours == theirs, f"{tuple(x.shape)} {x.stride()} as {sizes}"
         seen += theirs is not None
     assert seen > 20
+
+
+def _odd(generator: random.Random, shape: list[int]) -> torch.Tensor:
+    """A tensor with its dims in some order, narrowed or not, and any strides in dims of one entry."""
+    order = generator.sample(range(len(shape)), len(shape))
+    stored = [size * generator.choice((1, 1, 1, 2)) for size in shape]
+    x = torch.randn([stored[d] for d in order], dtype=torch.float64).permute(
+        [order.index(d) for d in range(len(shape))]
+    )
+    x = x[tuple(slice(size) for size in shape)]
+    stride = [generator.choice(x.stride()) if size == 1 else st for size, st in zip(shape, x.stride(), strict=True)]
+    return x.as_strided(x.shape, stride)
+
+
+POINTWISE: tuple[Callable[[torch.Tensor, torch.Tensor], torch.Tensor], ...] = (
+    lambda x, y: F.gelu(x),
+    lambda x, y: 2 * x,
+    lambda x, y: x - y,
+    lambda x, y: y / x,
+    lambda x, y: torch.addcmul(y, x, x),
+    lambda x, y: torch.where(x > 0, x, y),
+    lambda x, y: x.clone(),
+    lambda x, y: torch.lerp(x, y, 0.25),
+)
+
+
+class Applied2(nn.Module):
+    """A function of two tensors as a module."""
+
+    def __init__(self, function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> Any:
+        return self.function(x, y)
+
+
+@pytest.mark.parametrize("number", range(len(POINTWISE)))
+def test_pointwise_results_lie_as_the_iterator_of_torch_lays_them(number: int) -> None:
+    generator = random.Random(number)
+    for _ in range(12):
+        shape = [generator.choice((1, 1, 2, 3)) for _ in range(generator.choice((3, 4, 4, 5)))]
+        x, y = _odd(generator, shape), _odd(generator, [generator.choice((1, size, size)) for size in shape])
+        program = capture(Applied2(POINTWISE[number]), (x, y), {})
+        real_layouts(program)
+        fake = fake_tensors(list(program.graph_module.graph.nodes)[-2])[0]
+        assert fake.stride() == POINTWISE[number](x, y).stride(), f"of {shape} {x.stride()} and {y.shape} {y.stride()}"
 
 
 def test_memory_formats_are_suggested_as_torch_does() -> None:
