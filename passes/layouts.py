@@ -20,6 +20,7 @@ from sicompiler.facts.strides import (
     suggests_channels_last,
     view_strides,
 )
+from sicompiler.facts.workspace_onednn import takes
 from sicompiler.graph_view import CLONES_STORAGE
 from sicompiler.passes.edit import Replacements
 
@@ -142,6 +143,8 @@ def _as_made(node: fx.Node, value: torch.Tensor) -> torch.Tensor | None:
     """A fake value as the kernel would make it; None where it is so."""
     if node.target in CLONES_STORAGE:
         return _with_storage(node, value)
+    if node.target is aten.conv_transpose3d.input and not takes(value.dtype):
+        return _made_longer(_bound(node), value)
     stride = _real_strides(node, value)
     if stride is None or stride == tuple(value.stride()):
         return None
@@ -159,6 +162,15 @@ def _with_storage(node: fx.Node, value: torch.Tensor) -> torch.Tensor | None:
         return None
     behind = torch.empty(int(nbytes) // value.element_size(), dtype=value.dtype, device=value.device)
     return behind.as_strided(source.shape, source.stride(), source.storage_offset())
+
+
+def _made_longer(arguments: dict[str, Any], value: torch.Tensor) -> torch.Tensor | None:
+    """`slow_conv_transpose3d` begins with memory of the size of its input, and keeps it where the result is shorter."""
+    entries = max(arguments["input"].numel() if arguments["groups"] == 1 else 0, value.numel())
+    if value.is_contiguous() and value.untyped_storage().nbytes() == entries * value.element_size():
+        return None
+    behind = torch.empty(entries, dtype=value.dtype, device=value.device)
+    return behind[: value.numel()].view(value.shape)
 
 
 def _real_strides(node: fx.Node, value: torch.Tensor) -> tuple[int, ...] | None:

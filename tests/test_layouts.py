@@ -56,6 +56,7 @@ CALLS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], tuple[int, ...]]]
     "batch_norm": (lambda x: F.batch_norm(x[..., 0], torch.ones(8).to(x), torch.ones(8).to(x)), (6, 8, 4, 1)),
     "slice_scatter": (lambda x: torch.slice_scatter(x[:, 1:3], x[:, :1], 1, 0, 1), (2, 4, 3, 1)),
     "select_scatter": (lambda x: torch.select_scatter(x[:, 1:], x[:, 0], 1, 2), (2, 4, 3, 5)),
+    "transposed in 3-D": (lambda x: F.conv_transpose3d(x, torch.ones(5, 2, 1, 1, 1).to(x)), (2, 5, 4, 3, 2)),
     "views": (lambda x: x.reshape(1, 1, *x.shape).view(x.shape), (1, 3, 5, 4)),
 }
 

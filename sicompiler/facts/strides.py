@@ -44,6 +44,12 @@ def format_strides(shape: Sequence[int], channels: bool) -> tuple[int, ...]:
     return dense_strides(shape, [0, *dims[2:], 1] if channels else dims)
 
 
+def has_format(tensor: Strided, channels: bool) -> bool:
+    """`is_contiguous` of a memory format: whether a tensor is dense, row-major or with the channels innermost."""
+    dims = range(len(tensor[0]))
+    return _lies(tensor, [0, *dims[2:], 1] if channels else dims)
+
+
 def view_strides(tensor: Strided, shape: Sequence[int]) -> tuple[int, ...] | None:
     """Strides of a view of another shape, as `computeStride` in aten/src/ATen/TensorUtils.cpp finds them.
 
