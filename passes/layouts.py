@@ -74,6 +74,8 @@ def _row_major(arguments: dict[str, Any]) -> Channels:
 
 def _transposed(arguments: dict[str, Any]) -> Channels | None:
     """A transposed convolution is channels-last where its input or weight is; what else it is, fake tensors know."""
+    if arguments["weight"].dim() == 5 and not takes(arguments["weight"].dtype):
+        return False  # ATen's own: always row-major
     either = any(suggests_channels_last(_strided(arguments[name])) for name in ("input", "weight"))
     return None if either else False
 
@@ -143,8 +145,8 @@ def _as_made(node: fx.Node, value: torch.Tensor) -> torch.Tensor | None:
     """A fake value as the kernel would make it; None where it is so."""
     if node.target in CLONES_STORAGE:
         return _with_storage(node, value)
-    if node.target is aten.conv_transpose3d.input and not takes(value.dtype):
-        return _made_longer(_bound(node), value)
+    if keeps_input_size(node):
+        return _made_shorter(node, value)
     stride = _real_strides(node, value)
     if stride is None or stride == tuple(value.stride()):
         return None
@@ -164,9 +166,17 @@ def _with_storage(node: fx.Node, value: torch.Tensor) -> torch.Tensor | None:
     return behind.as_strided(source.shape, source.stride(), source.storage_offset())
 
 
-def _made_longer(arguments: dict[str, Any], value: torch.Tensor) -> torch.Tensor | None:
-    """`slow_conv_transpose3d` begins with memory of the size of its input, and keeps it where the result is shorter."""
-    entries = max(arguments["input"].numel() if arguments["groups"] == 1 else 0, value.numel())
+def keeps_input_size(node: fx.Node) -> bool:
+    """Whether a result holds as much memory as the larger input it began as: `slow_conv_transpose3d` on the CPU."""
+    value = node.meta["val"]
+    if node.target is not aten.conv_transpose3d.input or value.device.type != "cpu" or takes(value.dtype):
+        return False
+    arguments = _bound(node)
+    return bool(arguments["groups"] == 1 and arguments["input"].numel() > value.numel())
+
+
+def _made_shorter(node: fx.Node, value: torch.Tensor) -> torch.Tensor | None:
+    entries = _bound(node)["input"].numel()
     if value.is_contiguous() and value.untyped_storage().nbytes() == entries * value.element_size():
         return None
     behind = torch.empty(entries, dtype=value.dtype, device=value.device)

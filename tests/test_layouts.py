@@ -171,3 +171,68 @@ def test_a_convolution_behind_a_padding_stays_below_its_prediction() -> None:
     module = PaddedVideo().double().eval().requires_grad_(False)
     outcomes = run_budgets(module, (torch.randn(2, 4, 12, 12, 16, dtype=torch.float64),), {})
     assert [line for outcome in outcomes for line in outcome.problems()] == []
+
+
+class Line(nn.Module):
+    """Mixes channels of images one pixel wide."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        y = torch.einsum("nchw,cd->ndhw", x, torch.ones(4, 4, dtype=x.dtype))
+        return torch.cat(y.chunk(2, 1), 1)
+
+
+class WrittenWithin(nn.Module):
+    """Writes into slices of slices: each of them is cloned with all that lies behind it."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        y = torch.zeros_like(x)
+        y[:, :1, :-1] = x[:, :1, 1:]
+        y[:, 1:2, 1:] = x[:, 1:2, :-1]
+        return y * 2
+
+
+class Frames(nn.Module):
+    """Frames of a permuted video, each of them channels-last, though a batch of one says nothing of it."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        mixed = torch.einsum("bnc,oc->bno", x, torch.ones(16, 16, dtype=x.dtype))
+        frames = mixed.unflatten(1, (5, 20, 20)).permute(0, 1, 4, 2, 3).flatten(0, 1)
+        return F.silu(F.pad(frames, (1, 1, 1, 1), mode="reflect"))
+
+
+class Narrower(nn.Module):
+    """A transposed convolution in 3-D whose result is smaller than its input, channel by channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.ConvTranspose3d(8, 8, 3, padding=1, bias=False)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return F.silu(self.conv(x)).softmax(-1)
+
+
+class Sorted(nn.Module):
+    """Values of a sort, whose indices nobody reads, written slice by slice while statistics are taken of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(1, 4)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.norm((2 * x.expand(8, 4, 24, 4)).sort(-1).values.sort(-1).values)
+
+
+MODULES: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
+    "slices of slices": (WrittenWithin(), (1, 6, 4, 7, 3)),
+    "frames": (Frames(), (1, 2000, 16)),
+    "narrower": (Narrower(), (1, 8, 2, 3, 4)),
+    "sorted": (Sorted(), (8, 4, 1, 4)),
+    "pixels in a line": (nn.Sequential(Line(), nn.GroupNorm(1, 4), nn.Conv2d(4, 4, 3, padding=1)), (15, 4, 2, 1)),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_plans_stay_below_their_prediction(name: str) -> None:
+    module, shape = MODULES[name]
+    outcomes = run_budgets(module.double().eval(), (torch.randn(shape, dtype=torch.float64),), {})
+    assert [line for outcome in outcomes for line in outcome.problems()] == []

@@ -33,7 +33,7 @@ def _copied_for_product(tensor: TensorFact, batch: Sequence[int], together: bool
 def _is_taken(shape: Sequence[int], stride: Sequence[int]) -> bool:
     """Whether `addmm_impl_cpu_` in aten/src/ATen/native/LinearAlgebra.cpp takes a matrix as it lies.
 
-    One of its strides has to be 1, the other at least as long as the row or column: of rows or columns of one entry too.
+    One of its strides has to be 1, the other no shorter than the row or column: of those of one entry too.
     """
     return (stride[0] == 1 and stride[1] >= shape[0]) or (stride[1] == 1 and stride[0] >= shape[1])
 

@@ -47,8 +47,9 @@ def unfolding(call: KernelCall, x: TensorFact, weight: TensorFact, y: TensorFact
 def folding(call: KernelCall, x: TensorFact, weight: TensorFact, y: TensorFact) -> int:
     """conv_transpose1d, 2d, 3d: the same copies, and columns to be folded.
 
-    They have n * (outputs * kernel) * (positions of the input) entries. In 3-D they are those of one sample and, for a bias, as many ones as there are positions of the result. Its result begins
-    with the size of the input there: as it is made longer both are held for a moment, where it is shorter it keeps all.
+    They have n * (outputs * kernel) * (positions of the input) entries; in 3-D those of one sample and, for a bias, as
+    many ones as there are positions of the result. Its result begins with the size of the input there: as it is made
+    longer both are held for a moment, where it is shorter it keeps all.
     """
     ones = call["bias"] is not None
 
@@ -59,7 +60,12 @@ def folding(call: KernelCall, x: TensorFact, weight: TensorFact, y: TensorFact) 
         folded += math.prod(y.shape[2:]) * y.dtype.itemsize if ones else 0
         return max(x.nbytes, folded) if y.nbytes > x.nbytes else folded
 
-    return _by_groups(x, weight, y, call["groups"], columns, keeps_input=len(x.shape) == 5)
+    if len(x.shape) < 5:
+        return _by_groups(x, weight, y, call["groups"], columns)
+    found = _by_groups(x, weight, y, call["groups"], columns, keeps_input=True)
+    if call["groups"] > 1 or x.nbytes <= y.nbytes:
+        return found
+    return x.nbytes - y.nbytes + max(found, y.nbytes)  # in a loop the result is copied, that the rest may go
 
 
 def _by_groups(
