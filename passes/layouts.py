@@ -194,6 +194,8 @@ def _real_strides(node: fx.Node, value: torch.Tensor) -> tuple[int, ...] | None:
     if row is not None:
         channels = row(_bound(node))
         return None if channels is None else format_strides(tuple(value.shape), channels)
+    if target is aten.index.Tensor:
+        return _indexed(_bound(node))
     if 1 not in value.shape or not isinstance(target, OpOverload):
         return None
     if target in LIKE:
@@ -203,6 +205,31 @@ def _real_strides(node: fx.Node, value: torch.Tensor) -> tuple[int, ...] | None:
     if torch.Tag.pointwise in target.tags and target not in NOT_ITERATED:
         return _pointwise(_bound(node))
     return None
+
+
+def _indexed(arguments: dict[str, Any]) -> tuple[int, ...] | None:
+    """`TensorIterator` of the source, with strides of 0 in the dims looked into, and of the indices."""
+    shape, stride = _strided(arguments["self"])
+    found = [d for d, index in enumerate(arguments["indices"]) if index is not None]
+    indices = [arguments["indices"][d] for d in found]
+    if any(index.dtype is not torch.int64 or index.shape != indices[0].shape for index in indices):
+        return None
+    if found[-1] - found[0] >= len(found):  # those apart come first
+        order = [*found, *(d for d in range(len(shape)) if d not in found)]
+        shape, stride = tuple(shape[d] for d in order), tuple(stride[d] for d in order)
+        found = list(range(len(found)))
+    before, after = found[0], len(shape) - found[-1] - 1
+    own = tuple(indices[0].shape)
+    source = (
+        (*shape[:before], *own, *shape[found[-1] + 1 :]),
+        (*stride[:before], *[0] * len(own), *stride[found[-1] + 1 :]),
+    )
+    placed = []
+    for index in indices:
+        wide = (*[1] * before, *own, *[1] * after)
+        seen = view_strides(_strided(index), wide)
+        placed.append((wide, format_strides(wide, False) if seen is None else seen))
+    return pointwise_strides([source, *placed])
 
 
 def _like(arguments: dict[str, Any]) -> tuple[int, ...] | None:

@@ -54,6 +54,8 @@ CALLS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], tuple[int, ...]]]
     "layer_norm": (lambda x: F.layer_norm(x.mT, [1]), (3, 1, 1, 4)),
     "masked_fill": (lambda x: x.masked_fill(x > 0, 1.0), (1, 4, 3, 2)),
     "batch_norm": (lambda x: F.batch_norm(x[..., 0], torch.ones(8).to(x), torch.ones(8).to(x)), (6, 8, 4, 1)),
+    "index": (lambda x: x.reshape(x.shape)[:, torch.arange(6).flip(0)], (1, 6, 2, 7)),
+    "index twice": (lambda x: x[torch.zeros(3, dtype=torch.int64), :, torch.arange(3)], (1, 6, 3, 7)),
     "slice_scatter": (lambda x: torch.slice_scatter(x[:, 1:3], x[:, :1], 1, 0, 1), (2, 4, 3, 1)),
     "select_scatter": (lambda x: torch.select_scatter(x[:, 1:], x[:, 0], 1, 2), (2, 4, 3, 5)),
     "transposed in 3-D": (lambda x: F.conv_transpose3d(x, torch.ones(5, 2, 1, 1, 1).to(x)), (2, 5, 4, 3, 2)),
