@@ -18,9 +18,11 @@ from sicompiler.axes.span import Span
 from sicompiler.axes.table import Operand, Transfer
 from sicompiler.graph_view import GraphView
 from sicompiler.passes.edit import evaluate, inherit, insert_call
+from sicompiler.passes.layouts import VIEWS, keeps_input_size
 from sicompiler.passes.spans import SpanNodes
 from sicompiler.sliced import Region
 
+aten = torch.ops.aten
 ops = torch.ops.sicompiler
 
 Length = int | fx.Node
@@ -95,13 +97,24 @@ class BodyEmitter:
         return self.made[position]
 
     def _copied(self, position: int, node: fx.Node) -> fx.Node:
-        """What copies a whole value may be a view of a slice, in an order that its readers would copy, unseen."""
-        if not self.view.made[position] or not self.view.may_be_view[position]:
+        """A slice that lies as the planner takes it to.
+
+        - What copies a whole value may be a view of a slice, in an order that its readers would copy, unseen.
+        - Views give dims of one entry, as slices have, strides that say nothing, yet pass for a memory format.
+        - ATen's transposed convolution in 3-D keeps memory of the size of its input, for a smaller result too.
+        """
+        value = node.meta["val"]
+        if not isinstance(value, torch.Tensor):
             return node
-        whole, value = self.view.tensor((position, 0)), node.meta["val"]
-        if not whole.is_contiguous or not isinstance(value, torch.Tensor) or value.is_contiguous():
-            return node
-        return inherit(insert_call(self.graph, self.mode, torch.ops.aten.contiguous.default, (node,)), node)
+        whole = self.view.tensor((position, 0))
+        copies = self.view.made[position] and self.view.may_be_view[position]
+        if copies and whole.is_contiguous and not value.is_contiguous():
+            return inherit(insert_call(self.graph, self.mode, aten.contiguous.default, (node,)), node)
+        if isinstance(self.length, fx.Node) and node.target in VIEWS and len(whole.shape) > 3 and 1 in value.shape:
+            return inherit(insert_call(self.graph, self.mode, ops.in_order.default, (node, list(whole.stride))), node)
+        if keeps_input_size(node):
+            return inherit(insert_call(self.graph, self.mode, aten.clone.default, (node,)), node)
+        return node
 
     def _entries(self, position: int, result: Slicing) -> Length:
         """The size of the sliced dim of an operator's first result."""

@@ -57,7 +57,7 @@ class Replacements:
         self._stale.setdefault(new, []).extend([*fake_tensors(old), *self._stale.pop(old, ())])
         self.graph.erase_node(old)
 
-    def changed(self, node: fx.Node, value: torch.Tensor) -> None:
+    def changed(self, node: fx.Node, value: object) -> None:
         """Give a node that stays another fake value."""
         self._stale.setdefault(node, []).extend(fake_tensors(node))
         node.meta["val"] = value

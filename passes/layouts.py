@@ -7,32 +7,26 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import _disable_current_modes
 
 from sicompiler.capture import Program
 from sicompiler.facts.calls import bind
+from sicompiler.facts.strides import (
+    Strided,
+    format_strides,
+    like_strides,
+    pointwise_strides,
+    suggests_channels_last,
+    view_strides,
+)
+from sicompiler.facts.workspace_onednn import takes
+from sicompiler.graph_view import CLONES_STORAGE
 from sicompiler.passes.edit import Replacements
 
 aten = torch.ops.aten
 
-Strided = tuple[tuple[int, ...], tuple[int, ...]]  # shape and strides
 Channels = bool  # whether a result has its channels innermost; else it is row-major
-
-
-def suggests_channels_last(tensor: Strided) -> bool:
-    """What `suggest_memory_format` says of a tensor, as c10/core/MemoryFormat.h computes it from its strides.
-
-    Args:
-        tensor: shape and strides; those of dims of one entry count too.
-    """
-    shape, stride = tensor
-    if len(shape) not in (4, 5) or stride[1] == 0:
-        return False
-    least = 0
-    for d in (1, *range(len(shape) - 1, 1, -1), 0):
-        if shape[d] == 0 or stride[d] < least or (d == 0 and least == stride[1]):
-            return False
-        least = stride[d] * (shape[d] if shape[d] > 1 else 1)
-    return True
 
 
 def _joined(parts: Sequence[Strided]) -> Channels:
@@ -56,7 +50,7 @@ def _roll(arguments: dict[str, Any]) -> Channels | None:
         start = (size - shift) % max(size, 1)
         parts = [(*shape[: dim % len(shape)], n, *shape[dim % len(shape) + 1 :]) for n in (size - start, start)]
         channels = _joined([(part, stride) for part in parts])
-        stride = _strides(shape, channels)
+        stride = format_strides(shape, channels)
     return channels
 
 
@@ -74,13 +68,20 @@ def _follows(name: str) -> Callable[[dict[str, Any]], Channels]:
     return follow
 
 
+def _row_major(arguments: dict[str, Any]) -> Channels:
+    return False
+
+
 def _transposed(arguments: dict[str, Any]) -> Channels | None:
     """A transposed convolution is channels-last where its input or weight is; what else it is, fake tensors know."""
+    if arguments["weight"].dim() == 5 and not takes(arguments["weight"].dtype):
+        return False  # ATen's own: always row-major
     either = any(suggests_channels_last(_strided(arguments[name])) for name in ("input", "weight"))
     return None if either else False
 
 
 ROWS: dict[Any, Callable[[dict[str, Any]], Channels | None]] = {
+    aten._native_batch_norm_legit_no_training.default: _follows("input"),
     aten.batch_norm.default: _follows("input"),
     aten.cat.default: _cat,
     aten.constant_pad_nd.default: _follows("self"),
@@ -88,40 +89,34 @@ ROWS: dict[Any, Callable[[dict[str, Any]], Channels | None]] = {
     aten.conv_transpose2d.input: _transposed,
     aten.conv_transpose3d.input: _transposed,
     aten.group_norm.default: _follows("input"),
+    aten.layer_norm.default: _row_major,
+    aten.masked_fill.Scalar: _row_major,
+    aten.masked_fill.Tensor: _row_major,
     aten.pad.default: _pad,
     aten.roll.default: _roll,
 }
 
+VIEWS = frozenset(
+    {
+        *(aten.reshape.default, aten.view.default, aten._unsafe_view.default),
+        *(aten.flatten.using_ints, aten.unflatten.int),
+    }
+)
 
-VIEWS = frozenset({aten.reshape.default, aten.view.default, aten._unsafe_view.default})
+# Results as `empty_like` makes them, or as it would.
+LIKE = frozenset(
+    {
+        *(aten.clone.default, aten.deg2rad.default, aten.empty_like.default, aten.full_like.default),
+        *(aten.hardtanh.default, aten.nan_to_num.default, aten.ones_like.default, aten.rad2deg.default),
+        *(aten.relu6.default, aten.zeros_like.default),
+    }
+)
 
+# Pointwise by their tag, but not made by `TensorIterator` or not from the operands as they are.
+NOT_ITERATED = frozenset({aten.isfinite.default, aten.isinf.default, aten.positive.default, aten.pow.Scalar})
 
-def view_strides(tensor: Strided, shape: Sequence[int]) -> tuple[int, ...] | None:
-    """Strides of a view of another shape, as `computeStride` in aten/src/ATen/TensorUtils.cpp finds them.
-
-    Args:
-        tensor: what is viewed, not empty.
-        shape: of the view, with as many elements.
-
-    Returns:
-        The strides, those of dims of one entry too; None where no view has this shape.
-    """
-    old, strides = tensor
-    made, d, chunk, count = [1] * len(shape), len(shape) - 1, 1, 1
-    base = strides[-1] if old else 1
-    for before in range(len(old) - 1, -1, -1):
-        chunk *= old[before]
-        if before and (old[before - 1] == 1 or strides[before - 1] == chunk * base):
-            continue
-        while d >= 0 and (count < chunk or shape[d] == 1):
-            made[d] = count * base
-            count *= shape[d]
-            d -= 1
-        if count != chunk:
-            return None
-        if before:
-            base, chunk, count = strides[before - 1], 1, 1
-    return tuple(made) if d < 0 or not old else None
+# C++ functions of other operators, which choose the same strides without memory.
+COMPOSITE = frozenset({aten.einsum.default})
 
 
 def real_layouts(program: Program) -> None:
@@ -136,28 +131,132 @@ def real_layouts(program: Program) -> None:
     replacements = Replacements(program.graph_module.graph, program.fake_mode)
     for node in program.graph_module.graph.nodes:
         replacements.follow(node)
-        value = node.meta.get("val")
+        found = node.meta.get("val")
+        value, *rest = found if isinstance(found, (list, tuple)) and found else (found,)
         if not isinstance(value, torch.Tensor) or value.device.type != "cpu" or not value.numel():
             continue
-        stride = _real_strides(node, value)
-        if stride is None or stride == tuple(value.stride()):
-            continue
         with program.fake_mode:
-            if node.target in VIEWS:
-                new = value.as_strided(value.shape, stride)
-            else:
-                new = torch.empty_strided(value.shape, stride, dtype=value.dtype, device=value.device)
-        replacements.changed(node, new)
+            new = _as_made(node, value)
+        if new is not None:
+            replacements.changed(node, (new, *rest) if rest else new)
+
+
+def _as_made(node: fx.Node, value: torch.Tensor) -> torch.Tensor | None:
+    """A fake value as the kernel would make it; None where it is so."""
+    if node.target in CLONES_STORAGE:
+        return _with_storage(node, value)
+    if keeps_input_size(node):
+        return _made_shorter(node, value)
+    stride = _real_strides(node, value)
+    if stride is None or stride == tuple(value.stride()):
+        return None
+    if node.target in VIEWS:
+        return value.as_strided(value.shape, stride)
+    return torch.empty_strided(value.shape, stride, dtype=value.dtype, device=value.device)
+
+
+def _with_storage(node: fx.Node, value: torch.Tensor) -> torch.Tensor | None:
+    """`clone_preserve_strides`: all that lies behind the operand, unless some entries of it are shown several times."""
+    source: torch.Tensor = node.args[0].meta["val"]  # type: ignore[union-attr]
+    nbytes = source.untyped_storage().nbytes()
+    expanded = any(size > 1 and stride == 0 for size, stride in zip(source.shape, source.stride(), strict=True))
+    if expanded or int(nbytes) == int(value.untyped_storage().nbytes()):
+        return None
+    behind = torch.empty(int(nbytes) // value.element_size(), dtype=value.dtype, device=value.device)
+    return behind.as_strided(source.shape, source.stride(), source.storage_offset())
+
+
+def keeps_input_size(node: fx.Node) -> bool:
+    """Whether a result holds as much memory as the larger input it began as: `slow_conv_transpose3d` on the CPU."""
+    value = node.meta["val"]
+    if node.target is not aten.conv_transpose3d.input or value.device.type != "cpu" or takes(value.dtype):
+        return False
+    arguments = _bound(node)
+    return bool(arguments["groups"] == 1 and arguments["input"].numel() > value.numel())
+
+
+def _made_shorter(node: fx.Node, value: torch.Tensor) -> torch.Tensor | None:
+    entries = _bound(node)["input"].numel()
+    if value.is_contiguous() and value.untyped_storage().nbytes() == entries * value.element_size():
+        return None
+    behind = torch.empty(entries, dtype=value.dtype, device=value.device)
+    return behind[: value.numel()].view(value.shape)
 
 
 def _real_strides(node: fx.Node, value: torch.Tensor) -> tuple[int, ...] | None:
     """Strides of a call's result by the kernel; None where the fake value is to be believed."""
-    if node.target in VIEWS:
-        source = node.args[0].meta["val"]  # type: ignore[union-attr]
-        return view_strides(_strided(source), list(value.shape))
-    row = ROWS.get(node.target)
-    channels = None if row is None else row(_bound(node))
-    return None if channels is None else _strides(tuple(value.shape), channels)
+    target: Any = node.target
+    if target in VIEWS:
+        source = _strided(node.args[0].meta["val"])  # type: ignore[union-attr]
+        unchanged = target is aten.flatten.using_ints and source[0] == tuple(value.shape)  # gives its operand back
+        return source[1] if unchanged else view_strides(source, list(value.shape))
+    row = ROWS.get(target)
+    if row is not None:
+        channels = row(_bound(node))
+        return None if channels is None else format_strides(tuple(value.shape), channels)
+    if target is aten.index.Tensor:
+        return _indexed(_bound(node))
+    if 1 not in value.shape or not isinstance(target, OpOverload):
+        return None
+    if target in LIKE:
+        return _like(_bound(node))
+    if target in COMPOSITE:
+        return _on_meta(node)
+    if torch.Tag.pointwise in target.tags and target not in NOT_ITERATED:
+        return _pointwise(_bound(node))
+    return None
+
+
+def _indexed(arguments: dict[str, Any]) -> tuple[int, ...] | None:
+    """`TensorIterator` of the source, with strides of 0 in the dims looked into, and of the indices."""
+    shape, stride = _strided(arguments["self"])
+    found = [d for d, index in enumerate(arguments["indices"]) if index is not None]
+    indices = [arguments["indices"][d] for d in found]
+    if any(index.dtype is not torch.int64 or index.shape != indices[0].shape for index in indices):
+        return None
+    if found[-1] - found[0] >= len(found):  # those apart come first
+        order = [*found, *(d for d in range(len(shape)) if d not in found)]
+        shape, stride = tuple(shape[d] for d in order), tuple(stride[d] for d in order)
+        found = list(range(len(found)))
+    before, after = found[0], len(shape) - found[-1] - 1
+    own = tuple(indices[0].shape)
+    source = (
+        (*shape[:before], *own, *shape[found[-1] + 1 :]),
+        (*stride[:before], *[0] * len(own), *stride[found[-1] + 1 :]),
+    )
+    placed = []
+    for index in indices:
+        wide = (*[1] * before, *own, *[1] * after)
+        seen = view_strides(_strided(index), wide)
+        placed.append((wide, format_strides(wide, False) if seen is None else seen))
+    return pointwise_strides([source, *placed])
+
+
+def _like(arguments: dict[str, Any]) -> tuple[int, ...] | None:
+    if arguments.get("memory_format") not in (None, torch.preserve_format):
+        return None
+    return like_strides(_strided(arguments["self"]))
+
+
+def _pointwise(arguments: dict[str, Any]) -> tuple[int, ...] | None:
+    """None where operands are converted first: the copies may lie otherwise."""
+    operands = [value for value in arguments.values() if isinstance(value, torch.Tensor)]
+    converted = [value for name, value in arguments.items() if isinstance(value, torch.Tensor) and name != "condition"]
+    if len({tensor.dtype for tensor in converted if tensor.dim()}) != 1:
+        return None
+    numbers: list[Strided] = [((), ())] if isinstance(arguments.get("other"), (int, float, complex)) else []
+    return pointwise_strides([*map(_strided, operands), *numbers])
+
+
+def _on_meta(node: fx.Node) -> tuple[int, ...]:
+    def without_memory(source: fx.Node) -> torch.Tensor:
+        fake: torch.Tensor = source.meta["val"]
+        return torch.empty_strided(fake.shape, fake.stride(), dtype=fake.dtype, device="meta")
+
+    with _disable_current_modes(), torch.no_grad():
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), without_memory)
+        assert callable(node.target)
+        return tuple(node.target(*args, **kwargs).stride())
 
 
 def _bound(node: fx.Node) -> dict[str, Any]:
@@ -168,13 +267,3 @@ def _bound(node: fx.Node) -> dict[str, Any]:
 
 def _strided(tensor: torch.Tensor) -> Strided:
     return tuple(map(int, tensor.shape)), tuple(map(int, tensor.stride()))
-
-
-def _strides(shape: Sequence[int], channels: bool) -> tuple[int, ...]:
-    """Strides of a dense tensor, row-major or with the channels innermost."""
-    order = [0, *range(2, len(shape)), 1] if channels else list(range(len(shape)))
-    stride, step = [1] * len(shape), 1
-    for dim in reversed(order):
-        stride[dim] = step
-        step *= max(shape[dim], 1)
-    return tuple(stride)

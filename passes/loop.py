@@ -289,7 +289,7 @@ class _Body:
                     if output.reuses is None:
                         self._write(output, buffer, node)
                     else:
-                        last.append((output, buffer, node))
+                        last.append((output, buffer, self._item(output, node)))
         for output, buffer, node in last:  # only now has the slice below been read for the last time
             self._write(output, buffer, node)
         self.spans.drop_unused()
@@ -319,11 +319,16 @@ class _Body:
         own, held = halos.own[output.value], halos.held[output.value]
         return narrowed_again(self.graph, self.outer.mode, self.spans, node, slicing, held, own, slicing.outer > 1)
 
+    def _item(self, output: Output, node: fx.Node) -> fx.Node:
+        """The tensor of an output; taken as soon as it is made, for the tuple holds its neighbours too."""
+        if isinstance(node.meta["val"], torch.Tensor):
+            return node
+        part = self.graph.call_function(operator.getitem, (node, output.value[1]))
+        part.meta["val"] = node.meta["val"][output.value[1]]
+        return part
+
     def _write(self, output: Output, buffer: fx.Node, node: fx.Node) -> None:
-        if not isinstance(node.meta["val"], torch.Tensor):
-            part = self.graph.call_function(operator.getitem, (node, output.value[1]))
-            part.meta["val"] = node.meta["val"][output.value[1]]
-            node = part
+        node = self._item(output, node)
         if output.slicing is None:
             insert_call(self.graph, self.outer.mode, ops.merge_stats_.default, (buffer, node))
             return

@@ -28,7 +28,7 @@ READS_STRIDED = frozenset(
 )
 
 # Operators whose kernel clones all the memory behind their first operand, however little of it they were given.
-_CLONES_STORAGE = frozenset(
+CLONES_STORAGE = frozenset(
     {
         torch.ops.aten.as_strided_scatter.default,
         torch.ops.aten.copy.default,
@@ -96,7 +96,7 @@ class GraphView:
 
     def _clones_storage(self) -> list[bool]:
         """For each node, whether it clones all the memory behind its operand, by itself or by what reads its view."""
-        found = [node.target in _CLONES_STORAGE for node in self.facts.nodes]
+        found = [node.target in CLONES_STORAGE for node in self.facts.nodes]
         for p in reversed(range(len(found))):
             found[p] = found[p] or (self.may_be_view[p] and any(found[reader] for reader in self.lives.readers[p]))
         return found

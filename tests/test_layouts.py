@@ -14,7 +14,8 @@ from torch import nn
 
 from sicompiler.capture import capture, flatten_inputs
 from sicompiler.facts.storages import fake_tensors
-from sicompiler.passes.layouts import real_layouts, suggests_channels_last, view_strides
+from sicompiler.facts.strides import suggests_channels_last, view_strides
+from sicompiler.passes.layouts import real_layouts
 from sicompiler.testing.checks import run_budgets
 
 
@@ -46,6 +47,18 @@ CALLS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], tuple[int, ...]]]
     "cat": (lambda x: torch.cat([x[:, :, :1], x], 2), (1, 8, 4, 6, 5)),
     "cat of one channel": (lambda x: torch.cat([x[:, :1], x], 1), (3, 5, 2, 7, 3)),
     "transposed": (lambda x: F.conv_transpose2d(x, torch.ones(3, 2, 3, 3).to(x)), (1, 3, 5, 4)),
+    "einsum": (lambda x: torch.einsum("nchw,dc->ndhw", x, torch.ones(4, 4).to(x)), (5, 4, 2, 1)),
+    "unflatten": (lambda x: x.unflatten(0, (1, 1)).movedim(2, -1).unflatten(-1, (-1, 2)), (1, 8, 4, 2)),
+    "flatten": (lambda x: x[None].flatten(0, 1).flatten(2, 2), (1, 4, 5, 4)),
+    "zeros_like": (lambda x: torch.zeros_like(x.movedim(2, 0)[None]), (1, 6, 5, 1)),
+    "layer_norm": (lambda x: F.layer_norm(x.mT, [1]), (3, 1, 1, 4)),
+    "masked_fill": (lambda x: x.masked_fill(x > 0, 1.0), (1, 4, 3, 2)),
+    "batch_norm": (lambda x: F.batch_norm(x[..., 0], torch.ones(8).to(x), torch.ones(8).to(x)), (6, 8, 4, 1)),
+    "index": (lambda x: x.reshape(x.shape)[:, torch.arange(6).flip(0)], (1, 6, 2, 7)),
+    "index twice": (lambda x: x[torch.zeros(3, dtype=torch.int64), :, torch.arange(3)], (1, 6, 3, 7)),
+    "slice_scatter": (lambda x: torch.slice_scatter(x[:, 1:3], x[:, :1], 1, 0, 1), (2, 4, 3, 1)),
+    "select_scatter": (lambda x: torch.select_scatter(x[:, 1:], x[:, 0], 1, 2), (2, 4, 3, 5)),
+    "transposed in 3-D": (lambda x: F.conv_transpose3d(x, torch.ones(5, 2, 1, 1, 1).to(x)), (2, 5, 4, 3, 2)),
     "views": (lambda x: x.reshape(1, 1, *x.shape).view(x.shape), (1, 3, 5, 4)),
 }
 
@@ -66,7 +79,9 @@ def test_fake_strides_are_those_of_the_kernel(name: str, last: bool) -> None:
         args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
         values[node] = node.target(*args, **kwargs)
         if isinstance(values[node], torch.Tensor):
-            assert fake_tensors(node)[0].stride() == values[node].stride(), f"{node.target} of {x.shape} {x.stride()}"
+            fake, real = fake_tensors(node)[0], values[node]
+            assert fake.stride() == real.stride(), f"{node.target} of {x.shape} {x.stride()}"
+            assert fake.untyped_storage().nbytes() == real.untyped_storage().nbytes(), node.target
 
 
 def test_strides_of_views_are_those_of_torch() -> None:
@@ -90,6 +105,53 @@ def test_strides_of_views_are_those_of_torch() -> None:
     assert seen > 20
 
 
+def _odd(generator: random.Random, shape: list[int]) -> torch.Tensor:
+    """A tensor with its dims in some order, narrowed or not, and any strides in dims of one entry."""
+    order = generator.sample(range(len(shape)), len(shape))
+    stored = [size * generator.choice((1, 1, 1, 2)) for size in shape]
+    x = torch.randn([stored[d] for d in order], dtype=torch.float64).permute(
+        [order.index(d) for d in range(len(shape))]
+    )
+    x = x[tuple(slice(size) for size in shape)]
+    stride = [generator.choice(x.stride()) if size == 1 else st for size, st in zip(shape, x.stride(), strict=True)]
+    return x.as_strided(x.shape, stride)
+
+
+POINTWISE: tuple[Callable[[torch.Tensor, torch.Tensor], torch.Tensor], ...] = (
+    lambda x, y: F.gelu(x),
+    lambda x, y: 2 * x,
+    lambda x, y: x - y,
+    lambda x, y: y / x,
+    lambda x, y: torch.addcmul(y, x, x),
+    lambda x, y: torch.where(x > 0, x, y),
+    lambda x, y: x.clone(),
+    lambda x, y: torch.lerp(x, y, 0.25),
+)
+
+
+class Applied2(nn.Module):
+    """A function of two tensors as a module."""
+
+    def __init__(self, function: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> Any:
+        return self.function(x, y)
+
+
+@pytest.mark.parametrize("number", range(len(POINTWISE)))
+def test_pointwise_results_lie_as_the_iterator_of_torch_lays_them(number: int) -> None:
+    generator = random.Random(number)
+    for _ in range(12):
+        shape = [generator.choice((1, 1, 2, 3)) for _ in range(generator.choice((3, 4, 4, 5)))]
+        x, y = _odd(generator, shape), _odd(generator, [generator.choice((1, size, size)) for size in shape])
+        program = capture(Applied2(POINTWISE[number]), (x, y), {})
+        real_layouts(program)
+        fake = fake_tensors(list(program.graph_module.graph.nodes)[-2])[0]
+        assert fake.stride() == POINTWISE[number](x, y).stride(), f"of {shape} {x.stride()} and {y.shape} {y.stride()}"
+
+
 def test_memory_formats_are_suggested_as_torch_does() -> None:
     for x in (channels_last(2, 3, 4, 5), channels_last(1, 3, 4, 5), torch.ones(2, 1, 4, 5), torch.ones(1, 3, 1, 1)):
         kernel = torch.cat([x, x], 0)  # follows its operands
@@ -110,4 +172,69 @@ class PaddedVideo(nn.Module):
 def test_a_convolution_behind_a_padding_stays_below_its_prediction() -> None:
     module = PaddedVideo().double().eval().requires_grad_(False)
     outcomes = run_budgets(module, (torch.randn(2, 4, 12, 12, 16, dtype=torch.float64),), {})
+    assert [line for outcome in outcomes for line in outcome.problems()] == []
+
+
+class Line(nn.Module):
+    """Mixes channels of images one pixel wide."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        y = torch.einsum("nchw,cd->ndhw", x, torch.ones(4, 4, dtype=x.dtype))
+        return torch.cat(y.chunk(2, 1), 1)
+
+
+class WrittenWithin(nn.Module):
+    """Writes into slices of slices: each of them is cloned with all that lies behind it."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        y = torch.zeros_like(x)
+        y[:, :1, :-1] = x[:, :1, 1:]
+        y[:, 1:2, 1:] = x[:, 1:2, :-1]
+        return y * 2
+
+
+class Frames(nn.Module):
+    """Frames of a permuted video, each of them channels-last, though a batch of one says nothing of it."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        mixed = torch.einsum("bnc,oc->bno", x, torch.ones(16, 16, dtype=x.dtype))
+        frames = mixed.unflatten(1, (5, 20, 20)).permute(0, 1, 4, 2, 3).flatten(0, 1)
+        return F.silu(F.pad(frames, (1, 1, 1, 1), mode="reflect"))
+
+
+class Narrower(nn.Module):
+    """A transposed convolution in 3-D whose result is smaller than its input, channel by channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.ConvTranspose3d(8, 8, 3, padding=1, bias=False)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return F.silu(self.conv(x)).softmax(-1)
+
+
+class Sorted(nn.Module):
+    """Values of a sort, whose indices nobody reads, written slice by slice while statistics are taken of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(1, 4)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.norm((2 * x.expand(8, 4, 24, 4)).sort(-1).values.sort(-1).values)
+
+
+MODULES: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
+    "slices of slices": (WrittenWithin(), (1, 6, 4, 7, 3)),
+    "frames": (Frames(), (1, 2000, 16)),
+    "narrower": (Narrower(), (1, 8, 2, 3, 4)),
+    "sorted": (Sorted(), (8, 4, 1, 4)),
+    "pixels in a line": (nn.Sequential(Line(), nn.GroupNorm(1, 4), nn.Conv2d(4, 4, 3, padding=1)), (15, 4, 2, 1)),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_plans_stay_below_their_prediction(name: str) -> None:
+    module, shape = MODULES[name]
+    outcomes = run_budgets(module.double().eval(), (torch.randn(shape, dtype=torch.float64),), {})
     assert [line for outcome in outcomes for line in outcome.problems()] == []

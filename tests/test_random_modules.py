@@ -15,7 +15,6 @@ from sicompiler.testing.checks import four_budgets, run_budgets, run_publicly
 PART = 25  # modules of one test, so that workers share them and a run of thousands stays below the limit of one test
 DEEP = hypothesis.settings().max_examples >= 300
 SEEDS = 200
-ABOVE = {135: "+1200 of 296072 bytes", 194: "+288 of 6528 bytes"}  # seeds whose peak is not predicted in full yet
 
 
 def problems_of(seed: int) -> list[str]:
@@ -27,13 +26,7 @@ def problems_of(seed: int) -> list[str]:
 
 @pytest.mark.parametrize("first", range(0, SEEDS, PART))
 def test_modules_keep_their_output_within_four_budgets(first: int) -> None:
-    assert [line for seed in range(first, first + PART) if seed not in ABOVE for line in problems_of(seed)] == []
-
-
-@pytest.mark.parametrize("seed", ABOVE)
-@pytest.mark.xfail(reason="some kernels of this module take more than their row of workspace", strict=True)
-def test_peaks_that_are_not_predicted_in_full_yet(seed: int) -> None:
-    assert problems_of(seed) == []
+    assert [line for seed in range(first, first + PART) for line in problems_of(seed)] == []
 
 
 @pytest.mark.slow

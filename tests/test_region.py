@@ -306,6 +306,14 @@ def test_memory_that_lies_otherwise_than_planned_is_not_taken_over() -> None:
     assert take_over(permuted, [6, 1], [6, 4], [1, 6]).data_ptr() != permuted.data_ptr()
 
 
+def test_one_frame_of_a_channels_last_video_is_channels_last() -> None:
+    frame = torch.arange(24.0).view(1, 1, 2, 3, 4).permute(0, 1, 4, 2, 3).reshape(1, 4, 2, 3)
+    laid = torch.ops.sicompiler.in_order(frame, [24, 1, 12, 4])  # as five such frames lie
+    assert laid.stride() == (24, 1, 12, 4) != frame.stride()
+    assert laid.equal(frame)
+    assert laid.data_ptr() == frame.data_ptr()
+
+
 def test_a_seed_where_a_kernel_lays_its_result_out_otherwise() -> None:
     generator = random.Random(1202)
     choose = generator.choice

@@ -375,3 +375,11 @@ def test_resampling_of_narrowed_input_copies(dtype: torch.dtype) -> None:
 
 def test_an_operator_without_tensors_needs_nothing() -> None:
     assert workspace_bytes(aten.zeros.default, [], [_fact(torch.zeros(3))], "cpu") == 0
+
+
+@dtypes
+def test_looking_up_along_a_dim(dtype: torch.dtype) -> None:
+    x, index = torch.randn(6, 12, 256).to(dtype), torch.randperm(12).view(1, 12, 1)
+    _compare(aten.take_along_dim.default, x, index, 1)
+    _compare(aten.take_along_dim.default, x, index.expand(6, 12, 256), 1)
+    _compare(aten.take_along_dim.default, x, index.flatten())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -54,6 +55,38 @@ def test_groups_and_dilations_of_images(n: int, dilation: int, innermost: bool, 
     x = _innermost(n, 8, 30, 30)
     weight = torch.randn(32, 8 // groups, 3, 3, dtype=torch.float64)
     _compare(aten.conv2d.default, x if innermost else x.contiguous(), weight, [3, 3], [1, 1], [dilation] * 2, groups)
+
+
+def _laid(generator: random.Random, x: Tensor) -> Tensor:
+    """Row-major, channels-last, or in some other order, with gaps or without."""
+    gap = generator.choice((1, 1, 2))
+    order = generator.choice(([0, 1, 2], [0, 2, 1], [0, 2, 1], [1, 0, 2], [0, 2, 1, 3]))
+    order = [*order, *range(len(order), x.dim())] if order[1] != 2 else [0, *range(2, x.dim()), 1]
+    stored = torch.cat([x] * gap, 1).permute(order).contiguous()
+    return stored.permute([order.index(d) for d in range(x.dim())])[:, : x.shape[1]]
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_copies_in_any_layout(rank: int, transposed: bool) -> None:
+    generator = random.Random(rank)
+    for _ in range(60):
+        groups = generator.choice((1, 1, 2, 3))
+        inputs, outputs = groups * generator.randint(1, 3), groups * generator.randint(1, 3)
+        kernel = [generator.choice((1, 1, 2, 3)) for _ in range(rank)]
+        steps, ones = [generator.choice((1, 1, 2)) for _ in range(rank)], [1] * rank
+        dilation = [generator.choice((1, 1, 1, 2)) for _ in range(rank)]
+        sizes = [generator.choice((1, 4, 5, 7)) for _ in range(rank)]
+        x = _laid(generator, torch.randn(generator.randint(1, 3), inputs, *sizes, dtype=torch.float64))
+        lead = (inputs, outputs // groups) if transposed else (outputs, inputs // groups)
+        weight = _laid(generator, torch.randn(*lead, *kernel, dtype=torch.float64))
+        padding = [size // 2 for size in kernel]
+        if transposed:
+            target = (aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.conv_transpose3d.input)[rank - 1]
+            _compare(target, x, weight, steps, [0] * rank, [0] * rank, groups, ones)
+        elif all(size + 2 * (k // 2) > d * (k - 1) for size, k, d in zip(sizes, kernel, dilation, strict=True)):
+            target = (aten.conv1d, aten.conv2d, aten.conv3d)[rank - 1].default
+            _compare(target, x, weight, steps, padding, dilation, groups)
 
 
 def test_the_part_of_a_group_of_dilated_frames() -> None:

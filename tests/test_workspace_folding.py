@@ -40,6 +40,27 @@ def test_a_batch_times_a_weight(layout: str, dtype: torch.dtype, requires_grad: 
         assert done.predicted <= done.measured + 0.05 * done.total + SLACK_BYTES, (name, done)
 
 
+# Shapes and strides of two factors: rows or columns of one entry, whose stride is not that of a row.
+MATRICES = [
+    (((9, 6, 1), (6, 1, 6)), ((2, 1), (1, 1))),
+    (((1, 20), (2, 2)), ((20, 30), (1, 20))),
+    (((3, 20, 1), (40, 1, 1)), ((3, 1, 20), (40, 40, 2))),
+    (((3, 20, 1), (20, 1, 20)), ((3, 1, 20), (20, 20, 1))),
+]
+
+
+@pytest.mark.parametrize(("first", "second"), MATRICES, ids=str)
+def test_rows_and_columns_of_one_entry(
+    first: tuple[tuple[int, ...], tuple[int, ...]], second: tuple[tuple[int, ...], tuple[int, ...]]
+) -> None:
+    x, y = (torch.ones(1000, dtype=torch.float64).as_strided(*factor) for factor in (first, second))
+    if x.dim() == 3 and y.dim() == 2:
+        done = allocated(aten.linear.default, [x, y, torch.ones(len(y), dtype=torch.float64)], {})
+    else:
+        done = allocated(aten.matmul.default, [x, y], {})
+    assert done.measured <= done.predicted <= done.measured + 0.05 * done.total, done
+
+
 class Turned(torch.nn.Module):
     """A linear layer over the channels of [n, c, l], as attention over images has it."""
 

@@ -68,11 +68,7 @@ def test_predictions_are_close(target: OpOverload) -> None:
             assert done.predicted <= done.measured + CLOSENESS * done.total, words
 
 
-# A slice of transposed weights under an uneven padding takes 16 bytes of 416 more than its row, with AVX512 at least.
-MORE = {torch.ops.aten.conv1d.padding: pytest.mark.xfail(reason="16 bytes of 416 above its row", strict=False)}
-
-
-@pytest.mark.parametrize("target", [pytest.param(op, marks=MORE.get(op, ()), id=str(op)) for op in OPERATORS])
+@operators
 def test_slices_allocate_no_more_than_the_planner_takes_them_to(target: OpOverload) -> None:
     """A slice as a loop's body sees it, a view or a dense copy, against the whole tensor's facts cut short."""
     for seed in range(12 if DEEP else 1):

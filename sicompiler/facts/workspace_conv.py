@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -15,6 +16,7 @@ from sicompiler.facts import workspace_onednn as onednn
 from sicompiler.facts.storages import TensorFact
 from sicompiler.facts.workspace_layout import KernelCall, channels_innermost, channels_last, row_major, row_major_copy
 from sicompiler.facts.workspace_onednn import HALF, round_up
+from sicompiler.facts.workspace_unfolding import as_image, folding, suggested, unfolding
 
 
 @cache
@@ -23,7 +25,7 @@ def _onednn_block() -> int:
     return 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8
 
 
-def _goes_to_onednn(x: TensorFact, weight: TensorFact, result: TensorFact, grouped: bool) -> bool:
+def _goes_to_onednn(call: KernelCall, x: TensorFact, weight: TensorFact, grouped: bool) -> bool:
     """The choice of `ConvParams::use_mkldnn` in aten/src/ATen/native/Convolution.cpp, confirmed by measurement.
 
     Small convolutions, and convolutions whose last two kernel sizes are 1 (also conv3d (3, 1, 1)) on one thread, go to
@@ -35,42 +37,42 @@ def _goes_to_onednn(x: TensorFact, weight: TensorFact, result: TensorFact, group
         return True
     sizes = x.shape if len(x.shape) != 3 else (x.shape[0], x.shape[1], 1, x.shape[2])
     kernel = weight.shape[-2:] if len(weight.shape) > 3 else (1, weight.shape[-1])
-    strided = any(out < size for out, size in zip(result.shape[-2:], x.shape[-2:], strict=True))
-    if kernel == (1, 1) and not strided and x.shape[0] < 16 and torch.get_num_threads() == 1:
+    steps = (*call["stride"], *call["dilation"])
+    if kernel == (1, 1) and max(steps) == 1 and x.shape[0] < 16 and torch.get_num_threads() == 1:
         return False
     return grouped or min(kernel) > 3 or x.shape[0] > 1 or math.prod(sizes[:4]) > 20480
 
 
 def convolution(call: KernelCall) -> int:
     """conv1d, conv2d, conv3d: `_half`, `_onednn`, `_unfolding`; and X for an input the kernel can't take as it lies."""
-    x, weight, y = call.operands[0], call.operands[1], call.results[0]
+    x, weight, y = _batched(call.operands[0], call.operands[1], call.results[0])
     padded, copied = _unevenly_padded(call, x), 0
     if padded is not None:  # the kernel is given a padded copy
-        x, copied = padded, padded.nbytes + row_major_copy(weight)
-    return copied + _by_layout(x, weight, y, lambda *tensors: _convolution(call, *tensors))
-
-
-def _convolution(call: KernelCall, x: TensorFact, weight: TensorFact, y: TensorFact) -> int:
+        x, copied = padded, padded.nbytes
     groups = x.shape[1] // weight.shape[1] if weight.shape[1] else 1
+    if not _goes_to_onednn(call, x, weight, groups > 1):
+        return copied + unfolding(call, x, weight, y) + 64
+    if padded is not None:
+        copied += row_major_copy(weight)
+    return copied + _by_layout(x, weight, y, lambda *tensors: _convolution(groups, *tensors))
+
+
+def _convolution(groups: int, x: TensorFact, weight: TensorFact, y: TensorFact) -> int:
     copied = 0 if channels_last(weight) and len(weight.shape) == 4 else row_major_copy(weight)
     if onednn.works_channels_last(x.dtype):
         return copied + _half(x, weight, y, groups)
-    if _goes_to_onednn(x, weight, y, groups > 1):
-        return copied + _onednn(x, weight, y, groups) + 256
-    if any(step > 1 for step in call["dilation"]):  # one sample after the other
-        return copied + _dilated(x, weight, y, groups)
-    return copied + _unfolding(x, weight, y, groups) + 64
+    return copied + _onednn(x, weight, y, groups) + 256
 
 
 def _by_layout(
     x: TensorFact, weight: TensorFact, y: TensorFact, count: Callable[[TensorFact, TensorFact, TensorFact], int]
 ) -> int:
     """Bytes of a call; in 1-D an input that is not row-major may be taken as it lies or copied first: the larger."""
-    plain = _as_image(x, weight, y)
+    plain = _as_images(x, weight, y)
     if len(weight.shape) != 3 or x.is_contiguous:
         return count(*plain)
     copied = x.nbytes * (1 if weight.is_contiguous else 2)
-    return max(count(*plain), copied + count(*_as_image(row_major(x), row_major(weight), y)))
+    return max(count(*plain), copied + count(*_as_images(row_major(x), row_major(weight), y)))
 
 
 def _unevenly_padded(call: KernelCall, x: TensorFact) -> TensorFact | None:
@@ -98,18 +100,17 @@ def _each(values: Sequence[int], count: int) -> Sequence[int]:
     return values if len(values) == count else [values[0]] * count
 
 
-def _as_image(x: TensorFact, weight: TensorFact, y: TensorFact) -> tuple[TensorFact, TensorFact, TensorFact]:
-    """Input, weight and result with a batch dim, and those in 1-D as images of one row."""
+def _batched(*tensors: TensorFact) -> list[TensorFact]:
+    """Input, weight and result, with a batch dim where there was none."""
+    x, weight, y = tensors
     if len(x.shape) < len(weight.shape):
-        x, y = (TensorFact((1, *t.shape), (t.nbytes, *t.stride), t.dtype, t.storage) for t in (x, y))
-    if len(weight.shape) == 3:
-        x, weight, y = (
-            TensorFact(
-                (*t.shape[:2], 1, t.shape[2]), (*t.stride[:2], t.stride[2] * t.shape[2], t.stride[2]), t.dtype, 0
-            )
-            for t in (x, weight, y)
-        )
-    return x, weight, y
+        x, y = (replace(t, shape=(1, *t.shape), stride=(t.shape[0] * t.stride[0], *t.stride)) for t in (x, y))
+    return [x, weight, y]
+
+
+def _as_images(*tensors: TensorFact) -> list[TensorFact]:
+    """Input, weight and result; those in 1-D as images of one row."""
+    return [as_image(t) if len(t.shape) == 3 else t for t in tensors]
 
 
 def _half(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int) -> int:
@@ -141,7 +142,7 @@ def _onednn(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int) -> in
     - Groups of some channels that don't fill blocks: the unfolded input of one group and frame, per thread; an upper
       bound. (One channel per group: as without groups.)
     """
-    if channels_last(x) or channels_last(weight):
+    if suggested(x) or suggested(weight):
         filled = weight.nbytes * round_up(weight.shape[0], 24) // weight.shape[0]
         filled += torch.get_num_threads() * (40960 if x.shape[2] == 1 else 2**14)
         if x.dtype in HALF:
@@ -175,23 +176,6 @@ def _onednn(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int) -> in
     return row_major_copy(x) + max(x_filled + w_filled + y_filled - y.nbytes, after)
 
 
-def _dilated(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int) -> int:
-    """With a dilation: copies, and the unfolded input of one sample.
-
-    Groups one after the other, each with a copy of its part of the input; then Y, as the parts are joined. In 2-D a
-    channels-last input is taken as it lies; then W is copied.
-    """
-    unfolded = math.prod(weight.shape[1:]) * math.prod(y.shape[2:]) * x.dtype.itemsize
-    last = channels_last(x) and len(x.shape) == 4
-    copied = weight.nbytes if last else row_major_copy(x)
-    if groups > 1:
-        part = x.nbytes // groups if last or x.shape[0] > 1 else 0
-        return copied + max(part + unfolded, y.nbytes) + 64
-    if last:
-        return copied + unfolded + 64
-    return row_major_copy(x) + max(unfolded, row_major_copy(x) - y.nbytes) + 64
-
-
 def _positions_read(x: TensorFact, y: TensorFact) -> int:
     """With a stride, the positions that a kernel of 1 reads: of one sample per thread."""
     if x.shape[2:] == y.shape[2:]:
@@ -208,49 +192,21 @@ def _point_sums(weight: TensorFact, y: TensorFact) -> int:
     return samples * (4 * round_up(y.shape[1], _onednn_block()) * math.prod(y.shape[2:]) + 1024)
 
 
-def _unfolding(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int) -> int:
-    """The unfolded input, of the whole batch at once: n * (channels * kernel) * (positions of the result).
-
-    Nothing for a kernel of 1 without stride and groups. With groups in 1-D and 2-D: one group after the other, then Y,
-    as the parts are joined. A channels-last input in 2-D is taken as it lies; then W is copied.
-    """
-    positions = math.prod(y.shape[2:])
-    unfolded = x.shape[0] * math.prod(weight.shape[1:]) * positions * x.dtype.itemsize
-    pointwise = math.prod(weight.shape[2:]) == 1 and x.shape[2:] == y.shape[2:]
-    if len(x.shape) == 5:
-        return row_major_copy(x) + (0 if pointwise and groups == 1 else groups * unfolded)
-    last = channels_last(x) and len(x.shape) == 4
-    unfolded = 0 if pointwise else unfolded + (weight.nbytes if last else 0)
-    if groups > 1:
-        unfolded = max(unfolded + (x.nbytes // groups if last or x.shape[0] > 1 else 0), y.nbytes)
-    return unfolded if last else unfolded + row_major_copy(x)
-
-
 def transposed_convolution(call: KernelCall) -> int:
-    """conv_transpose1d, 2d, 3d: as `_transposed_onednn`, or the columns to fold.
-
-    Columns are (output channels * kernel) * (positions of the input). With groups one of them after the other, and the
-    results are joined. On CPUs with AMX a bound.
-    """
-    x, weight, y = call.operands[0], call.operands[1], call.results[0]
+    """conv_transpose1d, 2d, 3d: as `_transposed_onednn`, or what `folding` takes. On CPUs with AMX a bound."""
+    x, weight, y = _batched(call.operands[0], call.operands[1], call.results[0])
+    amx = onednn.has_amx(x.dtype) or onednn.works_channels_last(x.dtype)
+    if not amx and not _goes_to_onednn(call, x, weight, call["groups"] > 1):
+        return folding(call, x, weight, y) + 64
     return _by_layout(x, weight, y, lambda *tensors: _transposed(call, *tensors)) + 256
 
 
 def _transposed(call: KernelCall, x: TensorFact, weight: TensorFact, y: TensorFact) -> int:
-    groups = call["groups"]
     copied = (0 if channels_last(weight) else row_major_copy(weight)) + (0 if channels_last(x) else row_major_copy(x))
     if onednn.has_amx(x.dtype) or onednn.works_channels_last(x.dtype):
         scratchpad = torch.get_num_threads() * (x.nbytes + 2**16)
         return copied + max(2 * (x.nbytes + weight.nbytes) + scratchpad, 2 * y.nbytes)
-    bias = call["bias"] is not None
-    if _goes_to_onednn(x, weight, y, groups > 1):
-        return copied + _transposed_onednn(x, weight, y, groups, bias)
-    columns = x.shape[0] * math.prod(weight.shape[1:]) * math.prod(x.shape[2:]) * x.dtype.itemsize
-    columns += weight.nbytes if channels_last(x) and not channels_last(weight) else 0
-    if groups > 1:
-        columns = max(columns + x.nbytes // groups, y.nbytes)
-    ones = math.prod(y.shape[2:]) * x.dtype.itemsize if bias and len(x.shape) == 5 else 0
-    return copied + columns + ones
+    return copied + _transposed_onednn(x, weight, y, call["groups"], call["bias"] is not None)
 
 
 def _transposed_onednn(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int, bias: bool) -> int:

@@ -128,6 +128,7 @@ ROWS: dict[OpOverload, Formula] = {
     aten.embedding.default: moves.index_copy,
     aten.index_select.default: moves.index_select,
     aten.gather.default: moves.gather,
+    aten.take_along_dim.default: moves.along_dim,
     aten.index.Tensor: moves.index,
     ops.group_apply.default: norms.group_apply,
     ops.group_stats.default: norms.group_stats,

@@ -8,6 +8,7 @@ import torch
 
 from sicompiler.facts.workspace_layout import KernelCall, mergeable, row_major_copy
 from sicompiler.facts.workspace_onednn import HALF
+from sicompiler.facts.workspace_pointwise import NUMBER_BYTES
 
 aten = torch.ops.aten
 
@@ -63,6 +64,11 @@ def gather(call: KernelCall) -> int:
     """Half dtypes: the result in float32."""
     y = call.results[0]
     return 4 * y.numel if y.dtype in HALF else 0
+
+
+def along_dim(call: KernelCall) -> int:
+    """`take_along_dim`: an index as large as the result, its negative entries wrapped, and what `gather` takes."""
+    return 0 if call["dim"] is None else 8 * call.results[0].numel + NUMBER_BYTES + gather(call)
 
 
 def fourier(call: KernelCall) -> int:

@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from sicompiler.facts.storages import TensorFact
 from sicompiler.facts.workspace_families import REDUCTIONS
 from sicompiler.facts.workspace_layout import KernelCall, channels_last, mergeable, row_major_copy
 from sicompiler.facts.workspace_onednn import HALF
@@ -105,8 +106,14 @@ def batch_norm(call: KernelCall) -> int:
 
 
 def group_stats(call: KernelCall) -> int:
-    """The piece `sicompiler.ops.group_stats` copies at a time, and a few numbers per channel."""
-    x = call.operands[0]
+    """The piece `sicompiler.ops.group_stats` copies at a time, and a few numbers per channel.
+
+    Or what it takes to join the statistics to those of other slices: as much as they are.
+    """
+    return max(_taken_by_stats(call.operands[0], call.results[0]), call.results[0].nbytes)
+
+
+def _taken_by_stats(x: TensorFact, stats: TensorFact) -> int:
     size = 8 if x.dtype == torch.float64 else 4
     channels = math.prod(x.shape[:2])
     rest = x.numel // max(channels, 1)
@@ -115,7 +122,7 @@ def group_stats(call: KernelCall) -> int:
         pieces = 1 + 2 * sample // groupnorm.PIECE
         return min(sample, groupnorm.PIECE) * size + 64 * (channels + x.shape[1] * pieces)
     if x.numel <= groupnorm.PIECE:
-        return x.numel * size + 32 * (call.results[0].numel // 3)  # mean, sum of squares and count of each group
+        return x.numel * size + 32 * (stats.numel // 3)  # mean, sum of squares and count of each group
     few = 128 * channels * (1 + rest // groupnorm.FUSED_ROW)
     if x.dtype in HALF and x.is_contiguous:
         return few

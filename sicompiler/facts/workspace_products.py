@@ -10,14 +10,15 @@ import torch
 
 from sicompiler.facts import workspace_onednn as onednn
 from sicompiler.facts.storages import TensorFact
+from sicompiler.facts.strides import view_strides
 from sicompiler.facts.workspace_layout import KernelCall, mergeable, row_major
 
 
-def _copied_for_product(tensor: TensorFact, batch: Sequence[int]) -> int:
-    """Bytes of the copies of one factor, [*batch, n, m] after broadcasting, that MKL can't take as it is.
+def _copied_for_product(tensor: TensorFact, batch: Sequence[int], together: bool) -> int:
+    """Bytes of the copies of one factor, [*batch, n, m] after broadcasting, that BLAS can't take as it is.
 
-    It can if one of the last two dims has stride 1. Else single matrices are copied, one after the other; all of them
-    at once if the dims of the batch don't make one dim.
+    All matrices are copied at once if the dims of the batch don't make one dim. Else MKL takes all of them, or single
+    ones are taken, or copied, one after the other.
     """
     missing = len(batch) + 2 - len(tensor.shape)
     own = (*[1] * missing, *tensor.shape[:-2])
@@ -26,11 +27,28 @@ def _copied_for_product(tensor: TensorFact, batch: Sequence[int]) -> int:
     matrix = math.prod(tensor.shape[-2:]) * tensor.dtype.itemsize
     if not mergeable(batch, expanded):
         return math.prod(batch) * matrix
-    return 0 if _has_unit_stride(tensor) else matrix
+    return 0 if together or _is_taken(tensor.shape[-2:], tensor.stride[-2:]) else matrix
 
 
-def _has_unit_stride(tensor: TensorFact) -> bool:
-    return any(step == 1 or size == 1 for size, step in zip(tensor.shape[-2:], tensor.stride[-2:], strict=True))
+def _is_taken(shape: Sequence[int], stride: Sequence[int]) -> bool:
+    """Whether `addmm_impl_cpu_` in aten/src/ATen/native/LinearAlgebra.cpp takes a matrix as it lies.
+
+    One of its strides has to be 1, the other no shorter than the row or column: of those of one entry too.
+    """
+    return (stride[0] == 1 and stride[1] >= shape[0]) or (stride[1] == 1 and stride[0] >= shape[1])
+
+
+def _is_taken_in_batch(tensor: TensorFact) -> bool:
+    """The same of MKL's product of a batch, which doesn't look at rows or columns of one entry."""
+    (rows, columns), (down, across) = tensor.shape[-2:], tensor.stride[-2:]
+    return (across == 1 and (rows == 1 or down >= columns)) or (down == 1 and (columns == 1 or across >= rows))
+
+
+def _merged_is_taken(tensor: TensorFact) -> bool:
+    """The same of the matrix that all dims but the last make."""
+    shape = (math.prod(tensor.shape[:-1]), tensor.shape[-1])
+    stride = view_strides((tensor.shape, tensor.stride), shape) if tensor.numel else None
+    return stride is None or _is_taken(shape, stride)
 
 
 def product(call: KernelCall) -> int:
@@ -87,10 +105,9 @@ def _blas_copies(first: TensorFact, second: TensorFact) -> int:
         return _vector_product(first, second)
     batch = torch.broadcast_shapes(first.shape[:-2], second.shape[:-2])
     if len(second.shape) == 2 and mergeable(first.shape[:-1], first.stride[:-1]):  # one large matrix
-        return sum(0 if _has_unit_stride(t) else t.nbytes for t in (first, second))
-    if len(second.shape) == 2:
-        return _copied_for_product(first, batch) + (0 if _has_unit_stride(second) else second.nbytes)
-    return sum(_copied_for_product(t, batch) for t in (first, second))
+        return sum(0 if _merged_is_taken(t) else t.nbytes for t in (first, second))
+    together = all(map(_is_taken_in_batch, (first, second)))
+    return sum(_copied_for_product(t, batch, together) for t in (first, second))
 
 
 def _vector_product(first: TensorFact, second: TensorFact) -> int:
@@ -101,7 +118,8 @@ def _vector_product(first: TensorFact, second: TensorFact) -> int:
         if len(tensor.shape) >= 2:
             rows = max(rows, math.prod(tensor.shape[:-1]), tensor.shape[-1])
             merged = mergeable(tensor.shape[:-1], tensor.stride[:-1])
-            copied += 0 if _has_unit_stride(tensor) and merged else tensor.nbytes
+            unit = any(step == 1 or size == 1 for size, step in zip(tensor.shape[-2:], tensor.stride[-2:], strict=True))
+            copied += 0 if unit and merged else tensor.nbytes
         elif tensor.stride[-1:] != (1,):
             copied += tensor.nbytes
     return copied + (8 * rows + 512 if first.dtype in onednn.HALF else 0)

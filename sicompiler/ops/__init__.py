@@ -9,6 +9,7 @@ Importing this package registers them with torch, as `torch.ops.sicompiler.<name
 | `group_apply(x, stats, weight, bias, eps)` | the second pass of GroupNorm: scale and shift |
 | `copy_slice(whole, dim, outer, inner, start, length)` | one slice of a whole value, as a dense tensor |
 | `take_over(source, planned, size, stride)` | memory of a value that dies in a loop, for what is written over it |
+| `in_order(part, like)` | a slice whose dims of one entry have the strides of the order of the whole |
 | `write_slice_(whole, part, dim, outer, inner, start, length)` | one slice into a whole value |
 | `spill(near)`, `fetch(far, device)` | a whole value into far memory, and back |
 | `fetch_slice(whole, ..., device)`, `store_slice_(whole, part, ...)` | one slice out of far memory, and into it |
@@ -31,7 +32,7 @@ from sicompiler.ops.groupnorm import group_apply, group_stats, merge_stats_
 from sicompiler.ops.halo import missing_before, missing_behind, pad_slice, reach
 from sicompiler.ops.loop import sliced_loop, streamed_loop
 from sicompiler.ops.mapped import far_tensor, is_far
-from sicompiler.ops.slices import copy_slice, dense_strides, write_slice_
+from sicompiler.ops.slices import copy_slice, dense_strides, in_order, write_slice_
 
 __all__ = [
     "arrive",
@@ -43,6 +44,7 @@ __all__ = [
     "fetch_slice",
     "group_apply",
     "group_stats",
+    "in_order",
     "is_far",
     "merge_stats_",
     "missing_before",

@@ -165,3 +165,30 @@ def take_over(source: torch.Tensor, planned: Sequence[int], size: Sequence[int],
     if any(length > 1 and real != expected for length, real, expected in lies):
         return source.new_empty_strided(size, stride)
     return source.as_strided(size, stride)
+
+
+def in_order_fake(part: torch.Tensor, like: Sequence[int]) -> torch.Tensor:
+    """What `in_order` gives of a tensor without memory: the same."""
+    strides, reach = list(part.stride()), 1
+    for dim in sorted(range(part.dim()), key=lambda d: (like[d], -d)):
+        if part.shape[dim] == 1:
+            strides[dim] = reach
+        reach = max(reach, strides[dim] * part.shape[dim])
+    return part.as_strided(part.shape, strides)
+
+
+@operator("in_order(Tensor(a) part, int[] like) -> Tensor(a)", in_order_fake)
+def in_order(part: torch.Tensor, like: Sequence[int]) -> torch.Tensor:
+    """A slice whose dims of one entry have the strides that the order of the whole gives them.
+
+    These strides say nothing of where entries lie, but kernels take them for a memory format: one frame of a
+    channels-last video, seen through a reshape, would pass for a tensor in no format at all.
+
+    Args:
+        part: with any strides.
+        like: strides of the whole value in the plan.
+
+    Returns:
+        A view of `part`.
+    """
+    return in_order_fake(part, like)
