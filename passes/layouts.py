@@ -131,8 +131,8 @@ def real_layouts(program: Program) -> None:
     replacements = Replacements(program.graph_module.graph, program.fake_mode)
     for node in program.graph_module.graph.nodes:
         replacements.follow(node)
-        found = node.meta.get("val")
-        value, *rest = found if isinstance(found, (list, tuple)) and found else (found,)
+        result = node.meta.get("val")
+        value, *rest = result if isinstance(result, (list, tuple)) and result else (result,)
         if not isinstance(value, torch.Tensor) or value.device.type != "cpu" or not value.numel():
             continue
         with program.fake_mode:
@@ -210,19 +210,19 @@ def _real_strides(node: fx.Node, value: torch.Tensor) -> tuple[int, ...] | None:
 def _indexed(arguments: dict[str, Any]) -> tuple[int, ...] | None:
     """`TensorIterator` of the source, with strides of 0 in the dims looked into, and of the indices."""
     shape, stride = _strided(arguments["self"])
-    found = [d for d, index in enumerate(arguments["indices"]) if index is not None]
-    indices = [arguments["indices"][d] for d in found]
+    looked_into = [d for d, index in enumerate(arguments["indices"]) if index is not None]
+    indices = [arguments["indices"][d] for d in looked_into]
     if any(index.dtype is not torch.int64 or index.shape != indices[0].shape for index in indices):
         return None
-    if found[-1] - found[0] >= len(found):  # those apart come first
-        order = [*found, *(d for d in range(len(shape)) if d not in found)]
+    if looked_into[-1] - looked_into[0] >= len(looked_into):  # those apart come first
+        order = [*looked_into, *(d for d in range(len(shape)) if d not in looked_into)]
         shape, stride = tuple(shape[d] for d in order), tuple(stride[d] for d in order)
-        found = list(range(len(found)))
-    before, after = found[0], len(shape) - found[-1] - 1
+        looked_into = list(range(len(looked_into)))
+    before, after = looked_into[0], len(shape) - looked_into[-1] - 1
     own = tuple(indices[0].shape)
     source = (
-        (*shape[:before], *own, *shape[found[-1] + 1 :]),
-        (*stride[:before], *[0] * len(own), *stride[found[-1] + 1 :]),
+        (*shape[:before], *own, *shape[looked_into[-1] + 1 :]),
+        (*stride[:before], *[0] * len(own), *stride[looked_into[-1] + 1 :]),
     )
     placed = []
     for index in indices:

@@ -96,10 +96,10 @@ class GraphView:
 
     def _clones_storage(self) -> list[bool]:
         """For each node, whether it clones all the memory behind its operand, by itself or by what reads its view."""
-        found = [node.target in CLONES_STORAGE for node in self.facts.nodes]
-        for p in reversed(range(len(found))):
-            found[p] = found[p] or (self.may_be_view[p] and any(found[reader] for reader in self.lives.readers[p]))
-        return found
+        cloned = [node.target in CLONES_STORAGE for node in self.facts.nodes]
+        for p in reversed(range(len(cloned))):
+            cloned[p] = cloned[p] or (self.may_be_view[p] and any(cloned[reader] for reader in self.lives.readers[p]))
+        return cloned
 
     def with_far(self, far: frozenset[int]) -> GraphView:
         """The same graph with other storages in far memory."""

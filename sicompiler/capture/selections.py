@@ -87,15 +87,9 @@ def _repeats(graph: fx.Graph, node: fx.Node) -> None:
         node.kwargs = {**node.kwargs, "output_size": value.shape[dim]}
 
 
-def _repeated(graph: fx.Graph, node: fx.Node) -> None:
-    size = node.meta["val"].shape[0]
-    if type(size) is int:
-        node.kwargs = {**node.kwargs, "output_size": size}
-
-
 def _unique_consecutive(graph: fx.Graph, node: fx.Node) -> None:
     """The first entry of each run of equal ones, which run each entry is in, and how long the runs are."""
-    size = _only(node.meta["val"])
+    size = node.meta["val"][0].shape[0]
     if type(size) is not int or not size:
         return
     flat = _call(graph, node, aten.reshape.default, node.args[0], [-1])
@@ -104,13 +98,12 @@ def _unique_consecutive(graph: fx.Graph, node: fx.Node) -> None:
 
 def _unique(graph: fx.Graph, node: fx.Node) -> None:
     """The runs of the sorted entries; which of them each entry is goes back to where it was sorted from."""
-    size = _only(node.meta["val"])
+    size = node.meta["val"][0].shape[0]
     if type(size) is not int or not size:
         return
     shape = _shape(node.args[0])
     flat = _call(graph, node, aten.reshape.default, node.args[0], [-1])
-    ordered = _call(graph, node, aten.sort.stable, flat)
-    ordered.kwargs = {"stable": True}
+    ordered = _call(graph, node, aten.sort.stable, flat, stable=True)
     entries, order = (_call(graph, node, operator.getitem, ordered, place) for place in (0, 1))
     values, runs, counts = _runs(graph, node, entries, [math.prod(shape)], size)
     back = _call(graph, node, aten.scatter.src, runs, 0, order, runs)
@@ -142,16 +135,9 @@ def _bincount(graph: fx.Graph, node: fx.Node) -> None:
         or node.kwargs.get("weights") is not None
     ):
         return
-    ones = _call(graph, node, aten.ones_like.default, values)
-    ones.kwargs = {"dtype": torch.int64}
-    empty = _call(graph, node, aten.new_zeros.default, values, [size])
-    empty.kwargs = {"dtype": torch.int64}
+    ones = _call(graph, node, aten.ones_like.default, values, dtype=torch.int64)
+    empty = _call(graph, node, aten.new_zeros.default, values, [size], dtype=torch.int64)
     node.target, node.args, node.kwargs = aten.scatter_add.default, (empty, 0, values, ones), {}
-
-
-def _only(values: Any) -> Any:
-    """The size of the first of several results."""
-    return values[0].shape[0]
 
 
 def _shape(value: Any) -> list[int]:
@@ -169,13 +155,11 @@ def _replace(node: fx.Node, results: Sequence[fx.Node]) -> None:
 
 
 def _positions(graph: fx.Graph, mask: Any, size: int, like: fx.Node) -> fx.Node:
-    node = graph.call_function(aten.nonzero_static.default, (mask,), {"size": size})
-    node.meta.update(like.meta)
-    return node
+    return _call(graph, like, aten.nonzero_static.default, mask, size=size)
 
 
-def _call(graph: fx.Graph, like: fx.Node, target: Any, *args: Any) -> fx.Node:
-    node = graph.call_function(target, args)
+def _call(graph: fx.Graph, like: fx.Node, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
+    node = graph.call_function(target, args, kwargs)
     node.meta.update(like.meta)
     return node
 
@@ -187,7 +171,7 @@ _RULES: dict[object, Callable[[fx.Graph, fx.Node], None]] = {
     aten.masked_select.default: _masked_select,
     aten.nonzero.default: _nonzero,
     aten.nonzero_numpy.default: _nonzero_numpy,
-    aten.repeat_interleave.Tensor: _repeated,
+    aten.repeat_interleave.Tensor: _repeats,
     aten.repeat_interleave.self_Tensor: _repeats,
     aten.unique_consecutive.default: _unique_consecutive,
 }

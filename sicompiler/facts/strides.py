@@ -133,11 +133,11 @@ def _sorted_strides(shape: tuple[int, ...], operands: Sequence[Strided]) -> tupl
     for i in range(1, rank):
         later = i
         for earlier in range(i - 1, -1, -1):
-            found = _compared(shape, strides, order[earlier], order[later])
-            if found > 0:
+            swap = _compared(shape, strides, order[earlier], order[later])
+            if swap > 0:
                 order[earlier], order[later] = order[later], order[earlier]
                 later = earlier
-            elif found < 0:
+            elif swap < 0:
                 break
     return dense_strides(shape, order[::-1])
 

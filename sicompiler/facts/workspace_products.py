@@ -39,13 +39,13 @@ def _is_taken(shape: Sequence[int], stride: Sequence[int]) -> bool:
 
 
 def _is_taken_in_batch(tensor: TensorFact) -> bool:
-    """The same of MKL's product of a batch, which doesn't look at rows or columns of one entry."""
+    """Whether MKL takes a factor of a batched product as it lies; rows and columns of one entry need no stride."""
     (rows, columns), (down, across) = tensor.shape[-2:], tensor.stride[-2:]
     return (across == 1 and (rows == 1 or down >= columns)) or (down == 1 and (columns == 1 or across >= rows))
 
 
 def _merged_is_taken(tensor: TensorFact) -> bool:
-    """The same of the matrix that all dims but the last make."""
+    """Whether `addmm_impl_cpu_` takes the matrix that all dims but the last make as it lies."""
     shape = (math.prod(tensor.shape[:-1]), tensor.shape[-1])
     stride = view_strides((tensor.shape, tensor.stride), shape) if tensor.numel else None
     return stride is None or _is_taken(shape, stride)

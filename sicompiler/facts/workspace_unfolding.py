@@ -62,10 +62,10 @@ def folding(call: KernelCall, x: TensorFact, weight: TensorFact, y: TensorFact) 
 
     if len(x.shape) < 5:
         return _by_groups(x, weight, y, call["groups"], columns)
-    found = _by_groups(x, weight, y, call["groups"], columns, keeps_input=True)
+    nbytes = _by_groups(x, weight, y, call["groups"], columns, keeps_input=True)
     if call["groups"] > 1 or x.nbytes <= y.nbytes:
-        return found
-    return x.nbytes - y.nbytes + max(found, y.nbytes)  # in a loop the result is copied, that the rest may go
+        return nbytes
+    return x.nbytes - y.nbytes + max(nbytes, y.nbytes)  # in a loop the result is copied, that the rest may go
 
 
 def _by_groups(
