@@ -99,7 +99,8 @@ class BodyEmitter:
     def _copied(self, position: int, node: fx.Node) -> fx.Node:
         """A slice that lies as the planner takes it to.
 
-        - What copies a whole value may be a view of a slice, in an order that its readers would copy, unseen.
+        - What copies a whole value may be a view of a slice, in an order that its readers would copy, unseen; or one
+          that keeps more memory alive than a copy would, as of the values in a slice of queries, keys and values.
         - Views give dims of one entry, as slices have, strides that say nothing, yet pass for a memory format.
         - ATen's transposed convolution in 3-D keeps memory of the size of its input, for a smaller result too.
         """
@@ -110,11 +111,23 @@ class BodyEmitter:
         copies = self.view.made[position] and self.view.may_be_view[position]
         if copies and whole.is_contiguous and not value.is_contiguous():
             return inherit(insert_call(self.graph, self.mode, aten.contiguous.default, (node,)), node)
+        if copies and self._is_part(value):
+            return inherit(insert_call(self.graph, self.mode, aten.clone.default, (node,)), node)
         if isinstance(self.length, fx.Node) and node.target in VIEWS and len(whole.shape) > 3 and 1 in value.shape:
             return inherit(insert_call(self.graph, self.mode, ops.in_order.default, (node, list(whole.stride))), node)
         if keeps_input_size(node):
             return inherit(insert_call(self.graph, self.mode, aten.clone.default, (node,)), node)
         return node
+
+    def _is_part(self, value: torch.Tensor) -> bool:
+        """Whether a value is a part of a larger one that lives in the body only."""
+        storage = value.untyped_storage()
+        if storage.nbytes() <= value.numel() * value.itemsize:
+            return False
+        given = (node.meta.get("val") for node in self.graph.find_nodes(op="placeholder"))
+        return all(
+            storage._cdata != tensor.untyped_storage()._cdata for tensor in given if isinstance(tensor, torch.Tensor)
+        )
 
     def _entries(self, position: int, result: Slicing) -> Length:
         """The size of the sliced dim of an operator's first result."""

@@ -262,7 +262,7 @@ MUTATIONS: dict[str, Mutation] = {
     "the scale of an adapter": Mutation(_do(lambda m, n: m.second.scaling.update(x=n))),
     "another dict": Mutation(_do(lambda m, n: setattr(m.first, "scaling", {"x": n}))),
     "another processor": Mutation(_do(lambda m, n: setattr(m.first, "processor", _processor(n)))),
-    "a processor that is a function": Mutation(_do(lambda m, n: setattr(m.second, "processor", lambda _, x: x * n))),
+    "a processor that is a function": Mutation(_do(lambda m, n: setattr(m.second, "processor", _function(n)))),
     "a tensor replaced": Mutation(_do(lambda m, n: setattr(m.first, "offset", _tensor(n)))),
     "a tensor in place": Mutation(_do(lambda m, n: m.second.offset.add_(n))),
     "a tensor in place through .data": Mutation(_do(lambda m, n: m.second.offset.data.fill_(n))),
@@ -327,6 +327,17 @@ def _processor(number: float) -> Processor:
     processor = Processor()
     processor.scale = number
     return processor
+
+
+def _function(number: float) -> Callable[..., torch.Tensor]:
+    """Has what later mutations of a processor change, and reads it."""
+
+    def process(_: Layer, x: torch.Tensor) -> torch.Tensor:
+        return x * (number * len(attributes["extra"]) * attributes["rates"].rate)
+
+    attributes = process.__dict__
+    attributes |= {"extra": {}, "rates": Rates()}
+    return process
 
 
 def _linear(number: float) -> nn.Linear:

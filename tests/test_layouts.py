@@ -224,9 +224,23 @@ class Sorted(nn.Module):
         return self.norm((2 * x.expand(8, 4, 24, 4)).sort(-1).values.sort(-1).values)
 
 
+class OneToken(nn.Module):
+    """Attention of one token: what copies the heads of a batch gives a view of all three projections of one entry."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.norm = nn.Linear(6, 18), nn.RMSNorm(2)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        q, k, v = (t.transpose(1, 2).contiguous() for t in self.qkv(x).unflatten(-1, (3, 3, 2)).unbind(2))
+        y = F.scaled_dot_product_attention(self.norm(q), self.norm(k), v).transpose(1, 2).flatten(2)
+        return (x + y).cumsum(0)  # along the batch, so that the whole is no outer loop
+
+
 MODULES: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "slices of slices": (WrittenWithin(), (1, 6, 4, 7, 3)),
     "frames": (Frames(), (1, 2000, 16)),
+    "one token": (OneToken(), (2, 1, 6)),
     "narrower": (Narrower(), (1, 8, 2, 3, 4)),
     "sorted": (Sorted(), (8, 4, 1, 4)),
     "pixels in a line": (nn.Sequential(Line(), nn.GroupNorm(1, 4), nn.Conv2d(4, 4, 3, padding=1)), (15, 4, 2, 1)),

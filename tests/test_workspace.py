@@ -237,12 +237,15 @@ def test_linear_of_any_strides(
 def test_matrix_products(dtype: torch.dtype) -> None:
     a, b = torch.randn(2, 8, 100, 64).to(dtype), torch.randn(2, 8, 64, 50).to(dtype)
     permuted = a.transpose(1, 2).contiguous().transpose(1, 2)
+    row, column = torch.randn(1, 500, 8, 1).to(dtype).permute(0, 2, 3, 1), torch.randn(1, 8, 500, 1).to(dtype)
     calls: list[tuple[OpOverload, tuple[Tensor, ...], int]] = [
         (aten.matmul.default, (a, b), 0),
         (aten.matmul.default, (a, a.transpose(-1, -2)), 0),
         (aten.matmul.default, (permuted, b), a.numel() * a.element_size()),
         (aten.matmul.default, (a, b[:1]), b.numel() * b.element_size()),
         (aten.matmul.default, (a, b[0, 0]), 0),
+        (aten.matmul.default, (row, column), 0 if _small(dtype, 0.0) is None else 500 * a.element_size()),
+        (aten.bmm.default, (row[0], column[0]), 0),
         (aten.bmm.default, (a[0], b[0]), 0),
         (aten.baddbmm.default, (torch.zeros(8, 100, 50, dtype=dtype), a[0], b[0]), 0),
         (aten.addmm.default, (torch.zeros(50, dtype=dtype), a[0, 0], b[0, 0]), 0),

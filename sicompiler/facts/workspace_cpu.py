@@ -20,7 +20,7 @@ from sicompiler.facts.workspace_composite import composite, unknown
 from sicompiler.facts.workspace_conv import convolution, transposed_convolution
 from sicompiler.facts.workspace_families import COMPOSITE, NOTHING, POINTWISE
 from sicompiler.facts.workspace_layout import Formula, KernelCall, image_copy, nothing, strided_copy
-from sicompiler.facts.workspace_products import product, product_and_sum
+from sicompiler.facts.workspace_products import plain_product, product
 
 aten = torch.ops.aten
 ops = torch.ops.sicompiler
@@ -40,11 +40,11 @@ ROWS: dict[OpOverload, Formula] = {
     **dict.fromkeys(NOTHING, nothing),
     **dict.fromkeys(POINTWISE, pointwise.pointwise),
     **dict.fromkeys(COMPOSITE, composite(workspace)),
-    aten.addmm.default: product_and_sum,
+    aten.addmm.default: plain_product,
     aten.avg_pool2d.default: image_copy,
     aten.avg_pool3d.default: strided_copy,
-    aten.baddbmm.default: product_and_sum,
-    aten.bmm.default: product,
+    aten.baddbmm.default: plain_product,
+    aten.bmm.default: plain_product,
     aten.conv1d.default: convolution,
     aten.conv1d.padding: convolution,
     aten.conv2d.default: convolution,

@@ -14,20 +14,30 @@ from sicompiler.facts.strides import view_strides
 from sicompiler.facts.workspace_layout import KernelCall, mergeable, row_major
 
 
-def _copied_for_product(tensor: TensorFact, batch: Sequence[int], together: bool) -> int:
-    """Bytes of the copies of one factor, [*batch, n, m] after broadcasting, that BLAS can't take as it is.
+def _as_batches(first: TensorFact, second: TensorFact) -> tuple[int, TensorFact, TensorFact]:
+    """Factors as `matmul` and `linear` give them to `bmm`, [b, n, m] and [b, m, k], and bytes of the copies for that.
 
-    All matrices are copied at once if the dims of the batch don't make one dim. Else MKL takes all of them, or single
-    ones are taken, or copied, one after the other.
+    What can't be viewed so is copied. A view computes strides of dims of one entry anew. Two matrices, vectors, and a
+    batch that is one large matrix stay as they are.
     """
-    missing = len(batch) + 2 - len(tensor.shape)
-    own = (*[1] * missing, *tensor.shape[:-2])
-    stride = (*[0] * missing, *tensor.stride[:-2])
-    expanded = [step if size == whole else 0 for size, step, whole in zip(own, stride, batch, strict=True)]
-    matrix = math.prod(tensor.shape[-2:]) * tensor.dtype.itemsize
-    if not mergeable(batch, expanded):
-        return math.prod(batch) * matrix
-    return 0 if together or _is_taken(tensor.shape[-2:], tensor.stride[-2:]) else matrix
+    if min(len(first.shape), len(second.shape)) < 2:
+        return 0, first, second
+    if len(second.shape) == 2 and mergeable(first.shape[:-1], first.stride[:-1]):
+        return 0, first, second
+    batch = torch.broadcast_shapes(first.shape[:-2], second.shape[:-2])
+    copied, made = 0, []
+    for factor in (first, second):
+        missing = len(batch) + 2 - len(factor.shape)
+        own, steps = (*[1] * missing, *factor.shape[:-2]), (*[0] * missing, *factor.stride[:-2])
+        expanded = [step if size == whole else 0 for size, step, whole in zip(own, steps, batch, strict=True)]
+        rows, columns = factor.shape[-2:]
+        shape = (math.prod(batch), rows, columns)
+        strided = ((*batch, rows, columns), (*expanded, *factor.stride[-2:]))
+        stride = view_strides(strided, shape) if math.prod(shape) else None
+        if stride is None:
+            copied, stride = copied + math.prod(shape) * factor.dtype.itemsize, (rows * columns, columns, 1)
+        made.append(replace(factor, shape=shape, stride=stride))
+    return copied, made[0], made[1]
 
 
 def _is_taken(shape: Sequence[int], stride: Sequence[int]) -> bool:
@@ -52,17 +62,13 @@ def _merged_is_taken(tensor: TensorFact) -> bool:
 
 
 def product(call: KernelCall) -> int:
-    """linear, matmul, mm, bmm: nothing, but a copy of a factor whose strides MKL can't take, or that is broadcast.
+    """linear, matmul, mm, mv: nothing, but a copy of a factor whose strides MKL can't take, or that is broadcast.
 
     So linear takes a transposed or narrowed [b, n, c] as it is, unless the weight requires a gradient (`_folded`); a
     permuted [b, f, n, c] it copies. Half dtypes, where
     oneDNN takes them: see `_half`.
     """
-    return _product(call.operands[0], call.operands[1], call.results[0])
-
-
-def _product(first: TensorFact, second: TensorFact, y: TensorFact) -> int:
-    return _folded(first, second, y, _multiplied)
+    return _folded(call.operands[0], call.operands[1], call.results[0], _multiplied)
 
 
 def _multiplied(first: TensorFact, second: TensorFact, y: TensorFact) -> int:
@@ -88,7 +94,8 @@ def _folded(
     if len(first.shape) == 2 < len(second.shape):
         batch, matrix, after = _turned(second), first, y.nbytes
     if len(batch.shape) < 3 or len(matrix.shape) != 2 or not matrix.requires_grad:
-        return count(first, second, y)
+        before, first, second = _as_batches(first, second)
+        return before + count(first, second, y)
     merged = mergeable(batch.shape[:-1], batch.stride[:-1])
     copied, rows = (0, batch) if merged else (batch.nbytes, row_major(batch))
     return copied + max(count(rows, matrix, _turned(y) if after else y), after)
@@ -103,11 +110,13 @@ def _turned(tensor: TensorFact) -> TensorFact:
 def _blas_copies(first: TensorFact, second: TensorFact) -> int:
     if len(first.shape) < 2 or len(second.shape) < 2:
         return _vector_product(first, second)
-    batch = torch.broadcast_shapes(first.shape[:-2], second.shape[:-2])
-    if len(second.shape) == 2 and mergeable(first.shape[:-1], first.stride[:-1]):  # one large matrix
+    if len(second.shape) == 2:  # one large matrix
         return sum(0 if _merged_is_taken(t) else t.nbytes for t in (first, second))
-    together = all(map(_is_taken_in_batch, (first, second)))
-    return sum(_copied_for_product(t, batch, together) for t in (first, second))
+    # MKL takes all matrices of the batch at once; or single ones are taken, or copied, one after the other.
+    if all(map(_is_taken_in_batch, (first, second))):
+        return 0
+    single = [t for t in (first, second) if not _is_taken(t.shape[-2:], t.stride[-2:])]
+    return sum(math.prod(t.shape[-2:]) * t.dtype.itemsize for t in single)
 
 
 def _vector_product(first: TensorFact, second: TensorFact) -> int:
@@ -125,14 +134,14 @@ def _vector_product(first: TensorFact, second: TensorFact) -> int:
     return copied + (8 * rows + 512 if first.dtype in onednn.HALF else 0)
 
 
-def product_and_sum(call: KernelCall) -> int:
-    """addmm, baddbmm: as `product`, of the second and third operand."""
-    return _product(call.operands[1], call.operands[2], call.results[0])
+def plain_product(call: KernelCall) -> int:
+    """addmm, bmm, baddbmm: as `product`, of the last two operands, which are taken as they lie."""
+    return _multiplied(call.operands[-2], call.operands[-1], call.results[0])
 
 
-def blas_copies_and_sum(call: KernelCall) -> int:
-    """addmm, baddbmm: as `blas_copies`, of the second and third operand."""
-    return _blas_copies(call.operands[1], call.operands[2])
+def plain_blas_copies(call: KernelCall) -> int:
+    """addmm, bmm, baddbmm: as `blas_copies`, of the last two operands, which are taken as they lie."""
+    return _blas_copies(call.operands[-2], call.operands[-1])
 
 
 def _half(first: TensorFact, second: TensorFact, y: TensorFact) -> int:
@@ -147,21 +156,16 @@ def _half(first: TensorFact, second: TensorFact, y: TensorFact) -> int:
     depth, rows = first.shape[-1], first.shape[-2]
     columns = y.shape[-1]
     total = y.numel * depth
-    merged = len(second.shape) == 2 and mergeable(first.shape[:-1], first.stride[:-1])
     if total <= onednn.SMALL_PRODUCT:
         return _blas_copies(first, second)
-    if merged:
+    if len(second.shape) == 2:
         rows = math.prod(first.shape[:-1])
         steps = [step for size, step in zip(first.shape[:-1], first.stride[:-1], strict=True) if size > 1]
         transposed = depth > 1 and bool(steps) and steps[-1] == 1 and first.stride[-1] != 1
         scratchpad = onednn.product_scratchpad(rows, depth, columns, first.dtype, batch=1, transposed=transposed)
         return _blas_copies(first, second) + scratchpad
-    batch = torch.broadcast_shapes(first.shape[:-2], second.shape[:-2])
-    weight = second
-    if len(second.shape) == 2:  # of a linear, [columns, depth]; of a product [depth, columns]: as many bytes
-        weight = TensorFact((1, *second.shape), (0, *second.stride), second.dtype, second.storage)
-    kept = [_dense_batch(factor, batch) for factor in (first, weight)]
-    many = math.prod(batch)
+    many = first.shape[0]
+    kept = [_dense_batch(factor) for factor in (first, second)]
     copied = 0 if kept[0] else many * rows * depth * first.dtype.itemsize
     copied += 0 if kept[1] else many * depth * columns * first.dtype.itemsize
     transposed = kept[0] and first.stride[-1] != 1
@@ -169,8 +173,6 @@ def _half(first: TensorFact, second: TensorFact, y: TensorFact) -> int:
     return copied + scratchpad
 
 
-def _dense_batch(factor: TensorFact, batch: Sequence[int]) -> bool:
+def _dense_batch(factor: TensorFact) -> bool:
     """Whether a batch of matrices lies densely, each row-major or transposed, and isn't broadcast."""
-    if math.prod(factor.shape[:-2]) != math.prod(batch):
-        return False
     return factor.is_contiguous or _turned(factor).is_contiguous
