@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from types import FrameType, FunctionType, ModuleType
 from typing import Any
@@ -17,13 +17,14 @@ import torch
 import torch.utils._pytree as pytree
 
 from sicompiler.adapters.roles import modules_of, pipeline_class
-from sicompiler.capture.quantised import storage_bytes, stored
+from sicompiler.capture.quantised import storage_bytes, stored, weights_in
 from sicompiler.ops import is_far
 from sicompiler.runtime.faults import locals_of
 from sicompiler.runtime.placement import streams
 
 UNSEEN_BYTES = 2**12  # numbers and small tables, of kernels and in closures, where nobody looks
 ATTRIBUTE = "_sicompiler"  # of a pipeline: what we keep for it, so that it lives as long as the pipeline
+_PLAIN = frozenset({str, int, float, bool, bytes, type(None), torch.dtype, torch.device})  # hold no tensors
 _OURS = __name__.split(".")[0] + "."
 _DEPTH = 4  # outputs, distributions, lists of them: no pipeline nests its tensors deeper
 
@@ -62,7 +63,7 @@ def storages(tensors: Iterable[torch.Tensor], device: torch.device) -> dict[int,
 
 def weights_of(part: torch.nn.Module, device: torch.device) -> dict[int, int]:
     """Bytes by storage of a module's parameters and buffers on a device; what lies in far memory is not there."""
-    tensors = [plain for tensor in (*part.parameters(), *part.buffers()) for plain in stored(tensor)]
+    tensors = (plain for tensor in weights_in(part) for plain in stored(tensor))
     return storages((t for t in tensors if not is_far(t)) if streams(part) else tensors, device)
 
 
@@ -97,10 +98,12 @@ def reserved(
         counted = sum((others | own_inputs | known).values())
         return Reserved(tuple(rows), max(torch.cuda.memory_allocated(device) - counted, 0))
     roots = [value for frame in frames for value in frame]
+    apart: set[int] = set()  # pipelines and components: looked at here, or, as tokenizers are, large and without tensors
     for owner in _distinct(pipe, calling):
+        apart |= {id(owner), *map(id, owner.components.values())}
         for keeper in (owner, getattr(owner, "scheduler", None)):
             roots += [value for name, value in getattr(keeper, "__dict__", {}).items() if name != ATTRIBUTE]
-    held = storages(_tensors(roots), device)
+    held = storages(_tensors(roots, apart), device)
     found = sum(n for key, n in held.items() if key not in known and key not in own_inputs)
     return Reserved(tuple(rows), found, UNSEEN_BYTES)
 
@@ -132,13 +135,19 @@ def _calling(pipe: Any) -> tuple[Any, list[list[Any]]]:
     return found, frames[:upto]
 
 
-def _tensors(values: Iterable[Any], depth: int = _DEPTH) -> Iterator[torch.Tensor]:
+def _tensors(values: Iterable[Any], apart: Set[int], depth: int = _DEPTH) -> Iterator[torch.Tensor]:
+    """Tensors among values and in what they hold; not in objects whose ids are `apart`."""
     for value in values:
+        kind = type(value)
+        if kind in _PLAIN:
+            continue
         if isinstance(value, torch.Tensor):
             yield value
-        elif depth and isinstance(value, Mapping):
-            yield from _tensors(value.values(), depth - 1)
-        elif depth and isinstance(value, (list, tuple)):
-            yield from _tensors(value, depth - 1)
-        elif depth and not isinstance(value, (torch.nn.Module, type, ModuleType, FunctionType)):
-            yield from _tensors(getattr(value, "__dict__", {}).values(), depth - 1)
+        elif not depth or id(value) in apart:
+            continue
+        elif kind is dict or isinstance(value, Mapping):
+            yield from _tensors(value.values(), apart, depth - 1)
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value, apart, depth - 1)
+        elif not isinstance(value, (torch.nn.Module, type, ModuleType, FunctionType)):
+            yield from _tensors(getattr(value, "__dict__", {}).values(), apart, depth - 1)

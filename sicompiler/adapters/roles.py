@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 import torch
 
-from sicompiler.capture.quantised import CASTING_HOOKS, refusal, scheme_of
+from sicompiler.capture.quantised import CASTING_HOOKS, modules_in, refusal, scheme_of, weights_in
 from sicompiler.capture.tiling import SWITCH, runs_only_tiled
 from sicompiler.entry import entry_label
 from sicompiler.errors import BadInput
@@ -110,7 +109,7 @@ def check_component(label: str, part: torch.nn.Module, *, planned: bool) -> None
     Raises:
         BadInput: with advice.
     """
-    if any(tensor.is_meta for tensor in _tensors(part)):
+    if any(tensor.is_meta for tensor in weights_in(part)):
         raise BadInput(
             f"the weights of {label} are on the meta device, as enable_sequential_cpu_offload() leaves them; call "
             "pipe.remove_all_hooks() and load the weights again, or use enable_model_cpu_offload(), which is followed"
@@ -125,16 +124,12 @@ def check_component(label: str, part: torch.nn.Module, *, planned: bool) -> None
     scheme = scheme_of(part) if planned else ""
     if scheme:
         raise BadInput(refusal(label, scheme))
-    for path, child in part.named_modules():
+    for child in modules_in(part):
         hooks = getattr(child.__dict__.get("_diffusers_hook"), "hooks", {}).keys() - CASTING_HOOKS
         if hooks:
+            path = next(path for path, module in part.named_modules() if module is child)
             where = f"{label}.{path}" if path else label
             raise BadInput(
                 f"diffusers hooks are registered on {where} ({', '.join(sorted(hooks))}): caches and group offloading "
                 "keep state between calls or move weights inside one; disable them before compile_for_budget"
             )
-
-
-def _tensors(part: torch.nn.Module) -> Iterator[torch.Tensor]:
-    yield from part.parameters()
-    yield from part.buffers()
