@@ -16,7 +16,10 @@ from sicompiler.axes.padding import pads_by_itself, repadded, unpadded
 from sicompiler.axes.resize import bakes_sizes, copying_twin, resize
 from sicompiler.axes.span import Span
 from sicompiler.axes.table import Operand, Transfer
+from sicompiler.facts.storages import TensorFact
+from sicompiler.facts.strides import suggests_channels_last
 from sicompiler.graph_view import GraphView
+from sicompiler.ops.slices import in_order_fake
 from sicompiler.passes.edit import evaluate, inherit, insert_call
 from sicompiler.passes.layouts import VIEWS, keeps_input_size
 from sicompiler.passes.spans import SpanNodes
@@ -114,7 +117,7 @@ class BodyEmitter:
         if copies and self._is_part(value):
             return inherit(insert_call(self.graph, self.mode, aten.clone.default, (node,)), node)
         if isinstance(self.length, fx.Node) and node.target in VIEWS and len(whole.shape) > 3 and 1 in value.shape:
-            return inherit(insert_call(self.graph, self.mode, ops.in_order.default, (node, list(whole.stride))), node)
+            return inherit(in_format(self.graph, self.mode, node, whole), node)
         if keeps_input_size(node):
             return inherit(insert_call(self.graph, self.mode, aten.clone.default, (node,)), node)
         return node
@@ -179,6 +182,22 @@ class BodyEmitter:
         return narrowed_again(
             self.graph, self.mode, spans, node, slicing, held, asked, self.view.fits_by_copy(position, value, slicing)
         )
+
+
+def in_format(graph: fx.Graph, mode: FakeTensorMode, node: fx.Node, whole: TensorFact) -> fx.Node:
+    """A slice that kernels take for the memory format of the whole value, whatever its dims of one entry said before.
+
+    Args:
+        graph: the body.
+        mode: the fake mode of its values.
+        node: the slice.
+        whole: what it is of.
+    """
+    part, like = node.meta["val"], list(whole.stride)
+    planned = suggests_channels_last((whole.shape, whole.stride))
+    ordered = in_order_fake(part, like)
+    alike = suggests_channels_last((ordered.shape, ordered.stride())) == planned
+    return insert_call(graph, mode, ops.in_order.default, (node, like) if alike else (node, like, False))
 
 
 def narrowed_again(

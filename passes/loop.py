@@ -13,9 +13,10 @@ from sicompiler.axes.factor_map import Slicing
 from sicompiler.axes.table import Operand
 from sicompiler.capture import Program
 from sicompiler.facts.storages import fake_tensors
+from sicompiler.facts.strides import suggests_channels_last
 from sicompiler.graph_view import GraphView
 from sicompiler.ops import arrive, far_tensor, sliced_loop, streamed_loop
-from sicompiler.passes.body import BodyEmitter, Length, narrowed_again
+from sicompiler.passes.body import BodyEmitter, Length, in_format, narrowed_again
 from sicompiler.passes.edit import evaluate, inherit, insert_call
 from sicompiler.passes.spans import SpanNodes
 from sicompiler.passes.stream import fetcher, storer
@@ -260,6 +261,8 @@ class _Body:
             self._narrow,
             self.spans,
         )
+        for read in fetched:
+            self._narrowed[(read.value, read.slicing)] = self._formatted((read.value, read.slicing))
 
     def _whole_operands(self, p: int) -> list[tuple[Operand, Slicing | None]]:
         transfer = self.region.sliced[p]
@@ -366,4 +369,13 @@ class _Body:
                     start.meta["val"] = 0
                 view = (whole, s.dim, start, self.emitter.times(s.inner))
                 self._narrowed[key] = insert_call(self.graph, mode, aten.narrow.default, view)
+            self._narrowed[key] = self._formatted(key)
         return self._narrowed[key]
+
+    def _formatted(self, key: tuple[Operand, Slicing]) -> fx.Node:
+        """A slice that kernels take for the memory format of the whole: its dims of one entry may say otherwise."""
+        node, whole = self._narrowed[key], self.view.tensor(key[0])
+        part = node.meta["val"]
+        if suggests_channels_last((part.shape, part.stride())) == suggests_channels_last((whole.shape, whole.stride)):
+            return node
+        return in_format(self.graph, self.outer.mode, node, whole)

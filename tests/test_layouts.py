@@ -237,6 +237,18 @@ class OneToken(nn.Module):
         return (x + y).cumsum(0)  # along the batch, so that the whole is no outer loop
 
 
+class Padded(nn.Module):
+    """Columns of a video whose channels are innermost, in no format of torch's, though each column passes for one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.conv = nn.Linear(4, 6), nn.Conv3d(6, 6, (3, 1, 1))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        video = self.linear(torch.roll(x, 1, 1)).transpose(1, -1)
+        return self.conv(F.pad(video, (0, 0, 0, 0, 2, 0), mode="replicate")).softmax(-1).cumsum(1)
+
+
 MODULES: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "slices of slices": (WrittenWithin(), (1, 6, 4, 7, 3)),
     "frames": (Frames(), (1, 2000, 16)),
@@ -251,4 +263,11 @@ MODULES: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
 def test_plans_stay_below_their_prediction(name: str) -> None:
     module, shape = MODULES[name]
     outcomes = run_budgets(module.double().eval(), (torch.randn(shape, dtype=torch.float64),), {})
+    assert [line for outcome in outcomes for line in outcome.problems()] == []
+
+
+def test_fetched_slices_keep_their_format() -> None:
+    inputs = (torch.randn(1, 5, 1, 1, 4, dtype=torch.float64),)
+    outcomes = run_budgets(Padded().double().eval(), inputs, {}, offload=True)
+    assert any(outcome.plan.spilled and outcome.plan.regions for outcome in outcomes)
     assert [line for outcome in outcomes for line in outcome.problems()] == []

@@ -167,18 +167,18 @@ def take_over(source: torch.Tensor, planned: Sequence[int], size: Sequence[int],
     return source.as_strided(size, stride)
 
 
-def in_order_fake(part: torch.Tensor, like: Sequence[int]) -> torch.Tensor:
+def in_order_fake(part: torch.Tensor, like: Sequence[int], in_format: bool = True) -> torch.Tensor:
     """What `in_order` gives of a tensor without memory: the same."""
     strides, reach = list(part.stride()), 1
     for dim in sorted(range(part.dim()), key=lambda d: (like[d], -d)):
         if part.shape[dim] == 1:
-            strides[dim] = reach
+            strides[dim] = reach if in_format else 1
         reach = max(reach, strides[dim] * part.shape[dim])
     return part.as_strided(part.shape, strides)
 
 
-@operator("in_order(Tensor(a) part, int[] like) -> Tensor(a)", in_order_fake)
-def in_order(part: torch.Tensor, like: Sequence[int]) -> torch.Tensor:
+@operator("in_order(Tensor(a) part, int[] like, bool in_format=True) -> Tensor(a)", in_order_fake)
+def in_order(part: torch.Tensor, like: Sequence[int], in_format: bool = True) -> torch.Tensor:
     """A slice whose dims of one entry have the strides that the order of the whole gives them.
 
     These strides say nothing of where entries lie, but kernels take them for a memory format: one frame of a
@@ -187,8 +187,10 @@ def in_order(part: torch.Tensor, like: Sequence[int]) -> torch.Tensor:
     Args:
         part: with any strides.
         like: strides of the whole value in the plan.
+        in_format: whether the whole value is in a memory format; if not, strides of 1 keep the slice from passing for
+            one that is.
 
     Returns:
         A view of `part`.
     """
-    return in_order_fake(part, like)
+    return in_order_fake(part, like, in_format)
