@@ -17,6 +17,7 @@ from sicompiler.axes.table import Transfer
 from sicompiler.cost import Cut, Machine, Work, slice_lengths, sliced_seconds, waste, whole_seconds, work_of
 from sicompiler.facts.calls import bind
 from sicompiler.facts.storages import ALLOCATION_GRANULE_BYTES, Origin, TensorFact
+from sicompiler.facts.strides import suggests_channels_last
 from sicompiler.facts.timeline import Timeline
 from sicompiler.facts.workspace import workspace_bytes
 from sicompiler.graph_view import GraphView
@@ -174,7 +175,8 @@ def shortened(tensor: TensorFact, slicing: Slicing | None, count: int | None) ->
     """A tensor cut to one slice of so many entries, as it lies in a loop's body: strides of the same order.
 
     What was dense is dense again; what is a part of something, or expanded, keeps its gaps and its strides of 0: the
-    dims that lie outside the sliced one move together as it gets shorter.
+    dims that lie outside the sliced one move together as it gets shorter. What is in no memory format of torch's does
+    not get into one, as loops see to (`passes.body.in_format`).
     """
     if slicing is None or count is None:
         return tensor
@@ -192,4 +194,10 @@ def shortened(tensor: TensorFact, slicing: Slicing | None, count: int | None) ->
     for other in sorted(range(len(shape)), key=lambda d: (tensor.stride[d], -d)):
         stride[other] = expected
         expected *= shape[other]
+    if (
+        1 in shape
+        and suggests_channels_last((shape, stride))
+        and not suggests_channels_last((tensor.shape, tensor.stride))
+    ):
+        stride = [1 if size == 1 else step for size, step in zip(shape, stride, strict=True)]
     return replace(tensor, shape=tuple(shape), stride=tuple(stride))

@@ -249,9 +249,22 @@ class Padded(nn.Module):
         return self.conv(F.pad(video, (0, 0, 0, 0, 2, 0), mode="replicate")).softmax(-1).cumsum(1)
 
 
+class Blurred(nn.Module):
+    """A depthwise convolution of channels that are innermost, in no format: of rows of one entry, slices pass for one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(6, 6, 3, padding=1, groups=6, bias=False)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        y = self.conv(torch.einsum("nwhc,oc->nwho", x, torch.ones(6, 6, dtype=x.dtype)).transpose(1, -1))
+        return (y - y.mean(1, keepdim=True)).cumsum(0)
+
+
 MODULES: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "slices of slices": (WrittenWithin(), (1, 6, 4, 7, 3)),
     "frames": (Frames(), (1, 2000, 16)),
+    "blurred": (Blurred(), (6, 3, 1, 6)),
     "one token": (OneToken(), (2, 1, 6)),
     "narrower": (Narrower(), (1, 8, 2, 3, 4)),
     "sorted": (Sorted(), (8, 4, 1, 4)),
