@@ -103,7 +103,7 @@ def main() -> None:
             torch.Tensor, lambda t: t.to(options.device), (call.args, call.kwargs)
         )
     with console.status("capturing and planning"):
-        program, planner = prepare(model, args, kwargs, name=options.preset, method=call.method)
+        _, planner = prepare(model, args, kwargs, name=options.preset, method=call.method)
     weights, unsliced = planner.weights_bytes, planner.unsliced_bytes - planner.weights_bytes
     floor = planner.floor()[0] - weights
     console.print(f"unsliced {format_bytes(unsliced)}, floor {format_bytes(floor)}, weights {format_bytes(weights)}")
@@ -126,7 +126,7 @@ def main() -> None:
             budget = weights + max(int(unsliced * SHARES[name]), floor)
             plan = planner.plan(budget)
         place(model, plan.streamed, torch.device(options.device))
-        run = functools.partial(Compiled(rewrite(program, plan), plan).run, model, flat)
+        run = functools.partial(Compiled(rewrite(planner.analysis, plan), plan).run, model, flat)
         measured, result = measured_run(run, options.device)
         absolute, relative, bitwise = errors(result, reference)
         del result

@@ -194,10 +194,7 @@ def shortened(tensor: TensorFact, slicing: Slicing | None, count: int | None) ->
     for other in sorted(range(len(shape)), key=lambda d: (tensor.stride[d], -d)):
         stride[other] = expected
         expected *= shape[other]
-    if (
-        1 in shape
-        and suggests_channels_last((shape, stride))
-        and not suggests_channels_last((tensor.shape, tensor.stride))
-    ):
+    planned = suggests_channels_last((tensor.shape, tensor.stride))
+    if 1 in shape and not planned and suggests_channels_last((tuple(shape), tuple(stride))):
         stride = [1 if size == 1 else step for size, step in zip(shape, stride, strict=True)]
     return replace(tensor, shape=tuple(shape), stride=tuple(stride))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import time
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from sicompiler.capture import Program, paused_gc
+from sicompiler.capture import Program
 from sicompiler.cost import MACHINES, Machine
 from sicompiler.errors import OverBudget
 from sicompiler.facts.modules import common_module, describe
@@ -18,11 +19,13 @@ from sicompiler.passes.outer import wrap_outer
 from sicompiler.plan import Plan, RegionPlan
 from sicompiler.planners.dp import Choice
 from sicompiler.planners.registry import Solver, planner_named
+from sicompiler.search.analysis import Analysis, analyze
 from sicompiler.search.basis import basis, region_digest
 from sicompiler.search.restore import Restored, check_prediction, region_of, restore
-from sicompiler.search.search import Progress, Search, make_search, recomputed_graph, rematerialized_bytes, with_far
+from sicompiler.search.search import Progress, Search
+from sicompiler.search.searches import KnownSearches, Searches
 from sicompiler.search.settle import Settled, settle
-from sicompiler.study import Graph, make_outer, outer_loops, study
+from sicompiler.study import Graph
 from sicompiler.units import budget_hint, format_bytes
 
 FarMemory = Literal["none", "auto"]  # keep everything on the device; or spill and stream what a budget asks for
@@ -37,43 +40,61 @@ class Planner:
 
     Attributes:
         model: its name.
-        graph: the legal graph.
-        searches: the graph itself, and the graphs of possible outer loops.
+        source: what is searched, as far as budgets ask for it.
         weights_bytes: weights, all of them resident.
         dtype: of the weights.
-        timings: seconds spent so far, by stage.
         phase: what part of a pipeline the call is: "denoise", "decode", ...
-        progress: told about long work.
         bound: whether its plans can be carried out; those of regions known from another size are for their numbers.
     """
 
     model: str
-    graph: Graph
-    searches: tuple[Search, ...]
+    source: Searches | KnownSearches
     weights_bytes: int
     dtype: str
-    timings: dict[str, float]
     phase: str = "denoise"
-    progress: Progress | None = None
     bound: bool = True
+
+    @property
+    def graph(self) -> Graph:
+        """The legal graph."""
+        return self.source.graph
+
+    @property
+    def analysis(self) -> Analysis:
+        """What plans are carried out on."""
+        assert isinstance(self.source, Searches), "a graph of numbers alone can't be rewritten"
+        return self.source.analysis
+
+    @property
+    def searches(self) -> tuple[Search, ...]:
+        """The graph itself, and the graphs of possible outer loops and with large values rematerialized."""
+        return self.source.near
 
     @property
     def unsliced_bytes(self) -> int:
         """Peak of the unsliced schedule, weights included."""
         return self.graph.line.peak_bytes + self.weights_bytes
 
-    @functools.cached_property
-    def far_searches(self) -> tuple[Search, ...]:
-        """The same searches with everything in far memory that may lie there; made when first asked for."""
-        with paused_gc():
-            return tuple(with_far(search, self.progress) for search in self.searches)
-
     def floor(self, far_memory: FarMemory = "none") -> tuple[int, str]:
         """The smallest budget of any plan, weights included, and the operator that sets it."""
-        searches = (*self.searches, *self.far_searches) if far_memory == "auto" else self.searches
+        searches = (*self.searches, *self.source.far) if far_memory == "auto" else self.searches
         search = min(searches, key=lambda s: s.lowest.peak_bytes + self._beside(s))
         culprit = search.graph.facts.nodes[search.lowest.culprit]
         return search.lowest.peak_bytes + self._beside(search), describe(culprit)
+
+    def floor_of(self, plan: Plan) -> Callable[[], tuple[int, str]]:
+        """The floor beside a plan, for later: searched for when it is asked for, if this planner is still there.
+
+        What is known of a graph is larger than the graph, so nothing that runs keeps it; without, a plan's own peak is
+        all that is known.
+        """
+        planner = weakref.ref(self)
+
+        def floor() -> tuple[int, str]:
+            known = planner()
+            return (plan.predicted_peak_bytes, "") if known is None else known.floor()
+
+        return floor
 
     def _beside(self, search: Search) -> int:
         """What is on the device beside the activations of a search: weights that stay, what an outer loop holds."""
@@ -91,13 +112,14 @@ class Planner:
             BadInput: there is no planner of that name.
             OverBudget: even the plan with the lowest peak is above the budget.
         """
-        began = time.perf_counter()
+        began, before = time.perf_counter(), dict(self.source.timings)
         solve = planner_named(planner)
         found = self._nearby(budget_bytes, solve)
-        floor_bytes, culprit = self.floor("auto" if found is None else "none") if far_memory == "auto" else self.floor()
         if found is None and far_memory == "auto":
             found = self._faraway(budget_bytes, solve)
+        floor_bytes, culprit = self._known_floor(found, far_memory)
         if found is None:
+            assert floor_bytes is not None
             parts = (
                 "with far memory"
                 if far_memory == "auto"
@@ -115,7 +137,8 @@ class Planner:
         solution, facts = settled.solution, search.graph.facts
         view = search.graph.view.with_far(settled.far) if self.bound else None
         marks: dict[str, Any] = {**basis(self.graph, search.graph)} if self.bound else UNBOUND
-        timings = {**self.timings, "plan": self.timings.get("plan", 0.0) + time.perf_counter() - began}
+        spent = {stage: seconds - before.get(stage, 0.0) for stage, seconds in self.source.timings.items()}
+        timings = {**self.source.timings, "choose": time.perf_counter() - began - sum(spent.values())}
         weights = self.weights_bytes - settled.streamed_bytes
         return Plan(
             model=self.model,
@@ -138,11 +161,25 @@ class Planner:
             **_far_fields(search, settled),
         )
 
+    def _known_floor(self, found: tuple[Search, Settled] | None, far_memory: FarMemory) -> tuple[int | None, str]:
+        """The floor as far as it was needed for a plan: with far memory where that is used, or nothing fits."""
+        if not self.source.all_near:
+            return None, ""
+        far = found is None or bool(found[1].far)
+        return self.floor(far_memory if far else "none")
+
     def _nearby(self, budget_bytes: int, solve: Solver) -> tuple[Search, Settled] | None:
-        """The fastest plan with everything on the device."""
+        """The fastest plan with everything on the device; where the unsliced graph fits, without outer loops.
+
+        What is searched then can only save time: nothing is, if there is little to be saved.
+        """
+        if self.unsliced_bytes > budget_bytes:
+            searches = self.searches
+        else:
+            searches = (self.source.whole if self.source.may_save_time else self.source.unsliced,)
         found = [
             (s, Settled(solution, frozenset(), 0, (), 0))
-            for s in self.searches
+            for s in searches
             for solution in [solve(s.problem, budget_bytes - self._beside(s))]
             if solution is not None
         ]
@@ -151,7 +188,7 @@ class Planner:
     def _faraway(self, budget_bytes: int, solve: Solver) -> tuple[Search, Settled] | None:
         """The fastest plan found that spills and streams: activations given more room, or weights."""
         found = []
-        for search in self.far_searches:
+        for search in self.source.far:
             room = budget_bytes - self._beside(search)
             lowest = search.lowest.peak_bytes
             if lowest > room:
@@ -212,7 +249,7 @@ def make_planner(
     timings: dict[str, float] | None = None,
     phase: str = "denoise",
 ) -> Planner:
-    """Analyse a captured program.
+    """Analyse a captured program; what is searched in it depends on the budgets that are asked for.
 
     Args:
         program: from `capture`.
@@ -227,29 +264,19 @@ def make_planner(
         phase: what part of a pipeline the call is.
     """
     began = time.perf_counter()
-    clean = run_stage("clean", program, observer=observer)
-    graph = study(run_stage("legal", clean, observer=observer), device_type)
-    analysed = time.perf_counter()
-    machine = machine or MACHINES[device_type]
-    with paused_gc():
-        loops = outer_loops(graph)
-        searches = [make_search(graph, None, [region for _, region in loops], machine, progress)]
-        for loop, region in loops:
-            outer = make_outer(graph, loop, region)
-            searches.append(make_search(outer.graph, outer, [], machine, progress))
-        least = rematerialized_bytes(graph)
-        again = recomputed_graph(graph, least)
-        if again is not None:
-            searches.append(make_search(again, None, [], machine, progress, rematerialized_bytes=least))
-    timings = {**(timings or {}), "analyse": analysed - began, "plan": time.perf_counter() - analysed}
-    return Planner(model, graph, tuple(searches), weights_bytes, dtype, timings, phase, progress)
+    analysis = analyze(program, device_type, observer=observer)
+    timings = {**(timings or {}), "analyse": time.perf_counter() - began}
+    source = Searches(analysis, machine or MACHINES[device_type], progress, timings)
+    return Planner(model, source, weights_bytes, dtype, phase)
 
 
-def rewrite(program: Program, plan: Plan, *, given: bool = False, observer: Observer | None = None) -> Program:
-    """Carry a plan out on a captured program.
+def rewrite(
+    source: Analysis | Program, plan: Plan, *, given: bool = False, observer: Observer | None = None
+) -> Program:
+    """Carry a plan out.
 
     Args:
-        program: from `capture`, of the model the plan was made for.
+        source: what the plan was made from (`Planner.analysis`); or a captured program, which is analysed first.
         plan: what to do.
         given: the plan comes from elsewhere (a file), so what it predicts is worked out again for this machine.
         observer: shown every stage.
@@ -257,13 +284,13 @@ def rewrite(program: Program, plan: Plan, *, given: bool = False, observer: Obse
     Raises:
         StalePlan: the plan was made for another graph, by other rules, passes or thresholds, or for another machine.
     """
-    clean = run_stage("clean", program, observer=observer)
-    legal = study(run_stage("legal", clean, observer=observer), plan.device)
-    restored = restore(legal, plan)
+    analysis = source if isinstance(source, Analysis) else analyze(source, plan.device, observer=observer)
+    restored = restore(analysis, plan)
     if given:
         check_prediction(restored, plan)
     rewritten = _outline(restored, plan)
     if restored.outer is not None:
+        legal = analysis.legal
         rewritten = wrap_outer(legal.program, legal.view, restored.outer.region, restored.outer.inner, rewritten)
     return run_stage("rewritten", rewritten, observer=observer)
 

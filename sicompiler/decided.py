@@ -59,6 +59,7 @@ class Decisions:
 
     def __init__(self) -> None:
         self._planned: dict[int, Step] = {}  # by id of the decision, until the trace that made it is there
+        self._learned: dict[int, Step] = {}  # the same of the traces that were kept; a step keeps its decision
         self._steps: dict[CallKey, Step] = {}  # by call and by the outcomes before
 
     def plan(
@@ -84,8 +85,9 @@ class Decisions:
             device_type=device_type,
             phase="decide",
         )
-        plan = planner.plan(max(room_bytes, planner.floor()[0]))
-        step = self._planned[id(decision)] = Step(Compiled(rewrite(program, plan), plan), decision)
+        fits = planner.unsliced_bytes <= room_bytes
+        plan = planner.plan(room_bytes if fits else max(room_bytes, planner.floor()[0]))
+        step = self._planned[id(decision)] = Step(Compiled(rewrite(planner.analysis, plan), plan), decision)
         return step.run(arguments)
 
     @staticmethod
@@ -113,7 +115,9 @@ class Decisions:
         """
         before: tuple[Outcome, ...] = ()
         for one in decided:
-            self._steps.setdefault((call, before), self._planned[id(one.decision)])
+            step = self._planned.get(id(one.decision)) or self._learned[id(one.decision)]
+            self._steps.setdefault((call, before), step)
+            self._learned[id(one.decision)] = step
             before += (one.outcome,)
         self._planned.clear()
 
@@ -163,7 +167,8 @@ class Decisions:
             OverBudget: a decision needs more than there is.
         """
         peak_bytes = plan.predicted_peak_bytes
-        for step in (self._planned[id(one.decision)] for one in decided):
+        known = self._learned | self._planned
+        for step in (known[id(one.decision)] for one in decided):
             beside = {
                 t.untyped_storage()._cdata: t.untyped_storage().nbytes()
                 for name, t in named_tensors(model).items()

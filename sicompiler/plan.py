@@ -96,8 +96,8 @@ class Plan:
         weights_bytes: resident parameters and buffers, streamed ones left out.
         unsliced_peak_bytes: predicted peak of the captured graph without slicing, weights included.
         predicted_peak_bytes: predicted peak of this plan, weights included.
-        floor_bytes: the smallest budget that any plan reaches, weights included.
-        floor_operator: the operator that sets the floor.
+        floor_bytes: the smallest budget that any plan reaches, weights included; None where nobody had to look for it.
+        floor_operator: the operator that sets the floor; empty where that is not known.
         outer: the loop around the whole graph, if any.
         regions: the sliced loops, in schedule order.
         seconds: predicted time of a run.
@@ -123,7 +123,7 @@ class Plan:
     weights_bytes: int
     unsliced_peak_bytes: int
     predicted_peak_bytes: int
-    floor_bytes: int
+    floor_bytes: int | None
     floor_operator: str
     outer: OuterLoop | None
     regions: tuple[RegionPlan, ...]
@@ -180,7 +180,7 @@ class Plan:
             refuse_other(data, "a plan")
             if data.get("version") != PLAN_VERSION:
                 if "version" not in data:
-                    raise StalePlan("this is not a plan: it names no format")
+                    raise StalePlan("this is not a plan: it names no version of the format")
                 raise StalePlan(
                     f"the plan has format {data['version']!r}, this version reads format {PLAN_VERSION}; plan again"
                 )
@@ -246,7 +246,7 @@ class Plan:
                 f"the plan of {self.model} needs {format_bytes(self.predicted_peak_bytes)}, but the budget is "
                 f"{format_bytes(budget_bytes)}: give {budget_hint(self.predicted_peak_bytes)}, or plan for this budget",
                 budget_bytes=budget_bytes,
-                floor_bytes=self.floor_bytes,
+                floor_bytes=self.predicted_peak_bytes,
                 culprit=self.floor_operator,
             )
 
@@ -280,7 +280,7 @@ def _impossible(plan: Plan) -> Iterator[tuple[str, str]]:
     """Fields whose values can't be right, whatever the graph: path, and what is wrong with it."""
     names = ("budget_bytes", "weights_bytes", "unsliced_peak_bytes", "predicted_peak_bytes", "floor_bytes")
     for name in (*names, "held_bytes", "streamed_bytes", "moved_bytes", "rematerialized_bytes", "seconds"):
-        if getattr(plan, name) < 0:
+        if (getattr(plan, name) or 0) < 0:
             yield name, f"is negative: {getattr(plan, name)}"
     outer, end = plan.outer, 0
     if outer is not None:

@@ -44,6 +44,7 @@ from sicompiler.units import format_bytes, format_seconds
 log = logging.getLogger("sicompiler")
 
 MAX_PLANS = 64  # of one method; states of a model that never come back would add up
+MAX_PLANNERS = 4  # kept for another budget: what is known of a graph is larger than the graph
 HOOK, HOOKED = "_hf_hook", "_old_forward"  # where accelerate keeps its hook, and the forward that the hook calls
 
 
@@ -76,6 +77,7 @@ class State:
         self.home = next(iter(named_tensors(model).values()), torch.empty(0)).device  # where its weights are
         self.own: Callable[..., Any] | None = None  # what the instance itself had in the place of our patch
         self.compiled: dict[Hashable, Compiled] = {}
+        self.planners: dict[Hashable, tuple[Program, Planner]] = {}  # by call, for another budget or reservation
         self.last: tuple[Compiled, Inputs] | None = None
         this = weakref.proxy(self)  # the guards are ours, and must not keep us
         self.guards = ModuleGuards(lambda attributes: this.seen(attributes), (method,), path)
@@ -179,20 +181,24 @@ class State:
     def compile(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Compiled:
         """Capture, plan and rewrite for the shapes of a call; the live model is left alone."""
         restore(self.model, self.device_of(args, kwargs))  # a trace reads where the weights are
+        key = self.key_of(args, kwargs)
         with self.untouched():
             given = self.given_plan
             if given is not None:
                 given.check(device=device_type_of(self.model), dtype=dtype_name(self.model))
                 program, plan = capture(self.model, args, kwargs, method=self.method, decide=self.decide), given
             else:
-                program, planner = prepare(
+                program, planner = self.planners.get(key) or prepare(
                     self.model, args, kwargs, method=self.method, progress=self.progress, decide=self.decide
                 )
                 plan = self.choose(planner, args, kwargs)
-        rewritten = rewrite(program, plan, given=given is not None)
         if given is not None:
+            rewritten, find_floor = rewrite(program, plan, given=True), None
             given.check_bytes(weights_bytes(self.model), self.budget_bytes)
-        compiled = Compiled(rewritten, self._decisions.counted(plan, self.model, program.decided))
+        else:
+            rewritten, find_floor = rewrite(planner.analysis, plan), planner.floor_of(plan)
+            self._keep_planner(program, planner, args, kwargs)
+        compiled = Compiled(rewritten, self._decisions.counted(plan, self.model, program.decided), find_floor)
         self.given_plan = None  # not before: a plan that was refused is not silently replaced by another
         log.info(
             "%s: %d regions, predicted peak %s of %s, planned in %s",
@@ -203,6 +209,14 @@ class State:
             format_seconds(sum(plan.timings.values())),
         )
         return compiled
+
+    def _keep_planner(self, program: Program, planner: Planner, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Keep the planner of a call, for another budget or another reservation."""
+        key = call_key(self.guards, self.model, args, kwargs), tuple(one.outcome for one in program.decided)
+        self.planners.pop(key, None)
+        self.planners[key] = program, planner
+        while len(self.planners) > MAX_PLANNERS:
+            self.planners.pop(next(iter(self.planners)))
 
     def verify(self, example_inputs: Inputs | None = None) -> Verification:
         """Run the taken-over method once against the model's own.

@@ -333,7 +333,7 @@ def _function(number: float) -> Callable[..., torch.Tensor]:
     """Has what later mutations of a processor change, and reads it."""
 
     def process(_: Layer, x: torch.Tensor) -> torch.Tensor:
-        return x * (number * len(attributes["extra"]) * attributes["rates"].rate)
+        return x * (number * len(attributes["extra"]) * attributes["rates"].rate)  # type: ignore[no-any-return]
 
     attributes = process.__dict__
     attributes |= {"extra": {}, "rates": Rates()}

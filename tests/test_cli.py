@@ -155,7 +155,7 @@ def _check_summary(found: dict[str, Any]) -> None:
     assert (
         found["weights_bytes"] < found["floor_bytes"] <= found["predicted_peak_bytes"] <= found["unsliced_peak_bytes"]
     )
-    assert found["seconds"].keys() == {"capture", "analyse", "plan"}
+    assert found["seconds"].keys() - {"regions with far memory"} == {"capture", "analyse", "regions", "choose"}
     for region in found["regions"]:
         assert {"axis", "size", "slices", "operators", "first", "last", "module", "peak_bytes"} <= region.keys()
         assert found["weights_bytes"] < region["peak_bytes"] <= found["predicted_peak_bytes"]

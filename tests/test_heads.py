@@ -171,6 +171,7 @@ def test_at_the_floor_queries_keys_and_values_are_never_whole(options: dict[str,
     assert plan.outer is not None, "one sample at a time"
     whole = 2805 * HEADS * WIDTH * 8
     heads = 8 * whole / HEADS  # of one head: queries and keys before and after their norm and rotation, values, results
+    assert plan.floor_bytes is not None
     assert plan.floor_bytes - plan.weights_bytes - plan.held_bytes <= 4 * whole + heads
     done = rewrite(program, plan)
     with torch.no_grad():

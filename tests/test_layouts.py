@@ -250,7 +250,7 @@ class Padded(nn.Module):
 
 
 class Blurred(nn.Module):
-    """A depthwise convolution of channels that are innermost, in no format: of rows of one entry, slices pass for one."""
+    """A depthwise convolution of innermost channels in no format, though slices pass for one."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -28,6 +28,7 @@ from sicompiler.passes import manager
 from sicompiler.passes.edit import copy_program
 from sicompiler.planners import tally
 from sicompiler.search import basis, search
+from sicompiler.search.analysis import Analysis
 from sicompiler.search.restore import check_prediction, restore
 from sicompiler.study import Graph
 from tests import test_recompute as recompute
@@ -109,14 +110,14 @@ def test_what_a_plan_predicts_is_worked_out_again_to_the_byte(cases: list[tuple[
     for graph, plan in cases:
         read = Plan.from_json(plan.to_json())
         assert read == plan
-        restored = restore(graph, read)
+        restored = restore(Analysis(graph), read)
         check_prediction(restored, read)
         assert [(r.start, r.stop) for r, _ in restored.regions] == [(r.start, r.stop) for r in plan.regions]
 
 
 def carried(graph: Graph, plan: Plan) -> list[tuple[int, int, Any, int]]:
     """The regions that a plan comes to where it is carried out."""
-    restored = restore(graph, plan)
+    restored = restore(Analysis(graph), plan)
     check_prediction(restored, plan)
     return [(found.start, found.stop, found.seed, length) for found, length in restored.regions]
 

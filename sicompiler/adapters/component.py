@@ -57,7 +57,7 @@ class ComponentState(SharedState):
         self.beside: dict[int, frozenset[str]] = {}  # by id of a plan: what else was on the device when it was made
         self.programs: dict[Hashable, Program] = {}  # clean and whole, of which parts are made
         self.parts: dict[tuple[Hashable, Part], Compiled] = {}  # by call
-        self.analyses: dict[tuple[Hashable, Kind, tuple[int, ...]], tuple[Program, Planner]] | None = None
+        self.analyses: dict[tuple[Hashable, Kind, tuple[int, ...]], Planner] | None = None
         self.planning_seconds = 0.0  # spent so far, in calls that were timed otherwise
         self._room: dict[tuple[Hashable, Part], int] = {}  # bytes of features beside each part, at each shape
 
@@ -220,9 +220,9 @@ class ComponentState(SharedState):
         self.reserved = replace(self.reserved, snapshot_bytes=self._room[key])
         if found is None or not self.still_fits(found, args, kwargs):
             with self._planning():
-                cut, planner = self._analysed(call, part, args, kwargs)
+                planner = self._analysed(call, part, args, kwargs)
                 plan = self.choose(planner, args, kwargs)
-                found = self.parts[key] = Compiled(rewrite(cut, plan), plan)
+                found = self.parts[key] = Compiled(rewrite(planner.analysis, plan), plan, planner.floor_of(plan))
         return found
 
     @property
@@ -243,10 +243,8 @@ class ComponentState(SharedState):
         finally:
             self.planning_seconds += time.perf_counter() - began
 
-    def _analysed(
-        self, call: Hashable, part: Part, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> tuple[Program, Planner]:
-        """The program of a part and its planner; while `analyses` is a dict they are kept there.
+    def _analysed(self, call: Hashable, part: Part, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Planner:
+        """The planner of a part; while `analyses` is a dict it is kept there.
 
         Parts that differ in what is held beside them are planned from one analysis, and analyses are large.
         """
@@ -254,7 +252,7 @@ class ComponentState(SharedState):
         if kept is not None and key in kept:
             return kept[key]
         cut = part.of(self.whole_program(args, kwargs, call))
-        found = cut, analyse(self.model, cut, method=self.method, progress=self.progress)
+        found = analyse(self.model, cut, method=self.method, progress=self.progress)
         if kept is not None:
             kept[key] = found
         return found

@@ -42,7 +42,7 @@ class Record:
     @property
     def floor_bytes(self) -> int:
         """The smallest budget of the pipeline for these calls, with all that was resident beside them."""
-        own = self.ran.plan.floor_bytes if isinstance(self.ran, Compiled) else self.ran.floor_bytes
+        own = self.ran.floor[0] if isinstance(self.ran, Compiled) else self.ran.floor_bytes
         return own + self.reserved.total_bytes
 
     def row(self, role: Role, label: str, budget_bytes: int) -> PhaseRow:
@@ -79,7 +79,7 @@ class Record:
             activations_bytes=plan.predicted_peak_bytes - plan.weights_bytes,
             unsliced_peak_bytes=plan.unsliced_peak_bytes + beside,
             predicted_peak_bytes=plan.predicted_peak_bytes + beside,
-            floor_operator=plan.floor_operator,
+            floor_operator=self.ran.floor[1],
         )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from sicompiler.api import prepare
-from sicompiler.capture import Program, flatten_inputs
+from sicompiler.capture import flatten_inputs
 from sicompiler.cli.files import check_folder
 from sicompiler.cli.output import Progress, quiet, show, show_json
 from sicompiler.compiler import Planner, rewrite
@@ -81,10 +81,8 @@ def run(output: Path, *, as_json: bool) -> int:
     with Progress() as progress, quiet():
         progress("building the model", 0, 1)
         call = build_model("demo", CLASS, CONFIG, SIZES, dtype="float32", fake=False)
-        program, planner = prepare(
-            call.module, call.args, call.kwargs, name="demo", device_type="cpu", progress=progress
-        )
-        rows, before, after, last = _runs(call, program, planner, progress)
+        _, planner = prepare(call.module, call.args, call.kwargs, name="demo", device_type="cpu", progress=progress)
+        rows, before, after, last = _runs(call, planner, progress)
         progress("drawing", 0, 1)
         title = "One denoising step of a small SVD UNet: the same output in less memory"
         picture = timeline_picture(output / "memory_timeline.png", title, before, after)
@@ -99,7 +97,7 @@ def run(output: Path, *, as_json: bool) -> int:
 
 
 def _runs(
-    call: ModelCall, program: Program, planner: Planner, progress: Progress
+    call: ModelCall, planner: Planner, progress: Progress
 ) -> tuple[list[Row], Trace, list[tuple[Trace, int]], Compiled]:
     """The untouched model, then one compiled run a budget."""
     flat, _ = flatten_inputs(call.args, call.kwargs)
@@ -120,7 +118,7 @@ def _runs(
     for number, (label, share) in enumerate(SHARES):
         progress("running compiled models", number, len(SHARES))
         plan = planner.plan(max(floor_bytes, int(share * planner.unsliced_bytes)))
-        compiled = _compiled(program, plan, compiled)
+        compiled = _compiled(planner, plan, compiled)
         found = _measured(f"compiled for {format_bytes(plan.budget_bytes)}", _runner(compiled, call, flat), resident)
         absolute, _, bitwise = errors(found.output, first.output)
         rows.append(
@@ -140,11 +138,11 @@ def _runs(
     return rows, first.trace, [traces[1], traces[-1]], compiled
 
 
-def _compiled(program: Program, plan: Plan, previous: Compiled | None) -> Compiled:
+def _compiled(planner: Planner, plan: Plan, previous: Compiled | None) -> Compiled:
     """The rewritten model; the previous one where the plans differ in nothing but the budget."""
     if previous is not None and replace(previous.plan, budget_bytes=plan.budget_bytes) == plan:
         return Compiled(previous.program, plan)
-    return Compiled(rewrite(program, plan), plan)
+    return Compiled(rewrite(planner.analysis, plan), plan)
 
 
 def _runner(compiled: Compiled, call: ModelCall, flat: Sequence[Any]) -> Callable[[], Any]:

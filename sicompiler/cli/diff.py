@@ -89,6 +89,8 @@ def _row(region: RegionPlan) -> tuple[str, ...]:
 
 
 def _value(name: str, value: Any) -> str:
+    if value is None:
+        return "none"
     if name.endswith("_bytes"):
         return format_bytes(value)
     if isinstance(value, float):

@@ -46,7 +46,7 @@ class Frontiers:
 
 def unsliced_seconds(planner: Planner) -> float:
     """Predicted time of the unsliced graph."""
-    problem = planner.searches[0].problem
+    problem = planner.source.unsliced.problem
     return float(problem.seconds[problem.first :].sum())
 
 

@@ -88,11 +88,16 @@ class Pipeline:
         idle = [IdleComponent(name, frozenset(phases.get(name, ())), nbytes) for name, nbytes in others.items()]
         return eviction_order(idle, Phase(part.call.phase))
 
-    def plan(self, part: Part, budget: int) -> PlannedPart:
+    def plan(self, part: Part, budget: int, *, floors: bool = False) -> PlannedPart:
         """One phase within a budget, as a running pipeline would plan it; at its floor where nothing fits.
 
         Everything stays resident if that fits; else idle components go, one by one, and only then values and weights
         of the one that runs lie in far memory.
+
+        Args:
+            part: the phase.
+            budget: of the whole pipeline, in bytes.
+            floors: whether its floor is looked for even where the plan needed no search for it.
         """
         own = part.call.component
         here = list(self.eviction_order(part))
@@ -107,7 +112,11 @@ class Pipeline:
                     here.pop(0)
                 else:
                     plan = part.planner.plan(error.floor_bytes, far_memory=far_memory)
-        floor_bytes, culprit = self.floor(part, self.far_memory)
+        floor_bytes, culprit = None, ""
+        if floors or plan.uses_far_memory or plan.predicted_peak_bytes + beside > budget:
+            floor_bytes, culprit = self.floor(part, self.far_memory)
+        elif plan.floor_bytes is not None:
+            floor_bytes, culprit = self.floor(part, "none")
         row = PhaseRow(
             phase=part.call.phase,
             component=part.call.label,
@@ -156,7 +165,7 @@ def run(options: ModelOptions, gb: str | None, *, as_json: bool) -> int:
             whole = [_untouched(name, known, pipeline, 0).floor_bytes or 0 for name, known in untouched.items()]
             budget = max([*whole, *(pipeline.unsliced_bytes(part) for part in parts)])
             frontiers = pipeline_frontiers(pipeline, progress)
-    planned = [pipeline.plan(part, budget).row for part in parts]
+    planned = [pipeline.plan(part, budget, floors=frontiers is not None).row for part in parts]
     rows = (*(_untouched(name, why, pipeline, budget) for name, why in untouched.items()), *planned)
     preset = pipeline_named(options.model)
     report = PipelineReport(preset.pipeline, budget, rows)

@@ -44,8 +44,9 @@ def run(options: ModelOptions, gb: str | None, output: Path | None, *, memory: b
         except OverBudget as error:
             refused = error
             plan = replace(planner.plan(error.floor_bytes, far_memory=far), budget_bytes=error.budget_bytes)
-        floor_bytes, culprit = planner.floor(far)
-        plan = replace(plan, floor_bytes=floor_bytes, floor_operator=culprit)
+        if budget is None:  # the frontier begins at the floor
+            floor_bytes, culprit = planner.floor(far)
+            plan = replace(plan, floor_bytes=floor_bytes, floor_operator=culprit)
     if as_json:
         found = summary(plan)
         if budget is None:

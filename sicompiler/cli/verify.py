@@ -50,12 +50,12 @@ def run(options: ModelOptions, gb: str, *, as_json: bool) -> int:
         model = call.module.to(device)
         args, kwargs = torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.to(device), (call.args, call.kwargs))
         with quiet():
-            program, planner = prepare(model, args, kwargs, progress=progress, method=call.method)
+            _, planner = prepare(model, args, kwargs, progress=progress, method=call.method)
             plan = planner.plan(budget_bytes, far_memory=options.far)
             progress("running both", 0, 1)
             found = compare(
                 model,
-                Compiled(rewrite(program, plan), plan),
+                Compiled(rewrite(planner.analysis, plan), plan),
                 args,
                 kwargs,
                 call=bound_method(model, call.method),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -121,7 +120,7 @@ def show_stage(target: Target, stage: Stage, gb: str | None, progress: Progress)
     if stage in (Stage.CAPTURED, Stage.CLEAN, Stage.LEGAL):
         program = legal_program(target, progress, stage)
         return Shown(listing(program, device_type=target.device), f"{name}, {stage.value}, {target.device}")
-    program, planner = prepare(target, progress)
+    _, planner = prepare(target, progress)
     plan = plan_for(planner, gb)
     title = f"{name}, {stage.value} for {format_bytes(plan.budget_bytes)}, {target.device}"
     if stage is Stage.PLANNED:
@@ -134,8 +133,6 @@ def show_stage(target: Target, stage: Stage, gb: str | None, progress: Progress)
             title += f", run once for each of {plan.outer.slices} slices of {plan.outer.axis}"
         found = brackets(plan, graph.facts.num_placeholders)
         return Shown(listing(graph.program, device_type=target.device), title, found)
-    del planner
-    gc.collect()
     with quiet():
-        rewritten = rewrite(program, plan)
+        rewritten = rewrite(planner.analysis, plan)
     return Shown(listing(rewritten, device_type=target.device), title)

@@ -17,10 +17,11 @@ from sicompiler.forms.carry import Known, carried, known_regions
 from sicompiler.forms.form import Form, Point, fit
 from sicompiler.forms.points import choose_points
 from sicompiler.forms.template import DifferentGraph, Reading, SizedGraph, Template, check_same, read
-from sicompiler.passes.manager import run_stage
 from sicompiler.prepare import dtype_name
+from sicompiler.search.analysis import analyze
 from sicompiler.search.search import Progress
-from sicompiler.study import OUTER_HOISTED_SHARE, OUTER_SIZE, OuterGraph, make_outer, outer_loops, study
+from sicompiler.search.searches import KnownSearches
+from sicompiler.study import OUTER_HOISTED_SHARE, OUTER_SIZE, OuterGraph
 
 WORTH_IT = 4  # sizes; closed forms take one plan and three captures
 
@@ -90,9 +91,8 @@ class Learned:
             if inner is not None and size <= OUTER_SIZE and hoisted <= OUTER_HOISTED_SHARE * sized.line.peak_bytes:
                 outer = replace(loop.outer, loop=replace(loop.outer.loop, size=size))
                 searches.append(carried(inner, loop.regions, outer, machine))
-        return replace(
-            self.planner, bound=False, graph=searches[0].graph, searches=tuple(searches), weights_bytes=weights
-        )
+        known = KnownSearches(tuple(searches), self.planner.source.progress, self.planner.source.timings)
+        return replace(self.planner, bound=False, source=known, weights_bytes=weights)
 
 
 class _Capture:
@@ -100,12 +100,15 @@ class _Capture:
 
     def __init__(self, call: Call, device_type: str) -> None:
         program = capture(call.module, call.args, call.kwargs, method=call.method)
-        graph = study(run_stage("legal", run_stage("clean", program)), device_type)
+        analysis = analyze(program, device_type)
+        graph = analysis.legal
         self.reading = read(graph)
         self.weights = weights_bytes(call.module)
         self.loops: dict[str, Reading] = {}
-        for loop, region in outer_loops(graph):
-            self.loops[loop.axis] = read(make_outer(graph, loop, region).graph)
+        for loop, _ in analysis.loops:
+            outer = analysis.outer(loop)
+            assert outer is not None
+            self.loops[loop.axis] = read(outer.graph)
 
 
 class SizedModel:

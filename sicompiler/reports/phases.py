@@ -25,7 +25,8 @@ class PhaseRow:
         activations_bytes: inputs, intermediate values and workspace of the component at its predicted peak.
         unsliced_peak_bytes: predicted without slicing.
         predicted_peak_bytes: predicted for the plan; None where the component runs untouched.
-        floor_bytes: the smallest budget that works, as far as is known: of an untouched component the first call tells.
+        floor_bytes: the smallest budget that works, as far as is known: of an untouched component the first call tells;
+            None where nobody had to look for it.
         floor_operator: what sets it.
         budget_bytes: of the pipeline.
         measured_peak_bytes: the highest measured, None before `verify`.
@@ -93,8 +94,9 @@ class PipelineReport:
 
     @property
     def floor_bytes(self) -> int | None:
-        """The smallest budget for what has run so far; None before the first call."""
-        return max((row.floor_bytes or 0 for row in self.phases), default=None)
+        """The smallest budget for what has run so far; None where it is not known of some phase."""
+        found = [row.floor_bytes for row in self.phases]
+        return None if None in found else max((n for n in found if n is not None), default=None)
 
     def __str__(self) -> str:
         if not self.phases:

@@ -69,8 +69,15 @@ def summary(plan: Plan) -> dict[str, Any]:
             }
             for region in plan.regions
         ],
-        "seconds": {stage: plan.timings.get(stage, 0.0) for stage in ("capture", "analyse", "plan")},
+        "seconds": dict(plan.timings),
     }
+
+
+def floor_text(plan: Plan) -> str:
+    """The floor, for people."""
+    if plan.floor_bytes is None:
+        return "not looked for: the unsliced graph fits"
+    return f"{format_bytes(plan.floor_bytes)}, set by {plan.floor_operator}"
 
 
 def totals(plan: Plan) -> list[tuple[str, str]]:
@@ -79,7 +86,7 @@ def totals(plan: Plan) -> list[tuple[str, str]]:
         ("weights", f"{format_bytes(plan.weights_bytes)} resident"),
         ("unsliced peak", format_bytes(plan.unsliced_peak_bytes)),
         ("predicted peak", format_bytes(plan.predicted_peak_bytes)),
-        ("floor", f"{format_bytes(plan.floor_bytes)}, set by {plan.floor_operator}"),
+        ("floor", floor_text(plan)),
         ("budget", format_bytes(plan.budget_bytes)),
         ("fits", "yes" if plan.fits else "NO: this is the plan at the floor"),
     ]

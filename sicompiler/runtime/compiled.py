@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,10 +26,24 @@ class Compiled:
     Attributes:
         program: the rewritten graph.
         plan: what it carries out.
+        find_floor: searches for the smallest budget, and the operator that sets it, where making the plan did not.
     """
 
     program: Program
     plan: Plan
+    find_floor: Callable[[], tuple[int, str]] | None = None
+
+    @property
+    def floor(self) -> tuple[int, str]:
+        """The smallest budget, and the operator that sets it; searched for when first asked for.
+
+        Of a plan from a file, of which it is not known, what the plan itself takes.
+        """
+        if self.plan.floor_bytes is not None:
+            return self.plan.floor_bytes, self.plan.floor_operator
+        if self.find_floor is not None:
+            return self.find_floor()
+        return self.plan.predicted_peak_bytes, ""
 
     def run(self, model: torch.nn.Module, inputs: Sequence[Any]) -> Any:
         """Run the rewritten graph with the parameters of the live model.

@@ -35,13 +35,13 @@ class OutOfMemory(SicompilerError, torch.OutOfMemoryError):
                 f", all that torch has there {format_bytes(torch.cuda.memory_allocated())} "
                 f"(measured peak so far: {format_bytes(self.measured_peak_bytes)})"
             )
+        floor = "" if plan.floor_bytes is None else f" (the floor is {format_bytes(plan.floor_bytes)})"
         super().__init__(
             f"out of memory on {plan.device} while {plan.model} ran by its plan. The plan predicted a peak of "
             f"{format_bytes(plan.predicted_peak_bytes)} within a budget of {format_bytes(plan.budget_bytes)}; "
             f"{counted}. "
             "Is the device shared, or the budget above what is free on it? Everything the run had taken is given back: "
-            "free memory or compile again with a smaller budget "
-            f"(the floor is {format_bytes(plan.floor_bytes)}), and call again. torch says: {reason}"
+            f"free memory or compile again with a smaller budget{floor}, and call again. torch says: {reason}"
         )
 
 

@@ -17,11 +17,12 @@ from sicompiler.plan import Plan, RegionPlan
 from sicompiler.planners.evaluator import Evaluator
 from sicompiler.planners.tally import unsliced
 from sicompiler.region import Walk
+from sicompiler.search.analysis import Analysis
 from sicompiler.search.basis import basis, region_digest
-from sicompiler.search.search import recomputed_graph, spillable, streamable
+from sicompiler.search.search import spillable, streamable
 from sicompiler.search.settle import evaluate
 from sicompiler.sliced import Region
-from sicompiler.study import Graph, OuterGraph, make_outer, outer_region
+from sicompiler.study import Graph, OuterGraph
 from sicompiler.units import format_bytes
 
 
@@ -42,24 +43,25 @@ class Restored:
     regions: tuple[tuple[Region, int], ...]
 
 
-def restore(legal: Graph, plan: Plan) -> Restored:
-    """The graph and the regions of a plan, on a legal graph.
+def restore(analysis: Analysis, plan: Plan) -> Restored:
+    """The graph and the regions of a plan.
 
     Raises:
         StalePlan: the plan is of another graph, or was made under other rules, passes or thresholds, or names what this
             graph does not have; names the field.
     """
     plan.check_values()
+    legal = analysis.legal
     wanted = basis(legal, legal)
     late = {name: wanted.pop(name) for name in ("fingerprint", "rules")}
     plan.check(**wanted, **(late if plan.outer is None and not plan.recomputed else {}))
     outer: OuterGraph | None = None
     graph: Graph | None = legal
     if plan.outer is not None:
-        outer = _outer(legal, plan)
+        outer = _outer(analysis, plan)
         graph = outer.graph
     elif plan.recomputed:
-        graph = recomputed_graph(legal, plan.rematerialized_bytes)
+        graph = analysis.rematerialized(plan.rematerialized_bytes)
         if graph is None:
             raise _stale(plan, "rematerialized_bytes", "leaves nothing of this graph to rematerialize")
     assert graph is not None
@@ -124,17 +126,17 @@ def _evaluator(graph: Graph, view: GraphView, device: str) -> Evaluator:
     return Evaluator(view, line, MACHINES[device])
 
 
-def _outer(legal: Graph, plan: Plan) -> OuterGraph:
+def _outer(analysis: Analysis, plan: Plan) -> OuterGraph:
     """The graph of one slice of the outer loop of a plan."""
     assert plan.outer is not None
     for i, (p, seed) in enumerate(plan.outer.seeds):
-        shape = _input_shape(legal, p)
+        shape = _input_shape(analysis.legal, p)
         if shape is None or not _cuts(seed, shape):
             raise _stale(plan, f"outer.seeds[{i}]", f"is {seed} of position {p}, no axis of an input")
-    region = outer_region(legal, dict(plan.outer.seeds))
-    if region is None:
+    outer = analysis.outer(plan.outer)
+    if outer is None:
         raise _stale(plan, "outer", f"is a loop over {plan.outer.axis}, with which this graph does not commute")
-    return make_outer(legal, plan.outer, region)
+    return outer
 
 
 def _input_shape(graph: Graph, p: int) -> tuple[int, ...] | None:

@@ -80,6 +80,7 @@ def make_search(
     progress: Progress | None,
     *,
     rematerialized_bytes: int = 0,
+    evaluator: Evaluator | None = None,
 ) -> Search:
     """Collect the candidates of a graph.
 
@@ -90,9 +91,10 @@ def make_search(
         machine: cost model.
         progress: told about long work.
         rematerialized_bytes: values of so many bytes or more are rematerialized in it; 0 for none.
+        evaluator: of the graph, where there is one.
     """
     labels = axis_labels(graph.view, named_axes(graph))
-    evaluator = Evaluator(graph.view, graph.line, machine)
+    evaluator = evaluator or Evaluator(graph.view, graph.line, machine)
     what = "regions" if outer is None else f"regions, one {outer.loop.axis} at a time"
     skip = frozenset(
         (p, slicing) for region in regions for p, transfer in region.sliced.items() for slicing in transfer.results[:1]

@@ -91,11 +91,11 @@ def run_budgets(
     Returns:
         What came of each.
     """
-    program, planner = prepare(module, args, kwargs)
+    _, planner = prepare(module, args, kwargs)
     outcomes: list[Outcome] = []
     for budget_bytes, far_memory in four_budgets(planner, offload=offload):
         plan = planner.plan(budget_bytes, far_memory=far_memory)
-        outcomes.append(carry_out(module, args, kwargs, Compiled(rewrite(program, plan), plan)))
+        outcomes.append(carry_out(module, args, kwargs, Compiled(rewrite(planner.analysis, plan), plan)))
     return outcomes
 
 

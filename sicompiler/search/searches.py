@@ -1,0 +1,135 @@
+"""The graphs that a planner chooses from, each searched when it is first asked for, and timed by name."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from sicompiler.capture import paused_gc
+from sicompiler.cost import Machine
+from sicompiler.planners.dp import Problem
+from sicompiler.planners.evaluator import Evaluator
+from sicompiler.planners.gains import most_saved_seconds
+from sicompiler.planners.tally import unsliced
+from sicompiler.search.analysis import Analysis
+from sicompiler.search.search import Progress, Search, make_search, rematerialized_bytes, with_far
+from sicompiler.study import Graph
+
+SPEED_SHARE = 0.01  # of the unsliced time; loops that can't save more are not worth a search
+
+
+@dataclass(frozen=True)
+class Searches:
+    """The searches of one analysis.
+
+    Attributes:
+        analysis: of the program.
+        machine: cost model.
+        progress: told about long work.
+        timings: seconds spent, by stage; what is searched later is added.
+    """
+
+    analysis: Analysis
+    machine: Machine
+    progress: Progress | None
+    timings: dict[str, float]
+
+    @property
+    def graph(self) -> Graph:
+        """The legal graph."""
+        return self.analysis.legal
+
+    @functools.cached_property
+    def unsliced(self) -> Search:
+        """The legal graph with no candidates at all."""
+        graph = self.graph
+        evaluator = Evaluator(graph.view, graph.line, self.machine)
+        return Search(graph, None, [], evaluator, Problem(graph.facts.num_placeholders, *unsliced(evaluator), []))
+
+    @functools.cached_property
+    def may_save_time(self) -> bool:
+        """Whether loops may make the graph faster, where memory asks for none."""
+        problem = self.unsliced.problem
+        return most_saved_seconds(self.unsliced.evaluator) > SPEED_SHARE * float(problem.seconds[problem.first :].sum())
+
+    @functools.cached_property
+    def whole(self) -> Search:
+        """The legal graph."""
+        with self._timed("regions"):
+            regions = [region for _, region in self.analysis.loops]
+            evaluator = self.unsliced.evaluator
+            return make_search(self.graph, None, regions, self.machine, self.progress, evaluator=evaluator)
+
+    @functools.cached_property
+    def near(self) -> tuple[Search, ...]:
+        """The legal graph, the graphs of one slice of an outer loop, and that in which values are rematerialized."""
+        found = [self.whole]
+        with self._timed("regions"):
+            for loop, _ in self.analysis.loops:
+                outer = self.analysis.outer(loop)
+                assert outer is not None
+                found.append(make_search(outer.graph, outer, [], self.machine, self.progress))
+            least = rematerialized_bytes(self.graph)
+            again = self.analysis.rematerialized(least)
+            if again is not None:
+                found.append(make_search(again, None, [], self.machine, self.progress, rematerialized_bytes=least))
+        return tuple(found)
+
+    @functools.cached_property
+    def far(self) -> tuple[Search, ...]:
+        """The same with everything in far memory that may lie there."""
+        near = self.near
+        with self._timed("regions with far memory"):
+            return tuple(with_far(search, self.progress) for search in near)
+
+    @property
+    def all_near(self) -> bool:
+        """Whether everything near has been searched already."""
+        return "near" in self.__dict__
+
+    @contextlib.contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            with paused_gc():
+                yield
+        finally:
+            self.timings[stage] = self.timings.get(stage, 0.0) + time.perf_counter() - began
+
+
+@dataclass(frozen=True)
+class KnownSearches:
+    """Searches of a graph of another size, whose candidates are known: nothing is left to be searched.
+
+    Attributes:
+        near: the first is of the whole graph.
+        progress: told about long work.
+        timings: seconds spent, by stage.
+    """
+
+    near: tuple[Search, ...]
+    progress: Progress | None
+    timings: dict[str, float]
+    may_save_time: bool = True
+    all_near: bool = True
+
+    @property
+    def graph(self) -> Graph:
+        """The whole graph."""
+        return self.whole.graph
+
+    @property
+    def whole(self) -> Search:
+        """Of the whole graph."""
+        return self.near[0]
+
+    unsliced = whole
+
+    @functools.cached_property
+    def far(self) -> tuple[Search, ...]:
+        """The same with everything in far memory that may lie there."""
+        with paused_gc():
+            return tuple(with_far(search, self.progress) for search in self.near)
