@@ -5,13 +5,32 @@ from __future__ import annotations
 import numpy as np
 
 from sicompiler.cost import DOUBT, NO_WORK, Machine, Work
+from sicompiler.facts.storages import Origin
 from sicompiler.planners.evaluator import Evaluator
 
 
 def most_saved_seconds(evaluator: Evaluator) -> float:
-    """An upper bound of what loops can save of the unsliced time of a graph, whatever the budget."""
-    least = np.array([_least_seconds(work, evaluator.machine) for work in evaluator.work])
-    return float(np.maximum(evaluator.whole - DOUBT * least, 0.0).sum())
+    """An upper bound of what loops can save of the unsliced time of a graph, whatever the budget.
+
+    A loop from operator s to e saves at most the sum of what its operators save with all they read and write in the
+    cache, less the time to read an operand of the first and to write what the last one makes. The best set of disjoint
+    loops is
+
+        best[e] = max(best[e - 1], max over s < e of best[s] - read[s] + sum of saved[s:e] - written[e - 1])
+    """
+    view, machine = evaluator.view, evaluator.machine
+    saved = evaluator.whole - DOUBT * np.array([_least_seconds(work, machine) for work in evaluator.work])
+    second = machine.memory_bandwidth / DOUBT  # bytes that a loop is thought to move in it
+    best = total = 0.0
+    opened = -np.inf  # the best that a loop which is still open starts from, less the sum up to there
+    for p in range(view.facts.num_placeholders, len(saved)):
+        tensors = [view.tensor(value) for value in view.table.operands[p]]
+        read = min((t.nbytes for t in tensors if view.facts.storages[t.storage].origin is not Origin.WEIGHT), default=0)
+        opened = max(opened, best - total - read / second)
+        total += float(saved[p])
+        written = min((view.facts.storages[t.storage].nbytes for t in view.facts.tensors[p]), default=0)
+        best = max(best, opened + total - written / second)
+    return best
 
 
 def _least_seconds(work: Work, machine: Machine) -> float:

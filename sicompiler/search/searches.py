@@ -18,7 +18,7 @@ from sicompiler.search.analysis import Analysis
 from sicompiler.search.search import Progress, Search, make_search, rematerialized_bytes, with_far
 from sicompiler.study import Graph
 
-SPEED_SHARE = 0.01  # of the unsliced time; loops that can't save more are not worth a search
+SPEED_SHARE = 0.05  # of the unsliced time; loops that save less, by a generous bound, are not worth a search
 
 
 @dataclass(frozen=True)
