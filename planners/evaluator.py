@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,7 @@ from sicompiler.facts.workspace import workspace_bytes
 from sicompiler.graph_view import GraphView
 
 Floats = npt.NDArray[np.float64]
+T = TypeVar("T")
 
 
 class Evaluator:
@@ -39,6 +41,7 @@ class Evaluator:
         self._workspace: dict[tuple[int, Transfer], Floats] = {}
         self._halo_workspace: dict[tuple[int, Transfer, bytes], Floats] = {}
         self._spans: dict[tuple[Span, int], tuple[Floats, Floats, npt.NDArray[np.bool_]]] = {}
+        self._remembered: dict[object, Any] = {}
         self.lengths: dict[int, tuple[tuple[int, ...], Floats]] = {}
 
     def with_far(self, view: GraphView, line: Timeline) -> Evaluator:
@@ -46,6 +49,13 @@ class Evaluator:
         other = copy.copy(self)
         other.view, other.line = view, line
         return other
+
+    def remembered(self, make: Callable[[Evaluator], T]) -> T:
+        """What has been worked out about this graph, made when first asked for; the same for any far memory."""
+        if make not in self._remembered:
+            self._remembered[make] = make(self)
+        found: T = self._remembered[make]
+        return found
 
     def transfer(self, seconds: Floats, nbytes: Floats | float) -> Floats:
         """Time of what computes for so long and moves so many bytes from or to far memory."""
@@ -63,6 +73,10 @@ class Evaluator:
             key = (called, layouts, self.work[p], bool(self.view.made[p]))
             found.append(numbers.setdefault(key, len(numbers)))
         return found
+
+    def kind(self, p: int) -> int:
+        """A number that operators with equal arguments, work and layouts of tensors share."""
+        return self._kinds[p]
 
     def grid(self, size: int) -> tuple[tuple[int, ...], Floats]:
         """Slice lengths of an axis, as ints and as an array."""
@@ -83,15 +97,15 @@ class Evaluator:
     def seconds(self, p: int, size: int, transfer: Transfer, excess: Floats | None = None) -> Floats:
         """Time of one sliced operator per slice length; `excess` times the work, where slices overlap."""
         if excess is not None:
-            cut = self._cut(p, transfer)
+            cut = self.cut(p, transfer)
             return sliced_seconds(self.work[p], size, self.grid(size)[1], self.machine, excess, cut)
         key = (self._kinds[p], transfer)
         if key not in self._seconds:
-            cut = self._cut(p, transfer)
+            cut = self.cut(p, transfer)
             self._seconds[key] = sliced_seconds(self.work[p], size, self.grid(size)[1], self.machine, cut=cut)
         return self._seconds[key]
 
-    def _cut(self, p: int, transfer: Transfer) -> Cut:
+    def cut(self, p: int, transfer: Transfer) -> Cut:
         """What is cut of an operator: its weights, or its rows; and what every slice reads whole."""
         whole, columns = 0, False
         for value, slicing in zip(self.view.table.operands[p], transfer.operands, strict=True):

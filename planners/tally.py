@@ -34,12 +34,16 @@ class Tally:
         self.work = np.zeros((len(self.lengths), span))  # workspace, per slice length
         self.ends: dict[int, int] = {}  # last reader so far of each storage the body makes
         self.outlive: dict[int, tuple[int, int]] = {}  # storages needed after the body: node, result
+        self.halos: HaloTally | None = None  # where there is a window
         self.fetched: set[int] = set()  # storages in far memory that the body needs whole
 
     def advance(self) -> None:
         """Take in what the walk has sliced since the last call."""
         walk, view, start = self.walk, self.view, self.walk.start
-        if walk.windows:  # nothing adds up any more: see HaloTally
+        if walk.windows:  # sums over the operators don't add up any more
+            new = walk.added if self.halos is not None else sorted(walk.sliced)
+            self.halos = self.halos or HaloTally(self.evaluator, walk)
+            self.halos.add(new)
             walk.added.clear()
         for p in sorted(walk.added):
             transfer = walk.sliced[p]
@@ -76,8 +80,8 @@ class Tally:
     def evaluate(self) -> tuple[npt.NDArray[np.int64], Floats]:
         """Peak and time if the walk ended here, per slice length."""
         walk, view, evaluator = self.walk, self.view, self.evaluator
-        if walk.windows:
-            return HaloTally(evaluator, walk).evaluate(self.hoisted(walk.stop))
+        if self.halos is not None:
+            return self.halos.evaluate(self.hoisted(walk.stop))
         storages, machine, stop = view.facts.storages, evaluator.machine, walk.stop
         span = stop - walk.start
         unit, count = self.unit[:span].copy(), self.count[:span].copy()
