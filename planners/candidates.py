@@ -332,5 +332,5 @@ class _Search:
         while walk.stop < self.end and walk.extend() is None:
             tally.advance()
         self._crossed.update((p, transfer.results[0]) for p, transfer in walk.sliced.items())
-        if walk.stop > grown.stop and base + tally.hoisted(walk.stop)[0] < line.peak_bytes:
+        if walk.stop > grown.stop and base + tally.hoisted.peak_bytes < line.peak_bytes:
             yield Candidate(start, walk.stop, seed, self.evaluator.grid(seed.size)[0], *tally.evaluate())

@@ -1,7 +1,7 @@
 """Operators of bodies with halos: what each adds to a body, worked out once for all spans it is seen with.
 
-What an operator adds depends on the slicing, on what it has to compute and on which of its operands it gets as copies, not
-on where its body starts or ends. Operators that are alike share it, so a decoder that unrolls its frames pays for one.
+What an operator adds depends on the slicing, on what it has to compute and on which of its operands it gets as copies,
+not on where its body starts or ends. Operators that are alike share it, so a decoder that unrolls its frames pays once.
 """
 
 from __future__ import annotations

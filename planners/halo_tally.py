@@ -1,7 +1,8 @@
 """Peak and time of a region whose values have halos, at each place where it may end.
 
-How much a value holds depends on all that comes after it, so no sum over a region holds for a longer one. What adds up is
-which operators there are and who reads what; what each of them adds is known by the span it computes (`HaloOperators`).
+How much a value holds depends on all that comes after it, so no sum over a region holds for a longer one. What adds up
+is which operators there are and who reads what; what each of them adds is known by the span it computes
+(`HaloOperators`).
 Regions without a window don't come here.
 """
 
@@ -19,6 +20,7 @@ from sicompiler.facts.storages import Origin
 from sicompiler.halo import Halos, entries
 from sicompiler.planners.evaluator import Evaluator, Floats
 from sicompiler.planners.halo_operators import Cuts, HaloOperator, HaloOperators, Numbered, Share
+from sicompiler.planners.hoisted import Hoisted
 from sicompiler.region import Walk
 
 
@@ -76,11 +78,11 @@ class HaloTally:
             if not in_order:  # sliced backwards
                 self.body, last = dict(sorted(self.body.items())), max(self.body)
 
-    def evaluate(self, hoisted: tuple[int, int, float]) -> tuple[npt.NDArray[np.int64], Floats]:
-        """Peak and time if the walk ended here, per slice length; a peak beyond all bounds where a slice would be empty.
+    def evaluate(self, hoisted: Hoisted) -> tuple[npt.NDArray[np.int64], Floats]:
+        """Peak and time if the walk ended here, per slice length; a peak beyond all bounds where a slice is empty.
 
         Args:
-            hoisted: peak, bytes that stay, and time of what is computed before the loop.
+            hoisted: what is computed before the loop.
         """
         last = self.view.lives.last
         for storage in [s for s in self.outlive if last[s] < self.walk.stop]:
@@ -143,7 +145,7 @@ class _End:
                 for read, span in zip(operator.reads, steps[p].asked, strict=True)
             )
 
-    def evaluate(self, hoisted: tuple[int, int, float]) -> tuple[npt.NDArray[np.int64], Floats]:
+    def evaluate(self, hoisted: Hoisted) -> tuple[npt.NDArray[np.int64], Floats]:
         """Peak and time, per slice length."""
         walk, view, machine, evaluator = self.walk, self.view, self.evaluator.machine, self.evaluator
         seconds, fits = np.zeros_like(self.lengths), np.ones(len(self.lengths), dtype=bool)
@@ -170,12 +172,11 @@ class _End:
                 nbytes = tensor.nbytes * self._longest(number) / count
                 self.moments.live(nbytes, self._before(min(positions)), self._during(last))
                 copies = copies + tensor.nbytes * share_read * evaluator.waste(tensor, slicing)
-        hoist_peak, hoisted_bytes, hoist_seconds = hoisted
         base = int(evaluator.line.crossing_bytes[walk.start])
-        before = base + far_bytes + hoist_peak
+        before = base + far_bytes + hoisted.peak_bytes
         body = self.moments.highest(evaluator.granule)
-        peak = np.maximum(np.ceil(base + whole_bytes + hoisted_bytes + body), before).astype(np.int64)
-        seconds = seconds + hoist_seconds + moved / machine.memory_bandwidth + 2 * copies / machine.cache_bandwidth
+        peak = np.maximum(np.ceil(base + whole_bytes + hoisted.kept_bytes + body), before).astype(np.int64)
+        seconds = seconds + hoisted.seconds + moved / machine.memory_bandwidth + 2 * copies / machine.cache_bandwidth
         seconds = seconds + self.tally.slices * machine.launch_seconds * (len(walk.reads) + 1)
         seconds = evaluator.transfer(seconds, carried) if view.far else seconds
         return np.where(fits, peak, np.iinfo(np.int64).max), np.where(fits, DOUBT * seconds, np.inf)

@@ -9,6 +9,7 @@ from sicompiler.cost import DOUBT
 from sicompiler.facts.storages import Origin
 from sicompiler.planners.evaluator import Evaluator, Floats
 from sicompiler.planners.halo_tally import HaloTally
+from sicompiler.planners.hoisted import Hoisted
 from sicompiler.region import Walk
 
 MAX_OPERATORS = 96  # of one region; longer ones gain nothing, and an axis of the whole graph is the outer loop's
@@ -35,11 +36,13 @@ class Tally:
         self.ends: dict[int, int] = {}  # last reader so far of each storage the body makes
         self.outlive: dict[int, tuple[int, int]] = {}  # storages needed after the body: node, result
         self.halos: HaloTally | None = None  # where there is a window
+        self.hoisted = Hoisted(evaluator, walk)
         self.fetched: set[int] = set()  # storages in far memory that the body needs whole
 
     def advance(self) -> None:
         """Take in what the walk has sliced since the last call."""
         walk, view, start = self.walk, self.view, self.walk.start
+        self.hoisted.advance()
         if walk.windows:  # sums over the operators don't add up any more
             new = walk.added if self.halos is not None else sorted(walk.sliced)
             self.halos = self.halos or HaloTally(self.evaluator, walk)
@@ -81,11 +84,13 @@ class Tally:
         """Peak and time if the walk ended here, per slice length."""
         walk, view, evaluator = self.walk, self.view, self.evaluator
         if self.halos is not None:
-            return self.halos.evaluate(self.hoisted(walk.stop))
+            return self.halos.evaluate(self.hoisted)
         storages, machine, stop = view.facts.storages, evaluator.machine, walk.stop
         span = stop - walk.start
         unit, count = self.unit[:span].copy(), self.count[:span].copy()
-        far_bytes = view.bytes_of(self.fetched.union(*(view.fetched(p, walk.start) for p in walk.hoisted)))
+        far_bytes = 0
+        if view.far:
+            far_bytes = view.bytes_of(self.fetched.union(*(view.fetched(p, walk.start) for p in walk.hoisted)))
         whole_bytes = moved = far_bytes
         through = np.zeros_like(self.lengths)  # bytes to and from main memory
         copied = np.zeros_like(self.lengths)
@@ -118,35 +123,14 @@ class Tally:
                 self._add(unit, count, tensor.nbytes, min(positions), last)
                 copied += tensor.nbytes * evaluator.waste(tensor, key[2])
         base = int(evaluator.line.crossing_bytes[walk.start])
-        hoist_peak, hoisted_bytes, hoist_seconds = self.hoisted(stop)
         rounding = count * evaluator.granule if evaluator.granule > 1 else np.zeros(span)
         body = (unit[None, :] * self.lengths[:, None] + rounding[None, :] + self.work[:, :span]).max(axis=1)
-        before = base + far_bytes + hoist_peak
-        peak = np.maximum(np.ceil(base + whole_bytes + hoisted_bytes + body), before)
-        seconds = self.seconds + hoist_seconds + through / machine.memory_bandwidth
+        before = base + far_bytes + self.hoisted.peak_bytes
+        peak = np.maximum(np.ceil(base + whole_bytes + self.hoisted.kept_bytes + body), before)
+        seconds = self.seconds + self.hoisted.seconds + through / machine.memory_bandwidth
         seconds = seconds + 2 * copied / machine.cache_bandwidth
         seconds = seconds + np.ceil(walk.size / self.lengths) * machine.launch_seconds * (len(walk.reads) + 1)
         return peak.astype(np.int64), DOUBT * (evaluator.transfer(seconds, moved) if moved else seconds)
-
-    def hoisted(self, stop: int) -> tuple[int, int, float]:
-        """Peak above the base while hoisted operators run, what of them stays for the loop, and their time."""
-        view, walk = self.view, self.walk
-        current = peak = kept = 0
-        seconds = 0.0
-        dying: dict[int, int] = {}  # bytes that go after an operator, by its position
-        for p in sorted(walk.hoisted):
-            made = view.made[p]
-            if made:
-                seconds += float(self.evaluator.whole[p])
-                current += sum(view.facts.storages[s].nbytes for s in made)
-                peak = max(peak, current + int(self.evaluator.line.workspace_bytes[p]))
-            for s in made:
-                if view.lives.last[s] >= stop or walk.last_needed(s, stop) >= 0:
-                    kept += view.facts.storages[s].nbytes
-                else:
-                    dying[view.lives.last[s]] = dying.get(view.lives.last[s], 0) + view.facts.storages[s].nbytes
-            current -= dying.pop(p, 0)
-        return peak, kept, seconds
 
 
 def unsliced_at(evaluator: Evaluator, p: int) -> tuple[int, float]:

@@ -50,6 +50,7 @@ class Walk:
         self.stop = start
         self.sliced: dict[int, Transfer] = {}
         self.hoisted: dict[int, None] = {}
+        self.turned = 0  # how many operators have been sliced that were hoisted before
         self.added: list[int] = []  # operators sliced since the last time someone emptied this list
         self.reads: dict[tuple[int, int, Slicing], list[int]] = {}
         self.windows = 0  # how many windows the region runs through
@@ -155,6 +156,7 @@ class Walk:
             del self.hoisted[position]
             self.sliced[position] = plan[position]
             self.added.append(position)
+            self.turned += 1
             self.windows += plan[position].window is not None
         for position, transfer in plan.items():
             for (source, index), slicing in zip(self.table.operands[position], transfer.operands, strict=True):
