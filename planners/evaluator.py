@@ -39,8 +39,9 @@ class Evaluator:
         self._kinds = self._alike()
         self._seconds: dict[tuple[int, Transfer], Floats] = {}
         self._workspace: dict[tuple[int, Transfer], Floats] = {}
-        self._halo_workspace: dict[tuple[int, Transfer, bytes], Floats] = {}
+        self._halo_workspace: dict[tuple[int, Transfer], dict[tuple[float, ...], int]] = {}
         self._spans: dict[tuple[Span, int], tuple[Floats, Floats, npt.NDArray[np.bool_]]] = {}
+        self._waste: dict[tuple[int, int], Floats] = {}
         self._remembered: dict[object, Any] = {}
         self.lengths: dict[int, tuple[tuple[int, ...], Floats]] = {}
 
@@ -118,8 +119,10 @@ class Evaluator:
 
     def waste(self, tensor: TensorFact, slicing: Slicing) -> Floats:
         """How many times the bytes of a narrowed tensor are moved, per slice length."""
-        run = max(tensor.stride[slicing.dim], 1) * slicing.inner * tensor.dtype.itemsize
-        return waste(self.grid(slicing.size)[1] * run, self.machine)
+        key = (max(tensor.stride[slicing.dim], 1) * slicing.inner * tensor.dtype.itemsize, slicing.size)
+        if key not in self._waste:
+            self._waste[key] = waste(self.grid(slicing.size)[1] * key[0], self.machine)
+        return self._waste[key]
 
     def workspace(self, p: int, transfer: Transfer, size: int) -> Floats:
         """A kernel's workspace per slice length, asked for each: kernels change their algorithm with size."""
@@ -147,14 +150,15 @@ class Evaluator:
         target = self.view.facts.nodes[p].target
         if not isinstance(target, OpOverload) or not self.view.made[p]:
             return np.zeros(counts.shape[1])
-        key = (self._kinds[p], transfer, counts.tobytes())
-        if key not in self._halo_workspace:
-            found = np.zeros(counts.shape[1])
-            for column in range(len(found)):
-                lengths = [[None if c is None else int(c[column]) for c in counted] for counted in (operands, results)]
-                found[column] = self._workspace_of(target, p, transfer, lengths[0], lengths[1])
-            self._halo_workspace[key] = found
-        return self._halo_workspace[key]
+        known = self._halo_workspace.setdefault((self._kinds[p], transfer), {})
+        found = np.zeros(counts.shape[1])
+        for column, lengths in enumerate(counts.T.tolist()):
+            if tuple(lengths) not in known:
+                taken = iter(lengths)
+                sides = [[None if c is None else int(next(taken)) for c in side] for side in (operands, results)]
+                known[tuple(lengths)] = self._workspace_of(target, p, transfer, sides[0], sides[1])
+            found[column] = known[tuple(lengths)]
+        return found
 
     def _workspace_at(self, target: OpOverload, p: int, transfer: Transfer, length: int) -> int:
         lengths = [

@@ -66,19 +66,14 @@ class Share:
 
     Attributes:
         seconds: its time, with that of cutting and padding its operands.
-        made: bytes of each storage it makes.
-        copied: bytes of the copy of each sliced operand, where it gets one.
-        padded: bytes of each sliced operand once padded, where it is.
-        workspace: bytes its kernel takes beside its results.
-        fits: whether everything it holds and asks for holds something in every slice.
+        nbytes: a row for each storage it makes; for the copy of each sliced operand that it gets one of, and for each
+            that is padded; and for what its kernel takes beside its results.
+        fits: whether everything it holds and asks for holds something in every slice; None where it always does.
     """
 
     seconds: Floats
-    made: tuple[Floats, ...]
-    copied: tuple[Floats | None, ...]
-    padded: tuple[Floats | None, ...]
-    workspace: Floats
-    fits: npt.NDArray[np.bool_]
+    nbytes: Floats
+    fits: npt.NDArray[np.bool_] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,34 +248,31 @@ class HaloOperators:
 
         span = step.held[0] or next(a for a in step.asked if a is not None)
         seconds = evaluator.seconds(p, size, transfer, evaluator.span(span, size)[1] / (span.inner * size))
-        made = []
+        rows = []
         for index, storage in operator.made:
             nbytes, held, slicing = view.facts.storages[storage].nbytes, step.held[index], transfer.results[index]
             if held is None or slicing is None:
-                made.append(np.full_like(slices, nbytes))
+                rows.append(np.full_like(slices, nbytes))
             else:
-                made.append(nbytes * (longest(held) / entries(self.table, (p, index), slicing)))
-        copied: list[Floats | None] = []
-        padded: list[Floats | None] = []
+                rows.append(nbytes * (longest(held) / entries(self.table, (p, index), slicing)))
         counts: list[Floats | None] = [None] * len(transfer.operands)
         for read, cut in zip(operator.reads, cuts, strict=True):
             asked, slicing = step.asked[read.index], transfer.operands[read.index]
             assert asked is not None and slicing is not None
             each = view.tensor(read.value).nbytes / entries(self.table, read.value, slicing)
             count = longest(asked)
-            copied.append(each * count if cut else None)
             if cut:
+                rows.append(each * count)
                 seconds = seconds + 2 * each * evaluator.span(asked, size)[1] / machine.cache_bandwidth
                 seconds = seconds + slices * machine.launch_seconds
-            pads = operator.pads and transfer.window is not None and step.held[0] is not None
-            if pads:
-                assert transfer.window is not None and step.held[0] is not None
+            if operator.pads:
+                assert transfer.window is not None and step.held[0] is not None, "a window has one sliced result"
                 count = transfer.window.reads(longest(step.held[0]))
+                rows.append(each * count)
                 seconds = seconds + slices * machine.launch_seconds
-            padded.append(each * count if pads else None)
             counts[read.index] = count
         results = [None if held is None else longest(held) for held in step.held]
-        workspace = evaluator.halo_workspace(p, transfer, counts, results)
+        rows.append(evaluator.halo_workspace(p, transfer, counts, results))
         spans = {span for span in (*step.held, *step.asked) if span is not None}
         fits = np.logical_and.reduce([evaluator.span(span, size)[2] for span in spans])
-        return Share(seconds, tuple(made), tuple(copied), tuple(padded), workspace, fits)
+        return Share(seconds, np.array(rows), None if fits.all() else fits)

@@ -19,7 +19,7 @@ from sicompiler.cost import DOUBT
 from sicompiler.facts.storages import Origin
 from sicompiler.halo import Halos, entries
 from sicompiler.planners.evaluator import Evaluator, Floats
-from sicompiler.planners.halo_operators import Cuts, HaloOperator, HaloOperators, Numbered, Share
+from sicompiler.planners.halo_operators import Cuts, HaloOperator, HaloOperators, Numbered
 from sicompiler.planners.hoisted import Hoisted
 from sicompiler.region import Walk
 
@@ -27,23 +27,39 @@ from sicompiler.region import Walk
 class _Moments:
     """Live bytes and slices over the moments of a body: two an operator, before its kernel runs and while it does."""
 
-    def __init__(self, num_operators: int, num_lengths: int) -> None:
+    def __init__(self, num_operators: int) -> None:
         self.last = 2 * num_operators - 1
-        self._bytes = np.zeros((2 * num_operators + 1, num_lengths))
-        self._count = [0] * (2 * num_operators + 1)
+        self._nbytes: list[Floats] = []
+        self._first: list[int] = []
+        self._last: list[int] = []
+
+    def rows(self, nbytes: Floats) -> None:
+        """Something of so many bytes, per slice length, for each of the next calls of `during`, a row each."""
+        self._nbytes.append(nbytes)
+
+    def during(self, first: int, last: int) -> None:
+        """The next row is alive from one moment to another."""
+        self._first.append(first)
+        self._last.append(last)
 
     def live(self, nbytes: Floats, first: int, last: int) -> None:
         """Something of so many bytes, per slice length, is alive from one moment to another."""
-        self._bytes[first] += nbytes
-        self._bytes[last + 1] -= nbytes
-        self._count[first] += 1
-        self._count[last + 1] -= 1
+        self.rows(nbytes[None])
+        self.during(first, last)
 
     def highest(self, granule: int) -> Floats:
         """Most live bytes at any moment, rounded as the allocator rounds."""
-        total = self._bytes.cumsum(axis=0)
+        nbytes = np.concatenate(self._nbytes)
+        change, moments = np.empty((2 * len(nbytes), nbytes.shape[1])), np.empty(2 * len(nbytes), dtype=np.intp)
+        change[::2], change[1::2] = nbytes, -nbytes
+        moments[::2], moments[1::2] = self._first, self._last
+        moments[1::2] += 1
+        total = np.zeros((self.last + 2, nbytes.shape[1]))
+        np.add.at(total, moments, change)
+        total = total.cumsum(axis=0)
         if granule > 1:
-            total = total + granule * np.cumsum(self._count)[:, None]
+            count = np.bincount(moments[::2], minlength=len(total)) - np.bincount(moments[1::2], minlength=len(total))
+            total = total + granule * count.cumsum()[:, None]
         return np.asarray(total[:-1].max(axis=0))
 
 
@@ -108,7 +124,7 @@ class _End:
         self._ask()
         self._cut()
         self.order = {p: number for number, p in enumerate(tally.body)}
-        self.moments = _Moments(len(self.order), len(self.lengths))
+        self.moments = _Moments(len(self.order))
 
     def _ask(self) -> None:
         """Work out what each operator has to compute, backwards from what is written."""
@@ -148,12 +164,15 @@ class _End:
     def evaluate(self, hoisted: Hoisted) -> tuple[npt.NDArray[np.int64], Floats]:
         """Peak and time, per slice length."""
         walk, view, machine, evaluator = self.walk, self.view, self.evaluator.machine, self.evaluator
-        seconds, fits = np.zeros_like(self.lengths), np.ones(len(self.lengths), dtype=bool)
-        for p, operator in self.tally.body.items():
-            share = self.tally.operators.share(operator, self.cores[p], self.cuts[p], walk.size)
-            self._count(operator, share)
-            seconds += share.seconds
-            fits &= share.fits
+        shares = [
+            self.tally.operators.share(operator, self.cores[p], self.cuts[p], walk.size)
+            for p, operator in self.tally.body.items()
+        ]
+        for share, operator in zip(shares, self.tally.body.values(), strict=True):
+            self.moments.rows(share.nbytes)
+            self._live(operator)
+        seconds = np.cumsum([share.seconds for share in shares], axis=0)[-1]
+        fits = np.logical_and.reduce([share.fits for share in shares if share.fits is not None] or [self.lengths > 0])
         far_bytes = view.bytes_of(view.fetched_by_loop(walk.start, walk.hoisted, walk.sliced)) if view.far else 0
         whole_bytes, moved, copies, carried = self._outputs()
         whole_bytes, carried = whole_bytes + far_bytes, carried + far_bytes
@@ -200,21 +219,22 @@ class _End:
         """The moment when its kernel runs."""
         return 2 * self.order[p] + 1
 
-    def _count(self, operator: HaloOperator, share: Share) -> None:
-        """Count what an operator makes, its workspace and what its operands are cut and padded to."""
-        p, live = operator.position, self.moments.live
+    def _live(self, operator: HaloOperator) -> None:
+        """Say how long what an operator makes, its workspace and what its operands are cut and padded to are alive."""
+        p, during = operator.position, self.moments.during
         before = self._before(p)
-        during = before + 1
-        for (index, storage), nbytes in zip(operator.made, share.made, strict=True):
+        runs = before + 1
+        for index, storage in operator.made:
             sliced = operator.transfer.results[index] is not None
-            live(nbytes, during, self._end(storage, p) if sliced else during)
-        for read, copied, padded in zip(operator.reads, share.copied, share.padded, strict=True):
-            if copied is not None:
-                last = during if not operator.views else self._end(read.storage, p)
-                live(copied, before, before if operator.pads else last)
-            if padded is not None:
-                live(padded, before, during)
-        live(share.workspace, during, during)
+            during(runs, self._end(storage, p) if sliced else runs)
+        for read, cut in zip(operator.reads, self.cuts[p], strict=True):
+            if cut and operator.pads:
+                during(before, before)
+            elif cut:
+                during(before, self._end(read.storage, p) if operator.views else runs)
+            if operator.pads:
+                during(before, runs)
+        during(runs, runs)
 
     def _end(self, storage: int, p: int) -> int:
         """The moment up to which a storage lives that is made, or copied, at an operator of the body."""
