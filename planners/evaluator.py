@@ -37,8 +37,7 @@ class Evaluator:
         self.work: list[Work] = [work_of(facts, p, view.table.operands[p]) for p in range(len(facts.nodes))]
         self.whole: Floats = np.array([whole_seconds(w, machine) for w in self.work])
         self._kinds = self._alike()
-        self._seconds: dict[tuple[int, Transfer], Floats] = {}
-        self._workspace: dict[tuple[int, Transfer], Floats] = {}
+        self._sliced: dict[tuple[int, Transfer], tuple[Floats, Floats]] = {}
         self._halo_workspace: dict[tuple[int, Transfer], dict[tuple[float, ...], int]] = {}
         self._spans: dict[tuple[Span, int], tuple[Floats, Floats, npt.NDArray[np.bool_]]] = {}
         self._waste: dict[tuple[int, int], Floats] = {}
@@ -95,16 +94,24 @@ class Evaluator:
             self._spans[key] = (span.longest(size, lengths), span.total(size, lengths), shortest >= 1)
         return self._spans[key]
 
-    def seconds(self, p: int, size: int, transfer: Transfer, excess: Floats | None = None) -> Floats:
-        """Time of one sliced operator per slice length; `excess` times the work, where slices overlap."""
-        if excess is not None:
-            cut = self.cut(p, transfer)
-            return sliced_seconds(self.work[p], size, self.grid(size)[1], self.machine, excess, cut)
+    def sliced(self, p: int, transfer: Transfer, size: int) -> tuple[Floats, Floats]:
+        """Time of one sliced operator and its kernel's workspace, per slice length.
+
+        The workspace is asked for each: kernels change their algorithm with size.
+        """
         key = (self._kinds[p], transfer)
-        if key not in self._seconds:
-            cut = self.cut(p, transfer)
-            self._seconds[key] = sliced_seconds(self.work[p], size, self.grid(size)[1], self.machine, cut=cut)
-        return self._seconds[key]
+        found = self._sliced.get(key)
+        if found is None:
+            target, lengths = self.view.facts.nodes[p].target, self.grid(size)[0]
+            workspace = np.zeros(len(lengths))
+            if isinstance(target, OpOverload) and self.view.made[p]:
+                workspace[:] = [self._workspace_at(target, p, transfer, length) for length in lengths]
+            found = self._sliced[key] = (self.seconds(p, size, transfer, 1.0), workspace)
+        return found
+
+    def seconds(self, p: int, size: int, transfer: Transfer, excess: Floats | float) -> Floats:
+        """Time of one sliced operator per slice length; `excess` times the work, where slices overlap."""
+        return sliced_seconds(self.work[p], size, self.grid(size)[1], self.machine, excess, self.cut(p, transfer))
 
     def cut(self, p: int, transfer: Transfer) -> Cut:
         """What is cut of an operator: its weights, or its rows; and what every slice reads whole."""
@@ -124,21 +131,10 @@ class Evaluator:
             self._waste[key] = waste(self.grid(slicing.size)[1] * key[0], self.machine)
         return self._waste[key]
 
-    def workspace(self, p: int, transfer: Transfer, size: int) -> Floats:
-        """A kernel's workspace per slice length, asked for each: kernels change their algorithm with size."""
-        key = (self._kinds[p], transfer)
-        if key not in self._workspace:
-            target, lengths = self.view.facts.nodes[p].target, self.grid(size)[0]
-            found = np.zeros(len(lengths))
-            if isinstance(target, OpOverload) and self.view.made[p]:
-                found[:] = [self._workspace_at(target, p, transfer, length) for length in lengths]
-            self._workspace[key] = found
-        return self._workspace[key]
-
     def halo_workspace(
         self, p: int, transfer: Transfer, operands: Sequence[Floats | None], results: Sequence[Floats | None]
     ) -> Floats:
-        """The same where slices hold more than their own part.
+        """Workspace of an operator whose slices hold more than their own part.
 
         Args:
             p: position of the operator.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from sicompiler.axes.table import Transfer
 from sicompiler.cost import DOUBT
 from sicompiler.facts.storages import Origin
 from sicompiler.planners.evaluator import Evaluator, Floats
@@ -32,7 +33,7 @@ class Tally:
         span = min(len(self.view.facts.nodes) - walk.start, MAX_SPAN)
         self.unit = np.zeros(span)  # live bytes per unit of slice length, at each position
         self.count = np.zeros(span)  # live slices, for the allocator's rounding
-        self.work = np.zeros((len(self.lengths), span))  # workspace, per slice length
+        self.work = np.zeros((span, len(self.lengths)))  # workspace, per slice length
         self.ends: dict[int, int] = {}  # last reader so far of each storage the body makes
         self.outlive: dict[int, tuple[int, int]] = {}  # storages needed after the body: node, result
         self.halos: HaloTally | None = None  # where there is a window
@@ -41,7 +42,7 @@ class Tally:
 
     def advance(self) -> None:
         """Take in what the walk has sliced since the last call."""
-        walk, view, start = self.walk, self.view, self.walk.start
+        walk, view = self.walk, self.view
         self.hoisted.advance()
         if walk.windows:  # sums over the operators don't add up any more
             new = walk.added if self.halos is not None else sorted(walk.sliced)
@@ -49,28 +50,33 @@ class Tally:
             self.halos.add(new)
             walk.added.clear()
         for p in sorted(walk.added):
-            transfer = walk.sliced[p]
-            self.seconds += self.evaluator.seconds(p, walk.size, transfer)
-            self.work[:, p - start] = self.evaluator.workspace(p, transfer, walk.size)
-            for storage in view.made[p]:
-                if transfer.results[0] is None:
-                    self.work[:, p - start] += view.facts.storages[storage].nbytes
-                else:
-                    self._live(storage, p, p)
-                    self.ends[storage] = p
-                index = next(i for i, t in enumerate(view.facts.tensors[p]) if t.storage == storage)
-                self.outlive[storage] = (p, index)
-            self.fetched |= view.fetched(p, start, transfer, walk.sliced)
-            for q, r in view.table.operands[p]:
-                storage = view.facts.tensors[q][r].storage
-                end = self.ends.get(storage)
-                if end is not None and end < p:
-                    self._live(storage, end + 1, p)
-                    self.ends[storage] = p
+            self._take(p, walk.sliced[p])
         walk.added.clear()
-        last = view.lives.last
-        for storage in [s for s in self.outlive if last[s] < walk.stop]:
+        last, stop = view.lives.last, walk.stop
+        for storage in [s for s in self.outlive if last[s] < stop]:
             del self.outlive[storage]
+
+    def _take(self, p: int, transfer: Transfer) -> None:
+        walk, view, work = self.walk, self.view, self.work[p - self.walk.start]
+        seconds, workspace = self.evaluator.sliced(p, transfer, walk.size)
+        self.seconds += seconds
+        work += workspace
+        for storage in view.made[p]:
+            if transfer.results[0] is None:
+                work += view.facts.storages[storage].nbytes
+            else:
+                self._live(storage, p, p)
+                self.ends[storage] = p
+            index = next(i for i, t in enumerate(view.facts.tensors[p]) if t.storage == storage)
+            self.outlive[storage] = (p, index)
+        if view.far:
+            self.fetched |= view.fetched(p, walk.start, transfer, walk.sliced)
+        for value in view.table.operands[p]:
+            storage = view.tensor(value).storage
+            end = self.ends.get(storage, p)
+            if end < p:
+                self._live(storage, end + 1, p)
+                self.ends[storage] = p
 
     def _live(self, storage: int, first: int, last: int) -> None:
         self._add(self.unit, self.count, self.view.facts.storages[storage].nbytes, first, last)
@@ -124,7 +130,7 @@ class Tally:
                 copied += tensor.nbytes * evaluator.waste(tensor, key[2])
         base = int(evaluator.line.crossing_bytes[walk.start])
         rounding = count * evaluator.granule if evaluator.granule > 1 else np.zeros(span)
-        body = (unit[None, :] * self.lengths[:, None] + rounding[None, :] + self.work[:, :span]).max(axis=1)
+        body = (unit[:, None] * self.lengths + rounding[:, None] + self.work[:span]).max(axis=0)
         before = base + far_bytes + self.hoisted.peak_bytes
         peak = np.maximum(np.ceil(base + whole_bytes + self.hoisted.kept_bytes + body), before)
         seconds = self.seconds + self.hoisted.seconds + through / machine.memory_bandwidth
