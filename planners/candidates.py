@@ -328,9 +328,12 @@ class _Search:
         if base > LONG_SHARE * line.peak_bytes or (start, seed) in self._crossed:
             return
         walk = Walk(self.view, start, seed)
-        tally = Tally(self.evaluator, walk)
         while walk.stop < self.end and walk.extend() is None:
-            tally.advance()
+            pass
         self._crossed.update((p, transfer.results[0]) for p, transfer in walk.sliced.items())
-        if walk.stop > grown.stop and base + tally.hoisted.peak_bytes < line.peak_bytes:
+        if walk.stop == grown.stop:
+            return
+        tally = Tally(self.evaluator, walk)
+        tally.advance()
+        if base + tally.hoisted.peak_bytes < line.peak_bytes:
             yield Candidate(start, walk.stop, seed, self.evaluator.grid(seed.size)[0], *tally.evaluate())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -40,6 +39,7 @@ class Evaluator:
         self._sliced: dict[tuple[int, Transfer], tuple[Floats, Floats]] = {}
         self._halo_workspace: dict[tuple[int, Transfer], dict[tuple[float, ...], int]] = {}
         self._spans: dict[tuple[Span, int], tuple[Floats, Floats, npt.NDArray[np.bool_]]] = {}
+        self._arguments: dict[int, dict[str, Any]] = {}
         self._waste: dict[tuple[int, int], Floats] = {}
         self._remembered: dict[object, Any] = {}
         self.lengths: dict[int, tuple[tuple[int, ...], Floats]] = {}
@@ -171,12 +171,14 @@ class Evaluator:
         results: Sequence[int | None],
     ) -> int:
         facts, tensors = self.view.facts, [self.view.tensor(value) for value in self.view.table.operands[p]]
+        if p not in self._arguments:
+            self._arguments[p] = bind(target, facts.nodes[p].args, facts.nodes[p].kwargs)
         return workspace_bytes(
             target,
             [shortened(t, s, n) for t, s, n in zip(tensors, transfer.operands, operands, strict=True)],
             [shortened(t, s, n) for t, s, n in zip(facts.tensors[p], transfer.results, results, strict=True)],
             facts.device_type,
-            bind(target, facts.nodes[p].args, facts.nodes[p].kwargs),
+            self._arguments[p],
         )
 
 
@@ -202,7 +204,7 @@ def shortened(tensor: TensorFact, slicing: Slicing | None, count: int | None) ->
         stride = [
             st if st <= step or not step else st * shape[dim] // max(tensor.shape[dim], 1) for st in tensor.stride
         ]
-        return replace(tensor, shape=tuple(shape), stride=tuple(stride))
+        return TensorFact(tuple(shape), tuple(stride), tensor.dtype, tensor.storage, tensor.requires_grad)
     stride = [0] * len(shape)
     expected = 1
     for other in sorted(range(len(shape)), key=lambda d: (tensor.stride[d], -d)):
@@ -211,4 +213,4 @@ def shortened(tensor: TensorFact, slicing: Slicing | None, count: int | None) ->
     planned = suggests_channels_last((tensor.shape, tensor.stride))
     if 1 in shape and not planned and suggests_channels_last((tuple(shape), tuple(stride))):
         stride = [1 if size == 1 else step for size, step in zip(shape, stride, strict=True)]
-    return replace(tensor, shape=tuple(shape), stride=tuple(stride))
+    return TensorFact(tuple(shape), tuple(stride), tensor.dtype, tensor.storage, tensor.requires_grad)
