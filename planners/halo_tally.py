@@ -172,7 +172,7 @@ class _End:
             self.moments.rows(share.nbytes)
             self._live(operator)
         seconds = np.cumsum([share.seconds for share in shares], axis=0)[-1]
-        fits = np.logical_and.reduce([share.fits for share in shares if share.fits is not None] or [self.lengths > 0])
+        fits = np.logical_and.reduce([self._writes_something(), *(s.fits for s in shares if s.fits is not None)])
         far_bytes = view.bytes_of(view.fetched_by_loop(walk.start, walk.hoisted, walk.sliced)) if view.far else 0
         whole_bytes, moved, copies, carried = self._outputs()
         whole_bytes, carried = whole_bytes + far_bytes, carried + far_bytes
@@ -199,6 +199,12 @@ class _End:
         seconds = seconds + self.tally.slices * machine.launch_seconds * (len(walk.reads) + 1)
         seconds = evaluator.transfer(seconds, carried) if view.far else seconds
         return np.where(fits, peak, np.iinfo(np.int64).max), np.where(fits, DOUBT * seconds, np.inf)
+
+    def _writes_something(self) -> npt.NDArray[np.bool_]:
+        """Whether every slice writes a part of every output, per slice length: of a shorter output, some would not."""
+        own = [self.tally.operators.own(value, slicing) for value, slicing in self.written if slicing is not None]
+        fits = [self.evaluator.span(self.spans[number], self.walk.size)[2] for number in own]
+        return np.logical_and.reduce([self.lengths > 0, *fits])
 
     def _longest(self, number: int) -> Floats:
         """Most entries that a slice holds."""

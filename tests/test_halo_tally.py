@@ -33,8 +33,10 @@ class Frames(nn.Module):
         super().__init__()
         self.convs = nn.ModuleList(nn.Conv2d(2 * width, width, 3, padding=1) for _ in range(3))
         self.last = nn.Conv2d(width, 2 * width, (5, 3), padding=(2, 1), stride=(1, 2))
+        self.inner = nn.Conv2d(width, width, 5)
+        self.blur = nn.Conv2d(width, width, 11, padding=7)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         kept: list[torch.Tensor | None] = [None] * len(self.convs)
         frames = []
         for frame in torch.sin(x).unbind(1):
@@ -48,7 +50,8 @@ class Frames(nn.Module):
                     kept[index + 1] = None if before is None else kept[index + 1]
             first, second = self.last(h).chunk(2, 1)
             frames.append(torch.sigmoid(first) * F.max_pool2d(second, 3, 1, 1))
-        return torch.stack(frames, 1)
+        part = self.inner(frames[-1])  # shorter than what comes before and after it: its own last slices are empty
+        return torch.stack(frames, 1), part, torch.tanh(self.blur(part))
 
 
 def frames_graph(count: int, device: str) -> Graph:
