@@ -70,7 +70,7 @@ def _frames(count: int) -> ModelCall:
 SERIES: Mapping[str, Series] = MappingProxyType(
     {
         "layers": Series("WanTransformer3DModel by layers", _layers, (2, 4, 9, 18, 36, 72, 145)),
-        "frames": Series("AutoencoderKLWan decoding by frames", _frames, (1, 5, 9, 17, 37, 73, 145)),
+        "frames": Series("AutoencoderKLWan decoding by frames", _frames, (1, 5, 9, 17, 37, 73)),
     }
 )
 
