@@ -204,7 +204,7 @@ class _End:
         """Whether every slice writes a part of every output, per slice length: of a shorter output, some would not."""
         own = [self.tally.operators.own(value, slicing) for value, slicing in self.written if slicing is not None]
         fits = [self.evaluator.span(self.spans[number], self.walk.size)[2] for number in own]
-        return np.logical_and.reduce([self.lengths > 0, *fits])
+        return np.asarray(np.logical_and.reduce([self.lengths > 0, *fits]))
 
     def _longest(self, number: int) -> Floats:
         """Most entries that a slice holds."""
