@@ -333,7 +333,7 @@ class _Search:
         while walk.stop < self.end and walk.extend() is None:
             pass
         self._crossed.update((p, transfer.results[0]) for p, transfer in walk.sliced.items())
-        if walk.stop == grown.stop:
+        if walk.stop <= grown.stop:
             return
         tally = Tally(self.evaluator, walk)
         tally.advance()
