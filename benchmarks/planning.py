@@ -1,11 +1,13 @@
-"""Plan full-size presets from their configuration alone: floors, what fits, seconds and host memory.
+"""Plan full-size presets from their configuration alone: floors, what fits, seconds by stage and host memory.
 
     python -m benchmarks.planning svd=3.5 svd-xt=3.9 animatediff=3.1 --output benchmarks/results/planning.json
     python -m benchmarks.planning svd mochi hunyuanvideo --output benchmarks/results/zoo-planning.json
+    python -m benchmarks.planning --growth layers frames --output benchmarks/results/planning-growth.json
 
 Without a budget a preset is planned for several between its floor and its unsliced peak; the row shows the biggest.
 
 Each preset is planned in a process of its own by the command line, so seconds and memory are what a user sees.
+`--growth` plans no preset, but graphs of the same kind from a few hundred nodes to 20,000 (`planning_growth.py`).
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import resource
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.planning_growth import SERIES, growth
 from sicompiler.units import GIB
 
 GOALS = ("svd=3.5", "svd-xt=3.9", "animatediff=3.1")
@@ -53,14 +57,35 @@ def plan(goal: str) -> dict[str, Any]:
     return found
 
 
+def write(output: Path, rows: list[dict[str, Any]]) -> None:
+    """Write what was found so far."""
+    command = "python -m benchmarks.planning " + " ".join(sys.argv[1:])
+    report = {"command": command, "torch": torch.__version__, "rows": rows}
+    output.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def report_growth(names: list[str], output: Path | None) -> None:
+    """Measure how seconds grow with the graph, and write it."""
+    warnings.filterwarnings("ignore")  # of the models, about devices this machine lacks
+    rows = []
+    for found in growth(names, Console(width=120)):
+        rows.append(found)
+        if output is not None:
+            write(output, rows)
+
+
 def main() -> None:
     """Plan all goals, print a table and write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("goals", nargs="*", default=list(GOALS), help="preset=gb, or preset")
+    parser.add_argument("--growth", nargs="+", choices=list(SERIES), help="how seconds grow with the graph, instead")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
+    if options.growth:
+        report_growth(options.growth, options.output)
+        return
     table = Table(title="fp16, default sizes, weights resident; GiB", title_justify="left")
-    for column in ("preset", "weights", "unsliced", "floor", "budget", "predicted", "fits", "seconds", "wall", "host"):
+    for column in ("preset", "weights", "unsliced", "floor", "budget", "predicted", "fits", "stages", "wall", "host"):
         table.add_column(column, justify="right")
     rows = []
     for goal in options.goals or GOALS:
@@ -74,16 +99,14 @@ def main() -> None:
             f"{row['budget_bytes'] / GIB:.2f}",
             f"{row['predicted_peak_bytes'] / GIB:.2f}",
             "yes" if row["fits"] else "NO",
-            f"{sum(row['seconds'].values()):.1f}",
+            ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in row["seconds"].items()),
             f"{row['wall_seconds']:.1f}",
             f"{row['host_peak_bytes_so_far'] / GIB:.2f}",
         )
         rows.append({key: value for key, value in row.items() if key != "regions"} | {"loops": len(row["regions"])})
         if options.output is not None:  # after each row: a long run that is interrupted leaves what it has found
-            command = "python -m benchmarks.planning " + " ".join(sys.argv[1:])
-            report = {"command": command, "torch": torch.__version__, "rows": rows}
-            options.output.write_text(json.dumps(report, indent=2) + "\n")
-    Console(width=120).print(table)
+            write(options.output, rows)
+    Console(width=160).print(table)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import dataclass, replace
 from enum import Enum
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -47,11 +48,9 @@ class Candidate:
     peak_bytes: npt.NDArray[np.int64]
     seconds: Floats
 
-    def moved(self, by: int, base_bytes: int) -> Candidate:
-        """The same region so many positions later, with so many bytes more alive around it."""
-        beyond = self.peak_bytes == np.iinfo(np.int64).max  # what no budget allows
-        peaks = np.where(beyond, self.peak_bytes, self.peak_bytes + base_bytes)
-        return Candidate(self.start + by, self.stop + by, self.seed, self.lengths, peaks, self.seconds)
+    def moved(self, by: int, peak_bytes: npt.NDArray[np.int64]) -> Candidate:
+        """The same region so many positions later, with other peaks."""
+        return Candidate(self.start + by, self.stop + by, self.seed, self.lengths, peak_bytes, self.seconds)
 
 
 def axis_labels(view: GraphView, axes: Mapping[str, tuple[int, Slicing]]) -> list[dict[Slicing, str]]:
@@ -250,14 +249,17 @@ class _Grown:
 
     def moved(self, start: int, base_bytes: int) -> _Grown:
         """The same of a start where the graph goes on in the same way, with so many bytes more alive around it."""
-        by = start - self.start
-        return replace(
-            self,
-            start=start,
-            stop=self.stop + by,
-            blocked=self.blocked + by,
-            candidates=tuple(c.moved(by, base_bytes) for c in self.candidates),
-        )
+        by, found = start - self.start, self.candidates
+        if found:
+            beyond = self._peaks == np.iinfo(np.int64).max  # what no budget allows
+            peaks = np.where(beyond, self._peaks, self._peaks + base_bytes)
+            found = tuple(c.moved(by, row) for c, row in zip(found, peaks, strict=True))
+        return replace(self, start=start, stop=self.stop + by, blocked=self.blocked + by, candidates=found)
+
+    @cached_property
+    def _peaks(self) -> npt.NDArray[np.int64]:
+        """Peaks of all candidates, which have the same slice lengths, a row each."""
+        return np.array([c.peak_bytes for c in self.candidates])
 
 
 class _Search:
@@ -328,9 +330,12 @@ class _Search:
         if base > LONG_SHARE * line.peak_bytes or (start, seed) in self._crossed:
             return
         walk = Walk(self.view, start, seed)
-        tally = Tally(self.evaluator, walk)
         while walk.stop < self.end and walk.extend() is None:
-            tally.advance()
+            pass
         self._crossed.update((p, transfer.results[0]) for p, transfer in walk.sliced.items())
-        if walk.stop > grown.stop and base + tally.hoisted(walk.stop)[0] < line.peak_bytes:
+        if walk.stop <= grown.stop:
+            return
+        tally = Tally(self.evaluator, walk)
+        tally.advance()
+        if base + tally.hoisted.peak_bytes < line.peak_bytes:
             yield Candidate(start, walk.stop, seed, self.evaluator.grid(seed.size)[0], *tally.evaluate())

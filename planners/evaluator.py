@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from sicompiler.facts.workspace import workspace_bytes
 from sicompiler.graph_view import GraphView
 
 Floats = npt.NDArray[np.float64]
+T = TypeVar("T")
 
 
 class Evaluator:
@@ -35,10 +36,12 @@ class Evaluator:
         self.work: list[Work] = [work_of(facts, p, view.table.operands[p]) for p in range(len(facts.nodes))]
         self.whole: Floats = np.array([whole_seconds(w, machine) for w in self.work])
         self._kinds = self._alike()
-        self._seconds: dict[tuple[int, Transfer], Floats] = {}
-        self._workspace: dict[tuple[int, Transfer], Floats] = {}
-        self._halo_workspace: dict[tuple[int, Transfer, bytes], Floats] = {}
+        self._sliced: dict[tuple[int, Transfer], tuple[Floats, Floats]] = {}
+        self._halo_workspace: dict[tuple[int, Transfer], dict[tuple[float, ...], int]] = {}
         self._spans: dict[tuple[Span, int], tuple[Floats, Floats, npt.NDArray[np.bool_]]] = {}
+        self._arguments: dict[int, dict[str, Any]] = {}
+        self._waste: dict[tuple[int, int], Floats] = {}
+        self._remembered: dict[object, Any] = {}
         self.lengths: dict[int, tuple[tuple[int, ...], Floats]] = {}
 
     def with_far(self, view: GraphView, line: Timeline) -> Evaluator:
@@ -46,6 +49,13 @@ class Evaluator:
         other = copy.copy(self)
         other.view, other.line = view, line
         return other
+
+    def remembered(self, make: Callable[[Evaluator], T]) -> T:
+        """What has been worked out about this graph, made when first asked for; the same for any far memory."""
+        if make not in self._remembered:
+            self._remembered[make] = make(self)
+        found: T = self._remembered[make]
+        return found
 
     def transfer(self, seconds: Floats, nbytes: Floats | float) -> Floats:
         """Time of what computes for so long and moves so many bytes from or to far memory."""
@@ -64,6 +74,10 @@ class Evaluator:
             found.append(numbers.setdefault(key, len(numbers)))
         return found
 
+    def kind(self, p: int) -> int:
+        """A number that operators with equal arguments, work and layouts of tensors share."""
+        return self._kinds[p]
+
     def grid(self, size: int) -> tuple[tuple[int, ...], Floats]:
         """Slice lengths of an axis, as ints and as an array."""
         if size not in self.lengths:
@@ -80,18 +94,26 @@ class Evaluator:
             self._spans[key] = (span.longest(size, lengths), span.total(size, lengths), shortest >= 1)
         return self._spans[key]
 
-    def seconds(self, p: int, size: int, transfer: Transfer, excess: Floats | None = None) -> Floats:
-        """Time of one sliced operator per slice length; `excess` times the work, where slices overlap."""
-        if excess is not None:
-            cut = self._cut(p, transfer)
-            return sliced_seconds(self.work[p], size, self.grid(size)[1], self.machine, excess, cut)
-        key = (self._kinds[p], transfer)
-        if key not in self._seconds:
-            cut = self._cut(p, transfer)
-            self._seconds[key] = sliced_seconds(self.work[p], size, self.grid(size)[1], self.machine, cut=cut)
-        return self._seconds[key]
+    def sliced(self, p: int, transfer: Transfer, size: int) -> tuple[Floats, Floats]:
+        """Time of one sliced operator and its kernel's workspace, per slice length.
 
-    def _cut(self, p: int, transfer: Transfer) -> Cut:
+        The workspace is asked for each: kernels change their algorithm with size.
+        """
+        key = (self._kinds[p], transfer)
+        found = self._sliced.get(key)
+        if found is None:
+            target, lengths = self.view.facts.nodes[p].target, self.grid(size)[0]
+            workspace = np.zeros(len(lengths))
+            if isinstance(target, OpOverload) and self.view.made[p]:
+                workspace[:] = [self._workspace_at(target, p, transfer, length) for length in lengths]
+            found = self._sliced[key] = (self.seconds(p, size, transfer, 1.0), workspace)
+        return found
+
+    def seconds(self, p: int, size: int, transfer: Transfer, excess: Floats | float) -> Floats:
+        """Time of one sliced operator per slice length; `excess` times the work, where slices overlap."""
+        return sliced_seconds(self.work[p], size, self.grid(size)[1], self.machine, excess, self.cut(p, transfer))
+
+    def cut(self, p: int, transfer: Transfer) -> Cut:
         """What is cut of an operator: its weights, or its rows; and what every slice reads whole."""
         whole, columns = 0, False
         for value, slicing in zip(self.view.table.operands[p], transfer.operands, strict=True):
@@ -104,24 +126,15 @@ class Evaluator:
 
     def waste(self, tensor: TensorFact, slicing: Slicing) -> Floats:
         """How many times the bytes of a narrowed tensor are moved, per slice length."""
-        run = max(tensor.stride[slicing.dim], 1) * slicing.inner * tensor.dtype.itemsize
-        return waste(self.grid(slicing.size)[1] * run, self.machine)
-
-    def workspace(self, p: int, transfer: Transfer, size: int) -> Floats:
-        """A kernel's workspace per slice length, asked for each: kernels change their algorithm with size."""
-        key = (self._kinds[p], transfer)
-        if key not in self._workspace:
-            target, lengths = self.view.facts.nodes[p].target, self.grid(size)[0]
-            found = np.zeros(len(lengths))
-            if isinstance(target, OpOverload) and self.view.made[p]:
-                found[:] = [self._workspace_at(target, p, transfer, length) for length in lengths]
-            self._workspace[key] = found
-        return self._workspace[key]
+        key = (max(tensor.stride[slicing.dim], 1) * slicing.inner * tensor.dtype.itemsize, slicing.size)
+        if key not in self._waste:
+            self._waste[key] = waste(self.grid(slicing.size)[1] * key[0], self.machine)
+        return self._waste[key]
 
     def halo_workspace(
         self, p: int, transfer: Transfer, operands: Sequence[Floats | None], results: Sequence[Floats | None]
     ) -> Floats:
-        """The same where slices hold more than their own part.
+        """Workspace of an operator whose slices hold more than their own part.
 
         Args:
             p: position of the operator.
@@ -133,14 +146,15 @@ class Evaluator:
         target = self.view.facts.nodes[p].target
         if not isinstance(target, OpOverload) or not self.view.made[p]:
             return np.zeros(counts.shape[1])
-        key = (self._kinds[p], transfer, counts.tobytes())
-        if key not in self._halo_workspace:
-            found = np.zeros(counts.shape[1])
-            for column in range(len(found)):
-                lengths = [[None if c is None else int(c[column]) for c in counted] for counted in (operands, results)]
-                found[column] = self._workspace_of(target, p, transfer, lengths[0], lengths[1])
-            self._halo_workspace[key] = found
-        return self._halo_workspace[key]
+        known = self._halo_workspace.setdefault((self._kinds[p], transfer), {})
+        found = np.zeros(counts.shape[1])
+        for column, lengths in enumerate(counts.T.tolist()):
+            if tuple(lengths) not in known:
+                taken = iter(lengths)
+                sides = [[None if c is None else int(next(taken)) for c in side] for side in (operands, results)]
+                known[tuple(lengths)] = self._workspace_of(target, p, transfer, sides[0], sides[1])
+            found[column] = known[tuple(lengths)]
+        return found
 
     def _workspace_at(self, target: OpOverload, p: int, transfer: Transfer, length: int) -> int:
         lengths = [
@@ -157,12 +171,14 @@ class Evaluator:
         results: Sequence[int | None],
     ) -> int:
         facts, tensors = self.view.facts, [self.view.tensor(value) for value in self.view.table.operands[p]]
+        if p not in self._arguments:
+            self._arguments[p] = bind(target, facts.nodes[p].args, facts.nodes[p].kwargs)
         return workspace_bytes(
             target,
             [shortened(t, s, n) for t, s, n in zip(tensors, transfer.operands, operands, strict=True)],
             [shortened(t, s, n) for t, s, n in zip(facts.tensors[p], transfer.results, results, strict=True)],
             facts.device_type,
-            bind(target, facts.nodes[p].args, facts.nodes[p].kwargs),
+            self._arguments[p],
         )
 
 
@@ -188,7 +204,7 @@ def shortened(tensor: TensorFact, slicing: Slicing | None, count: int | None) ->
         stride = [
             st if st <= step or not step else st * shape[dim] // max(tensor.shape[dim], 1) for st in tensor.stride
         ]
-        return replace(tensor, shape=tuple(shape), stride=tuple(stride))
+        return TensorFact(tuple(shape), tuple(stride), tensor.dtype, tensor.storage, tensor.requires_grad)
     stride = [0] * len(shape)
     expected = 1
     for other in sorted(range(len(shape)), key=lambda d: (tensor.stride[d], -d)):
@@ -197,4 +213,4 @@ def shortened(tensor: TensorFact, slicing: Slicing | None, count: int | None) ->
     planned = suggests_channels_last((tensor.shape, tensor.stride))
     if 1 in shape and not planned and suggests_channels_last((tuple(shape), tuple(stride))):
         stride = [1 if size == 1 else step for size, step in zip(shape, stride, strict=True)]
-    return replace(tensor, shape=tuple(shape), stride=tuple(stride))
+    return TensorFact(tuple(shape), tuple(stride), tensor.dtype, tensor.storage, tensor.requires_grad)

@@ -2,18 +2,44 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
+from sicompiler.axes.table import Operand, Transfer
 from sicompiler.cost import DOUBT
 from sicompiler.facts.storages import Origin
 from sicompiler.planners.evaluator import Evaluator, Floats
 from sicompiler.planners.halo_tally import HaloTally
+from sicompiler.planners.hoisted import Hoisted
 from sicompiler.region import Walk
 
 MAX_OPERATORS = 96  # of one region; longer ones gain nothing, and an axis of the whole graph is the outer loop's
 MAX_SPAN = 8 * MAX_OPERATORS  # the same, views counted
 MAX_WINDOWS = 12  # of one region: every window makes the halos of all that comes before it longer
+
+
+_Result = tuple[int, Operand, bool]  # a storage needed after a body, which value it is, whether it takes over an input
+
+
+@dataclass(frozen=True)
+class _Body:
+    """What a body takes and moves.
+
+    Attributes:
+        bytes: most that is alive at once of slices and workspace, per slice length.
+        whole_bytes: of results that take over no input.
+        through: bytes to and from main memory, per slice length.
+        copied: bytes of slices that are copied, per slice length.
+        moved: bytes from and to far memory.
+    """
+
+    bytes: Floats
+    whole_bytes: int
+    through: Floats
+    copied: Floats
+    moved: int
 
 
 class Tally:
@@ -27,43 +53,56 @@ class Tally:
     def __init__(self, evaluator: Evaluator, walk: Walk) -> None:
         self.evaluator, self.view, self.walk = evaluator, evaluator.view, walk
         self.lengths = evaluator.grid(walk.size)[1]
+        self.slices = np.ceil(walk.size / self.lengths)
         self.seconds = np.zeros_like(self.lengths)
         span = min(len(self.view.facts.nodes) - walk.start, MAX_SPAN)
         self.unit = np.zeros(span)  # live bytes per unit of slice length, at each position
         self.count = np.zeros(span)  # live slices, for the allocator's rounding
-        self.work = np.zeros((len(self.lengths), span))  # workspace, per slice length
+        self.work = np.zeros((span, len(self.lengths)))  # workspace, per slice length
         self.ends: dict[int, int] = {}  # last reader so far of each storage the body makes
         self.outlive: dict[int, tuple[int, int]] = {}  # storages needed after the body: node, result
+        self._known: tuple[tuple[int, list[_Result]], _Body] | None = None  # of the last end
+        self.halos: HaloTally | None = None  # where there is a window
+        self.hoisted = Hoisted(evaluator, walk)
         self.fetched: set[int] = set()  # storages in far memory that the body needs whole
 
     def advance(self) -> None:
         """Take in what the walk has sliced since the last call."""
-        walk, view, start = self.walk, self.view, self.walk.start
-        if walk.windows:  # nothing adds up any more: see HaloTally
+        walk, view = self.walk, self.view
+        self.hoisted.advance()
+        if walk.windows:  # sums over the operators don't add up any more
+            new = walk.added if self.halos is not None else sorted(walk.sliced)
+            self.halos = self.halos or HaloTally(self.evaluator, walk)
+            self.halos.add(new)
             walk.added.clear()
         for p in sorted(walk.added):
-            transfer = walk.sliced[p]
-            self.seconds += self.evaluator.seconds(p, walk.size, transfer)
-            self.work[:, p - start] = self.evaluator.workspace(p, transfer, walk.size)
-            for storage in view.made[p]:
-                if transfer.results[0] is None:
-                    self.work[:, p - start] += view.facts.storages[storage].nbytes
-                else:
-                    self._live(storage, p, p)
-                    self.ends[storage] = p
-                index = next(i for i, t in enumerate(view.facts.tensors[p]) if t.storage == storage)
-                self.outlive[storage] = (p, index)
-            self.fetched |= view.fetched(p, start, transfer, walk.sliced)
-            for q, r in view.table.operands[p]:
-                storage = view.facts.tensors[q][r].storage
-                end = self.ends.get(storage)
-                if end is not None and end < p:
-                    self._live(storage, end + 1, p)
-                    self.ends[storage] = p
+            self._take(p, walk.sliced[p])
         walk.added.clear()
-        last = view.lives.last
-        for storage in [s for s in self.outlive if last[s] < walk.stop]:
+        last, stop = view.lives.last, walk.stop
+        for storage in [s for s in self.outlive if last[s] < stop]:
             del self.outlive[storage]
+
+    def _take(self, p: int, transfer: Transfer) -> None:
+        walk, view, work = self.walk, self.view, self.work[p - self.walk.start]
+        seconds, workspace = self.evaluator.sliced(p, transfer, walk.size)
+        self.seconds += seconds
+        work += workspace
+        for storage in view.made[p]:
+            if transfer.results[0] is None:
+                work += view.facts.storages[storage].nbytes
+            else:
+                self._live(storage, p, p)
+                self.ends[storage] = p
+            index = next(i for i, t in enumerate(view.facts.tensors[p]) if t.storage == storage)
+            self.outlive[storage] = (p, index)
+        if view.far:
+            self.fetched |= view.fetched(p, walk.start, transfer, walk.sliced)
+        for value in view.table.operands[p]:
+            storage = view.tensor(value).storage
+            end = self.ends.get(storage, p)
+            if end < p:
+                self._live(storage, end + 1, p)
+                self.ends[storage] = p
 
     def _live(self, storage: int, first: int, last: int) -> None:
         self._add(self.unit, self.count, self.view.facts.storages[storage].nbytes, first, last)
@@ -76,73 +115,70 @@ class Tally:
     def evaluate(self) -> tuple[npt.NDArray[np.int64], Floats]:
         """Peak and time if the walk ended here, per slice length."""
         walk, view, evaluator = self.walk, self.view, self.evaluator
-        if walk.windows:
-            return HaloTally(evaluator, walk).evaluate(self.hoisted(walk.stop))
-        storages, machine, stop = view.facts.storages, evaluator.machine, walk.stop
-        span = stop - walk.start
-        unit, count = self.unit[:span].copy(), self.count[:span].copy()
-        far_bytes = view.bytes_of(self.fetched.union(*(view.fetched(p, walk.start) for p in walk.hoisted)))
-        whole_bytes = moved = far_bytes
+        if self.halos is not None:
+            return self.halos.evaluate(self.hoisted)
+        far_bytes, machine = 0, evaluator.machine
+        if view.far:
+            far_bytes = view.bytes_of(self.fetched.union(*(view.fetched(p, walk.start) for p in walk.hoisted)))
+        body = self._body()
+        base = int(evaluator.line.crossing_bytes[walk.start])
+        before = base + far_bytes + self.hoisted.peak_bytes
+        peak = np.maximum(np.ceil(base + far_bytes + body.whole_bytes + self.hoisted.kept_bytes + body.bytes), before)
+        seconds = self.seconds + self.hoisted.seconds + body.through / machine.memory_bandwidth
+        seconds = seconds + 2 * body.copied / machine.cache_bandwidth
+        seconds = seconds + self.slices * machine.launch_seconds * (len(walk.reads) + 1)
+        moved = far_bytes + body.moved
+        return peak.astype(np.int64), DOUBT * (evaluator.transfer(seconds, moved) if moved else seconds)
+
+    def _body(self) -> _Body:
+        """The body as it is now: what is hoisted behind its last operator leaves it as it was."""
+        walk, taken, results = self.walk, set[int](), list[_Result]()
+        for storage, value in self.outlive.items():
+            slicing = walk.sliced[value[0]].results[value[1]]
+            reuse = None if slicing is None else walk.reusable(value, slicing, walk.stop, taken)
+            if reuse is not None:
+                taken.add(self.view.tensor(reuse).storage)
+            results.append((storage, value, reuse is not None))
+        key = (len(walk.sliced), results)
+        if self._known is None or self._known[0] != key:
+            self._known = (key, self._count_body(results))
+        return self._known[1]
+
+    def _count_body(self, results: list[_Result]) -> _Body:
+        walk, view, evaluator, storages = self.walk, self.view, self.evaluator, self.view.facts.storages
+        start, end = walk.start, max(walk.sliced)
+        unit, count = self.unit[: end + 1 - start].copy(), self.count[: end + 1 - start].copy()
+        whole_bytes = moved = 0
         through = np.zeros_like(self.lengths)  # bytes to and from main memory
         copied = np.zeros_like(self.lengths)
-        taken: set[int] = set()
-        for storage, value in self.outlive.items():
+        for storage, value, reuses in results:
             nbytes = storages[storage].nbytes
             slicing = walk.sliced[value[0]].results[value[1]]
-            reuse = None if slicing is None else walk.reusable(value, slicing, stop, taken)
             if slicing is not None and walk.goes_far(value):  # waits to be stored, and the slice before may still be
-                self._add(unit, count, nbytes, self.ends[storage] + 1, stop - 1)
-                self._add(unit, count, nbytes, walk.start, stop - 1)
+                self._add(unit, count, nbytes, self.ends[storage] + 1, end)
+                self._add(unit, count, nbytes, start, end)
                 moved += nbytes
                 continue
             through += nbytes * (1.0 if slicing is None else evaluator.waste(view.tensor(value), slicing))
-            if reuse is None:
+            if reuses:  # written when the input's slice has been read for the last time
+                self._add(unit, count, nbytes, self.ends[storage] + 1, end)
+            else:
                 whole_bytes += nbytes
-            else:  # written when the input's slice has been read for the last time
-                taken.add(view.tensor(reuse).storage)
-                self._add(unit, count, nbytes, self.ends[storage] + 1, stop - 1)
         for key, positions in walk.reads.items():
             tensor = view.tensor((key[0], key[1]))
             if walk.is_far((key[0], key[1])):  # this slice, and the next, which comes meanwhile
-                self._add(unit, count, 2 * tensor.nbytes, walk.start, stop - 1)
+                self._add(unit, count, 2 * tensor.nbytes, start, end)
                 moved += tensor.nbytes
                 continue
             if storages[tensor.storage].origin is not Origin.WEIGHT:
                 through += tensor.nbytes * evaluator.waste(tensor, key[2])
             if walk.copies(key):
-                last = max(max(positions), walk.last_needed(tensor.storage, stop))
+                last = max(max(positions), walk.last_needed(tensor.storage, walk.stop))
                 self._add(unit, count, tensor.nbytes, min(positions), last)
                 copied += tensor.nbytes * evaluator.waste(tensor, key[2])
-        base = int(evaluator.line.crossing_bytes[walk.start])
-        hoist_peak, hoisted_bytes, hoist_seconds = self.hoisted(stop)
-        rounding = count * evaluator.granule if evaluator.granule > 1 else np.zeros(span)
-        body = (unit[None, :] * self.lengths[:, None] + rounding[None, :] + self.work[:, :span]).max(axis=1)
-        before = base + far_bytes + hoist_peak
-        peak = np.maximum(np.ceil(base + whole_bytes + hoisted_bytes + body), before)
-        seconds = self.seconds + hoist_seconds + through / machine.memory_bandwidth
-        seconds = seconds + 2 * copied / machine.cache_bandwidth
-        seconds = seconds + np.ceil(walk.size / self.lengths) * machine.launch_seconds * (len(walk.reads) + 1)
-        return peak.astype(np.int64), DOUBT * (evaluator.transfer(seconds, moved) if moved else seconds)
-
-    def hoisted(self, stop: int) -> tuple[int, int, float]:
-        """Peak above the base while hoisted operators run, what of them stays for the loop, and their time."""
-        view, walk = self.view, self.walk
-        current = peak = kept = 0
-        seconds = 0.0
-        dying: dict[int, int] = {}  # bytes that go after an operator, by its position
-        for p in sorted(walk.hoisted):
-            made = view.made[p]
-            if made:
-                seconds += float(self.evaluator.whole[p])
-                current += sum(view.facts.storages[s].nbytes for s in made)
-                peak = max(peak, current + int(self.evaluator.line.workspace_bytes[p]))
-            for s in made:
-                if view.lives.last[s] >= stop or walk.last_needed(s, stop) >= 0:
-                    kept += view.facts.storages[s].nbytes
-                else:
-                    dying[view.lives.last[s]] = dying.get(view.lives.last[s], 0) + view.facts.storages[s].nbytes
-            current -= dying.pop(p, 0)
-        return peak, kept, seconds
+        rounding = count * evaluator.granule if evaluator.granule > 1 else np.zeros(len(count))
+        live = unit[:, None] * self.lengths + rounding[:, None] + self.work[: len(unit)]
+        return _Body(live.max(axis=0), whole_bytes, through, copied, moved)
 
 
 def unsliced_at(evaluator: Evaluator, p: int) -> tuple[int, float]:

@@ -43,6 +43,19 @@ class Halos:
         return [all(found[index] >= 1 for found in shortest) for index in range(len(lengths))]
 
 
+@dataclass(frozen=True)
+class Step:
+    """The spans of one operator of a body.
+
+    Attributes:
+        held: of each result; None for what is not sliced.
+        asked: of each operand; None for those needed whole.
+    """
+
+    held: tuple[Span | None, ...]
+    asked: tuple[Span | None, ...]
+
+
 def entries(table: AxisTable, value: Operand, slicing: Slicing) -> int:
     """Entries of the axis in a whole value: `size * inner`, or more or fewer where it is padded or cut short."""
     return table.facts.tensors[value[0]][value[1]].shape[slicing.dim] // slicing.outer
@@ -84,37 +97,54 @@ def demand(table: AxisTable, sliced: Mapping[int, Transfer], outputs: Collection
     for p in sorted(sliced, reverse=True):
         transfer = sliced[p]
         core = _core(table, p, transfer, wanted)
-        for r, slicing in enumerate(transfer.results):
-            if slicing is not None:
-                held[(p, r)] = core.times(slicing.inner // transfer.grain)
+        step = step_of(table, p, transfer, core)
+        held.update({(p, r): span for r, span in enumerate(step.held) if span is not None})
         for index, (value, slicing) in enumerate(zip(table.operands[p], transfer.operands, strict=True)):
-            if slicing is None:
-                continue
-            if transfer.window is None:
-                span = core.times(slicing.inner // transfer.grain)
-            else:
-                span = through(transfer.window, core, entries(table, value, slicing))
-            asked[(p, index)] = span
-            wanted[(value, slicing)] = span.hull(wanted.get((value, slicing)))
+            span = step.asked[index]
+            if slicing is not None and span is not None:
+                asked[(p, index)] = span
+                wanted[(value, slicing)] = span.hull(wanted.get((value, slicing)))
     for p in sorted(sliced):  # one result of an operator in the body is as long as the operator made it
-        source = table.operands[p][0] if table.facts.nodes[p].target is operator.getitem else None
+        source = table.operands[p][0] if picks_result(table, p) else None
         if source in held:
             held[(p, 0)] = asked[(p, 0)] = held[source]
     reads = {key: span for key, span in wanted.items() if key[0][0] not in sliced}
     return Halos(held, asked, reads, own)
 
 
+def picks_result(table: AxisTable, p: int) -> bool:
+    """Whether an operator is nothing but one result of the operator before it."""
+    return table.facts.nodes[p].target is operator.getitem
+
+
+def step_of(table: AxisTable, p: int, transfer: Transfer, core: Span) -> Step:
+    """What an operator holds and asks for when it computes `core`, in entries of its factor."""
+    held = [None if s is None else core.times(s.inner // transfer.grain) for s in transfer.results]
+    asked: list[Span | None] = []
+    for value, slicing in zip(table.operands[p], transfer.operands, strict=True):
+        if slicing is None:
+            asked.append(None)
+        elif transfer.window is None:
+            asked.append(core.times(slicing.inner // transfer.grain))
+        else:
+            asked.append(through(transfer.window, core, entries(table, value, slicing)))
+    return Step(tuple(held), tuple(asked))
+
+
+def unread_core(table: AxisTable, p: int, transfer: Transfer) -> Span:
+    """What an operator computes that nobody reads in the body: its own part."""
+    if transfer.kind is Kind.MERGE:
+        slicing = next(s for s in transfer.operands if s is not None)
+        return Span(transfer.grain, 0, 0, transfer.grain * slicing.size)
+    first = transfer.results[0]
+    assert first is not None
+    return own_part(first, entries(table, (p, 0), first)).over(first.inner // transfer.grain)
+
+
 def _core(table: AxisTable, p: int, transfer: Transfer, wanted: Mapping[tuple[Operand, Slicing], Span]) -> Span:
-    """What an operator has to compute, in entries of its factor; its own part where nobody reads it in the body."""
+    """What an operator has to compute, in entries of its factor."""
     found: Span | None = None
     for r, slicing in enumerate(transfer.results):
         if slicing is not None and ((p, r), slicing) in wanted:
             found = wanted[((p, r), slicing)].over(slicing.inner // transfer.grain).hull(found)
-    if found is None and transfer.kind is not Kind.MERGE:
-        slicing = transfer.results[0]
-        assert slicing is not None
-        found = own_part(slicing, entries(table, (p, 0), slicing)).over(slicing.inner // transfer.grain)
-    if found is None:
-        slicing = next(s for s in transfer.operands if s is not None)
-        found = Span(transfer.grain, 0, 0, transfer.grain * slicing.size)
-    return found
+    return unread_core(table, p, transfer) if found is None else found

@@ -50,6 +50,7 @@ class Walk:
         self.stop = start
         self.sliced: dict[int, Transfer] = {}
         self.hoisted: dict[int, None] = {}
+        self.turned = 0  # how many operators have been sliced that were hoisted before
         self.added: list[int] = []  # operators sliced since the last time someone emptied this list
         self.reads: dict[tuple[int, int, Slicing], list[int]] = {}
         self.windows = 0  # how many windows the region runs through
@@ -155,6 +156,7 @@ class Walk:
             del self.hoisted[position]
             self.sliced[position] = plan[position]
             self.added.append(position)
+            self.turned += 1
             self.windows += plan[position].window is not None
         for position, transfer in plan.items():
             for (source, index), slicing in zip(self.table.operands[position], transfer.operands, strict=True):
@@ -298,28 +300,29 @@ class Walk:
             taken: storages that other outputs have taken over already.
             halos: of the region. A halo still has to be read when the slice before has been written.
         """
-        tensor = self.view.tensor(value)
-        if not tensor.is_dense or self.goes_far(value) or self._only_moves(value[0]) or self._stores_a_view():
+        tensor, storages = self.view.tensor(value), self.view.facts.storages
+        unit, nbytes = tensor.stride[slicing.dim] * slicing.inner, storages[tensor.storage].nbytes
+        found = [
+            ((q, r), source)
+            for q, r, other in self.reads
+            for source in [self.view.tensor((q, r))]
+            if storages[source.storage].nbytes == nbytes
+            and source.storage not in taken
+            and source.storage not in self.view.far
+            and source.dtype == tensor.dtype
+            and source.is_dense
+            and source.numel == tensor.numel
+            and source.stride[other.dim] * other.inner == unit
+            and self.view.dies_before(source.storage, stop)
+        ]
+        if not found or not tensor.is_dense or self.goes_far(value):
+            return None
+        if self._only_moves(value[0]) or self._stores_a_view():
             return None
         if halos is not None and not halos.own[value].is_own_part(slicing.size * slicing.inner):
             return None
-        unit = tensor.stride[slicing.dim] * slicing.inner
-        for q, r, other in self.reads:
-            source = self.view.tensor((q, r))
-            storage = self.view.facts.storages[source.storage]
-            if (
-                source.storage not in taken
-                and source.storage not in self.view.far
-                and storage.nbytes == self.view.facts.storages[tensor.storage].nbytes
-                and source.dtype == tensor.dtype
-                and source.is_dense
-                and source.numel == tensor.numel
-                and source.stride[other.dim] * other.inner == unit
-                and self.view.dies_before(source.storage, stop)
-                and self._read_only_in_slices(source.storage, unit, stop, halos)
-            ):
-                return (q, r)
-        return None
+        kept = (v for v, source in found if self._read_only_in_slices(source.storage, unit, stop, halos))
+        return next(kept, None)
 
     def _stores_a_view(self) -> bool:
         """Whether a slice that is stored once the body is done may be a view of what the body writes over."""

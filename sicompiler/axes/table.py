@@ -49,6 +49,7 @@ class AxisTable:
         self._maps: list[FactorMap | None] = []
         self.operands: list[tuple[Operand, ...]] = []
         self._transfers: dict[tuple[int, bool, int, Slicing], Transfer | str] = {}
+        self._applied: dict[tuple[int, bool, int, Slicing], Transfer | str] = {}  # the same, by rule
         cache: dict[Any, FactorMap | None] = {}
         for position, node in enumerate(facts.nodes):
             operands = operands_of(node) if position >= facts.num_placeholders else ()
@@ -92,12 +93,21 @@ class AxisTable:
         key = (position, from_result, index, slicing)
         found = self._transfers.get(key)
         if found is None:
-            rule = self._maps[position]
-            node = self.facts.nodes[position]
-            found = f"{node.target} has no axis rule" if rule is None else _apply(rule, from_result, index, slicing)
+            found = self._transfers[key] = self._apply(position, from_result, index, slicing)
+        return found
+
+    def _apply(self, position: int, from_result: bool, index: int, slicing: Slicing) -> Transfer | str:
+        """The same, looked up by the rule: equal calls share one."""
+        rule, node = self._maps[position], self.facts.nodes[position]
+        if rule is None:
+            return f"{node.target} has no axis rule"
+        key = (id(rule), from_result, index, slicing)
+        found = self._applied.get(key)
+        if found is None:
+            found = _apply(rule, from_result, index, slicing)
             if isinstance(found, Transfer) and found.window is not None:
                 found = why_not(node.target, node.args, node.kwargs) or found
-            self._transfers[key] = found
+            self._applied[key] = found
         return found
 
     def coarser(self, position: int, is_result: bool, index: int, slicing: Slicing) -> int:

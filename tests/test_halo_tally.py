@@ -1,0 +1,140 @@
+"""The running tally of regions with halos: equal to one counted from scratch at every end, for less work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from sicompiler import testing
+from sicompiler.axes.factor_map import Slicing
+from sicompiler.capture import capture
+from sicompiler.cost import MACHINES
+from sicompiler.planners.candidates import seeds_of
+from sicompiler.planners.evaluator import Evaluator
+from sicompiler.planners.halo_operators import HaloOperators
+from sicompiler.planners.tally import Tally
+from sicompiler.region import Walk
+from sicompiler.search.search import graph_with_far, spillable
+from sicompiler.study import Graph, study
+from tests.plain_tally import PlainTally
+
+
+class Frames(nn.Module):
+    """A causal decoder that unrolls its frames: every convolution keeps the last frame it has seen for the next."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(2 * width, width, 3, padding=1) for _ in range(3))
+        self.last = nn.Conv2d(width, 2 * width, (5, 3), padding=(2, 1), stride=(1, 2))
+        self.inner = nn.Conv2d(width, width, 5)
+        self.blur = nn.Conv2d(width, width, 11, padding=7)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        kept: list[torch.Tensor | None] = [None] * len(self.convs)
+        frames = []
+        for frame in torch.sin(x).unbind(1):
+            h = frame
+            for index, conv in enumerate(self.convs):
+                before = kept[index]
+                kept[index] = h
+                h = h + torch.tanh(conv(torch.cat([h if before is None else before, h], 1)))
+                if index == 1:
+                    h = F.interpolate(h, scale_factor=2.0)
+                    kept[index + 1] = None if before is None else kept[index + 1]
+            first, second = self.last(h).chunk(2, 1)
+            frames.append(torch.sigmoid(first) * F.max_pool2d(second, 3, 1, 1))
+        part = self.inner(frames[-1])  # shorter than what comes before and after it: its own last slices are empty
+        return torch.stack(frames, 1), part, torch.tanh(self.blur(part))
+
+
+def frames_graph(count: int, device: str) -> Graph:
+    model = Frames().eval()
+    return study(capture(model, (torch.zeros(1, count, 4, 12, 10),), {}), device)
+
+
+def check_ends(graph: Graph, most: int, every: int) -> int:
+    """Grow along every dim from some starts; at each end both tallies say the same. Returns how many ends there were.
+
+    Args:
+        graph: where.
+        most: operators of a region.
+        every: how many positions lie between starts.
+    """
+    machine, ends = MACHINES[graph.facts.device_type], 0
+    evaluator, other = (Evaluator(graph.view, graph.line, machine) for _ in range(2))
+    for start in range(graph.facts.num_placeholders, len(graph.facts.nodes), every):
+        for seed in seeds_of(graph.view, [{} for _ in graph.facts.nodes], start):
+            walk = Walk(graph.view, start, seed, windows=12)
+            tally = Tally(evaluator, walk)
+            while walk.stop < min(len(graph.facts.nodes), start + most) and walk.extend() is None:
+                tally.advance()
+                if walk.windows:
+                    ends += 1
+                    for ours, theirs in zip(tally.evaluate(), PlainTally(other, walk).evaluate(), strict=True):
+                        assert np.array_equal(ours, theirs), (start, walk.stop, str(seed))
+    return ends
+
+
+@pytest.mark.parametrize(("device", "far"), [("cpu", False), ("cuda", True)])
+def test_every_end_in_a_causal_decoder_is_as_counted_from_scratch(device: str, far: bool) -> None:
+    graph = frames_graph(2, device)
+    if far:
+        graph = graph_with_far(graph, spillable(graph, least_bytes=1024))
+    assert check_ends(graph, most=30, every=4) > 100
+
+
+@settings(max_examples=5, deadline=None)
+@given(seed=st.integers(0, 10**6), device=st.sampled_from(["cpu", "cuda"]))
+def test_every_end_in_a_random_network_is_as_counted_from_scratch(seed: int, device: str) -> None:
+    module, args, kwargs = testing.random_network(seed=seed)
+    check_ends(study(capture(module, args, kwargs), device), most=12, every=3)
+
+
+def long_walk(graph: Graph) -> Walk:
+    """Through all frames along their height."""
+    start = next(p for p, node in enumerate(graph.facts.nodes) if node.name == "sin")
+    return Walk(graph.view, start, Slicing(3, 1, 12, 1))
+
+
+def test_a_region_grown_at_once_is_as_one_grown_step_by_step() -> None:
+    graph = frames_graph(2, "cuda")
+    evaluator = Evaluator(graph.view, graph.line, MACHINES["cuda"])
+    walk, other = long_walk(graph), long_walk(graph)
+    steps, once = Tally(evaluator, walk), Tally(evaluator, other)
+    while walk.stop < len(graph.facts.nodes) and walk.extend() is None:
+        steps.advance()
+    other.extend_to(walk.stop)
+    once.advance()
+    assert walk.windows > 4
+    for ours, theirs in zip(once.evaluate(), steps.evaluate(), strict=True):
+        assert np.array_equal(ours, theirs)
+
+
+def test_twice_the_frames_are_hardly_more_to_work_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    worked_out: list[int] = []
+    share = HaloOperators._share
+
+    def counted(self: HaloOperators, *args: Any) -> Any:
+        worked_out.append(1)
+        return share(self, *args)
+
+    monkeypatch.setattr(HaloOperators, "_share", counted)
+    counts = []
+    for frames in (6, 12):
+        graph = frames_graph(frames, "cuda")
+        walk = long_walk(graph)
+        tally = Tally(Evaluator(graph.view, graph.line, MACHINES["cuda"]), walk)
+        while walk.stop < len(graph.facts.nodes) and walk.extend() is None:
+            tally.advance()
+        worked_out.clear()
+        tally.evaluate()
+        counts.append(len(worked_out))
+        assert len(walk.sliced) > 15 * frames
+    assert counts[1] <= counts[0] + 6, "but for what takes each frame out of the clip"
