@@ -197,7 +197,8 @@ class State:
             given.check_bytes(weights_bytes(self.model), self.budget_bytes)
         else:
             rewritten, find_floor = rewrite(planner.analysis, plan), planner.floor_of(plan)
-            self._keep_planner(program, planner, args, kwargs)
+            outcomes = tuple(one.outcome for one in program.decided)
+            self.keep_planner((call_key(self.guards, self.model, args, kwargs), outcomes), program, planner)
         compiled = Compiled(rewritten, self._decisions.counted(plan, self.model, program.decided), find_floor)
         self.given_plan = None  # not before: a plan that was refused is not silently replaced by another
         log.info(
@@ -210,9 +211,8 @@ class State:
         )
         return compiled
 
-    def _keep_planner(self, program: Program, planner: Planner, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-        """Keep the planner of a call, for another budget or another reservation."""
-        key = call_key(self.guards, self.model, args, kwargs), tuple(one.outcome for one in program.decided)
+    def keep_planner(self, key: Hashable, program: Program, planner: Planner) -> None:
+        """Keep a planner for another budget, another reservation, or who asks for the floor; the oldest one goes."""
         self.planners.pop(key, None)
         self.planners[key] = program, planner
         while len(self.planners) > MAX_PLANNERS:

@@ -220,8 +220,10 @@ class ComponentState(SharedState):
         self.reserved = replace(self.reserved, snapshot_bytes=self._room[key])
         if found is None or not self.still_fits(found, args, kwargs):
             with self._planning():
-                planner = self._analysed(call, part, args, kwargs)
+                known = self.planners.get(key)
+                planner = self._analysed(call, part, args, kwargs) if known is None else known[1]
                 plan = self.choose(planner, args, kwargs)
+                self.keep_planner(key, planner.graph.program, planner)
                 found = self.parts[key] = Compiled(rewrite(planner.analysis, plan), plan, planner.floor_of(plan))
         return found
 
