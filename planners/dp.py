@@ -80,6 +80,11 @@ class Problem:
         stops = np.array([c.stop for c in self.candidates], dtype=np.int64)
         self.bounds = np.searchsorted(stops, np.arange(self.end + 2))
 
+    @property
+    def unsliced_seconds(self) -> float:
+        """Time of all operators, unsliced."""
+        return float(self.seconds[self.first :].sum())
+
     def solution(self, path: Sequence[tuple[int, int]]) -> Solution:
         """Describe a path given as (row, index of the slice length) of each region, in order."""
         choices = tuple(Choice(self.candidates[row], index) for row, index in path)

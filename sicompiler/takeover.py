@@ -77,7 +77,7 @@ class State:
         self.home = next(iter(named_tensors(model).values()), torch.empty(0)).device  # where its weights are
         self.own: Callable[..., Any] | None = None  # what the instance itself had in the place of our patch
         self.compiled: dict[Hashable, Compiled] = {}
-        self.planners: dict[Hashable, tuple[Program, Planner]] = {}  # by call, for another budget or reservation
+        self.planners: dict[Hashable, Planner] = {}  # by call, for another budget or reservation
         self.last: tuple[Compiled, Inputs] | None = None
         this = weakref.proxy(self)  # the guards are ours, and must not keep us
         self.guards = ModuleGuards(lambda attributes: this.seen(attributes), (method,), path)
@@ -188,17 +188,15 @@ class State:
                 given.check(device=device_type_of(self.model), dtype=dtype_name(self.model))
                 program, plan = capture(self.model, args, kwargs, method=self.method, decide=self.decide), given
             else:
-                program, planner = self.planners.get(key) or prepare(
-                    self.model, args, kwargs, method=self.method, progress=self.progress, decide=self.decide
-                )
-                plan = self.choose(planner, args, kwargs)
+                planner = self.planners.get(key) or self._prepared(args, kwargs)
+                program, plan = planner.graph.program, self.choose(planner, args, kwargs)
         if given is not None:
             rewritten, find_floor = rewrite(program, plan, given=True), None
             given.check_bytes(weights_bytes(self.model), self.budget_bytes)
         else:
             rewritten, find_floor = rewrite(planner.analysis, plan), planner.floor_of(plan)
             outcomes = tuple(one.outcome for one in program.decided)
-            self.keep_planner((call_key(self.guards, self.model, args, kwargs), outcomes), program, planner)
+            self.keep_planner((call_key(self.guards, self.model, args, kwargs), outcomes), planner)
         compiled = Compiled(rewritten, self._decisions.counted(plan, self.model, program.decided), find_floor)
         self.given_plan = None  # not before: a plan that was refused is not silently replaced by another
         log.info(
@@ -211,10 +209,15 @@ class State:
         )
         return compiled
 
-    def keep_planner(self, key: Hashable, program: Program, planner: Planner) -> None:
+    def _prepared(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Planner:
+        """Capture and analyse the method for the shapes of a call."""
+        model, method = self.model, self.method
+        return prepare(model, args, kwargs, method=method, progress=self.progress, decide=self.decide)[1]
+
+    def keep_planner(self, key: Hashable, planner: Planner) -> None:
         """Keep a planner for another budget, another reservation, or who asks for the floor; the oldest one goes."""
         self.planners.pop(key, None)
-        self.planners[key] = program, planner
+        self.planners[key] = planner
         while len(self.planners) > MAX_PLANNERS:
             self.planners.pop(next(iter(self.planners)))
 

@@ -220,10 +220,9 @@ class ComponentState(SharedState):
         self.reserved = replace(self.reserved, snapshot_bytes=self._room[key])
         if found is None or not self.still_fits(found, args, kwargs):
             with self._planning():
-                known = self.planners.get(key)
-                planner = self._analysed(call, part, args, kwargs) if known is None else known[1]
+                planner = self.planners.get(key) or self._analysed(call, part, args, kwargs)
                 plan = self.choose(planner, args, kwargs)
-                self.keep_planner(key, planner.graph.program, planner)
+                self.keep_planner(key, planner)
                 found = self.parts[key] = Compiled(rewrite(planner.analysis, plan), plan, planner.floor_of(plan))
         return found
 

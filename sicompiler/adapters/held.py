@@ -98,9 +98,7 @@ def reserved(
         counted = sum((others | own_inputs | known).values())
         return Reserved(tuple(rows), max(torch.cuda.memory_allocated(device) - counted, 0))
     roots = [value for frame in frames for value in frame]
-    apart: set[int] = (
-        set()
-    )  # pipelines and components: looked at here, or, as tokenizers are, large and without tensors
+    apart = set[int]()  # pipelines, looked at here, and components, of which tokenizers are large and without tensors
     for owner in _distinct(pipe, calling):
         apart |= {id(owner), *map(id, owner.components.values())}
         for keeper in (owner, getattr(owner, "scheduler", None)):

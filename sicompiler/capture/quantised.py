@@ -105,7 +105,7 @@ def can_be_faked(model: torch.nn.Module) -> bool:
 
     Kernels of quantised layers do that. Those of tensors that tell torch what they are made of go through torch.
     """
-    tensors = [*model.parameters(), *model.buffers()]
+    tensors = list(weights_in(model))
     if not all(type(tensor) in _PLAIN or is_traceable_wrapper_subclass(tensor) for tensor in tensors):
         return False
     return any(map(is_traceable_wrapper_subclass, tensors)) or not scheme_of(model)

@@ -46,8 +46,7 @@ class Frontiers:
 
 def unsliced_seconds(planner: Planner) -> float:
     """Predicted time of the unsliced graph."""
-    problem = planner.source.unsliced.problem
-    return float(problem.seconds[problem.first :].sum())
+    return planner.source.unsliced.problem.unsliced_seconds
 
 
 def budgets_between(floor_bytes: int, unsliced_bytes: int, far_floor_bytes: int | None = None) -> list[int]:

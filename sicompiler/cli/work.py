@@ -124,11 +124,7 @@ def show_stage(target: Target, stage: Stage, gb: str | None, progress: Progress)
     plan = plan_for(planner, gb)
     title = f"{name}, {stage.value} for {format_bytes(plan.budget_bytes)}, {target.device}"
     if stage is Stage.PLANNED:
-        graph = next(
-            s.graph
-            for s in planner.searches
-            if (s.outer.loop if s.outer else None) == plan.outer and s.recomputed == plan.recomputed
-        )
+        graph = planner.analysis.graph_of(plan)
         if plan.outer is not None:
             title += f", run once for each of {plan.outer.slices} slices of {plan.outer.axis}"
         found = brackets(plan, graph.facts.num_placeholders)

@@ -105,10 +105,8 @@ class _Capture:
         self.reading = read(graph)
         self.weights = weights_bytes(call.module)
         self.loops: dict[str, Reading] = {}
-        for loop, _ in analysis.loops:
-            outer = analysis.outer(loop)
-            assert outer is not None
-            self.loops[loop.axis] = read(outer.graph)
+        for outer in analysis.outers:
+            self.loops[outer.loop.axis] = read(outer.graph)
 
 
 class SizedModel:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from sicompiler.axes.factor_map import Slicing
 from sicompiler.capture import Program
 from sicompiler.passes.manager import Observer, run_stage
-from sicompiler.plan import OuterLoop
+from sicompiler.plan import OuterLoop, Plan
 from sicompiler.search.search import recomputed_graph
 from sicompiler.sliced import Region
 from sicompiler.study import Graph, OuterGraph, make_outer, outer_loops, outer_region, study
@@ -37,11 +37,15 @@ class Analysis:
         """Loops that may stand around the whole graph."""
         return outer_loops(self.legal)
 
+    @functools.cached_property
+    def outers(self) -> tuple[OuterGraph, ...]:
+        """The graphs of one slice of each of these loops."""
+        return tuple(self._outer.setdefault(loop, make_outer(self.legal, loop, region)) for loop, region in self.loops)
+
     def outer(self, loop: OuterLoop) -> OuterGraph | None:
         """The graph of one slice of an outer loop; None where some operator does not commute with its axis."""
         if loop not in self._outer:
-            region = next((region for known, region in self.loops if known == loop), None)
-            region = region or outer_region(self.legal, dict(loop.seeds))
+            region = outer_region(self.legal, dict(loop.seeds))
             if region is None:
                 return None
             self._outer[loop] = make_outer(self.legal, loop, region)
@@ -52,6 +56,16 @@ class Analysis:
         if least_bytes not in self._rematerialized:
             self._rematerialized[least_bytes] = recomputed_graph(self.legal, least_bytes)
         return self._rematerialized[least_bytes]
+
+    def graph_of(self, plan: Plan) -> Graph:
+        """The graph whose positions a plan counts, of a plan that was made from this analysis."""
+        if plan.outer is not None:
+            outer = self.outer(plan.outer)
+            assert outer is not None
+            return outer.graph
+        again = self.rematerialized(plan.rematerialized_bytes) if plan.recomputed else self.legal
+        assert again is not None
+        return again
 
 
 def analyze(program: Program, device_type: str, *, observer: Observer | None = None) -> Analysis:

@@ -52,8 +52,7 @@ class Searches:
     @functools.cached_property
     def may_save_time(self) -> bool:
         """Whether loops may make the graph faster, where memory asks for none."""
-        problem = self.unsliced.problem
-        return most_saved_seconds(self.unsliced.evaluator) > SPEED_SHARE * float(problem.seconds[problem.first :].sum())
+        return most_saved_seconds(self.unsliced.evaluator) > SPEED_SHARE * self.unsliced.problem.unsliced_seconds
 
     @functools.cached_property
     def whole(self) -> Search:
@@ -68,9 +67,7 @@ class Searches:
         """The legal graph, the graphs of one slice of an outer loop, and that in which values are rematerialized."""
         found = [self.whole]
         with self._timed("regions"):
-            for loop, _ in self.analysis.loops:
-                outer = self.analysis.outer(loop)
-                assert outer is not None
+            for outer in self.analysis.outers:
                 found.append(make_search(outer.graph, outer, [], self.machine, self.progress))
             least = rematerialized_bytes(self.graph)
             again = self.analysis.rematerialized(least)
@@ -83,11 +80,11 @@ class Searches:
         """The same with everything in far memory that may lie there."""
         near = self.near
         with self._timed("regions with far memory"):
-            return tuple(with_far(search, self.progress) for search in near)
+            return _with_far(near, self.progress)
 
     @property
     def all_near(self) -> bool:
-        """Whether everything near has been searched already."""
+        """Whether everything on the device has been searched already."""
         return "near" in self.__dict__
 
     @contextlib.contextmanager
@@ -131,5 +128,9 @@ class KnownSearches:
     @functools.cached_property
     def far(self) -> tuple[Search, ...]:
         """The same with everything in far memory that may lie there."""
-        with paused_gc():
-            return tuple(with_far(search, self.progress) for search in self.near)
+        return _with_far(self.near, self.progress)
+
+
+def _with_far(searches: tuple[Search, ...], progress: Progress | None) -> tuple[Search, ...]:
+    with paused_gc():
+        return tuple(with_far(search, progress) for search in searches)
