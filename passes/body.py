@@ -21,7 +21,7 @@ from sicompiler.facts.strides import suggests_channels_last
 from sicompiler.graph_view import GraphView
 from sicompiler.ops.slices import in_order_fake
 from sicompiler.passes.edit import evaluate, inherit, insert_call
-from sicompiler.passes.layouts import VIEWS, keeps_input_size
+from sicompiler.passes.layouts import VIEWS, as_made, keeps_input_size
 from sicompiler.passes.spans import SpanNodes
 from sicompiler.sliced import Region
 
@@ -96,6 +96,7 @@ class BodyEmitter:
         assert callable(target)
         node = self.graph.create_node("call_function", target, tuple(args), dict(kwargs), name=old.name)
         node.meta["val"] = evaluate(node, self.mode)
+        node.meta["val"] = as_made(node, self.mode)
         self.made[position] = self._copied(position, inherit(node, old))
         return self.made[position]
 
@@ -113,14 +114,20 @@ class BodyEmitter:
         whole = self.view.tensor((position, 0))
         copies = self.view.made[position] and self.view.may_be_view[position]
         if copies and whole.is_contiguous and not value.is_contiguous():
-            return inherit(insert_call(self.graph, self.mode, aten.contiguous.default, (node,)), node)
+            return self._then(aten.contiguous.default, node)
         if copies and self._is_part(value):
-            return inherit(insert_call(self.graph, self.mode, aten.clone.default, (node,)), node)
+            return self._then(aten.clone.default, node)
         if isinstance(self.length, fx.Node) and node.target in VIEWS and len(whole.shape) > 3 and 1 in value.shape:
             return inherit(in_format(self.graph, self.mode, node, whole), node)
         if keeps_input_size(node):
-            return inherit(insert_call(self.graph, self.mode, aten.clone.default, (node,)), node)
+            return self._then(aten.clone.default, node)
         return node
+
+    def _then(self, target: OpOverload, node: fx.Node) -> fx.Node:
+        """Call an operator on what a node gives."""
+        call = insert_call(self.graph, self.mode, target, (node,))
+        call.meta["val"] = as_made(call, self.mode)
+        return inherit(call, node)
 
     def _is_part(self, value: torch.Tensor) -> bool:
         """Whether a value is a part of a larger one that lives in the body only."""

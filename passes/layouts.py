@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 
 from sicompiler.capture import Program
@@ -132,13 +133,27 @@ def real_layouts(program: Program) -> None:
     for node in program.graph_module.graph.nodes:
         replacements.follow(node)
         result = node.meta.get("val")
-        value, *rest = result if isinstance(result, (list, tuple)) and result else (result,)
-        if not isinstance(value, torch.Tensor) or value.device.type != "cpu" or not value.numel():
-            continue
-        with program.fake_mode:
-            new = _as_made(node, value)
-        if new is not None:
-            replacements.changed(node, (new, *rest) if rest else new)
+        made = as_made(node, program.fake_mode)
+        if made is not result:
+            replacements.changed(node, made)
+
+
+def as_made(node: fx.Node, mode: FakeTensorMode) -> Any:
+    """A node's fake value, with the strides that the kernel gives its (first) tensor; the same object where it has them.
+
+    Args:
+        node: a call with its fake value in `meta["val"]`.
+        mode: the fake mode of it.
+    """
+    result = node.meta.get("val")
+    value, *rest = result if isinstance(result, (list, tuple)) and result else (result,)
+    if not isinstance(value, torch.Tensor) or value.device.type != "cpu" or not value.numel():
+        return result
+    with mode:
+        new = _as_made(node, value)
+    if new is None:
+        return result
+    return (new, *rest) if rest else new
 
 
 def _as_made(node: fx.Node, value: torch.Tensor) -> torch.Tensor | None:

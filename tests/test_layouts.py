@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import fx, nn
 
+from sicompiler.api import prepare
 from sicompiler.capture import capture, flatten_inputs
+from sicompiler.compiler import rewrite
 from sicompiler.facts.storages import fake_tensors
 from sicompiler.facts.strides import suggests_channels_last, view_strides
 from sicompiler.passes.layouts import real_layouts
@@ -179,7 +181,7 @@ class Line(nn.Module):
     """Mixes channels of images one pixel wide."""
 
     def forward(self, x: torch.Tensor) -> Any:
-        y = torch.einsum("nchw,cd->ndhw", x, torch.ones(4, 4, dtype=x.dtype))
+        y = torch.einsum("nchw,cd->ndhw", x, torch.arange(16, dtype=x.dtype).view(4, 4))
         return torch.cat(y.chunk(2, 1), 1)
 
 
@@ -261,6 +263,19 @@ class Blurred(nn.Module):
         return (y - y.mean(1, keepdim=True)).cumsum(0)
 
 
+class Shifted(nn.Module):
+    """One channel of each frame shifted in time: alone it is row-major too, and what it is joined to decides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(6, 6, 3, padding=1, groups=6, bias=False)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        video = F.layer_norm(x.cumsum(0), (6,)).movedim(-1, 1)  # along the batch, so that the whole is no outer loop
+        video = F.silu(torch.cat([torch.roll(video[:, :1], 1, 2), video[:, 1:]], 1))
+        return self.conv(video.transpose(1, 2).flatten(0, 1))
+
+
 MODULES: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "slices of slices": (WrittenWithin(), (1, 6, 4, 7, 3)),
     "frames": (Frames(), (1, 2000, 16)),
@@ -284,3 +299,28 @@ def test_fetched_slices_keep_their_format() -> None:
     outcomes = run_budgets(Padded().double().eval(), inputs, {}, offload=True)
     assert any(outcome.plan.spilled and outcome.plan.regions for outcome in outcomes)
     assert [line for outcome in outcomes for line in outcome.problems()] == []
+
+
+class AsPlanned(fx.Interpreter):
+    """Runs the body of a loop, and looks where its values lie."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        value, planned = super().run_node(n), n.meta.get("val")
+        if isinstance(planned, torch.Tensor):
+            assert value.stride() == planned.stride(), n.format_node()
+        return value
+
+
+def test_values_in_loops_lie_as_kernels_lay_them() -> None:
+    inputs = (torch.randn(3, 5, 4, 1, 6, dtype=torch.float64),)
+    _, planner = prepare(Shifted().double().eval().requires_grad_(False), inputs, {})
+    program = rewrite(planner.analysis, planner.plan(planner.floor()[0]))
+    bodies = [body for body in program.graph_module.children() if isinstance(body, fx.GraphModule)]
+    assert len(bodies) == 2
+    for body in bodies:
+        values = [node.meta["val"] for node in body.graph.find_nodes(op="placeholder")]
+        AsPlanned(body).run(*(v if isinstance(v, int) else _real(v) for v in values))
+
+
+def _real(fake: torch.Tensor) -> torch.Tensor:
+    return torch.empty_strided(fake.shape, fake.stride(), dtype=fake.dtype).fill_(1)
