@@ -14,9 +14,9 @@ import torch
 
 from sicompiler.facts import workspace_onednn as onednn
 from sicompiler.facts.storages import TensorFact
-from sicompiler.facts.workspace_layout import KernelCall, channels_innermost, channels_last, row_major, row_major_copy
+from sicompiler.facts.workspace_layout import KernelCall, channels_last, row_major, row_major_copy, suggested
 from sicompiler.facts.workspace_onednn import HALF, round_up
-from sicompiler.facts.workspace_unfolding import as_image, folding, suggested, unfolding
+from sicompiler.facts.workspace_unfolding import as_image, folding, unfolding
 
 
 @cache
@@ -78,7 +78,7 @@ def _by_layout(
 def _unevenly_padded(call: KernelCall, x: TensorFact) -> TensorFact | None:
     """The copy of the input that is made where padding "same" is not as much on both sides; else None.
 
-    It is row-major, or channels-last where the input had that order.
+    It is row-major, or channels-last where torch suggests that of the input, which may be row-major too (one position).
     """
     if call.arguments.get("padding") != "same":
         return None
@@ -90,7 +90,7 @@ def _unevenly_padded(call: KernelCall, x: TensorFact) -> TensorFact | None:
     lead = len(x.shape) - space
     shape = (*x.shape[:lead], *(size + more for size, more in zip(x.shape[lead:], odd, strict=True)))
     padded = row_major(TensorFact(shape, shape, x.dtype, x.storage))
-    if not channels_innermost(x):
+    if not suggested(x):
         return padded
     last = row_major(TensorFact((shape[0], *shape[2:], shape[1]), shape, x.dtype, x.storage)).stride
     return TensorFact(shape, (last[0], last[-1], *last[1:-1]), x.dtype, x.storage)

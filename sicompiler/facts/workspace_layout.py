@@ -14,6 +14,7 @@ from torch._ops import OpOverload
 
 from sicompiler.facts.calls import bind
 from sicompiler.facts.storages import TensorFact
+from sicompiler.facts.strides import suggests_channels_last
 
 
 @dataclass(frozen=True)
@@ -73,19 +74,12 @@ def channels_last(tensor: TensorFact) -> bool:
     Strides of dims of one entry count, though they say nothing: kernels go by `is_channels_last_strides_2d` in
     c10/core/MemoryFormat.h, and take a batch of one whose stride is too small for row-major.
     """
-    return tensor.is_dense and channels_innermost(tensor)
+    return tensor.is_dense and not tensor.is_contiguous and suggested(tensor)
 
 
-def channels_innermost(tensor: TensorFact) -> bool:
-    """Whether `suggest_memory_format` is channels-last: the order of `channels_last`, with or without gaps."""
-    if tensor.is_contiguous or len(tensor.shape) not in (4, 5):
-        return False
-    least = 0
-    for d in (1, *range(len(tensor.shape) - 1, 1, -1), 0):
-        if tensor.stride[d] < least:
-            return False
-        least = tensor.stride[d] * tensor.shape[d]
-    return True
+def suggested(tensor: TensorFact) -> bool:
+    """Whether its memory format is channels-last, by what torch suggests: with gaps, or if it is row-major too."""
+    return suggests_channels_last((tensor.shape, tensor.stride))
 
 
 def mergeable(shape: Sequence[int], stride: Sequence[int]) -> bool:

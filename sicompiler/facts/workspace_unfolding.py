@@ -11,8 +11,8 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from sicompiler.facts.storages import TensorFact
-from sicompiler.facts.strides import format_strides, has_format, suggests_channels_last
-from sicompiler.facts.workspace_layout import KernelCall, row_major_copy
+from sicompiler.facts.strides import format_strides, has_format
+from sicompiler.facts.workspace_layout import KernelCall, row_major_copy, suggested
 
 Kernel = Callable[[TensorFact, TensorFact, TensorFact], int]
 """Bytes that a kernel takes beside the result, for input, weight and result of one group that lie as it wants them."""
@@ -98,11 +98,6 @@ def _by_groups(
 def _works_channels_last(x: TensorFact, weight: TensorFact) -> bool:
     """`thnn_conv_use_channels_last` in aten/src/ATen/native/ConvUtils.h: images only."""
     return len(x.shape) == 4 and (suggested(x) or suggested(weight))
-
-
-def suggested(tensor: TensorFact) -> bool:
-    """Whether its memory format is channels-last, by what torch suggests."""
-    return suggests_channels_last((tensor.shape, tensor.stride))
 
 
 def _copied(tensor: TensorFact, channels: bool) -> int:
