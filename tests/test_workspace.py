@@ -314,11 +314,22 @@ def test_norms(layout: str, dtype: torch.dtype) -> None:
         _compare(aten.layer_norm.default, x, [64], rows, rows)
         _compare(aten.layer_norm.default, x, [64])
         _compare(aten.rms_norm.default, x, [64], rows)
-        _compare(aten.rms_norm.default, x, [64], closeness=None)
+        _compare(aten.rms_norm.default, x, [64])
         _compare(aten.softmax.int, x, -1)
         _compare(aten.softmax.int, x, 1, torch.float32)
         _compare(aten.mean.dim, x, [-1], True)
         _compare(aten.var_mean.correction, x, [-1])
+
+
+@dtypes
+@pytest.mark.parametrize("layout", ["row-major", "narrowed", "swapped"])
+@pytest.mark.parametrize("width", [1, 2, 4])
+def test_norms_of_few_columns(width: int, layout: str, dtype: torch.dtype) -> None:
+    x = _layout(layout, (4, 1000, width), dtype)
+    for normalized in ([width], [1000, width]):
+        for weight in (None, torch.ones(normalized).to(dtype), torch.ones(normalized)):
+            _compare(aten.rms_norm.default, x, normalized, weight)
+        _compare(aten.layer_norm.default, x, normalized)
 
 
 @dtypes

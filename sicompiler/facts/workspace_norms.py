@@ -7,6 +7,7 @@ import math
 import torch
 
 from sicompiler.facts.storages import TensorFact
+from sicompiler.facts.strides import like_strides
 from sicompiler.facts.workspace_families import REDUCTIONS
 from sicompiler.facts.workspace_layout import KernelCall, channels_last, mergeable, row_major_copy
 from sicompiler.facts.workspace_onednn import HALF
@@ -28,20 +29,33 @@ def group_norm(call: KernelCall) -> int:
 
 
 def layer_norm(call: KernelCall) -> int:
-    """Mean and rstd of each row, counting all dims but the last as rows; X for an input that is not row-major."""
+    """Mean and rstd of each row; X for an input that is not row-major."""
     x = call.operands[0]
     stats = call.operands[1].dtype.itemsize if len(call.operands) > 1 else x.dtype.itemsize
-    return 2 * x.numel // max(x.shape[-1], 1) * stats + sum(row_major_copy(t) for t in call.operands)
+    return 2 * _rows(call) * stats + sum(row_major_copy(t) for t in call.operands)
+
+
+def _rows(call: KernelCall) -> int:
+    shape = call.operands[0].shape
+    return math.prod(shape[: len(shape) - len(call["normalized_shape"])])
 
 
 def rms_norm(call: KernelCall) -> int:
-    """A chain of operators: in float32 X for the product with the weight; in half dtypes float32 copies, up to 5 X."""
-    x = call.operands[0]
-    rows = 3 * x.numel // max(x.shape[-1], 1) * max(x.dtype.itemsize, 4) + 8 * x.shape[-1]
-    more = len(call.operands) > 1 or not x.is_contiguous
-    if x.dtype in HALF:
-        return (5 if more else 3) * x.nbytes + rows
-    return (x.nbytes if more else 0) + rows
+    """A chain of operators: the square of X, its mean and the root of that, X times it, and times the weight.
+
+    They work in float32 where X is in a half dtype, on a copy. The square lives until the root is there; the products
+    one beside the other, and as they are made row-major where they are in no memory format.
+    """
+    x, y = call.operands[0], call.results[0]
+    dtype = torch.float32 if x.dtype in HALF else x.dtype
+    weight = call.operands[1] if len(call.operands) > 1 else None
+    rows, product = _rows(call) * dtype.itemsize, x.numel * dtype.itemsize
+    copied = product if dtype != x.dtype else 0
+    laid = TensorFact(x.shape, like_strides((x.shape, x.stride)), dtype, 0)
+    moved = 0 if channels_last(laid) else row_major_copy(laid) or (product if x.is_expanded else 0)
+    converted = weight.numel * dtype.itemsize if weight is not None and weight.dtype != dtype else 0
+    again = max(moved, product + converted if weight is not None else 0)
+    return copied + max(product + 2 * rows, product + rows + again) - y.nbytes + 64
 
 
 def softmax(call: KernelCall) -> int:
