@@ -139,7 +139,7 @@ def real_layouts(program: Program) -> None:
 
 
 def as_made(node: fx.Node, mode: FakeTensorMode) -> Any:
-    """A node's fake value, with the strides that the kernel gives its (first) tensor; the same object where it has them.
+    """A node's fake value, with the strides that the kernel gives its (first) tensor; the same object if it has them.
 
     Args:
         node: a call with its fake value in `meta["val"]`.

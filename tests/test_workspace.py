@@ -322,17 +322,6 @@ def test_norms(layout: str, dtype: torch.dtype) -> None:
 
 
 @dtypes
-@pytest.mark.parametrize("layout", ["row-major", "narrowed", "swapped"])
-@pytest.mark.parametrize("width", [1, 2, 4])
-def test_norms_of_few_columns(width: int, layout: str, dtype: torch.dtype) -> None:
-    x = _layout(layout, (4, 1000, width), dtype)
-    for normalized in ([width], [1000, width]):
-        for weight in (None, torch.ones(normalized).to(dtype), torch.ones(normalized)):
-            _compare(aten.rms_norm.default, x, normalized, weight)
-        _compare(aten.layer_norm.default, x, normalized)
-
-
-@dtypes
 @pytest.mark.parametrize("layout", ["row-major", "narrowed", "channels_last"])
 @pytest.mark.parametrize("size", [(20, 20), (31, 32), (32, 32), (32, 33), (100, 10)])
 def test_upsampling(layout: str, size: tuple[int, int], dtype: torch.dtype) -> None:

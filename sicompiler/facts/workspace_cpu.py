@@ -18,7 +18,7 @@ from sicompiler.facts import workspace_resampling as resampling
 from sicompiler.facts.workspace_attention import attention
 from sicompiler.facts.workspace_composite import composite, unknown
 from sicompiler.facts.workspace_conv import convolution, transposed_convolution
-from sicompiler.facts.workspace_families import COMPOSITE, NOTHING, POINTWISE
+from sicompiler.facts.workspace_families import COMPOSITE, COPIES, NOTHING, POINTWISE
 from sicompiler.facts.workspace_layout import Formula, KernelCall, image_copy, nothing, strided_copy
 from sicompiler.facts.workspace_products import plain_product, product
 
@@ -38,6 +38,7 @@ _UNKNOWN = unknown(workspace)
 
 ROWS: dict[OpOverload, Formula] = {
     **dict.fromkeys(NOTHING, nothing),
+    **dict.fromkeys(COPIES, moves.copied),
     **dict.fromkeys(POINTWISE, pointwise.pointwise),
     **dict.fromkeys(COMPOSITE, composite(workspace)),
     aten.addmm.default: plain_product,
@@ -80,6 +81,8 @@ ROWS: dict[OpOverload, Formula] = {
     aten.upsample_nearest2d.vec: resampling.upsample,
     aten._upsample_nearest_exact2d.default: resampling.upsample,
     aten._upsample_nearest_exact2d.vec: resampling.upsample,
+    aten.masked_fill.Scalar: moves.filled,
+    aten.masked_fill.Tensor: moves.filled,
     **dict.fromkeys(norms.FEW_BYTES, norms.few_bytes),
     **dict.fromkeys(resampling.INDEXED, resampling.resample_indices),
     aten._upsample_bicubic2d_aa.default: resampling.antialiased,

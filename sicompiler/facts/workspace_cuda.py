@@ -15,7 +15,7 @@ from sicompiler.facts import workspace_norms as norms
 from sicompiler.facts import workspace_products as products
 from sicompiler.facts import workspace_resampling as resampling
 from sicompiler.facts.workspace_composite import composite, unknown
-from sicompiler.facts.workspace_families import COMPOSITE, NOTHING, POINTWISE, REDUCTIONS
+from sicompiler.facts.workspace_families import COMPOSITE, COPIES, NOTHING, POINTWISE, REDUCTIONS
 from sicompiler.facts.workspace_layout import (
     Formula,
     KernelCall,
@@ -109,7 +109,7 @@ SORTED = frozenset(
 _UNKNOWN = unknown(workspace)
 
 ROWS: dict[OpOverload, Formula] = {
-    **dict.fromkeys((*NOTHING, *POINTWISE, *REDUCTIONS), nothing),
+    **dict.fromkeys((*NOTHING, *COPIES, *POINTWISE, *REDUCTIONS), nothing),
     **dict.fromkeys(COMPOSITE, composite(workspace)),
     **dict.fromkeys(resampling.INDEXED, nothing),
     **dict.fromkeys(RESAMPLED, strided_copy),

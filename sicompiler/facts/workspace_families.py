@@ -13,32 +13,39 @@ import sicompiler.ops  # noqa: F401  (registers the operators named below)
 aten = torch.ops.aten
 ops = torch.ops.sicompiler
 
-# Results are views of the operands, or a copy of them in another order, or made from nothing.
+# Results are views of the operands, or made from nothing, or hold them in another order.
 NOTHING: frozenset[OpOverload] = frozenset(
     {
-        *(aten._conj.default, aten._to_copy.default, aten._unsafe_view.default, aten.alias.default),
+        *(aten._conj.default, aten._unsafe_view.default, aten.alias.default),
         *(aten.arange.default, aten.arange.start, aten.arange.start_step, aten.broadcast_tensors.default),
-        *(aten.broadcast_to.default, aten.chunk.default, aten.clone.default),
-        *(aten.conj.default, aten.constant_pad_nd.default, aten.contiguous.default),
-        *(aten.copy.default, aten.copy_.default, aten.detach.default, aten.empty.memory_format),
+        *(aten.broadcast_to.default, aten.chunk.default, aten.conj.default, aten.detach.default),
+        *(aten.empty.memory_format, aten.movedim.int, aten.movedim.intlist, aten.permute.default, aten.real.default),
         *(aten.empty_like.default, aten.empty_strided.default, aten.expand.default, aten.expand_as.default),
-        *(aten.eye.default, aten.eye.m, aten.flatten.using_ints, aten.flip.default, aten.full.default),
+        *(aten.eye.default, aten.eye.m, aten.flip.default, aten.full.default),
         *(aten.full_like.default, aten.lift_fresh.default, aten.lift_fresh_copy.default, aten.linspace.default),
-        *(aten.meshgrid.default, aten.meshgrid.indexing, aten.movedim.int, aten.movedim.intlist),
+        *(aten.meshgrid.default, aten.meshgrid.indexing),
         *(aten.narrow.default, aten.new_empty.default, aten.new_full.default, aten.new_ones.default),
         *(aten.new_zeros.default, aten.numpy_T.default, aten.ones.default, aten.ones_like.default),
-        *(aten.permute.default, aten.ravel.default, aten.real.default, aten.reshape.default),
-        *(aten.reshape_as.default, aten.resolve_conj.default, aten.resolve_neg.default, aten.scalar_tensor.default),
-        *(aten.imag.default, aten.select.int, aten.select_scatter.default, aten.slice.Tensor),
-        *(aten.slice_scatter.default, aten.split.Tensor, aten.split.default, aten.split.sizes),
+        *(aten.resolve_conj.default, aten.resolve_neg.default, aten.scalar_tensor.default),
+        *(aten.imag.default, aten.select.int, aten.slice.Tensor),
+        *(aten.split.Tensor, aten.split.default, aten.split.sizes),
         *(aten.split_with_sizes.default, aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims),
         *(aten.swapaxes.default, aten.swapdims.default, aten.t.default),
-        *(aten.tensor_split.indices, aten.tensor_split.sections, aten.to.device, aten.to.dtype),
-        *(aten.to.dtype_layout, aten.to.other, aten.transpose.int, aten.type_as.default, aten.unbind.int),
+        *(aten.tensor_split.indices, aten.tensor_split.sections, aten.transpose.int, aten.unbind.int),
         *(aten.unflatten.int, aten.unsafe_chunk.default, aten.unsafe_split.Tensor, aten.unsqueeze.default),
         *(aten.view.default, aten.view.dtype, aten.view_as.default, aten.view_as_complex.default),
         *(aten.view_as_real.default, aten.zeros.default, aten.zeros_like.default),
         *(ops.copy_slice.default, ops.in_order.default, ops.take_over.default, ops.write_slice_.default),
+    }
+)
+
+# Copies, into another order, shape or dtype, or into the result they are a part of.
+COPIES: frozenset[OpOverload] = frozenset(
+    {
+        *(aten._to_copy.default, aten.clone.default, aten.constant_pad_nd.default, aten.contiguous.default),
+        *(aten.copy.default, aten.copy_.default, aten.flatten.using_ints, aten.ravel.default, aten.reshape.default),
+        *(aten.reshape_as.default, aten.select_scatter.default, aten.slice_scatter.default, aten.to.device),
+        *(aten.to.dtype, aten.to.dtype_layout, aten.to.other, aten.type_as.default),
     }
 )
 

@@ -96,9 +96,18 @@ def row_major(tensor: TensorFact) -> TensorFact:
     return TensorFact(tensor.shape, tuple(strides[: len(tensor.shape)]), tensor.dtype, tensor.storage)
 
 
+def transposing_block(tensor: TensorFact) -> int:
+    """What a row-major copy of a transposed matrix takes for a moment: a block of 60 * 60 entries.
+
+    `copy_transpose_valid` and `copy_same_type_transpose_` in aten/src/ATen/native/Copy.cpp.
+    """
+    transposed = len(tensor.shape) == 2 and tensor.stride == (1, tensor.shape[0]) and tensor.numel >= 60 * 60
+    return 60 * 60 * tensor.dtype.itemsize if transposed else 0
+
+
 def row_major_copy(tensor: TensorFact) -> int:
     """Bytes of a tensor if it is not row-major (the kernel works on a copy), else nothing."""
-    return 0 if tensor.is_contiguous else tensor.nbytes
+    return 0 if tensor.is_contiguous else tensor.nbytes + transposing_block(tensor)
 
 
 def strided_copy(call: KernelCall) -> int:

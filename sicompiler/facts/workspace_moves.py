@@ -6,9 +6,9 @@ import math
 
 import torch
 
-from sicompiler.facts.workspace_layout import KernelCall, mergeable, row_major_copy
+from sicompiler.facts.workspace_layout import KernelCall, mergeable, row_major_copy, transposing_block
 from sicompiler.facts.workspace_onednn import HALF
-from sicompiler.facts.workspace_pointwise import NUMBER_BYTES
+from sicompiler.facts.workspace_pointwise import NUMBER_BYTES, pointwise
 
 aten = torch.ops.aten
 
@@ -24,6 +24,18 @@ def roll(call: KernelCall) -> int:
     if count == 0:
         return row_major_copy(x)
     return x.nbytes * min(count - 1, 2)
+
+
+def copied(call: KernelCall) -> int:
+    """A block of entries where a transposed matrix is copied to row-major memory of its dtype."""
+    y = call.results[0]
+    blocks = [transposing_block(t) for t in call.operands if t.dtype == y.dtype]
+    return max(blocks, default=0) if y.is_contiguous else 0
+
+
+def filled(call: KernelCall) -> int:
+    """`masked_fill`: its numbers, and what a row-major copy of its input takes."""
+    return pointwise(call) + copied(call)
 
 
 def strided_operands(call: KernelCall) -> int:
