@@ -135,8 +135,10 @@ class Planner:
 
     def rewrite(self, plan: Plan) -> Program:
         """Carry a plan of this planner out."""
-        make = lambda: rewrite(self.analysis, plan)
-        return make() if self.known is None else self.known.rewritten(plan, list(self.program.constants.values()), make)
+        if self.known is None:
+            return rewrite(self.analysis, plan)
+        constants = list(self.program.constants.values())
+        return self.known.rewritten(plan, constants, lambda: rewrite(self.analysis, plan))
 
     def _find_plan(self, budget_bytes: int, planner: str, far_memory: FarMemory) -> Plan:
         began, before = time.perf_counter(), dict(self.source.timings)

@@ -7,8 +7,8 @@
 | `keys` | what a program, and what a plan depends on, as a digest |
 | `known` | what is asked of the folder: the program of a call, the plan for a budget |
 
-A file of the cache is data: JSON and tensors. Nothing in it is executed, imported or unpickled; operators are named, and
-looked up among those that graphs of this process may have.
+A file of the cache is data: JSON and tensors. Nothing in it is executed, imported or unpickled; operators are named,
+and looked up among those that graphs of this process may have.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Graphs as JSON, and back: nodes by number, operators by name, fake tensors by their layout and the storage they share.
+"""Graphs as JSON, and back: nodes by number, operators by name, fake tensors by layout and the storage they share.
 
 What has no form here is `Unpackable`, and is then simply not kept.
 """
@@ -254,7 +254,7 @@ class Unpacker:
         kind = getattr(torch, dtype, None)
         if not isinstance(kind, torch.dtype):
             raise Broken(f"there is no dtype {dtype!r}")
-        meta = torch.empty(0, dtype=kind, device="meta").set_(self._storages[storage], offset, size, stride)  # type: ignore[call-overload]
+        meta = torch.empty(0, dtype=kind, device="meta").set_(self._storages[storage], offset, size, stride)
         return FakeTensor(self._mode, meta.requires_grad_(requires_grad), torch.device(device))
 
     def _val(self, data: Json) -> Any:

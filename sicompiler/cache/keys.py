@@ -66,7 +66,7 @@ def processor() -> str:
         platform.machine(),
         torch.backends.cpu.get_cpu_capability(),
         str(torch.get_num_threads()),
-        str(torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled),  # type: ignore[attr-defined]
+        str(torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled),
         *(str(getattr(torch.cpu, name)()) for name in _FEATURES),
     )
 

@@ -82,7 +82,7 @@ def _pack_constants(constants: Mapping[str, Any], tensors: dict[str, torch.Tenso
             raise Unpackable(f"the constant {name} of {tensor.nbytes} bytes, layout {tensor.layout}")
         if storage._cdata not in names:
             names[storage._cdata] = key = f"storage {len(tensors)}"
-            plain = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)  # type: ignore[call-overload]
+            plain = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)
             tensors[key] = plain.cpu().clone()
         dtype = str(tensor.dtype).removeprefix("torch.")
         layout = [list(tensor.shape), list(tensor.stride()), tensor.storage_offset()]
@@ -114,7 +114,7 @@ def _unpack_constants(
     for name, (key, dtype, device, size, stride, offset) in data.items():
         kind = getattr(torch, dtype)
         storage = tensors[key].to(device).untyped_storage()
-        made = torch.empty(0, dtype=kind, device=device).set_(storage, offset, size, stride)  # type: ignore[call-overload]
+        made = torch.empty(0, dtype=kind, device=device).set_(storage, offset, size, stride)
         same = (t for t in live if _equal(t, made))
         found[name] = next(same, made)
     return found

@@ -1,8 +1,8 @@
 """What a model returns, as JSON, and back: containers that torch knows, and objects taken apart.
 
-A class is written by its name, and found among the modules that are loaded already: the model that returns it has them.
-Nothing is imported. An object is made without its `__init__`, which only a class takes that has no ways of its own to be
-copied.
+A class is written by its name, and found among the modules that are loaded already: the model that returns it has
+them. Nothing is imported. An object is made without its `__init__`, which only a class takes that has no ways of its
+own to be copied.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def _unpack_object(data: Json, marks: list[torch.Tensor]) -> Any:
         found = named_class(rest[0])
         if not _is_simple(found):
             raise Broken(f"{rest[0]} has its own way to be made")
-        made = object.__new__(found)
+        made: Any = object.__new__(found)
         vars(made).update({name: _unpack_object(value, marks) for name, value in rest[1].items()})
         return made
     raise Broken(f"{kind!r:.60} is no part of a result")

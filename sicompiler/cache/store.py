@@ -46,9 +46,9 @@ class Info:
 class Store:
     """Entries by name in a folder that several processes may share.
 
-    An entry appears as a whole or not at all: it is written beside and renamed. One that is damaged, or none of ours, is
-    taken for missing and written anew. Where the folder can't be used, everything is missing and nothing is kept; that
-    is said once.
+    An entry appears as a whole or not at all: it is written beside and renamed. One that is damaged, or none of ours,
+    is taken for missing and written anew. Where the folder can't be used, everything is missing and nothing is kept;
+    that is said once.
 
     Args:
         folder: where; made when something is written.
