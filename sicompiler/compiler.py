@@ -137,8 +137,7 @@ class Planner:
         """Carry a plan of this planner out."""
         if self.known is None:
             return rewrite(self.analysis, plan)
-        constants = list(self.program.constants.values())
-        return self.known.rewritten(plan, constants, lambda: rewrite(self.analysis, plan))
+        return self.known.rewritten(self.program, plan, lambda: rewrite(self.analysis, plan))
 
     def _find_plan(self, budget_bytes: int, planner: str, far_memory: FarMemory) -> Plan:
         began, before = time.perf_counter(), dict(self.source.timings)

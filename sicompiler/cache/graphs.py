@@ -13,6 +13,7 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from sicompiler import ops
 
@@ -154,7 +155,7 @@ class Packer:
         storage = tensor.untyped_storage()
         if storage._cdata not in self._storage_numbers:
             self._storage_numbers[storage._cdata] = len(self.storages)
-            self.storages.append(_whole(storage.nbytes()))
+            self.storages.append(_storage_bytes(storage))
         return [
             self._storage_numbers[storage._cdata],
             str(tensor.dtype).removeprefix("torch."),
@@ -224,6 +225,14 @@ class Packer:
             )
             numbers[node] = len(numbers)
         return {"nodes": rows, "inside": inside}
+
+
+def _storage_bytes(storage: torch.UntypedStorage) -> int:
+    """Bytes of a storage, which torch keeps as a symbol behind an input that is a view of more."""
+    try:
+        return int(storage.nbytes())
+    except GuardOnDataDependentSymNode as error:
+        raise Unpackable("a size that depends on values") from error
 
 
 def _whole(number: Any) -> int:

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-import sicompiler
 from sicompiler.capture import flatten_inputs
 from sicompiler.guards.durable import NotDurable, durable, durable_digest
 
@@ -51,7 +50,7 @@ def version(package: str) -> str:
 def _sources() -> str:
     """A digest of the source files of sicompiler: while it is worked on, its version says nothing."""
     digest = hashlib.sha256()
-    root = Path(sicompiler.__file__).parent
+    root = Path(__file__).parents[1]
     folders = [root, root / "passes", root / "planners"]  # the last two may be links, which a walk does not follow
     files = {path for folder in folders for path in folder.rglob("*.py")}
     for path in sorted(files, key=lambda path: path.relative_to(root).as_posix()):

@@ -150,26 +150,27 @@ class KnownPlans:
         self._write(question, {"bytes": nbytes, "operator": operator})
         return nbytes, operator
 
-    def rewritten(self, plan: Plan, live: Sequence[torch.Tensor], make: Callable[[], Program]) -> Program:
+    def rewritten(self, program: Program, plan: Plan, make: Callable[[], Program]) -> Program:
         """The program that a plan makes of this one.
 
         Args:
-            plan: of this program.
-            live: constants of the program before.
+            program: this one.
+            plan: of it.
             make: carries the plan out.
         """
         name = self._name(f"rewritten {replace(plan, timings={}).to_json(indent=None)}")
         data = self.store.read(name)
         if data is not None:
             try:
-                return unpack_program(data, live)
+                found = unpack_program(data, list(program.constants.values()))
+                return replace(found, decided=program.decided)
             except Broken as error:
                 self.store.drop(name, f"is no program ({error})")
-        program = make()
-        packed = _packed(program)
+        made = make()
+        packed = _packed(replace(made, decided=()))
         if packed is not None:
             self.store.write(name, packed)
-        return program
+        return made
 
     def _name(self, question: str) -> str:
         return f"plan-{digest_of(self.program, question)}"

@@ -24,6 +24,12 @@ from sicompiler.guards.identity import Token
 MOST_CONSTANT_BYTES = 2**28  # of tensors beside the weights: more takes too long to look at
 _ADDRESS = re.compile(r"0x[0-9a-f]{6,}")
 _UNORDERED = ("['_use_default_values']",)  # where diffusers keeps which arguments of a configuration nobody gave
+# Facts that are others in every process, and that no graph depends on:
+_OF_PROCESS = (
+    "._torchdynamo_wrapper_id",  # the address of a function, noted on it by torch
+    "._original_object_hash",  # of a configuration of transformers, by Python's hash of strings
+    "transformers.utils.hub.SESSION_ID",
+)
 _PRINTED = (bool, int, float, complex, str, bytes, range, slice, type(None), type(Ellipsis), type(NotImplemented))
 _TORCH = (torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size)
 _NAMED = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.MethodDescriptorType)
@@ -43,7 +49,7 @@ def durable_digest(facts: Mapping[str, Hashable]) -> str:
         NotDurable: a fact has no such form.
     """
     digest = hashlib.sha256()
-    for path in sorted(facts):
+    for path in sorted(path for path in facts if not path.endswith(_OF_PROCESS)):
         fact: Any = facts[path]
         form = _unordered if path.endswith(_UNORDERED) else _FORMS.get(fact[0], durable)
         line = f"{path} = {form(fact)}\n"
