@@ -14,7 +14,7 @@ from sicompiler.adapters.held import ATTRIBUTE
 from sicompiler.adapters.pipeline import PipelineState, is_pipeline, pipeline_state
 from sicompiler.adapters.supported import SupportedPipeline, supported_pipelines
 from sicompiler.adapters.verify import PipelineVerification
-from sicompiler.cache import default_store
+from sicompiler.cache.store import default_store
 from sicompiler.compiler import FarMemory
 from sicompiler.errors import BadInput, NotCompiled
 from sicompiler.ops.mapped import offload_folder

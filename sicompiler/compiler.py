@@ -9,8 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from sicompiler.cache import KnownPlans, Store
-from sicompiler.cache.known import program_digest
+from sicompiler.cache.known import KnownPlans, program_digest
+from sicompiler.cache.store import Store
 from sicompiler.capture import Program
 from sicompiler.cost import MACHINES, Machine
 from sicompiler.errors import OverBudget

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from sicompiler.cache import KnownPrograms, Store
+from sicompiler.cache.known import KnownPrograms
+from sicompiler.cache.store import Store
 from sicompiler.capture import Program, capture, flatten_inputs, named_tensors, weights_bytes
 from sicompiler.capture.decisions import Decide, decide_at_once, numbers_in, outcome_of
 from sicompiler.capture.quantised import refusal, scheme_of

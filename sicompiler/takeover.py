@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 
-from sicompiler.cache import Store
+from sicompiler.cache.store import Store
 from sicompiler.capture import Program, capture, flatten_inputs, named_tensors, weights_bytes
 from sicompiler.capture.decisions import Decision
 from sicompiler.compiler import FarMemory, Planner, rewrite

@@ -30,7 +30,7 @@ from sicompiler.adapters.roles import (
 )
 from sicompiler.adapters.tenants import Tenant
 from sicompiler.adapters.verify import PipelineVerification, compare_components, compare_runs
-from sicompiler.cache import Store
+from sicompiler.cache.store import Store
 from sicompiler.compiler import FarMemory
 from sicompiler.errors import BadInput, NotCompiled
 from sicompiler.rehash.request import Rehash

@@ -10,10 +10,3 @@
 A file of the cache is data: JSON and tensors. Nothing in it is executed, imported or unpickled; operators are named,
 and looked up among those that graphs of this process may have.
 """
-
-from __future__ import annotations
-
-from sicompiler.cache.known import KnownPlans, KnownPrograms
-from sicompiler.cache.store import Store, default_store
-
-__all__ = ["KnownPlans", "KnownPrograms", "Store", "default_store"]

@@ -73,9 +73,14 @@ def _packed(program: Program, tensors: dict[str, torch.Tensor]) -> Json:
 
 def _pack_constants(constants: Mapping[str, Any], tensors: dict[str, torch.Tensor]) -> Json:
     """Constants by name: their layout, and in which storage they lie; each storage is kept once."""
-    rows, names = {}, {}
+    rows: dict[str, Json] = {}
+    names: dict[int, str] = {}
     for name, tensor in constants.items():
-        if isinstance(tensor, FakeTensor) or type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        if isinstance(tensor, FakeTensor):
+            rows[name] = [None, dtype, str(tensor.device), list(tensor.shape), list(tensor.stride()), 0]
+            continue
+        if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
             raise Unpackable(f"the constant {name}, a {type(tensor).__name__}")
         storage = tensor.untyped_storage()
         if tensor.layout is not torch.strided or tensor.is_meta or storage.nbytes() > MOST_CONSTANT_BYTES:
@@ -84,7 +89,6 @@ def _pack_constants(constants: Mapping[str, Any], tensors: dict[str, torch.Tenso
             names[storage._cdata] = key = f"storage {len(tensors)}"
             plain = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)
             tensors[key] = plain.cpu().clone()
-        dtype = str(tensor.dtype).removeprefix("torch.")
         layout = [list(tensor.shape), list(tensor.stride()), tensor.storage_offset()]
         rows[name] = [names[storage._cdata], dtype, str(tensor.device), *layout]
     return rows
@@ -100,7 +104,7 @@ def _unpacked(data: Json, tensors: Mapping[str, torch.Tensor], live: Sequence[to
     return Program(
         graph_module=unpacker.graph(data["graph"]),
         bindings=tuple(Binding(Source(source), name) for source, name in data["bindings"]),
-        constants=_unpack_constants(data["constants"], tensors, live),
+        constants=_unpack_constants(data["constants"], tensors, live, mode),
         out_spec=unpack_spec(data["results"]),
         fake_mode=mode,
         decided=decided,
@@ -108,11 +112,15 @@ def _unpacked(data: Json, tensors: Mapping[str, torch.Tensor], live: Sequence[to
 
 
 def _unpack_constants(
-    data: Json, tensors: Mapping[str, torch.Tensor], live: Sequence[torch.Tensor]
+    data: Json, tensors: Mapping[str, torch.Tensor], live: Sequence[torch.Tensor], mode: FakeTensorMode
 ) -> dict[str, torch.Tensor]:
-    found = {}
+    found: dict[str, torch.Tensor] = {}
     for name, (key, dtype, device, size, stride, offset) in data.items():
         kind = getattr(torch, dtype)
+        if key is None:  # of a model without memory
+            meta = torch.empty_strided(size, stride, dtype=kind, device="meta")
+            found[name] = FakeTensor(mode, meta, torch.device(device))
+            continue
         storage = tensors[key].to(device).untyped_storage()
         made = torch.empty(0, dtype=kind, device=device).set_(storage, offset, size, stride)
         same = (t for t in live if _equal(t, made))
