@@ -14,6 +14,7 @@ from sicompiler.adapters.held import ATTRIBUTE
 from sicompiler.adapters.pipeline import PipelineState, is_pipeline, pipeline_state
 from sicompiler.adapters.supported import SupportedPipeline, supported_pipelines
 from sicompiler.adapters.verify import PipelineVerification
+from sicompiler.cache.store import default_store
 from sicompiler.compiler import FarMemory
 from sicompiler.errors import BadInput, NotCompiled
 from sicompiler.ops.mapped import offload_folder
@@ -69,6 +70,7 @@ def compile_for_budget(
     far_memory: FarMemory = "auto",
     rehash: Rehash | None = None,
     progress: Progress | None = None,
+    cache: bool = True,
 ) -> Model:
     """Make a model or a whole diffusers pipeline run inside a memory budget, with the same output. In place.
 
@@ -88,6 +90,9 @@ def compile_for_budget(
         rehash: of a pipeline, and approximate: reuse a feature of the denoiser on some steps (docs/rehash.md). None
             leaves the output what it is.
         progress: called as `progress(what, done, total)` during long work.
+        cache: keep captured programs and plans on disk, so that the next process with the same model, code and inputs
+            captures and searches nothing; in the user's cache folder, or in that which the environment variable
+            SICOMPILER_CACHE names ("off" for none).
 
     Returns:
         The same model or pipeline.
@@ -102,6 +107,7 @@ def compile_for_budget(
     if far_memory not in get_args(FarMemory):
         raise BadInput(f"far_memory is one of {', '.join(get_args(FarMemory))}, got {far_memory!r}")
     offload_folder(fix=True)
+    store = default_store() if cache else None
     if is_pipeline(model):
         if example_inputs is not None or plan is not None:
             raise BadInput(
@@ -109,7 +115,7 @@ def compile_for_budget(
                 "each at its first call"
             )
         before = found if isinstance(found := model.__dict__.get(ATTRIBUTE), PipelineState) else None
-        state = PipelineState.take_over(model, parse_bytes(gb), progress, far_memory, rehash)
+        state = PipelineState.take_over(model, parse_bytes(gb), progress, far_memory, rehash, store)
         if rehash is not None and rehash.calls:
             try:
                 calibrate(state)
@@ -136,7 +142,7 @@ def compile_for_budget(
     if previous is not None:
         previous.uninstall()
     try:
-        module = State(model, budget, plan, progress, far_memory=far_memory)
+        module = State(model, budget, plan, progress, far_memory=far_memory, store=store)
         if example_inputs is not None:
             args, kwargs = example_inputs
             with module.turn.taken(), executing():

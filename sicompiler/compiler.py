@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from sicompiler.cache.known import KnownPlans, program_digest
+from sicompiler.cache.store import Store
 from sicompiler.capture import Program
 from sicompiler.cost import MACHINES, Machine
 from sicompiler.errors import OverBudget
@@ -45,6 +48,8 @@ class Planner:
         dtype: of the weights.
         phase: what part of a pipeline the call is: "denoise", "decode", ...
         bound: whether its plans can be carried out; those of regions known from another size are for their numbers.
+        captured: what is planned, as it was captured; None for the numbers of another size.
+        known: answers from earlier, in this process or another; what is not there is worked out and added.
     """
 
     model: str
@@ -53,6 +58,13 @@ class Planner:
     dtype: str
     phase: str = "denoise"
     bound: bool = True
+    captured: Program | None = None
+    known: KnownPlans | None = None
+
+    @property
+    def program(self) -> Program:
+        """What is planned, as it was captured."""
+        return self.graph.program if self.captured is None else self.captured
 
     @property
     def graph(self) -> Graph:
@@ -70,13 +82,19 @@ class Planner:
         """The graph itself, and the graphs of possible outer loops and with large values rematerialized."""
         return self.source.near
 
-    @property
+    @functools.cached_property
     def unsliced_bytes(self) -> int:
         """Peak of the unsliced schedule, weights included."""
-        return self.graph.line.peak_bytes + self.weights_bytes
+        return self._numbers("unsliced", lambda: (self.graph.line.peak_bytes + self.weights_bytes, ""))[0]
 
     def floor(self, far_memory: FarMemory = "none") -> tuple[int, str]:
         """The smallest budget of any plan, weights included, and the operator that sets it."""
+        return self._numbers(f"floor {far_memory}", lambda: self._find_floor(far_memory))
+
+    def _numbers(self, question: str, make: Callable[[], tuple[int, str]]) -> tuple[int, str]:
+        return make() if self.known is None else self.known.numbers(question, make)
+
+    def _find_floor(self, far_memory: FarMemory) -> tuple[int, str]:
         searches = (*self.searches, *self.source.far) if far_memory == "auto" else self.searches
         search = min(searches, key=lambda s: s.lowest.peak_bytes + self._beside(s))
         culprit = search.graph.facts.nodes[search.lowest.culprit]
@@ -112,6 +130,16 @@ class Planner:
             BadInput: there is no planner of that name.
             OverBudget: even the plan with the lowest peak is above the budget.
         """
+        make = functools.partial(self._find_plan, budget_bytes, planner, far_memory)
+        return make() if self.known is None else self.known.plan(f"{budget_bytes} {planner} {far_memory}", make)
+
+    def rewrite(self, plan: Plan) -> Program:
+        """Carry a plan of this planner out."""
+        if self.known is None:
+            return rewrite(self.analysis, plan)
+        return self.known.rewritten(self.program, plan, lambda: rewrite(self.analysis, plan))
+
+    def _find_plan(self, budget_bytes: int, planner: str, far_memory: FarMemory) -> Plan:
         began, before = time.perf_counter(), dict(self.source.timings)
         solve = planner_named(planner)
         found = self._nearby(budget_bytes, solve)
@@ -248,6 +276,8 @@ def make_planner(
     observer: Observer | None = None,
     timings: dict[str, float] | None = None,
     phase: str = "denoise",
+    store: Store | None = None,
+    digest: str | None = None,
 ) -> Planner:
     """Analyse a captured program; what is searched in it depends on the budgets that are asked for.
 
@@ -262,12 +292,21 @@ def make_planner(
         observer: shown every stage.
         timings: seconds spent before (on the capture).
         phase: what part of a pipeline the call is.
+        store: where answers of other processes lie. Then even the analysis is only made when something is asked that
+            is not known.
+        digest: of the program, where that is known.
     """
-    began = time.perf_counter()
-    analysis = analyze(program, device_type, observer=observer)
-    timings = {**(timings or {}), "analyse": time.perf_counter() - began}
-    source = Searches(analysis, machine or MACHINES[device_type], progress, timings)
-    return Planner(model, source, weights_bytes, dtype, phase)
+    machine = machine or MACHINES[device_type]
+    known = None
+    if store is not None:
+        digest = digest or program_digest(program)
+        told = (model, weights_bytes, dtype, device_type, machine, phase)
+        known = None if digest is None else KnownPlans.of(store, digest, *told)
+    analyse = functools.partial(analyze, program, device_type, observer=observer)
+    source = Searches(analyse, machine, progress, dict(timings or {}))
+    if known is None:
+        _ = source.analysis
+    return Planner(model, source, weights_bytes, dtype, phase, captured=program, known=known)
 
 
 def rewrite(

@@ -15,7 +15,7 @@ import torch
 
 from sicompiler.capture import Source, flatten_inputs, named_tensors
 from sicompiler.capture.decisions import Decided, Decision, Outcome, numbers_in, outcome_of
-from sicompiler.compiler import make_planner, rewrite
+from sicompiler.compiler import make_planner
 from sicompiler.errors import OverBudget
 from sicompiler.plan import Plan
 from sicompiler.runtime.compiled import Compiled
@@ -87,7 +87,7 @@ class Decisions:
         )
         fits = planner.unsliced_bytes <= room_bytes
         plan = planner.plan(room_bytes if fits else max(room_bytes, planner.floor()[0]))
-        step = self._planned[id(decision)] = Step(Compiled(rewrite(planner.analysis, plan), plan), decision)
+        step = self._planned[id(decision)] = Step(Compiled(planner.rewrite(plan), plan), decision)
         return step.run(arguments)
 
     @staticmethod

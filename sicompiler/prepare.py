@@ -8,13 +8,17 @@ from typing import Any
 
 import torch
 
-from sicompiler.capture import Program, capture, named_tensors, weights_bytes
-from sicompiler.capture.decisions import Decide, decide_at_once
+from sicompiler.cache.known import KnownPrograms
+from sicompiler.cache.store import Store
+from sicompiler.capture import Program, capture, flatten_inputs, named_tensors, weights_bytes
+from sicompiler.capture.decisions import Decide, decide_at_once, numbers_in, outcome_of
 from sicompiler.capture.quantised import refusal, scheme_of
 from sicompiler.compiler import Planner, make_planner
 from sicompiler.cost import MACHINES
 from sicompiler.entry import FORWARD, entry_label
 from sicompiler.errors import BadInput
+from sicompiler.guards import ModuleGuards
+from sicompiler.guards.durable import constants_of
 from sicompiler.passes.manager import Observer
 from sicompiler.search.search import Progress
 
@@ -67,6 +71,8 @@ def prepare(
     progress: Progress | None = None,
     observer: Observer | None = None,
     decide: Decide = decide_at_once,
+    store: Store | None = None,
+    guards: ModuleGuards | None = None,
 ) -> tuple[Program, Planner]:
     """Capture and analyse a model: everything up to choosing a plan.
 
@@ -80,6 +86,8 @@ def prepare(
         progress: told about long work.
         observer: shown every stage.
         decide: runs what the model decides by, see `capture`.
+        store: where programs and plans of earlier processes lie; None to capture and search here.
+        guards: of the model, where they are kept.
 
     Returns:
         The captured `Program` and its `Planner`.
@@ -90,7 +98,7 @@ def prepare(
     began = time.perf_counter()
     if progress is not None:
         progress("capture", 0, 1)
-    program = capture(model, args, kwargs, method=method, decide=decide)
+    program, digest = captured_program(model, args, kwargs, method=method, decide=decide, store=store, guards=guards)
     captured = time.perf_counter() - began
     if observer is not None:
         observer("captured", program)
@@ -103,8 +111,64 @@ def prepare(
         progress=progress,
         observer=observer,
         timings={"capture": captured},
+        store=store if digest is not None else None,
+        digest=digest,
     )
     return program, planner
+
+
+def captured_program(
+    model: torch.nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    *,
+    method: str = FORWARD,
+    decide: Decide = decide_at_once,
+    store: Store | None = None,
+    guards: ModuleGuards | None = None,
+) -> tuple[Program, str | None]:
+    """The program of a call: that of an earlier process, if it is known, or captured now and kept.
+
+    Args:
+        model: the model, not compiled.
+        args: positional example inputs.
+        kwargs: keyword example inputs.
+        method: which of its methods.
+        decide: runs what the model decides by, see `capture`.
+        store: where programs lie; None to capture.
+        guards: of the model, where they are kept.
+
+    Returns:
+        The program, and its digest where it has a form in a file.
+
+    Raises:
+        CaptureError: the model can't be traced.
+    """
+    known = None if store is None else KnownPrograms(store, method)
+    key = None
+    if known is not None:
+        guards = guards or ModuleGuards(methods=(method,))
+        facts = guards.facts_of(model)
+        key = known.key(facts, args, kwargs)
+        for program, digest in () if key is None else known.find(key, constants_of(facts)):
+            if _decides_alike(model, program, args, kwargs, decide):
+                return program, digest
+    program = capture(model, args, kwargs, method=method, decide=decide)
+    return program, None if known is None or key is None else known.keep(key, program)
+
+
+def _decides_alike(
+    model: torch.nn.Module, program: Program, args: Sequence[Any], kwargs: Mapping[str, Any], decide: Decide
+) -> bool:
+    """Whether what a program was decided by comes out the same for a call."""
+    if not program.decided:
+        return True
+    tensors, leaves = named_tensors(model), flatten_inputs(args, kwargs)[0]
+    for one in program.decided:
+        result = decide(one.decision, one.decision.program.arguments_of(tensors, leaves))
+        if outcome_of(numbers_in(result)) != one.outcome:
+            return False
+    return True
 
 
 def analyse(
@@ -117,6 +181,8 @@ def analyse(
     progress: Progress | None = None,
     observer: Observer | None = None,
     timings: dict[str, float] | None = None,
+    store: Store | None = None,
+    digest: str | None = None,
 ) -> Planner:
     """Analyse a program of a model: one that was captured, or a part of such.
 
@@ -129,6 +195,8 @@ def analyse(
         progress: told about long work.
         observer: shown every stage.
         timings: seconds spent before.
+        store: where plans of earlier processes lie.
+        digest: of the program, where that is known.
     """
     return make_planner(
         program,
@@ -140,4 +208,6 @@ def analyse(
         observer=observer,
         timings=timings,
         phase="denoise" if method == FORWARD else method,
+        store=store,
+        digest=digest,
     )

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 
+from sicompiler.cache.store import Store
 from sicompiler.capture import Program, capture, flatten_inputs, named_tensors, weights_bytes
 from sicompiler.capture.decisions import Decision
 from sicompiler.compiler import FarMemory, Planner, rewrite
@@ -59,6 +60,7 @@ class State:
         method: which of its methods is taken over.
         far_memory: "auto" allows to spill values and to stream weights, where nothing else fits.
         path: what the model is called in what is said of it: its name in a pipeline.
+        store: where programs and plans of other processes lie; None to do without.
     """
 
     def __init__(
@@ -70,8 +72,10 @@ class State:
         method: str = FORWARD,
         far_memory: FarMemory = "auto",
         path: str = "",
+        store: Store | None = None,
     ) -> None:
         self._model = weakref.ref(model)
+        self.store = store
         self.far_memory: FarMemory = far_memory
         self.budget_bytes, self.given_plan, self.progress, self.method = budget_bytes, plan, progress, method
         self.home = next(iter(named_tensors(model).values()), torch.empty(0)).device  # where its weights are
@@ -189,12 +193,12 @@ class State:
                 program, plan = capture(self.model, args, kwargs, method=self.method, decide=self.decide), given
             else:
                 planner = self.planners.get(key) or self._prepared(args, kwargs)
-                program, plan = planner.graph.program, self.choose(planner, args, kwargs)
+                program, plan = planner.program, self.choose(planner, args, kwargs)
         if given is not None:
             rewritten, find_floor = rewrite(program, plan, given=True), None
             given.check_bytes(weights_bytes(self.model), self.budget_bytes)
         else:
-            rewritten, find_floor = rewrite(planner.analysis, plan), planner.floor_of(plan)
+            rewritten, find_floor = planner.rewrite(plan), planner.floor_of(plan)
             outcomes = tuple(one.outcome for one in program.decided)
             self.keep_planner((call_key(self.guards, self.model, args, kwargs), outcomes), planner)
         compiled = Compiled(rewritten, self._decisions.counted(plan, self.model, program.decided), find_floor)
@@ -211,8 +215,16 @@ class State:
 
     def _prepared(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Planner:
         """Capture and analyse the method for the shapes of a call."""
-        model, method = self.model, self.method
-        return prepare(model, args, kwargs, method=method, progress=self.progress, decide=self.decide)[1]
+        return prepare(
+            self.model,
+            args,
+            kwargs,
+            method=self.method,
+            progress=self.progress,
+            decide=self.decide,
+            store=self.store,
+            guards=self.guards,
+        )[1]
 
     def keep_planner(self, key: Hashable, planner: Planner) -> None:
         """Keep a planner for another budget, another reservation, or who asks for the floor; the oldest one goes."""

@@ -17,7 +17,7 @@ LAYERS = {
     "axes": 3,
     "graph_view": 4, "halo": 4,
     "cost": 5, "plan": 5, "sliced": 5,
-    "region": 6,
+    "cache": 6, "region": 6,
     "passes": 7, "planners": 7, "runtime": 7,
     "models": 8, "rehash": 8, "study": 8,
     "reports": 9, "search": 9,

@@ -18,14 +18,14 @@ from sicompiler.adapters.roles import check_component
 from sicompiler.adapters.subgraph import Kind, Part
 from sicompiler.adapters.tenants import SharedState, Tenant
 from sicompiler.adapters.untouched import UntouchedCall, check_inputs, key_of, untouched_call
-from sicompiler.capture import Program, capture, flatten_inputs, weights_bytes
+from sicompiler.capture import Program, flatten_inputs, weights_bytes
 from sicompiler.capture.results import open_inputs, tensors_of
 from sicompiler.capture.tiling import SWITCH, runs_only_tiled
-from sicompiler.compiler import FarMemory, Planner, rewrite
+from sicompiler.compiler import FarMemory, Planner
 from sicompiler.errors import CaptureError, OverBudget
 from sicompiler.passes.manager import run_stage
 from sicompiler.plan import Plan
-from sicompiler.prepare import analyse
+from sicompiler.prepare import analyse, captured_program
 from sicompiler.reports.phases import PhaseRow
 from sicompiler.runtime.compiled import Compiled, check_inference
 from sicompiler.runtime.measure import observe_peak
@@ -186,7 +186,15 @@ class ComponentState(SharedState):
         if key not in self.programs:
             restore(self.model, self.device_of(args, kwargs))  # a trace reads where the weights are
             with self.untouched():
-                program = capture(self.model, args, kwargs, method=self.method, decide=self.decide)
+                program, _ = captured_program(
+                    self.model,
+                    args,
+                    kwargs,
+                    method=self.method,
+                    decide=self.decide,
+                    store=self.store,
+                    guards=self.guards,
+                )
             key = self.learn(program, args, kwargs)
             self.programs[key] = run_stage("clean", program)
         return self.programs[key]
@@ -223,7 +231,7 @@ class ComponentState(SharedState):
                 planner = self.planners.get(key) or self._analysed(call, part, args, kwargs)
                 plan = self.choose(planner, args, kwargs)
                 self.keep_planner(key, planner)
-                found = self.parts[key] = Compiled(rewrite(planner.analysis, plan), plan, planner.floor_of(plan))
+                found = self.parts[key] = Compiled(planner.rewrite(plan), plan, planner.floor_of(plan))
         return found
 
     @property
@@ -253,7 +261,7 @@ class ComponentState(SharedState):
         if kept is not None and key in kept:
             return kept[key]
         cut = part.of(self.whole_program(args, kwargs, call))
-        found = analyse(self.model, cut, method=self.method, progress=self.progress)
+        found = analyse(self.model, cut, method=self.method, progress=self.progress, store=self.store)
         if kept is not None:
             kept[key] = found
         return found

@@ -30,6 +30,7 @@ from sicompiler.adapters.roles import (
 )
 from sicompiler.adapters.tenants import Tenant
 from sicompiler.adapters.verify import PipelineVerification, compare_components, compare_runs
+from sicompiler.cache.store import Store
 from sicompiler.compiler import FarMemory
 from sicompiler.errors import BadInput, NotCompiled
 from sicompiler.rehash.request import Rehash
@@ -80,10 +81,19 @@ class PipelineState:
         budget_bytes: everything on the device, in every phase.
         progress: told about long work.
         far_memory: whether values and weights may lie in far memory.
+        store: where programs and plans of other processes lie; None to do without.
     """
 
-    def __init__(self, pipe: Any, budget_bytes: int, progress: Progress | None, far_memory: FarMemory = "auto") -> None:
+    def __init__(
+        self,
+        pipe: Any,
+        budget_bytes: int,
+        progress: Progress | None,
+        far_memory: FarMemory = "auto",
+        store: Store | None = None,
+    ) -> None:
         self._pipe = weakref.ref(pipe)
+        self.store = store
         self.name, self.budget_bytes, self.progress = type(pipe).__name__, budget_bytes, progress
         self.components: dict[Role, ComponentState] = {}
         self.far_memory: FarMemory = far_memory
@@ -100,6 +110,7 @@ class PipelineState:
         progress: Progress | None,
         far_memory: FarMemory = "auto",
         rehash: Rehash | None = None,
+        store: Store | None = None,
     ) -> PipelineState:
         """Let a pipeline run within a budget from now on; a budget it had before is replaced.
 
@@ -107,7 +118,7 @@ class PipelineState:
             BadInput: it can't be taken over; the message says why and what to do. It is left as it was.
         """
         check_pipeline(pipe)
-        state = PipelineState(pipe, budget_bytes, progress, far_memory)
+        state = PipelineState(pipe, budget_bytes, progress, far_memory, store)
         state.rehash = None if rehash is None else PipelineRehash(state, rehash)  # reads its plan, which may fail
         previous = pipe.__dict__.get(ATTRIBUTE)
         if isinstance(previous, PipelineState):

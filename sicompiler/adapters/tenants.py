@@ -150,9 +150,15 @@ class SharedState(State):
     def __init__(self, model: torch.nn.Module, tenant: Tenant) -> None:
         self.tenants = Tenants([tenant])
         self.beneath: State | None = None
-        role, far_memory = tenant.role, tenant.far_memory
         super().__init__(
-            model, tenant.budget_bytes, None, tenant.progress, role.method, far_memory, path=role.component
+            model,
+            tenant.budget_bytes,
+            None,
+            tenant.progress,
+            tenant.role.method,
+            tenant.far_memory,
+            path=tenant.role.component,
+            store=tenant.pipeline.store,
         )
 
     @property

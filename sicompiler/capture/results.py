@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import io
+import operator
 import pickle
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -69,7 +70,7 @@ class _Template:
         pickler = pickle.Pickler(buffer, protocol=pickle.HIGHEST_PROTOCOL)
         pickler.persistent_id = place  # type: ignore[method-assign]
         pickler.dump(value)
-        self._bytes = buffer.getvalue()
+        self._bytes, self._count = buffer.getvalue(), len(tensors)
 
     def filled(self, tensors: Sequence[Any]) -> Any:
         """A new object like the one that was taken apart, with other tensors in their places."""
@@ -77,6 +78,16 @@ class _Template:
         unpickler = pickle.Unpickler(io.BytesIO(self._bytes))
         unpickler.persistent_load = lambda place: rows[place[0]][place[1]]  # type: ignore[method-assign]
         return unpickler.load()
+
+    @property
+    def count(self) -> int:
+        """How many tensors it takes."""
+        return self._count
+
+    @property
+    def shares(self) -> bool:
+        """Whether it holds objects of the model, which are not copied; classes do not count."""
+        return not all(isinstance(found, type) for found in self._shared)
 
     def __repr__(self) -> str:
         """The kind alone: it is part of the key of a call, which must not depend on where an object lies."""
@@ -147,6 +158,13 @@ def open_inputs(inputs: Any) -> Any:
         return made if isinstance(made, Opened) and made.tensors else leaf
 
     return pytree.tree_map(opened, inputs)
+
+
+def template_of(value: object, tensors: Sequence[torch.Tensor]) -> Any:
+    """The template of an object; None where it does not hold just these tensors, in this order."""
+    found: list[torch.Tensor] = []
+    template = _Template(value, {}, found)
+    return template if len(found) == len(tensors) and all(map(operator.is_, found, tensors)) else None
 
 
 def close_results(result: Any) -> Any:

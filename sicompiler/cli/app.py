@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from sicompiler.cli.cache_app import cache
 from sicompiler.cli.options import (
     Batch,
     Device,
@@ -37,6 +38,7 @@ app = typer.Typer(
 )
 
 
+app.add_typer(cache, name="cache", short_help="Programs and plans kept on disk: info, clear.")
 app.add_typer(rehash, name="rehash", short_help="Reuse features between denoising steps: calibrate, frontier, show.")
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sicompiler.api import device_type_of
 from sicompiler.api import prepare as prepare_model
+from sicompiler.cache.store import default_store
 from sicompiler.capture import Program, capture
 from sicompiler.cli.options import ModelOptions, Stage
 from sicompiler.cli.output import Progress, note, quiet
@@ -80,6 +81,7 @@ def prepare(target: Target, progress: Progress, *, label: str | None = None) -> 
             device_type=target.device,
             progress=lambda what, done, total: progress(f"{prefix}{what}", done, total),
             method=call.method,
+            store=default_store(),
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import operator
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
@@ -39,7 +40,14 @@ class NumbersGuard(Guard):
 
 def _numbers_fact(entries: Sequence[Any]) -> Hashable:
     facts = tuple(map(plain_fact, entries))
-    return facts if len(facts) <= _SHOWN else (len(facts), hash(facts))
+    if len(facts) <= _SHOWN:
+        return facts
+    printed = list(map(repr, facts))
+    return (len(facts), _short(printed), _short(sorted(printed)))
+
+
+def _short(texts: list[str]) -> str:
+    return hashlib.blake2b("\n".join(texts).encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
 
 
 class SequenceGuard(Guard):

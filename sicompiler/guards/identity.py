@@ -9,10 +9,29 @@ from collections.abc import Callable
 from typing import Any
 
 _fresh = itertools.count(1)
-_tokens: dict[int, tuple[weakref.ref[Any], int]] = {}
+_tokens: dict[int, tuple[weakref.ref[Any], Token]] = {}
 
 
-def token(value: Any) -> int:
+class Token(int):
+    """The number of an object in this process, and the way back to it.
+
+    Attributes:
+        kind: the class of the object.
+        reference: to the object, if there can be one.
+    """
+
+    kind: type
+    reference: weakref.ref[Any] | None
+
+    @staticmethod
+    def of(number: int, value: Any, reference: weakref.ref[Any] | None) -> Token:
+        """The number of an object."""
+        made = Token(number)
+        made.kind, made.reference = type(value), reference
+        return made
+
+
+def token(value: Any) -> Token:
     """A number that stands for one object: never given to another one, even at the same address after it is gone.
 
     Objects that can't be referred to weakly are told by their address; who asks compares their content besides.
@@ -24,8 +43,8 @@ def token(value: Any) -> int:
     try:
         reference = weakref.ref(value, lambda _: _tokens.pop(address, None) and None)
     except TypeError:
-        return -address
-    number = next(_fresh)
+        return Token.of(-address, value, None)
+    number = Token.of(next(_fresh), value, reference)
     _tokens[address] = (reference, number)
     return number
 

@@ -40,6 +40,11 @@ class ModuleGuards:
             known = self._known = (walk, hash(frozenset(walk.facts.items())))
         return known[1]
 
+    def facts_of(self, model: torch.nn.Module) -> Mapping[str, Hashable]:
+        """All that a plan depends on of the model, by path."""
+        self.key(model)
+        return self.facts
+
     @property
     def facts(self) -> Mapping[str, Hashable]:
         """What the last key was made of, by path."""

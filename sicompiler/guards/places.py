@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch._ops import _OpNamespace, _Ops
 from torch.nn.modules import module as torch_module
 
 from sicompiler.guards.base import Guard, Visitor
@@ -15,6 +16,7 @@ from sicompiler.guards.code import in_library, is_read_by_syntax
 from sicompiler.guards.identity import class_entries, token, version
 from sicompiler.guards.plain import OpaqueGuard, is_plain
 
+_REGISTRIES = (_Ops, _OpNamespace)  # of torch's operators: they get an entry when one is first looked up
 _GLOBAL_HOOKS = ("_global_forward_pre_hooks", "_global_forward_hooks")
 
 
@@ -99,7 +101,8 @@ class NamespacePlace:
             if isinstance(value, types.ModuleType):
                 self._guards[name] = OpaqueGuard(value)
                 walk.note(path, ("module", value.__name__))
-                self._below.append(value)
+                if not isinstance(value, _REGISTRIES):
+                    self._below.append(value)
             elif self._library and not _is_followed(value):
                 self._guards[name] = OpaqueGuard(value)
                 walk.note(path, ("opaque", token(value)))

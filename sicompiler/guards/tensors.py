@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Hashable, Mapping
 from typing import Any
 
@@ -83,7 +84,7 @@ class ArrayGuard(Guard):
 
 def _array_fact(array: np.ndarray[Any, Any]) -> Hashable:
     content = array.tobytes() if array.dtype != object else repr(array.tolist()).encode()
-    return ("array", array.shape, str(array.dtype), hash(content))
+    return ("array", array.shape, str(array.dtype), hashlib.blake2b(content, digest_size=8).hexdigest())
 
 
 def layout_of(tensor: torch.Tensor | None) -> Layout | None:

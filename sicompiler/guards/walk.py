@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from sicompiler.guards.base import Guard
+from sicompiler.guards.code import computes_nothing
 from sicompiler.guards.containers import MappingGuard, NumbersGuard, SequenceGuard, SetGuard
 from sicompiler.guards.functions import PARTS, BuiltinGuard, CellGuard, FunctionGuard, PartsGuard
 from sicompiler.guards.identity import token
@@ -156,8 +157,9 @@ class Walk:
     def kind(self, kind: type) -> Hashable:
         """Describe a class and those it inherits from."""
         for base in kind.__mro__:
-            if base.__flags__ & _KIND_FLAGS == _HEAP_TYPE and base not in self.classes:
-                self.classes[base] = ClassPlace(base)
+            if base.__flags__ & _KIND_FLAGS != _HEAP_TYPE or base in self.classes or computes_nothing(base.__module__):
+                continue
+            self.classes[base] = ClassPlace(base)
         return (token(kind), kind.__qualname__)
 
     def shared_with(self, tensor: torch.Tensor, path: str) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from sicompiler.capture import paused_gc
@@ -26,16 +26,22 @@ class Searches:
     """The searches of one analysis.
 
     Attributes:
-        analysis: of the program.
+        analyse: makes the analysis of the program.
         machine: cost model.
         progress: told about long work.
         timings: seconds spent, by stage; what is searched later is added.
     """
 
-    analysis: Analysis
+    analyse: Callable[[], Analysis]
     machine: Machine
     progress: Progress | None
     timings: dict[str, float]
+
+    @functools.cached_property
+    def analysis(self) -> Analysis:
+        """Of the program."""
+        with self._timed("analyse"):
+            return self.analyse()
 
     @property
     def graph(self) -> Graph:

@@ -1,0 +1,192 @@
+"""What is asked of the cache: the program of a call, and the plans of a program with what they make of it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from sicompiler.cache.graphs import Broken, Unpackable
+from sicompiler.cache.keys import call_digest, digest_of, digest_of_bytes, processor, versions
+from sicompiler.cache.programs import pack_program, unpack_program
+from sicompiler.cache.store import Store
+from sicompiler.capture import Program
+from sicompiler.errors import OverBudget, StalePlan
+from sicompiler.guards.durable import NotDurable
+from sicompiler.plan import Plan
+
+log = logging.getLogger("sicompiler")
+
+MOST_OUTCOMES = 8  # programs of one call, which differ in what was decided by values
+
+
+@dataclass(frozen=True)
+class KnownPrograms:
+    """Captured programs of the calls of one method.
+
+    Attributes:
+        store: where they lie.
+        method: which.
+    """
+
+    store: Store
+    method: str
+
+    def key(self, facts: Mapping[str, Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
+        """What the program of a call depends on; None where that means nothing to another process."""
+        try:
+            return call_digest(facts, self.method, args, kwargs)
+        except NotDurable as error:
+            log.info("the program of this call is not kept for other processes: it depends on %s", error)
+            return None
+
+    def find(self, key: str, live: Sequence[torch.Tensor]) -> Iterator[tuple[Program, str]]:
+        """The programs of a call, each with its digest: one for each outcome of what the model decides by values.
+
+        Args:
+            key: of the call.
+            live: tensors of the model that constants of a program may be.
+        """
+        for name in self.store.names(f"program-{key}")[:MOST_OUTCOMES]:
+            data = self.store.read(name)
+            if data is not None:
+                try:
+                    yield unpack_program(data, live), digest_of_bytes(data)
+                except Broken as error:
+                    self.store.drop(name, f"is no program ({error})")
+
+    def keep(self, key: str, program: Program) -> str | None:
+        """Keep the program of a call; gives its digest, None where it has no form in a file."""
+        data = _packed(program)
+        if data is None:
+            return None
+        outcomes = digest_of(*(repr(one.outcome) for one in program.decided))
+        self.store.write(f"program-{key}-{outcomes[:8]}", data)
+        return digest_of_bytes(data)
+
+
+def program_digest(program: Program) -> str | None:
+    """A digest of all that a program is; None where it has no form in a file."""
+    data = _packed(program)
+    return None if data is None else digest_of_bytes(data)
+
+
+def _packed(program: Program) -> bytes | None:
+    try:
+        return pack_program(program)
+    except Unpackable as error:
+        log.info("a program is not kept for other processes: it has %s", error)
+        return None
+
+
+@dataclass(frozen=True)
+class KnownPlans:
+    """Answers about one program, each looked up before it is worked out: plans, refusals, floors, rewritten programs.
+
+    Attributes:
+        store: where they lie.
+        program: what the answers are about, as a digest: the program and all that a planner is told beside it.
+    """
+
+    store: Store
+    program: str
+
+    @staticmethod
+    def of(store: Store, program: str, *told: object) -> KnownPlans:
+        """What is known of a program.
+
+        Args:
+            store: where to look.
+            program: the digest of a captured one, or of a part of such.
+            told: what a planner is told beside it: the kind of device, its cost model, bytes of weights.
+        """
+        return KnownPlans(store, digest_of(versions(), processor(), *map(repr, told), program))
+
+    def plan(self, question: str, make: Callable[[], Plan]) -> Plan:
+        """The plan that answers a question.
+
+        Args:
+            question: the budget and what is allowed.
+            make: searches for it.
+
+        Raises:
+            OverBudget: none fits; that is an answer which is kept as well.
+        """
+        began = time.perf_counter()
+        found = self._read(question)
+        if found is not None:
+            try:
+                if "refused" in found:
+                    raise OverBudget(found["refused"], **found["numbers"])
+                plan = Plan.from_json(json.dumps(found["plan"]))
+                return replace(plan, timings={"cache": time.perf_counter() - began})
+            except (KeyError, TypeError, StalePlan) as error:
+                self.store.drop(self._name(question), f"is no plan ({error})")
+        try:
+            plan = make()
+        except OverBudget as error:
+            numbers = {"budget_bytes": error.budget_bytes, "floor_bytes": error.floor_bytes, "culprit": error.culprit}
+            self._write(question, {"refused": str(error), "numbers": numbers})
+            raise
+        self._write(question, {"plan": json.loads(plan.to_json())})
+        return plan
+
+    def numbers(self, question: str, make: Callable[[], tuple[int, str]]) -> tuple[int, str]:
+        """Bytes, and the operator that sets them.
+
+        Args:
+            question: which.
+            make: works them out.
+        """
+        found = self._read(question)
+        if found is not None and isinstance(found.get("bytes"), int):
+            return found["bytes"], str(found.get("operator", ""))
+        nbytes, operator = make()
+        self._write(question, {"bytes": nbytes, "operator": operator})
+        return nbytes, operator
+
+    def rewritten(self, program: Program, plan: Plan, make: Callable[[], Program]) -> Program:
+        """The program that a plan makes of this one.
+
+        Args:
+            program: this one.
+            plan: of it.
+            make: carries the plan out.
+        """
+        name = self._name(f"rewritten {replace(plan, timings={}).to_json(indent=None)}")
+        data = self.store.read(name)
+        if data is not None:
+            try:
+                found = unpack_program(data, list(program.constants.values()))
+                return replace(found, decided=program.decided)
+            except Broken as error:
+                self.store.drop(name, f"is no program ({error})")
+        made = make()
+        packed = _packed(replace(made, decided=()))
+        if packed is not None:
+            self.store.write(name, packed)
+        return made
+
+    def _name(self, question: str) -> str:
+        return f"plan-{digest_of(self.program, question)}"
+
+    def _read(self, question: str) -> dict[str, Any] | None:
+        data = self.store.read(self._name(question))
+        if data is None:
+            return None
+        try:
+            found = json.loads(data)
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            self.store.drop(self._name(question), "is no answer")
+            return None
+        return found
+
+    def _write(self, question: str, answer: Mapping[str, Any]) -> None:
+        self.store.write(self._name(question), json.dumps(answer).encode())

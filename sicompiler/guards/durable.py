@@ -1,0 +1,164 @@
+"""The facts of a walk in a form that means the same in another process: a text without addresses.
+
+In this process a class, a function or a constant is told by its identity. Here it is told by what it is: a class by its
+name (what is read of it are facts of their own), code by its bytes, a tensor by its content. Where that is not known,
+there is no such text, and nothing is kept for another process.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+import re
+import types
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch._ops import OpOverload, OpOverloadPacket
+from torch._subclasses.fake_tensor import FakeTensor
+
+from sicompiler.guards.identity import Token
+
+MOST_CONSTANT_BYTES = 2**28  # of tensors beside the weights: more takes too long to look at
+_ADDRESS = re.compile(r"0x[0-9a-f]{6,}")
+_UNORDERED = ("['_use_default_values']",)  # where diffusers keeps which arguments of a configuration nobody gave
+# Facts that are others in every process, and that no graph depends on:
+_OF_PROCESS = (
+    "._torchdynamo_wrapper_id",  # the address of a function, noted on it by torch
+    "._original_object_hash",  # of a configuration of transformers, by Python's hash of strings
+    "transformers.utils.hub.SESSION_ID",
+)
+_PRINTED = (bool, int, float, complex, str, bytes, range, slice, type(None), type(Ellipsis), type(NotImplemented))
+_TORCH = (torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size)
+_NAMED = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.MethodDescriptorType)
+
+
+class NotDurable(Exception):
+    """Something that is known by its identity alone; the message says what."""
+
+
+def durable_digest(facts: Mapping[str, Hashable]) -> str:
+    """A hash of the facts of a walk that is the same in every process with the same model, code and constants.
+
+    Args:
+        facts: by path; the objects they are about must be alive.
+
+    Raises:
+        NotDurable: a fact has no such form.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(path for path in facts if not path.endswith(_OF_PROCESS)):
+        fact: Any = facts[path]
+        form = _unordered if path.endswith(_UNORDERED) else _FORMS.get(fact[0], durable)
+        line = f"{path} = {form(fact)}\n"
+        if _ADDRESS.search(line):
+            raise NotDurable(f"{line.strip():.120} has an address in it")
+        digest.update(line.encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()
+
+
+def durable(value: Any) -> str:
+    """A plain value, a fact or a part of one as a text.
+
+    Raises:
+        NotDurable: it has none.
+    """
+    if isinstance(value, Token):
+        return _object(value)
+    if isinstance(value, type):
+        return f"class {value.__module__}.{value.__qualname__}"
+    if isinstance(value, tuple) and not isinstance(value, torch.Size):
+        return f"({','.join(map(durable, value))})"
+    if isinstance(value, frozenset):
+        return f"{{{','.join(sorted(map(durable, value)))}}}"
+    if isinstance(value, enum.Enum):
+        return f"{durable(type(value))}.{value.name}"
+    if type(value) in _PRINTED or isinstance(value, _TORCH):
+        return repr(value)
+    if isinstance(value, np.generic):
+        return f"{value.dtype}:{value.tobytes().hex()}"
+    raise NotDurable(f"a {type(value).__qualname__} among the facts")
+
+
+def _object(token: Token) -> str:
+    """What an object is, told by its token."""
+    found = None if token.reference is None else token.reference()
+    if isinstance(found, type):
+        return durable(found)
+    if isinstance(found, types.CodeType):
+        return _code(found)
+    if isinstance(found, types.ModuleType):
+        return f"module {found.__name__}"
+    if isinstance(found, torch.Tensor):
+        return content(found)
+    if isinstance(found, (OpOverload, OpOverloadPacket)):
+        return f"operator {found}"
+    if isinstance(found, _NAMED):
+        return f"function {found.__module__}.{found.__qualname__}"
+    return f"some {token.kind.__module__}.{token.kind.__qualname__}"
+
+
+def _code(code: types.CodeType) -> str:
+    """What code does: its bytes, names and constants, those of functions inside of it too; not where it stands."""
+    parts = (
+        code.co_code,
+        code.co_exceptiontable,
+        (code.co_flags, code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount),
+        (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars, code.co_name),
+    )
+    inside = "".join(_code(c) if isinstance(c, types.CodeType) else durable(_constant(c)) for c in code.co_consts)
+    return hashlib.sha256(f"{durable(parts)}{inside}".encode("utf-8", "surrogatepass")).hexdigest()[:24]
+
+
+def _constant(value: Any) -> Any:
+    """A constant of code, in which 0.0 and -0.0, 1 and True differ by how they print."""
+    if isinstance(value, types.CodeType):
+        return _code(value)
+    return tuple(map(_constant, value)) if isinstance(value, tuple) else value
+
+
+def _tensor(fact: Any) -> str:
+    """The fact of a constant: its content and layout; how often it was written into does not matter then."""
+    _, token, _, *layout, _ = fact
+    return durable((_object(token), *layout))
+
+
+def _printed(fact: Any) -> str:
+    """An object of an extension as it prints, which may be where it lies: then its class is all there is to tell."""
+    return durable((fact[0], _ADDRESS.sub("", fact[1])))
+
+
+def _unordered(fact: Any) -> str:
+    """A list that was made of a set: strings come out of a set in another order in every process."""
+    *kind, entries = fact
+    is_short = not entries or isinstance(entries[0], tuple)
+    return durable((*kind, frozenset(entries) if is_short else entries[-1]))
+
+
+_FORMS = {"tensor": _tensor, "printed": _printed}
+
+
+def constants_of(facts: Mapping[str, Hashable]) -> list[torch.Tensor]:
+    """The tensors that facts are about, as far as they are alive: those that a trace takes as constants."""
+    tokens = [fact[1] for fact in facts.values() if isinstance(fact, tuple) and fact[0] == "tensor"]
+    found = [None if token.reference is None else token.reference() for token in tokens]
+    return [tensor for tensor in found if isinstance(tensor, torch.Tensor)]
+
+
+def content(tensor: torch.Tensor) -> str:
+    """A tensor by its values; one without memory by its kind alone.
+
+    Raises:
+        NotDurable: its values can't be looked at, or it is very large.
+    """
+    if isinstance(tensor, FakeTensor) or tensor.is_meta:
+        return "no values"
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter) or tensor.layout is not torch.strided:
+        raise NotDurable(f"a constant of class {type(tensor).__qualname__}")
+    if tensor.nbytes > MOST_CONSTANT_BYTES:
+        raise NotDurable(f"a constant of {tensor.nbytes} bytes")
+    values = tensor.detach().cpu().contiguous().flatten()
+    plain = values.view(torch.uint8) if values.numel() else values
+    return hashlib.sha256(plain.numpy().tobytes()).hexdigest()[:24]
