@@ -113,9 +113,9 @@ class Pipeline:
                 else:
                     plan = part.planner.plan(error.floor_bytes, far_memory=far_memory)
         floor_bytes, culprit = None, ""
-        if floors or plan.uses_far_memory or plan.predicted_peak_bytes + beside > budget:
+        if plan.uses_far_memory or plan.predicted_peak_bytes + beside > budget:
             floor_bytes, culprit = self.floor(part, self.far_memory)
-        elif plan.floor_bytes is not None:
+        elif floors or plan.floor_bytes is not None:
             floor_bytes, culprit = self.floor(part, "none")
         row = PhaseRow(
             phase=part.call.phase,

@@ -44,8 +44,8 @@ def run(options: ModelOptions, gb: str | None, output: Path | None, *, memory: b
         except OverBudget as error:
             refused = error
             plan = replace(planner.plan(error.floor_bytes, far_memory=far), budget_bytes=error.budget_bytes)
-        if budget is None:  # the frontier begins at the floor
-            floor_bytes, culprit = planner.floor(far)
+        if budget is None:  # the frontier has searched for it
+            floor_bytes, culprit = planner.floor("auto" if plan.uses_far_memory else "none")
             plan = replace(plan, floor_bytes=floor_bytes, floor_operator=culprit)
     if as_json:
         found = summary(plan)

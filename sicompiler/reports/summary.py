@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sicompiler.plan import Plan
+from sicompiler.reports.regions import region_rows
 from sicompiler.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -77,7 +78,8 @@ def floor_text(plan: Plan) -> str:
     """The floor, for people."""
     if plan.floor_bytes is None:
         return "not looked for: the unsliced graph fits"
-    return f"{format_bytes(plan.floor_bytes)}, set by {plan.floor_operator}"
+    where = " with far memory" if plan.uses_far_memory else ""
+    return f"{format_bytes(plan.floor_bytes)}{where}, set by {plan.floor_operator}"
 
 
 def totals(plan: Plan) -> list[tuple[str, str]]:
@@ -107,7 +109,7 @@ def totals(plan: Plan) -> list[tuple[str, str]]:
 
 
 def plan_tables(plan: Plan) -> list[RenderableType]:
-    """A plan as rich tables: totals, then one row a region."""
+    """A plan as rich tables: totals, then one row for all regions that are the same."""
     from rich.text import Text
 
     head = pairs(f"{plan.model}, {plan.dtype}, {plan.device}", totals(plan))
@@ -115,17 +117,18 @@ def plan_tables(plan: Plan) -> list[RenderableType]:
         return [head, Text(" no sliced loops inside: every operator runs whole", style="dim")]
     rows = [
         (
-            region.axis,
-            str(region.size),
-            str(region.slices),
-            str(region.operators),
-            f"{region.first} .. {region.last}",
-            region.module,
-            format_bytes(plan.region_peak_bytes(region)),
+            row.first.axis,
+            str(row.first.size),
+            str(row.first.slices),
+            str(row.first.operators),
+            f"{row.first.first} .. {row.first.last}",
+            row.module,
+            row.times,
+            format_bytes(row.peak_bytes),
         )
-        for region in plan.regions
+        for row in region_rows(plan)
     ]
-    columns = ("axis", "size>", "slices>", "operators>", "first .. last", "module", "peak>")
+    columns = ("axis", "size>", "slices>", "operators>", "first .. last", "module", "times>", "peak>")
     return [head, table("", columns, rows)]
 
 
