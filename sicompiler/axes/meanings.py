@@ -12,6 +12,7 @@ aten = torch.ops.aten
 
 BATCH, FRAMES, HEIGHT, WIDTH, TOKENS = "batch", "frames", "height", "width", "tokens"
 CHANNELS, HEADS, TEXT = "channels", "heads", "text"
+AND = " x "
 
 PLACES = (FRAMES, HEIGHT, WIDTH, TOKENS, TEXT)
 FEATURES = (CHANNELS, HEADS)
@@ -82,7 +83,7 @@ def piece(word: str, index: int, sizes: Sequence[int]) -> str:
 
 def joined(words: Iterable[str]) -> str:
     """What a dim merged of several axes is, major to minor: frames, height and width together are tokens."""
-    found = list(dict.fromkeys(words))
+    found = list(dict.fromkeys(part for word in words for part in word.split(AND)))
     rest = [word for word in found if word != BATCH]
     if not rest:
         return BATCH if found else ""
@@ -91,4 +92,4 @@ def joined(words: Iterable[str]) -> str:
     else:
         places = [word for word in rest if word in PLACES]
         name = places[0] if len(places) == 1 else TOKENS
-    return f"{BATCH} x {name}" if BATCH in found else name
+    return f"{BATCH}{AND}{name}" if BATCH in found else name

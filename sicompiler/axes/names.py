@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from torch import fx
 
 from sicompiler.axes.factor_map import FactorMap, Slicing
-from sicompiler.axes.meanings import CHANNELS, FRAMES, MIDDLE, RESULT, TOLD, convention, joined, piece
+from sicompiler.axes.meanings import AND, CHANNELS, FRAMES, HEADS, MIDDLE, RESULT, TOLD, convention, joined, piece
 from sicompiler.axes.table import AxisTable, Operand
 from sicompiler.capture import Program, Source
 
@@ -106,7 +106,7 @@ class AxisNames:
                 words.append(self._meaning(axis.root))
                 labels.append(axis.root.label)
             before *= size
-        return joined(filter(None, words)) or " x ".join(dict.fromkeys(labels)) or f"axis {slicing.dim}"
+        return joined(filter(None, words)) or AND.join(dict.fromkeys(labels)) or f"axis {slicing.dim}"
 
     def _meaning(self, axis: Axis) -> str:
         if axis not in self._meanings:
@@ -171,9 +171,13 @@ def _factors(rule: FactorMap, operands: Sequence[Layout]) -> dict[str, Parts]:
                 before = known.get(name)
                 if before and part:
                     _tie(before, part)
-                if part and (before is None or len(part) > len(before)):
+                if part and (before is None or _order(part) < _order(before)):
                     known[name] = part
     return known
+
+
+def _order(parts: Parts) -> int:
+    return min(axis.root.order for axis, _ in parts)
 
 
 def _at_same_place(operands: Sequence[Layout], dim: int, rank: int) -> Parts:
@@ -277,7 +281,8 @@ def _meaning(axis: Axis, asking: frozenset[Axis]) -> str:
     asking |= {axis}
     for pieces in axis.pieces.values():
         if any(each.root.votes for each in pieces):
-            return joined(filter(None, (_meaning(each.root, asking) for each in pieces)))
+            word = joined(filter(None, (_meaning(each.root, asking) for each in pieces)))
+            return CHANNELS if word == HEADS else word
     if axis.parts:
         found = joined(filter(None, (_meaning(each.root, asking) for each in axis.parts)))
         if found:

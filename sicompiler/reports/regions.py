@@ -54,9 +54,14 @@ def region_rows(plan: Plan) -> list[RegionRow]:
     found: dict[object, list[RegionPlan]] = {}
     for region in plan.regions:
         operators = (_SUFFIX.sub("", region.first), _SUFFIX.sub("", region.last), region.operators)
-        key = (region.axis, region.size, region.slice_length, *operators, _NUMBER.sub("*", region.module))
+        key = (region.axis, region.size, region.slice_length, *operators, family(region.module))
         found.setdefault(key, []).append(region)
     return [RegionRow(tuple(same), max(map(plan.region_peak_bytes, same))) for same in found.values()]
+
+
+def family(text: str) -> str:
+    """A name or a path without its numbers: what equal places of repeated blocks have in common."""
+    return _NUMBER.sub("*", text)
 
 
 def shared_path(paths: Sequence[str]) -> str:

@@ -33,8 +33,13 @@ class FrontierRow:
     regions: int
 
 
-def summary(plan: Plan) -> dict[str, Any]:
-    """What `sicompiler plan --json` prints. All peaks include weights; see docs/plan-format.md."""
+def summary(plan: Plan, untouched_bytes: int | None = None) -> dict[str, Any]:
+    """What `sicompiler plan --json` prints. All peaks include weights; see docs/plan-format.md.
+
+    Args:
+        plan: what to tell.
+        untouched_bytes: what the model peaks at as it is, if that was looked at.
+    """
     outer = plan.outer
     return {
         "model": plan.model,
@@ -44,6 +49,7 @@ def summary(plan: Plan) -> dict[str, Any]:
         "budget_bytes": plan.budget_bytes,
         "fits": plan.fits,
         "weights_bytes": plan.weights_bytes,
+        "untouched_peak_bytes": untouched_bytes,
         "unsliced_peak_bytes": plan.unsliced_peak_bytes,
         "predicted_peak_bytes": plan.predicted_peak_bytes,
         "predicted_seconds": plan.seconds,
@@ -82,10 +88,14 @@ def floor_text(plan: Plan) -> str:
     return f"{format_bytes(plan.floor_bytes)}{where}, set by {plan.floor_operator}"
 
 
-def totals(plan: Plan) -> list[tuple[str, str]]:
+def totals(plan: Plan, untouched_bytes: int | None = None) -> list[tuple[str, str]]:
     """The totals of a plan, label and text."""
-    rows = [
-        ("weights", f"{format_bytes(plan.weights_bytes)} resident"),
+    rows = [("weights", f"{format_bytes(plan.weights_bytes)} resident")]
+    if untouched_bytes is not None:
+        rows.append(
+            ("untouched peak", f"{format_bytes(untouched_bytes)}, of the model as it is, by Python's own lifetimes")
+        )
+    rows += [
         ("unsliced peak", format_bytes(plan.unsliced_peak_bytes)),
         ("predicted peak", format_bytes(plan.predicted_peak_bytes)),
         ("floor", floor_text(plan)),
@@ -108,11 +118,11 @@ def totals(plan: Plan) -> list[tuple[str, str]]:
     return rows
 
 
-def plan_tables(plan: Plan) -> list[RenderableType]:
+def plan_tables(plan: Plan, untouched_bytes: int | None = None) -> list[RenderableType]:
     """A plan as rich tables: totals, then one row for all regions that are the same."""
     from rich.text import Text
 
-    head = pairs(f"{plan.model}, {plan.dtype}, {plan.device}", totals(plan))
+    head = pairs(f"{plan.model}, {plan.dtype}, {plan.device}", totals(plan, untouched_bytes))
     if not plan.regions:
         return [head, Text(" no sliced loops inside: every operator runs whole", style="dim")]
     rows = [
