@@ -31,7 +31,8 @@ class Video(nn.Module):
         q, k, v = (t.unflatten(2, (4, 8)).transpose(1, 2) for t in self.qkv(tokens).chunk(3, dim=2))
         mixed = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         back = self.out(mixed).transpose(1, 2).reshape(batch, frames, 32, height, width)
-        return self.time(back.transpose(1, 2))
+        found: torch.Tensor = self.time(back.transpose(1, 2))
+        return found
 
 
 def names_of(model: nn.Module, *args: torch.Tensor) -> tuple[Graph, AxisNames]:

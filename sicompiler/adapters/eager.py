@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -40,14 +41,14 @@ class _Eager(Rehearsal):
 
     Args:
         device_type: whose allocator and kernels to count with, "cpu" or "cuda".
-        known: storages that were there before.
-        mode: of the fake tensors.
         guess: the value of everything that is asked for and isn't there.
         real_bytes: how much may be made of real tensors at any time.
+        known: storages that were there before.
+        mode: of the fake tensors.
     """
 
-    def __init__(self, device_type: str, known: set[int], mode: FakeTensorMode, guess: int, real_bytes: int) -> None:
-        super().__init__(known, mode, guess, real_bytes)
+    def __init__(self, device_type: str, guess: int, real_bytes: int, known: set[int], mode: FakeTensorMode) -> None:
+        super().__init__(guess, real_bytes, known, mode)
         self._device_type = device_type
         self._granule = ALLOCATION_GRANULE_BYTES.get(device_type, 1)
         self._inside = False  # a kernel that is counted as one
@@ -121,14 +122,11 @@ def eager_peak_bytes(
         None where it can't be run on fake tensors.
     """
 
-    def make(known: set[int], mode: FakeTensorMode, guess: int, real_bytes: int) -> _Eager:
-        return _Eager(device_type, known, mode, guess, real_bytes)
-
     def counted(rehearsal: Rehearsal) -> contextlib.AbstractContextManager[Any]:
         assert isinstance(rehearsal, _Eager)
         return _Kernels(rehearsal)
 
-    peak = rehearsed(model, call, args, kwargs, make, REAL_BYTES, beside=counted)
+    peak = rehearsed(model, call, args, kwargs, partial(_Eager, device_type), REAL_BYTES, beside=counted)
     if peak is None:
         return None
     granule = ALLOCATION_GRANULE_BYTES.get(device_type, 1)

@@ -16,6 +16,7 @@ import logging
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
@@ -104,13 +105,13 @@ class Rehearsal(_Level):
     """Runs operators on fake tensors, and answers what those can't know.
 
     Args:
-        known: storages that were there before.
-        mode: of the fake tensors.
         guess: the value of everything that is asked for and isn't there.
         real_bytes: how much may be made of real tensors at any time.
+        known: storages that were there before.
+        mode: of the fake tensors.
     """
 
-    def __init__(self, known: set[int], mode: FakeTensorMode, guess: int, real_bytes: int) -> None:
+    def __init__(self, guess: int, real_bytes: int, known: set[int], mode: FakeTensorMode) -> None:
         super().__init__(known)
         self._mode, self._guess, self._real_bytes, self.asked = mode, guess, real_bytes, False
 
@@ -214,7 +215,7 @@ def rehearsed(
     call: Callable[..., Any],
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
-    make: Callable[[set[int], FakeTensorMode, int, int], Rehearsal],
+    make: Callable[[int, int, set[int], FakeTensorMode], Rehearsal],
     real_bytes: int,
     beside: Callable[[Rehearsal], AbstractContextManager[Any]] = contextlib.nullcontext,
 ) -> int | None:
@@ -225,7 +226,7 @@ def rehearsed(
         call: the model's own method.
         args: of the call.
         kwargs: of the call.
-        make: the rehearsal, from storages that were there before, mode, guess and bytes of real tensors.
+        make: the rehearsal, from a guess, bytes of real tensors, storages that were there before and a mode.
         real_bytes: what may be made of real tensors at any time.
         beside: a context around the call, for a rehearsal.
 
@@ -238,9 +239,7 @@ def rehearsed(
     peaks: list[int] = []
     for guess in dict.fromkeys((0, 1, longest)):
         try:
-            rehearsal = _rehearse(
-                model, call, args, kwargs, lambda known, mode: make(known, mode, guess, real_bytes), beside
-            )
+            rehearsal = _rehearse(model, call, args, kwargs, partial(make, guess, real_bytes), beside)
         except Exception as error:  # whatever a model does with tensors that have no data
             log.debug("%s can't be rehearsed: %s: %s", type(model).__name__, type(error).__name__, error)
             continue

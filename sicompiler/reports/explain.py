@@ -92,7 +92,7 @@ def alive(view: GraphView, position: int, *, crossing: bool = False) -> list[Ali
 
 
 def alike(found: Sequence[Alive]) -> list[tuple[Alive, int]]:
-    """Storages that are the same of repeated blocks as one, with their number, in the order in which each kind comes."""
+    """Storages that are the same in repeated blocks as one, with their number, in the order of their first."""
     kinds: dict[object, list[Alive]] = {}
     for row in found:
         key = (row.nbytes, row.type, *map(family, (row.name, row.module, row.until)))

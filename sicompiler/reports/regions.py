@@ -48,8 +48,8 @@ class RegionRow:
 def region_rows(plan: Plan) -> list[RegionRow]:
     """The regions of a plan, those of repeated blocks together, in the order in which each kind comes first.
 
-    They are the same where the same operators of modules whose paths differ in numbers alone are sliced along an axis of
-    the same name and size into as many slices.
+    They are the same where the same operators, of modules whose paths differ in numbers alone, are sliced along an axis
+    of the same name and size into slices of the same length.
     """
     found: dict[object, list[RegionPlan]] = {}
     for region in plan.regions:
