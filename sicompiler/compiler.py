@@ -110,7 +110,9 @@ class Planner:
 
         def floor() -> tuple[int, str]:
             known = planner()
-            return (plan.predicted_peak_bytes, "") if known is None else known.floor()
+            if known is None:
+                return plan.predicted_peak_bytes, ""
+            return known.floor("auto" if plan.uses_far_memory else "none")
 
         return floor
 
@@ -246,12 +248,11 @@ def _far_fields(search: Search, settled: Settled) -> dict[str, Any]:
 def _region_plan(search: Search, choice: Choice, view: GraphView | None) -> RegionPlan:
     """One region of a plan; with the digest of what it is on a graph, if there is one to carry it out on."""
     candidate, nodes = choice.candidate, search.graph.facts.nodes
-    labels = search.labels[candidate.start]
     found = RegionPlan(
         start=candidate.start,
         stop=candidate.stop,
         seed=candidate.seed,
-        axis=labels.get(candidate.seed, f"dim {candidate.seed.dim} of {nodes[candidate.start].name}"),
+        axis=search.graph.axes.of(candidate.start, candidate.seed),
         size=candidate.seed.size,
         slice_length=choice.slice_length,
         operators=sum(search.graph.facts.makes_storage(p) for p in range(candidate.start, candidate.stop)),

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from sicompiler.axes.factor_map import Kind, Slicing
+from sicompiler.axes.names import AxisNames, Origins
 from sicompiler.axes.table import AxisTable, Transfer
 from sicompiler.capture import Program, Source, fingerprint
 from sicompiler.codec import digest
@@ -43,17 +45,27 @@ class Graph:
         view: facts, lifetimes and axis table.
         line: timeline of the unsliced schedule.
         extra_bytes: alive beside the graph all the time (what an outer loop holds whole).
+        outside: of one slice of an outer loop: the whole graph, and which value of it each placeholder is a slice of.
     """
 
     program: Program
     view: GraphView
     line: Timeline
     extra_bytes: int = 0
+    outside: tuple[Graph, Origins] | None = None
 
     @property
     def facts(self) -> GraphFacts:
         """Sizes and aliases."""
         return self.view.facts
+
+    @functools.cached_property
+    def axes(self) -> AxisNames:
+        """What its axes are called, for people."""
+        if self.outside is None:
+            return AxisNames(self.program, self.view.table)
+        whole, origins = self.outside
+        return AxisNames(self.program, self.view.table, whole.axes, origins)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -151,7 +163,14 @@ def outer_loops(graph: Graph) -> list[tuple[OuterLoop, Region]]:
             outputs not in found or hoisted < found[outputs][0]
         ):
             found[outputs] = (hoisted, OuterLoop(name, slicing.size, 1, ((p, slicing),)), region)
-    return [(loop, region) for _, loop, region in found.values()]
+    return [(_named(graph, loop, list(found.values())), region) for _, loop, region in found.values()]
+
+
+def _named(graph: Graph, loop: OuterLoop, loops: Sequence[tuple[int, OuterLoop, Region]]) -> OuterLoop:
+    """A loop under the name of its axis, and of its input too where several run along axes of one name."""
+    name = graph.axes.of(*loop.seeds[0])
+    alone = sum(graph.axes.of(*other.seeds[0]) == name for _, other, _ in loops) == 1
+    return replace(loop, axis=name if alone else f"{name} of {loop.axis}")
 
 
 def _unsliced_bytes(graph: Graph, region: Region) -> int:
@@ -168,7 +187,8 @@ def make_outer(graph: Graph, loop: OuterLoop, region: Region) -> OuterGraph:
     whole = _held_storages(graph, region)
     seen = {t.untyped_storage()._cdata for node in inner.program.placeholders for t in fake_tensors(node)}
     extra = sum(nbytes for storage, nbytes in whole.items() if storage not in seen) + _results_bytes(graph)
-    return OuterGraph(loop, region, inner, Graph(inner.program, alone.view, alone.line, extra))
+    outside = (graph, inner.operands)
+    return OuterGraph(loop, region, inner, Graph(inner.program, alone.view, alone.line, extra, outside))
 
 
 def _held_storages(graph: Graph, region: Region) -> dict[int, int]:

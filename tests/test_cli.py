@@ -155,7 +155,9 @@ def _check_summary(found: dict[str, Any]) -> None:
     assert (
         found["weights_bytes"] < found["floor_bytes"] <= found["predicted_peak_bytes"] <= found["unsliced_peak_bytes"]
     )
-    assert found["seconds"].keys() - {"regions with far memory"} == {"capture", "analyse", "regions", "choose"}
+    stages = {"capture", "analyse", "regions", "choose", "untouched"}
+    assert found["seconds"].keys() - {"regions with far memory"} == stages
+    assert found["untouched_peak_bytes"] > found["weights_bytes"]
     for region in found["regions"]:
         assert {"axis", "size", "slices", "operators", "first", "last", "module", "peak_bytes"} <= region.keys()
         assert found["weights_bytes"] < region["peak_bytes"] <= found["predicted_peak_bytes"]
@@ -218,7 +220,11 @@ def test_plan_without_a_budget_shows_the_frontier(cli: Cli) -> None:
     assert found["device"] == "cuda"
     assert found["budget_bytes"] == found["unsliced_peak_bytes"]
     rows = found["frontier"]
-    assert rows[0]["budget_bytes"] == found["floor_bytes"]
+    assert found["far_memory"]["moved_bytes"] == 0
+    assert found["floor_bytes"] in [row["budget_bytes"] for row in rows], "of the plan shown, which needs no far memory"
+    near = cli("plan", MLP, "--json", "--frames", "64", "--device", "cuda", "--far-memory", "none").json
+    assert rows[0]["budget_bytes"] < found["floor_bytes"] == near["floor_bytes"]
+    assert near["frontier"][0]["budget_bytes"] == near["floor_bytes"]
     assert rows[-1]["budget_bytes"] == found["unsliced_peak_bytes"]
     ratios = [row["time_ratio"] for row in rows]
     assert ratios == sorted(ratios, reverse=True), "a bigger budget is never slower"
@@ -228,7 +234,8 @@ def test_plan_without_a_budget_shows_the_frontier(cli: Cli) -> None:
 def test_plan_for_people(cli: Cli) -> None:
     result = cli("plan", MLP, "--gb", "100KiB", "--memory")
     assert result.status == 0
-    for label in ("weights", "unsliced peak", "predicted peak", "floor", "budget", "fits", "first .. last"):
+    assert "untouched peak" not in cli("plan", MLP, "--gb", "100KiB", "--no-untouched").out
+    for label in ("weights", "untouched peak", "unsliced peak", "predicted peak", "floor", "budget", "fits", "first .. last"):
         assert label in result.out
     assert "host memory" in result.err
 

@@ -22,9 +22,10 @@ from sicompiler.facts.storages import graph_facts
 from sicompiler.plan import OuterLoop, Plan, RegionPlan
 from sicompiler.reports import dump, summary
 from sicompiler.reports.diffs import plan_diff, text_diff
-from sicompiler.reports.explain import alive, rule_rows, verdicts
+from sicompiler.reports.explain import Alive, alike, alive, rule_rows, verdicts
 from sicompiler.reports.page import round_ticks
 from sicompiler.reports.picture import Trace, timeline_picture
+from sicompiler.reports.regions import region_rows
 from sicompiler.reports.report import Report
 from sicompiler.reports.steps import dtype_label, listing, thinned
 from tests.cli_models import Mlp, mlp, normed
@@ -115,6 +116,40 @@ def test_a_plan_that_does_not_fit_says_so(plan: Plan) -> None:
 def test_peaks_of_regions_include_weights_and_what_the_outer_loop_holds(plan: Plan) -> None:
     peaks = [region["peak_bytes"] for region in summary.summary(plan)["regions"]]
     assert peaks == [98_304 + 2**20 + 4096, 2**20 + 2**20 + 4096]
+
+
+def test_equal_regions_of_repeated_blocks_are_one_row(plan: Plan) -> None:
+    one = replace(plan.regions[0], first="linear_1", last="linear_2", module="blocks.0.ff")
+    two = replace(one, start=20, stop=23, first="linear_8", last="linear_9", module="blocks.1.ff", peak_bytes=200_000)
+    other = replace(two, start=30, stop=33, axis="height", module="blocks.2.ff")
+    several = replace(plan, regions=(one, two, other))
+    rows = region_rows(several)
+    assert [(row.count, row.times, row.module) for row in rows] == [(2, "x 2", "blocks.*.ff"), (1, "", "blocks.2.ff")]
+    assert rows[0].peak_bytes == several.region_peak_bytes(two)
+    text = summary.plain(summary.plan_tables(several))
+    assert text.count("linear_1") == 1
+    assert "linear_8 .. linear_9" in text
+    assert len(summary.summary(several)["regions"]) == 3
+
+
+def test_what_eager_python_peaks_at_stands_beside_the_unsliced_peak(plan: Plan) -> None:
+    assert "untouched peak" not in summary.plain(summary.plan_tables(plan))
+    assert "untouched peak  6 MiB" in summary.plain(summary.plan_tables(plan, 6 * 2**20))
+    assert summary.summary(plan, 6 * 2**20)["untouched_peak_bytes"] == 6 * 2**20
+
+
+def test_the_floor_says_whether_it_is_with_far_memory(plan: Plan) -> None:
+    assert "with far memory" not in summary.floor_text(plan)
+    assert "with far memory, set by" in summary.floor_text(replace(plan, spilled=(3,)))
+
+
+def test_storages_of_repeated_blocks_are_one_row() -> None:
+    rows = [Alive(f"add_{n}", 64, "f32[16]", f"blocks.{n}.ff", f"cat_{n}") for n in range(3)]
+    other = Alive("x", 64, "f32[16]", "input", "the end")
+    assert [(row.name, row.module, count) for row, count in alike([*rows, other])] == [
+        ("add_0", "blocks.*.ff", 3),
+        ("x", "input", 1),
+    ]
 
 
 def test_rules_and_reasons_are_golden(golden: Golden) -> None:

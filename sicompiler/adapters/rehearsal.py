@@ -11,9 +11,12 @@ the first of its shape: it is stopped before the operator that would take it pas
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import torch
@@ -65,20 +68,28 @@ class _Level(TorchDispatchMode):
         if any(is_traceable_wrapper_subclass(leaf) for leaf in pytree.tree_leaves((args, kwargs))):
             return NotImplemented  # what the class of the tensor does is seen operator by operator
         result = self.run(func, args, kwargs)
-        for leaf in pytree.tree_leaves(result):
-            if isinstance(leaf, torch.Tensor):
-                for tensor in stored(leaf):
-                    self._note(tensor)
-        self.peak = max(self.peak, self.level)
+        self.note(func, args, kwargs, result)
         return result
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """What an operator gives."""
         return func(*args, **kwargs)
 
+    def note(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """Count what an operator made."""
+        for leaf in pytree.tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                for tensor in stored(leaf):
+                    self._note(tensor)
+        self.peak = max(self.peak, self.level)
+
+    def storage_bytes(self, storage: torch.UntypedStorage) -> int:
+        """What a storage counts for."""
+        return int(storage.nbytes())  # symbolic under a mode with sizes of its own
+
     def _note(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
-        key, nbytes = storage._cdata, storage.nbytes()
+        key, nbytes = storage._cdata, self.storage_bytes(storage)
         if key in self._known or key in self._living:
             return
 
@@ -90,17 +101,17 @@ class _Level(TorchDispatchMode):
         self.level += nbytes
 
 
-class _Rehearsal(_Level):
+class Rehearsal(_Level):
     """Runs operators on fake tensors, and answers what those can't know.
 
     Args:
-        known: storages that were there before.
-        mode: of the fake tensors.
         guess: the value of everything that is asked for and isn't there.
         real_bytes: how much may be made of real tensors at any time.
+        known: storages that were there before.
+        mode: of the fake tensors.
     """
 
-    def __init__(self, known: set[int], mode: FakeTensorMode, guess: int, real_bytes: int) -> None:
+    def __init__(self, guess: int, real_bytes: int, known: set[int], mode: FakeTensorMode) -> None:
         super().__init__(known)
         self._mode, self._guess, self._real_bytes, self.asked = mode, guess, real_bytes, False
 
@@ -196,13 +207,39 @@ def rehearse(
     Returns:
         None where it can't be run on fake tensors: a kernel says nothing about the shapes of its results, say.
     """
+    return rehearsed(model, call, args, kwargs, Rehearsal, max(min(room_bytes, REAL_BYTES), 0))
+
+
+def rehearsed(
+    model: torch.nn.Module,
+    call: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    make: Callable[[int, int, set[int], FakeTensorMode], Rehearsal],
+    real_bytes: int,
+    beside: Callable[[Rehearsal], AbstractContextManager[Any]] = contextlib.nullcontext,
+) -> int | None:
+    """The peak of a rehearsal that counts in a way of its own.
+
+    Args:
+        model: the live model; plain attributes that the call changes are put back.
+        call: the model's own method.
+        args: of the call.
+        kwargs: of the call.
+        make: the rehearsal, from a guess, bytes of real tensors, storages that were there before and a mode.
+        real_bytes: what may be made of real tensors at any time.
+        beside: a context around the call, for a rehearsal.
+
+    Returns:
+        None where it can't be run on fake tensors.
+    """
     if not can_be_faked(model):
         return None
     longest = max((size for t in tensors_of((args, kwargs)) for size in t.shape), default=1)
     peaks: list[int] = []
     for guess in dict.fromkeys((0, 1, longest)):
         try:
-            rehearsal = _rehearse(model, call, args, kwargs, guess, max(min(room_bytes, REAL_BYTES), 0))
+            rehearsal = _rehearse(model, call, args, kwargs, partial(make, guess, real_bytes), beside)
         except Exception as error:  # whatever a model does with tensors that have no data
             log.debug("%s can't be rehearsed: %s: %s", type(model).__name__, type(error).__name__, error)
             continue
@@ -217,17 +254,18 @@ def _rehearse(
     call: Callable[..., Any],
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
-    guess: int,
-    real_bytes: int,
-) -> _Rehearsal:
+    make: Callable[[set[int], FakeTensorMode], Rehearsal],
+    beside: Callable[[Rehearsal], AbstractContextManager[Any]],
+) -> Rehearsal:
     tensors = named_tensors(model)
     given = next((t.fake_mode for t in tensors.values() if isinstance(t, FakeTensor)), None)
     mode = given or FakeTensorMode(allow_non_fake_inputs=True)
     weights = {name: _faked(mode, tensor) for name, tensor in tensors.items()}
-    rehearsal = _Rehearsal({*storage_bytes([*weights.values(), *tensors_of((args, kwargs))])}, mode, guess, real_bytes)
+    rehearsal = make({*storage_bytes([*weights.values(), *tensors_of((args, kwargs))])}, mode)
     undo = keep_state(model, FORWARD)
     try:
-        with torch.no_grad(), stateless._reparametrize_module(model, weights, tie_weights=True), rehearsal:
+        untied = stateless._reparametrize_module(model, weights, tie_weights=True)
+        with torch.no_grad(), untied, rehearsal, beside(rehearsal):
             call(*args, **kwargs)
     finally:
         undo.back()

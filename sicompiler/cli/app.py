@@ -74,6 +74,9 @@ def plan(
         Path | None, typer.Option("--output", "-o", help="Save the plan as JSON, for diff and compile_for_budget.")
     ] = None,
     memory: Annotated[bool, typer.Option("--memory", help="Also tell how much host memory planning took.")] = False,
+    untouched: Annotated[
+        bool, typer.Option("--untouched/--no-untouched", help="Also tell what the model peaks at as it is.")
+    ] = True,
     json: Json = False,
 ) -> int:
     """Find the fastest plan that fits a budget. Without --gb: the unsliced peak, and what smaller budgets cost.
@@ -87,6 +90,7 @@ def plan(
         gb,
         output,
         memory=memory,
+        untouched=untouched,
         as_json=json,
     )
 

@@ -15,7 +15,7 @@ from sicompiler.errors import BadInput
 from sicompiler.facts.modules import describe
 from sicompiler.forms.points import choose_points
 from sicompiler.planners.dp import floor
-from sicompiler.reports.explain import Alive, alive, missing, rule_rows, verdicts
+from sicompiler.reports.explain import Alive, alike, alive, missing, rule_rows, verdicts
 from sicompiler.reports.fit import form_lines
 from sicompiler.reports.summary import table
 from sicompiler.study import study
@@ -130,7 +130,8 @@ def floor_site(planner: Planner) -> Site:
     if choice is not None:
         slices = -(-choice.candidate.seed.size // choice.slice_length)
         first, last = nodes[choice.candidate.start].name, nodes[choice.candidate.stop - 1].name
-        operator = f"the loop {first} .. {last} in {slices} slices, at {operator}"
+        axis = search.graph.axes.of(choice.candidate.start, choice.candidate.seed)
+        operator = f"the loop {first} .. {last} along {axis} in {slices} slices, at {operator}"
     if search.outer is not None:
         operator += (
             f", {search.outer.loop.slice_length} of {search.outer.loop.size} of {search.outer.loop.axis} at a time"
@@ -160,14 +161,18 @@ def _model(planner: Planner, *, as_json: bool) -> int:
 def _site(what: str, site: Site, planner: Planner) -> list[RenderableType]:
     from rich.text import Text
 
-    rows = [(format_bytes(a.nbytes), a.name, a.type, a.module, a.until) for a in site.whole[:MOST_ROWS]]
-    more = site.whole[MOST_ROWS:]
-    if more:
-        rows.append((format_bytes(sum(a.nbytes for a in more)), f"{len(more)} more", "", "", ""))
-    rows.append((format_bytes(planner.weights_bytes), "weights", "", "", ""))
-    if site.held_bytes:
-        rows.append((format_bytes(site.held_bytes), "held whole by the outer loop", "", "", ""))
-    if site.rest_bytes:
-        rows.append((format_bytes(site.rest_bytes), "slices, results and workspace", "", "", ""))
+    kinds = alike(site.whole)
+    rows = [
+        (format_bytes(a.nbytes * count), f"x {count}" if count > 1 else "", a.name, a.type, a.module, a.until)
+        for a, count in kinds[:MOST_ROWS]
+    ]
+    more = kinds[MOST_ROWS:]
+    others = (
+        (sum(a.nbytes * count for a, count in more), f"{sum(count for _, count in more)} more"),
+        (planner.weights_bytes, "weights"),
+        (site.held_bytes, "held whole by the outer loop"),
+        (site.rest_bytes, "slices, results and workspace"),
+    )
+    rows += [(format_bytes(nbytes), "", what, "", "", "") for nbytes, what in others if nbytes]
     head = Text(f"{what}: {format_bytes(site.peak_bytes)}, set by {site.operator}", style="bold")
-    return [head, table("", ("bytes>", "alive", "type", "made in", "needed until"), rows)]
+    return [head, table("", ("bytes>", "times>", "alive", "type", "made in", "needed until"), rows)]

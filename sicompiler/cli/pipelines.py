@@ -11,7 +11,7 @@ from sicompiler.adapters.untouched import UntouchedCall, untouched_call
 from sicompiler.cli.frontier import DENOISE, ENCODE, Frontiers, pipeline_frontiers
 from sicompiler.cli.options import ModelOptions
 from sicompiler.cli.output import Progress, json_rows, note, quiet, show, show_json, show_text
-from sicompiler.cli.work import Target, prepare
+from sicompiler.cli.work import Target, prepare, untouched_bytes
 from sicompiler.compiler import FarMemory, Planner
 from sicompiler.errors import CaptureError, OverBudget
 from sicompiler.facts.storages import GraphFacts, Origin
@@ -29,6 +29,7 @@ class Part:
 
     call: PartName
     planner: Planner
+    untouched_bytes: int | None = None  # what it peaks at as it is
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,11 @@ class Pipeline:
         """Peak of a phase without slicing, with everything resident."""
         return part.planner.unsliced_bytes + self._others(part) + self.held
 
+    def untouched_bytes(self, part: Part) -> int | None:
+        """Peak of a phase of the pipeline as it is, with everything resident; None where it is not known."""
+        own = part.untouched_bytes
+        return None if own is None else own + self._others(part) + self.held
+
     def floor(self, part: Part, far_memory: FarMemory) -> tuple[int, str]:
         """The smallest budget of a phase, idle components moved away if they can be, and what sets it."""
         floor_bytes, culprit = part.planner.floor(far_memory)
@@ -113,9 +119,9 @@ class Pipeline:
                 else:
                     plan = part.planner.plan(error.floor_bytes, far_memory=far_memory)
         floor_bytes, culprit = None, ""
-        if floors or plan.uses_far_memory or plan.predicted_peak_bytes + beside > budget:
+        if plan.uses_far_memory or plan.predicted_peak_bytes + beside > budget:
             floor_bytes, culprit = self.floor(part, self.far_memory)
-        elif plan.floor_bytes is not None:
+        elif floors or plan.floor_bytes is not None:
             floor_bytes, culprit = self.floor(part, "none")
         row = PhaseRow(
             phase=part.call.phase,
@@ -125,6 +131,7 @@ class Pipeline:
             held_bytes=self.held,
             activations_bytes=plan.predicted_peak_bytes - plan.weights_bytes,
             unsliced_peak_bytes=self.unsliced_bytes(part),
+            untouched_peak_bytes=self.untouched_bytes(part),
             predicted_peak_bytes=plan.predicted_peak_bytes + beside,
             floor_bytes=floor_bytes,
             floor_operator=culprit,
@@ -137,7 +144,7 @@ class Pipeline:
         return sum(nbytes for name, nbytes in self.weights.items() if name != part.call.component)
 
 
-def run(options: ModelOptions, gb: str | None, *, as_json: bool) -> int:
+def run(options: ModelOptions, gb: str | None, *, as_json: bool, untouched: bool = True) -> int:
     """Plan every phase of a pipeline and print. Without a budget also what smaller ones cost.
 
     Raises:
@@ -151,29 +158,32 @@ def run(options: ModelOptions, gb: str | None, *, as_json: bool) -> int:
         calls = build_pipeline(options.model, dtype=dtype, **options.sizes)
         idle = idle_weights(options.model, dtype)
         parts: list[Part] = []
-        untouched: dict[str, UntouchedCall] = {}
+        unplanned: dict[str, UntouchedCall] = {}
         for call in calls:
             try:
-                parts.append(Part(call, prepare(Target(call.call, device), progress, label=call.label)[1]))
+                target = Target(call.call, device)
+                planner = prepare(target, progress, label=call.label)[1]
+                eager_bytes = untouched_bytes(target, progress, label=call.label)[0] if untouched else None
+                parts.append(Part(call, planner, eager_bytes))
             except CaptureError as error:
                 if call.phase != ENCODE:
                     raise
                 known = _untouched_call(call, str(error).splitlines()[0])
-                untouched[call.component], idle[call.component] = known, known.weights_bytes
+                unplanned[call.component], idle[call.component] = known, known.weights_bytes
         pipeline = Pipeline.of(parts, idle, device, options.far)
         if budget is None:
-            whole = [_untouched(name, known, pipeline, 0).floor_bytes or 0 for name, known in untouched.items()]
+            whole = [_untouched(name, known, pipeline, 0).floor_bytes or 0 for name, known in unplanned.items()]
             budget = max([*whole, *(pipeline.unsliced_bytes(part) for part in parts)])
             frontiers = pipeline_frontiers(pipeline, progress)
     planned = [pipeline.plan(part, budget, floors=frontiers is not None).row for part in parts]
-    rows = (*(_untouched(name, why, pipeline, budget) for name, why in untouched.items()), *planned)
+    rows = (*(_untouched(name, why, pipeline, budget) for name, why in unplanned.items()), *planned)
     preset = pipeline_named(options.model)
     report = PipelineReport(preset.pipeline, budget, rows)
     if as_json:
         found = {"model": options.model, "device": device, "dtype": dtype, **report.to_dict()}
         if frontiers is not None:
             found["frontier"] = json_rows(frontiers.whole)
-            costs = [()] * len(untouched) + list(frontiers.phases)
+            costs = [()] * len(unplanned) + list(frontiers.phases)
             found["phases"] = [
                 row | {"frontier": json_rows(cost)} for row, cost in zip(found["phases"], costs, strict=True)
             ]

@@ -12,14 +12,16 @@ from sicompiler.cli.files import check_file, save
 from sicompiler.cli.frontier import frontier
 from sicompiler.cli.options import ModelOptions
 from sicompiler.cli.output import Progress, json_rows, note, show, show_json
-from sicompiler.cli.work import find, prepare
+from sicompiler.cli.work import find, prepare, untouched_bytes
 from sicompiler.errors import BadInput, OverBudget
 from sicompiler.models.pipelines import is_pipeline_name
 from sicompiler.reports.summary import frontier_table, plan_tables, summary
 from sicompiler.units import format_bytes, parse_bytes
 
 
-def run(options: ModelOptions, gb: str | None, output: Path | None, *, memory: bool, as_json: bool) -> int:
+def run(
+    options: ModelOptions, gb: str | None, output: Path | None, *, memory: bool, as_json: bool, untouched: bool = True
+) -> int:
     """Plan and print.
 
     Raises:
@@ -31,11 +33,12 @@ def run(options: ModelOptions, gb: str | None, output: Path | None, *, memory: b
                 f"{options.model} is a pipeline: --output and --memory are for plans of one model; name a preset or "
                 "the folder of one of its components"
             )
-        return pipelines.run(options, gb, as_json=as_json)
+        return pipelines.run(options, gb, as_json=as_json, untouched=untouched)
     budget = None if gb is None else parse_bytes(gb)
     output = check_file(output, "the plan")
     with Progress() as progress:
-        _, planner = prepare(find(options), progress)
+        target = find(options)
+        _, planner = prepare(target, progress)
         far = options.far
         rows = frontier(planner, progress, far) if budget is None else []
         refused: OverBudget | None = None
@@ -44,18 +47,22 @@ def run(options: ModelOptions, gb: str | None, output: Path | None, *, memory: b
         except OverBudget as error:
             refused = error
             plan = replace(planner.plan(error.floor_bytes, far_memory=far), budget_bytes=error.budget_bytes)
-        if budget is None:  # the frontier begins at the floor
-            floor_bytes, culprit = planner.floor(far)
+        if budget is None:  # the frontier has searched for it
+            floor_bytes, culprit = planner.floor("auto" if plan.uses_far_memory else "none")
             plan = replace(plan, floor_bytes=floor_bytes, floor_operator=culprit)
+        eager_bytes: int | None = None
+        if untouched:
+            eager_bytes, seconds = untouched_bytes(target, progress)
+            plan = replace(plan, timings={**plan.timings, "untouched": seconds})
     if as_json:
-        found = summary(plan)
+        found = summary(plan, eager_bytes)
         if budget is None:
             found["frontier"] = json_rows(rows)
         if memory:
             found["host_peak_bytes"] = host_peak_bytes()
         show_json(found)
     else:
-        show(*plan_tables(plan), *([frontier_table(rows)] if rows else []))
+        show(*plan_tables(plan, eager_bytes), *([frontier_table(rows)] if rows else []))
         if memory:
             note(f"planning took up to {format_bytes(host_peak_bytes())} of host memory")
     if output is not None and refused is None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sicompiler.adapters.eager import eager_peak_bytes
 from sicompiler.api import device_type_of
 from sicompiler.api import prepare as prepare_model
 from sicompiler.cache.store import default_store
@@ -95,6 +97,15 @@ def legal_program(target: Target, progress: Progress, upto: Stage = Stage.LEGAL)
             if list(Stage).index(stage) <= list(Stage).index(upto):
                 program = run_stage(stage.value, program)
     return program
+
+
+def untouched_bytes(target: Target, progress: Progress, *, label: str | None = None) -> tuple[int | None, float]:
+    """What a model peaks at as it is, and the seconds it took to find out; None where it can't be rehearsed."""
+    call, began = target.call, time.perf_counter()
+    progress("untouched" if label is None else f"{label}: untouched", 0, 1)
+    with quiet():
+        found = eager_peak_bytes(call.module, getattr(call.module, call.method), call.args, call.kwargs, target.device)
+    return found, time.perf_counter() - began
 
 
 def plan_for(planner: Planner, gb: str | None) -> Plan:

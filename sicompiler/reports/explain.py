@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sicompiler.axes.factor_map import Slicing
 from sicompiler.axes.table import coverage
@@ -12,6 +12,7 @@ from sicompiler.errors import BadInput
 from sicompiler.facts.modules import module_path
 from sicompiler.facts.storages import Origin
 from sicompiler.graph_view import GraphView
+from sicompiler.reports.regions import family, shared_path
 from sicompiler.reports.steps import operator_name, types_of
 
 
@@ -88,6 +89,15 @@ def alive(view: GraphView, position: int, *, crossing: bool = False) -> list[Ali
         until = facts.nodes[last].name if last < len(facts.nodes) else "the end"
         found.append(Alive(storage.node, storage.nbytes, types_of(node), module, until))
     return sorted(found, key=lambda row: (-row.nbytes, row.name))
+
+
+def alike(found: Sequence[Alive]) -> list[tuple[Alive, int]]:
+    """Storages that are the same in repeated blocks as one, with their number, in the order of their first."""
+    kinds: dict[object, list[Alive]] = {}
+    for row in found:
+        key = (row.nbytes, row.type, *map(family, (row.name, row.module, row.until)))
+        kinds.setdefault(key, []).append(row)
+    return [(replace(same[0], module=shared_path([r.module for r in same])), len(same)) for same in kinds.values()]
 
 
 def rule_rows(view: GraphView) -> list[RuleRow]:

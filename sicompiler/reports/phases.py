@@ -32,6 +32,7 @@ class PhaseRow:
         measured_peak_bytes: the highest measured, None before `verify`.
         calls: how often it ran.
         note: why a component runs untouched.
+        untouched_peak_bytes: predicted for the model as it is; None where nobody looked at that.
         not_measured: why its newest call was not measured, though it should have been.
     """
 
@@ -50,6 +51,7 @@ class PhaseRow:
     calls: int = 0
     note: str = ""
     not_measured: str = ""
+    untouched_peak_bytes: int | None = None
 
     @property
     def fits(self) -> bool:
@@ -138,12 +140,17 @@ class PipelineReport:
     def _table(self) -> Any:
         columns = (
             *("phase", "component", "calls>", "resident", "weights>", "held>", "activations>"),
+            *(("untouched>",) if self._untouched else ()),
             *("unsliced>", "predicted>", "measured>", "floor>"),
         )
-        return table("", columns, [_cells(row) for row in self.phases])
+        return table("", columns, [_cells(row, untouched=self._untouched) for row in self.phases])
+
+    @property
+    def _untouched(self) -> bool:
+        return any(row.untouched_peak_bytes is not None for row in self.phases)
 
 
-def _cells(row: PhaseRow) -> tuple[str, ...]:
+def _cells(row: PhaseRow, *, untouched: bool) -> tuple[str, ...]:
     return (
         row.phase,
         row.component,
@@ -152,6 +159,7 @@ def _cells(row: PhaseRow) -> tuple[str, ...]:
         format_bytes(row.weights_bytes),
         format_bytes(row.held_bytes),
         _size(row.activations_bytes),
+        *((_size(row.untouched_peak_bytes),) if untouched else ()),
         _size(row.unsliced_peak_bytes),
         _size(row.predicted_peak_bytes),
         _size(row.measured_peak_bytes),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sicompiler.plan import Plan
+from sicompiler.reports.regions import region_rows
 from sicompiler.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -32,8 +33,13 @@ class FrontierRow:
     regions: int
 
 
-def summary(plan: Plan) -> dict[str, Any]:
-    """What `sicompiler plan --json` prints. All peaks include weights; see docs/plan-format.md."""
+def summary(plan: Plan, untouched_bytes: int | None = None) -> dict[str, Any]:
+    """What `sicompiler plan --json` prints. All peaks include weights; see docs/plan-format.md.
+
+    Args:
+        plan: what to tell.
+        untouched_bytes: what the model peaks at as it is, if that was looked at.
+    """
     outer = plan.outer
     return {
         "model": plan.model,
@@ -43,6 +49,7 @@ def summary(plan: Plan) -> dict[str, Any]:
         "budget_bytes": plan.budget_bytes,
         "fits": plan.fits,
         "weights_bytes": plan.weights_bytes,
+        "untouched_peak_bytes": untouched_bytes,
         "unsliced_peak_bytes": plan.unsliced_peak_bytes,
         "predicted_peak_bytes": plan.predicted_peak_bytes,
         "predicted_seconds": plan.seconds,
@@ -77,13 +84,18 @@ def floor_text(plan: Plan) -> str:
     """The floor, for people."""
     if plan.floor_bytes is None:
         return "not looked for: the unsliced graph fits"
-    return f"{format_bytes(plan.floor_bytes)}, set by {plan.floor_operator}"
+    where = " with far memory" if plan.uses_far_memory else ""
+    return f"{format_bytes(plan.floor_bytes)}{where}, set by {plan.floor_operator}"
 
 
-def totals(plan: Plan) -> list[tuple[str, str]]:
+def totals(plan: Plan, untouched_bytes: int | None = None) -> list[tuple[str, str]]:
     """The totals of a plan, label and text."""
-    rows = [
-        ("weights", f"{format_bytes(plan.weights_bytes)} resident"),
+    rows = [("weights", f"{format_bytes(plan.weights_bytes)} resident")]
+    if untouched_bytes is not None:
+        rows.append(
+            ("untouched peak", f"{format_bytes(untouched_bytes)}, of the model as it is, by Python's own lifetimes")
+        )
+    rows += [
         ("unsliced peak", format_bytes(plan.unsliced_peak_bytes)),
         ("predicted peak", format_bytes(plan.predicted_peak_bytes)),
         ("floor", floor_text(plan)),
@@ -106,26 +118,27 @@ def totals(plan: Plan) -> list[tuple[str, str]]:
     return rows
 
 
-def plan_tables(plan: Plan) -> list[RenderableType]:
-    """A plan as rich tables: totals, then one row a region."""
+def plan_tables(plan: Plan, untouched_bytes: int | None = None) -> list[RenderableType]:
+    """A plan as rich tables: totals, then one row for all regions that are the same."""
     from rich.text import Text
 
-    head = pairs(f"{plan.model}, {plan.dtype}, {plan.device}", totals(plan))
+    head = pairs(f"{plan.model}, {plan.dtype}, {plan.device}", totals(plan, untouched_bytes))
     if not plan.regions:
         return [head, Text(" no sliced loops inside: every operator runs whole", style="dim")]
     rows = [
         (
-            region.axis,
-            str(region.size),
-            str(region.slices),
-            str(region.operators),
-            f"{region.first} .. {region.last}",
-            region.module,
-            format_bytes(plan.region_peak_bytes(region)),
+            row.first.axis,
+            str(row.first.size),
+            str(row.first.slices),
+            str(row.first.operators),
+            f"{row.first.first} .. {row.first.last}",
+            row.module,
+            row.times,
+            format_bytes(row.peak_bytes),
         )
-        for region in plan.regions
+        for row in region_rows(plan)
     ]
-    columns = ("axis", "size>", "slices>", "operators>", "first .. last", "module", "peak>")
+    columns = ("axis", "size>", "slices>", "operators>", "first .. last", "module", "times>", "peak>")
     return [head, table("", columns, rows)]
 
 

@@ -1,0 +1,134 @@
+"""What a model takes that runs as it is: its call under fake tensors, counted as Python's own lifetimes have it.
+
+A graph frees a value after its last use. Python frees it when the last name of it is gone: a local variable of a block
+keeps its input for as long as the block runs. So what eager Python peaks at is not the peak of the unsliced graph, and
+can't be read off a graph at all. It can be watched, though: the call runs on fake tensors, every storage counts from
+the operator that makes it until Python lets go of it, and each kernel adds the workspace that its row says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from sicompiler.adapters.rehearsal import REAL_BYTES, Rehearsal, rehearsed
+from sicompiler.capture import named_tensors
+from sicompiler.capture.quantised import storage_bytes
+from sicompiler.capture.results import tensors_of
+from sicompiler.facts.calls import bind, flatten_tensors
+from sicompiler.facts.storages import ALLOCATION_GRANULE_BYTES, TensorFact, rounded
+from sicompiler.facts.workspace import workspace_bytes
+
+aten = torch.ops.aten
+
+# One kernel on the device, several operators under fake tensors, which have none.
+ONE_KERNEL: Mapping[Callable[..., Any], OpOverload] = {
+    functional.scaled_dot_product_attention: aten.scaled_dot_product_attention.default,
+}
+
+
+class _Eager(Rehearsal):
+    """A rehearsal that counts kernels as well.
+
+    Args:
+        device_type: whose allocator and kernels to count with, "cpu" or "cuda".
+        guess: the value of everything that is asked for and isn't there.
+        real_bytes: how much may be made of real tensors at any time.
+        known: storages that were there before.
+        mode: of the fake tensors.
+    """
+
+    def __init__(self, device_type: str, guess: int, real_bytes: int, known: set[int], mode: FakeTensorMode) -> None:
+        super().__init__(guess, real_bytes, known, mode)
+        self._device_type = device_type
+        self._granule = ALLOCATION_GRANULE_BYTES.get(device_type, 1)
+        self._inside = False  # a kernel that is counted as one
+
+    def storage_bytes(self, storage: torch.UntypedStorage) -> int:
+        """As the allocator rounds."""
+        return rounded(super().storage_bytes(storage), self._granule)
+
+    def note(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """Count what an operator made, and what its kernel had beside."""
+        if self._inside:
+            return
+        super().note(func, args, kwargs, result)
+        if isinstance(func, OpOverload):
+            named = bind(func, args, kwargs)
+            operands = [_fact(t) for t in flatten_tensors(named, lambda a: isinstance(a, torch.Tensor))]
+            results = [_fact(leaf) for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+            if results:
+                extra = workspace_bytes(func, operands, results, self._device_type, named)
+                self.peak = max(self.peak, self.level + extra)
+
+    @contextlib.contextmanager
+    def one_kernel(self) -> Iterator[None]:
+        """Leave out what happens within."""
+        self._inside = True
+        try:
+            yield
+        finally:
+            self._inside = False
+
+
+class _Kernels(TorchFunctionMode):
+    """Tells a rehearsal of functions that are one kernel on the device."""
+
+    def __init__(self, eager: _Eager) -> None:
+        super().__init__()
+        self._eager = eager
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        target = ONE_KERNEL.get(func)
+        if target is None:
+            return func(*args, **kwargs)
+        with self._eager.one_kernel():
+            result = func(*args, **kwargs)
+        self._eager.note(target, args, kwargs, result)
+        return result
+
+
+def _fact(tensor: torch.Tensor) -> TensorFact:
+    return TensorFact(tuple(map(int, tensor.shape)), tuple(map(int, tensor.stride())), tensor.dtype, -1)
+
+
+def eager_peak_bytes(
+    model: torch.nn.Module,
+    call: Callable[..., Any],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    device_type: str,
+) -> int | None:
+    """The peak of an untouched call, weights and inputs included.
+
+    Args:
+        model: the live model; plain attributes that the call changes are put back.
+        call: the model's own method.
+        args: of the call.
+        kwargs: of the call.
+        device_type: whose allocator and kernels to count with, "cpu" or "cuda".
+
+    Returns:
+        None where it can't be run on fake tensors.
+    """
+
+    def counted(rehearsal: Rehearsal) -> contextlib.AbstractContextManager[Any]:
+        assert isinstance(rehearsal, _Eager)
+        return _Kernels(rehearsal)
+
+    peak = rehearsed(model, call, args, kwargs, partial(_Eager, device_type), REAL_BYTES, beside=counted)
+    if peak is None:
+        return None
+    granule = ALLOCATION_GRANULE_BYTES.get(device_type, 1)
+    held = storage_bytes([*named_tensors(model).values(), *tensors_of((args, kwargs))])
+    return peak + sum(rounded(nbytes, granule) for nbytes in held.values())
