@@ -39,7 +39,8 @@ def watching(recorder: Recorder, whole: Program) -> list[Part]:
 def held_bytes(recorder: Recorder, whole: Program) -> int:
     """Of the features of all cuts of this evaluation and, of each branch, of the one before."""
     nodes = list(whole.graph_module.graph.nodes)
-    return (max(recorder.branches, 1) + 1) * sum(nodes[p].meta["val"].nbytes for p in recorder.positions)
+    one = sum(int(nodes[p].meta["val"].nbytes) for p in recorder.positions)
+    return (max(recorder.branches, 1) + 1) * one
 
 
 def distance(one: Any, other: Any) -> float:
