@@ -112,7 +112,7 @@ class PipelineRehash:
             self.say(f"Step Rehash stopped skipping: {loop.stopped}")
         elif not loop.skipped:
             self.say(f"Step Rehash skips nothing: {'; '.join(reasons or ['the steps of the plan were never reached'])}")
-        elif more := sum(bool(e.reason) and loop.plan.steps[e.step] is not None for e in loop.evaluations):
+        elif more := sum(bool(e.reason) and any(loop.plan.steps[e.step : e.step + 1]) for e in loop.evaluations):
             self.say(
                 f"Step Rehash ran {more} of {len(loop.evaluations)} evaluations in full that the plan skips: "
                 f"{'; '.join(reasons)}; to skip them, too, calibrate on calls that change as this one did"
