@@ -30,7 +30,8 @@ from sicompiler.cli.rehash_pipeline import set_scheduler
 from sicompiler.demo.detect import detect
 from sicompiler.demo.pipeline import MODEL_FOLDER
 from sicompiler.demo.quality import GUIDANCE, Case, Judged, held_out_cases, judge, make_clips
-from sicompiler.demo.shapes import FRAMES, all_scenes, clip
+from sicompiler.demo.shapes import FRAMES, clip
+from sicompiler.demo.words import all_scenes
 
 SCHEDULERS = ("ddim", "euler", "dpm++2m")
 BATCH = 8  # clips made at once

@@ -39,11 +39,12 @@ import sicompiler
 from sicompiler.adapters.calibrate import learn
 from sicompiler.adapters.pipeline import PipelineState, pipeline_state
 from sicompiler.adapters.trials import Trials, difference, run_call
+from sicompiler.adapters.verify import measured_call
 from sicompiler.cli.rehash_pipeline import set_scheduler
 from sicompiler.demo.detect import detect
 from sicompiler.demo.pipeline import MODEL_FOLDER
 from sicompiler.demo.quality import Case, call_of, held_out_cases
-from sicompiler.demo.shapes import all_scenes
+from sicompiler.demo.words import all_scenes
 from sicompiler.rehash.choose import deepcache, similar, uniform
 from sicompiler.rehash.plan import RehashPlan
 from sicompiler.units import format_bytes
@@ -180,10 +181,7 @@ def cell(
 
 def budget_of(pipe: Any, steps: int) -> str:
     """The budget of all methods: a share of what a call of the untouched pipeline takes."""
-    sicompiler.compile_for_budget(pipe, 1)
-    untouched = sicompiler.verify(pipe, ((), clip_call(held_out_cases(1)[0], steps))).untouched_peak_bytes
-    sicompiler.release(pipe)
-    return f"{int(SHARE * untouched)}B"
+    return f"{int(SHARE * measured_call(pipe, clip_call(held_out_cases(1)[0], steps)).peak_bytes)}B"
 
 
 def peaks(plan: RehashPlan, name: str, steps: int, model: Path, budget: str) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from sicompiler.demo.quality import Case, held_out_cases
 
 WAYS = ("calls", "no calls")
 LEARN, HELD_OUT = 4, 2  # calls
+CALIBRATION = 2  # how plans are chosen, by number: 2 since decision 35; rows without it were made before
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ def main() -> None:
                 lambda n, t=task: progress.update(t, completed=n),
             )  # fmt: skip
         command = shlex.join(["python", "-m", "benchmarks.rehash_product", *sys.argv[1:]])
-        kept.append(figures | {"threads": torch.get_num_threads(), "command": command})
+        kept.append(figures | {"calibration": CALIBRATION, "threads": torch.get_num_threads(), "command": command})
         device = platform.processor() or platform.machine()
         whole = {"device": device, "torch": torch.__version__, "rows": kept}
         options.output.write_text(json.dumps(whole, indent=2) + "\n")

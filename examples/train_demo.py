@@ -31,7 +31,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.nn import functional
 
 from sicompiler.demo import parts
-from sicompiler.demo.shapes import FRAMES, clip, training_scenes
+from sicompiler.demo.shapes import FRAMES, clip
+from sicompiler.demo.words import training_scenes
 
 DROPPED_CAPTIONS = 0.1  # share of captions left empty, for classifier-free guidance
 EMA_DECAY = 0.998

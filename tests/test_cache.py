@@ -43,7 +43,9 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Float in, float out."""
-        return x + self.scale * self.gain * self.second(torch.nn.functional.silu(self.norm(self.first(x))))
+        hidden: torch.Tensor = torch.nn.functional.silu(self.norm(self.first(x)))
+        result: torch.Tensor = x + self.scale * self.gain * self.second(hidden)
+        return result
 
 
 X = torch.randn(2, 4, 64, 64, generator=torch.Generator().manual_seed(1))
@@ -69,8 +71,8 @@ def work(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return run
 
-    monkeypatch.setattr(prepare_module, "capture", noted("capture", prepare_module.capture))
-    monkeypatch.setattr(searches, "make_search", noted("search", searches.make_search))
+    for where, name, what in ((prepare_module, "capture", "capture"), (searches, "make_search", "search")):
+        monkeypatch.setattr(where, name, noted(what, getattr(where, name)))
     return done
 
 
@@ -91,6 +93,8 @@ def test_a_second_model_alike_captures_and_searches_nothing(folder: Path, work: 
     assert torch.equal(compiled(second), result)
     assert work == []
     plan, again = sicompiler.report(first).plan, sicompiler.report(second).plan
+    assert plan is not None
+    assert again is not None
     assert plan == again
     assert plan.regions
     assert set(again.timings) == {"cache"}
@@ -127,7 +131,7 @@ def _hook(model: Block) -> None:
 
 
 def _code(model: Block) -> None:
-    model.second.forward = lambda x: x[:, :4] * 3  # type: ignore[method-assign]
+    vars(model.second)["forward"] = lambda x: x[:, :4] * 3
 
 
 def _width(model: Block) -> None:
@@ -200,9 +204,8 @@ class Masked(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Float in, float out."""
-        if torch.all(x == 0):
-            return self.inner(x) * 2
-        return self.inner(x) + x
+        y: torch.Tensor = self.inner(x)
+        return y * 2 if torch.all(x == 0) else y + x
 
 
 def test_programs_that_values_decide_are_told_apart(folder: Path, work: list[str]) -> None:

@@ -10,19 +10,8 @@ from torch.nn import functional
 
 from sicompiler.demo.detect import AREAS, detect
 from sicompiler.demo.quality import held_out_cases, judge
-from sicompiler.demo.shapes import (
-    COLOURS,
-    DIRECTIONS,
-    FRAMES,
-    SHAPES,
-    SIZE,
-    Scene,
-    all_scenes,
-    clip,
-    coverage,
-    held_out_scenes,
-    training_scenes,
-)
+from sicompiler.demo.shapes import FRAMES, SIZE, clip, coverage
+from sicompiler.demo.words import COLOURS, DIRECTIONS, SHAPES, Scene, all_scenes, held_out_scenes, training_scenes
 
 
 def _numbers(seed: int) -> torch.Generator:

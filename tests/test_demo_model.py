@@ -13,7 +13,8 @@ import torch
 import sicompiler
 from sicompiler.demo.pipeline import MODEL_FOLDER
 from sicompiler.demo.quality import held_out_cases, judge, make_clips
-from sicompiler.demo.shapes import FRAMES, SIZE, all_scenes, training_scenes
+from sicompiler.demo.shapes import FRAMES, SIZE
+from sicompiler.demo.words import all_scenes, training_scenes
 from sicompiler.errors import BadInput
 from tests.source_tree import files
 

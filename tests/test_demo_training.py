@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 import torch
 
+from sicompiler.cli.output import Progress
+from sicompiler.cli.stages import Stages
 from sicompiler.demo import parts
+from sicompiler.demo.words import check_caption
 from sicompiler.errors import BadInput
 from tests.mini_rehash import skipping_is_fast, told_clock
 from tests.source_tree import ROOT
@@ -113,8 +116,11 @@ def test_the_demo_makes_its_clips(
     monkeypatch.setattr(demo, "SPEEDUPS", (1.01,))
     monkeypatch.setattr(demo, "ROUNDS", 1)
     monkeypatch.setattr(demo, "LEARNED", demo.LEARNED[:2])
-    assert demo.run("a red circle moving left", whole, tmp_path, seed=0, as_json=True) == 0
-    untouched, exact, rehashed = json.loads(capsys.readouterr().out)["rows"]
+    stages = Stages("", Progress())
+    assert demo.run("a red circle moving left", whole, tmp_path, stages, seed=0, full=False, as_json=True) == 0
+    said = capsys.readouterr()
+    assert "for other weights than these; calibrating anew" in said.err
+    untouched, exact, rehashed = json.loads(said.out)["rows"]
     assert exact["peak_bytes"] <= exact["budget_bytes"] < untouched["peak_bytes"]
     assert exact["max_abs_error"] < 1e-4
     assert rehashed["peak_bytes"] <= rehashed["budget_bytes"]
@@ -123,13 +129,14 @@ def test_the_demo_makes_its_clips(
     assert (tmp_path / "clips.mp4").stat().st_size > 1000
 
 
-def test_a_demo_without_a_pipeline_or_of_unknown_words_is_refused(whole: Path, tmp_path: Path) -> None:
+def test_a_demo_without_a_pipeline_or_of_unknown_words_is_refused(tmp_path: Path) -> None:
     import sicompiler.cli.demo_clip as demo
 
+    stages = Stages("", Progress())
     with pytest.raises(BadInput, match="no pipeline in"):
-        demo.run("a red circle moving left", tmp_path, tmp_path, seed=0, as_json=True)
+        demo.run("a red circle moving left", tmp_path, tmp_path, stages, seed=0, full=False, as_json=True)
     with pytest.raises(BadInput, match=r"'a purple dog'; it knows .* red, .* ring, .* left"):
-        demo.run("a purple dog", whole, tmp_path, seed=0, as_json=True)
+        check_caption("a purple dog")
 
 
 def test_another_seed_gives_other_weights(script: Any) -> None:

@@ -42,7 +42,7 @@ def test_nothing_is_skipped_without_calls_to_check_a_plan_on(caplog: pytest.LogC
     assert "calls=[...]" in report.why
     assert "accept_worse=True" in report.why
     assert f"nothing is skipped: {report.why}" in str(report)
-    assert "skips nothing in this call: no plan was checked yet" in caplog.text
+    assert "skips nothing: no plan was checked yet" in caplog.text
 
 
 def test_what_is_predicted_was_measured_on_calls_that_the_weights_had_not_learned_from() -> None:

@@ -18,7 +18,7 @@ import torch
 import sicompiler
 from sicompiler import Rehash, RehashPlan
 from sicompiler.adapters import rehash as adapter
-from sicompiler.adapters.resume import label_of
+from sicompiler.adapters.labels import label_of
 from sicompiler.rehash.book import LearnedRun, LessonBook, WatchedCut
 from sicompiler.rehash.lessons import Lesson
 from sicompiler.rehash.setting import Setting

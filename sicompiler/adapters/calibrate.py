@@ -14,13 +14,16 @@ import torch
 from sicompiler.adapters.contest import Contest, without_a_call, worst_of
 from sicompiler.adapters.parts import parts_of
 from sicompiler.adapters.pipeline import PipelineState
-from sicompiler.adapters.response import measure_response
+from sicompiler.adapters.references import References
+from sicompiler.adapters.response import CALLS, measure_response
 from sicompiler.adapters.resume import Notes
-from sicompiler.adapters.runs import Difference, peak_of, run_call, tell
+from sicompiler.adapters.runs import Difference, peak_of, tell
+from sicompiler.adapters.script import Script
 from sicompiler.adapters.trials import Trials, key_of, worst_guard
 from sicompiler.errors import BadInput
 from sicompiler.rehash.choose import fastest_within, guarded, most_exact_at, unguarded, uniform, with_frontier
 from sicompiler.rehash.plan import RehashPlan, Verified
+from sicompiler.rehash.recorder import Turn
 from sicompiler.rehash.request import Rehash
 
 log = logging.getLogger("sicompiler")
@@ -50,7 +53,8 @@ def calibrate(state: PipelineState) -> RehashPlan | None:
     assert rehash is not None
     request, calls = rehash.request, list(rehash.request.calls)
     learned, held_out = calls[: len(calls) - request.held_out], calls[len(calls) - request.held_out :]
-    order = learn(state, learned)
+    references = References(state, learned)
+    order = learn(state, learned, references)
     if not rehash.lessons:
         why = "; ".join(rehash.unskippable.values()) or "their loops ended before the last step"
         raise BadInput(f"nothing can be learned from these calls: {why}; Step Rehash needs every step")
@@ -64,15 +68,15 @@ def calibrate(state: PipelineState) -> RehashPlan | None:
     plans = rehash.candidates(setting)
     if not plans:
         raise BadInput(f"no plan skips any of {len(setting.times)} evaluations: give the calls more steps")
-    verifying = Trials(state, setting, held_out)
+    verifying = Trials(state, setting, held_out, timed=False)
     verifying.references()
     refit = without_a_call(rehash.lessons[setting], order, request.predictor)
-    trials = Trials(state, setting, learned[:TRIALS], refit)
+    trials = Trials(state, setting, learned[:TRIALS], refit, references)
     by_name = request.strategy != "planned"  # a rule is asked for to be compared
     contest = Contest(trials, verifying, accept_worse=request.accept_worse or by_name)
     if request.speedup is not None:
         most_exact_at(plans, request.speedup)  # names the nearest if even predictions reach none
-        plan = _as_fast([*plans, *rehash.by_rules(setting)], request.speedup, contest)
+        plan = _as_fast(plans, request.speedup, contest)
     else:
         plan = _within_error(plans, request, contest)
     if plan is not None:
@@ -83,7 +87,7 @@ def calibrate(state: PipelineState) -> RehashPlan | None:
     else:
         why = f"{contest.lost[-1]}; ask for less speed, or take it all the same with accept_worse=True"
         rehash.unskippable[setting] = why
-        log.warning("Step Rehash skips nothing: %s", why)
+        rehash.say(f"Step Rehash skips nothing: {why}")
     for component in state.components.values():
         component.forget_parts(but=() if plan is None else parts_of(plan))
     rehash.expected = rehash.last = None  # later calls may be of other settings, and reports are of those calls
@@ -91,12 +95,13 @@ def calibrate(state: PipelineState) -> RehashPlan | None:
     return plan
 
 
-def learn(state: PipelineState, calls: Sequence[Mapping[str, Any]]) -> Sequence[int]:
+def learn(state: PipelineState, calls: Sequence[Mapping[str, Any]], references: References | None = None) -> list[int]:
     """Learn from calls, run in full and with single evaluations skipped; what the file of lessons has is not run again.
 
     Args:
         state: of the pipeline.
         calls: keyword arguments.
+        references: where full runs of these calls are kept.
 
     Returns:
         Numbers of the calls in the order in which their lessons are kept.
@@ -105,15 +110,23 @@ def learn(state: PipelineState, calls: Sequence[Mapping[str, Any]]) -> Sequence[
         BadInput: the file of lessons is of another setting, or can't be read.
         StalePlan: it holds no lessons of this version.
     """
-    assert state.rehash is not None
-    notes = Notes(state.rehash, state.pipe, calls)
-    with state.rehash.switched("learning"):
+    rehash, references, scripts = state.rehash, references or References(state, calls), dict[int, Script]()
+    assert rehash is not None
+    notes = Notes(rehash, state.pipe, calls)
+    try:
         for number in notes.waiting:
             tell(state, "learning", number, len(calls))
-            notes.add(number, run_call(state, calls[number]).final)
-    if len(state.rehash.lessons) == 1:
-        measure_response(state, notes, calls)
-    return notes.order
+            rehash.turn = Turn(number, len(calls))
+            if number < CALLS:
+                rehash.script = scripts[number] = Script()
+            run = references.make(number, "learning")
+            rehash.script = None
+            notes.add(number, run.final)
+    finally:
+        rehash.script, rehash.turn = None, Turn()
+    if len(rehash.lessons) == 1:
+        measure_response(state, notes, references, scripts)
+    return list(notes.order)
 
 
 def _fitting(found: list[Difference] | None) -> list[Difference]:
@@ -210,7 +223,7 @@ def _fastest(
             wanted = max(wanted, min(p.predicted_error for p in waiting))
         plan = fastest_within(waiting, wanted)
         tried.add(key_of(plan))
-        found = trials.run(unguarded(plan))
+        found = trials.run(unguarded(plan), lambda shown: _met([shown], request, share))
         if found is None:
             continue
         (plan,) = trials.corrected([guarded(plan, worst_guard(found))])

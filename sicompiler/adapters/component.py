@@ -244,6 +244,13 @@ class ComponentState(SharedState):
         with self._planning():
             return super().compile(args, kwargs)
 
+    def _prepared(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Planner:
+        """Analyse the method for the shapes of a call; what parts were made of is not captured again."""
+        program = self.programs.get(self.key_of(args, kwargs))
+        if program is None:
+            return super()._prepared(args, kwargs)
+        return analyse(self.model, program, method=self.method, progress=self.progress)
+
     @contextlib.contextmanager
     def _planning(self) -> Iterator[None]:
         began = time.perf_counter()

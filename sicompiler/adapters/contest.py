@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import statistics
 from collections.abc import Callable, Sequence
 
@@ -91,9 +92,10 @@ class Contest:
             held_out: whether of the calls that were held out, or else of those that were learned from.
         """
         trials = self.verifying if held_out else self.trials
-        key = round(plan.evaluations / plan.loop_speedup), held_out
+        steps = math.ceil(plan.evaluations / plan.loop_speedup)  # for them: seconds are not that exact
+        key = steps, held_out
         if key not in self._fewer:
-            self._fewer[key] = trials.fewer_steps(1 / plan.loop_speedup)
+            self._fewer[key] = trials.fewer_steps(steps / plan.evaluations)
         runs = self._fewer[key]
         return None if runs is None else worst_of(FEWER, runs[1], runs[0])
 

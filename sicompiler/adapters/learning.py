@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from sicompiler.adapters.component import ComponentState
-from sicompiler.adapters.parts import distance, watching
+from sicompiler.adapters.parts import distance, held_bytes, watching
 from sicompiler.capture import Program, flatten_inputs
 from sicompiler.cost import MACHINES
 from sicompiler.errors import BadInput, OverBudget
@@ -17,7 +17,7 @@ from sicompiler.planners.cuts import candidate_cuts
 from sicompiler.rehash.evaluation import Evaluation
 from sicompiler.rehash.lessons import Lessons
 from sicompiler.rehash.loop import DenoisingLoop, NextCall
-from sicompiler.rehash.recorder import Recorder
+from sicompiler.rehash.recorder import Recorder, Turn
 from sicompiler.search.search import whole_seconds_of
 from sicompiler.study import study
 from sicompiler.units import format_bytes
@@ -26,10 +26,16 @@ log = logging.getLogger("sicompiler")
 
 CUTS = 4  # that one run watches: each is probed at every step
 MOST_LEFT = 0.35  # share of the time a skipped evaluation may cost
+MOST_HELD = 0.25  # share of the room that features may take: beside larger ones, the rest runs in small slices
 
 
-def recorder_for(component: ComponentState, program: Program) -> Recorder:
+def recorder_for(component: ComponentState, program: Program, turn: Turn) -> Recorder:
     """What watches the features of a few cuts.
+
+    Args:
+        component: the denoiser.
+        program: of it, clean.
+        turn: at which evaluations each cut is probed.
 
     Raises:
         BadInput: there is no legal cut.
@@ -44,7 +50,7 @@ def recorder_for(component: ComponentState, program: Program) -> Recorder:
             "its time left: Step Rehash can't skip any of it"
         )
     names = [node.name for node in program.graph_module.graph.nodes]
-    return Recorder({cut: tuple(names[p] for p in cut.positions) for cut in found[:CUTS]})
+    return Recorder({cut: tuple(names[p] for p in cut.positions) for cut in found[:CUTS]}, turn)
 
 
 def record(
@@ -94,6 +100,10 @@ def _has_room(component: ComponentState, loop: DenoisingLoop, args: Sequence[Any
     """
     recorder, whole = loop.recorder, component.whole_program(args, kwargs)
     assert recorder is not None
+    if not recorder.recorded(0):
+        while len(recorder.cuts) > 1 and held_bytes(recorder, whole) > MOST_HELD * component.room_bytes:
+            recorder = recorder.without(max(recorder.cuts, key=lambda cut: cut.nbytes))
+        loop.recorder = recorder
     while True:
         try:
             for part in watching(recorder, whole):
@@ -129,7 +139,7 @@ def _watched(
     features = dict(zip(recorder.positions, values, strict=True))
     for number, cut in enumerate(recorder.cuts):
         before = recorder.previous(number, branch)
-        if before is None:
+        if before is None or not recorder.probes(number, loop.step):
             continue
         skip = component.part_for(probes[number], args, kwargs)
         component.place_weights(skip, device)  # other parts are watched here than will run: they move other weights

@@ -76,6 +76,8 @@ def looping(rehash: PipelineRehash, pipe: Any, total: int | None) -> Iterator[No
             placed(kwargs.get(TIME, args[1] if len(args) > 1 else None))
         result = step(*args, **kwargs)
         loop.stepped(next((x for x in pytree.tree_leaves(result) if isinstance(x, torch.Tensor)), None))
+        if rehash.each_step is not None:
+            rehash.each_step(loop)
         return result
 
     setattr(counted, COUNTED, step)
@@ -89,6 +91,7 @@ def looping(rehash: PipelineRehash, pipe: Any, total: int | None) -> Iterator[No
         loop.seconds, loop.lasted = rehash.clock() - clock, time.perf_counter() - began
         rehash.finished(loop)
     finally:
+        loop.seconds = loop.seconds or rehash.clock() - clock  # also of one that ended early
         if scheduler.__dict__.get("step") is counted:
             scheduler.__dict__.pop("step")
             if own is not None and not hasattr(own, COUNTED):

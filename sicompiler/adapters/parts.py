@@ -31,12 +31,16 @@ def watching(recorder: Recorder, whole: Program) -> list[Part]:
 
     Held are features of this evaluation and, of each branch, of the one before, but for those that a part is given.
     """
-    branches = max(recorder.branches, 1)
-    nodes = list(whole.graph_module.graph.nodes)
-    nbytes = sum(nodes[p].meta["val"].nbytes for p in recorder.positions)
-    held = (branches + 1) * nbytes
+    branches, held = max(recorder.branches, 1), held_bytes(recorder, whole)
     probes = [Part("skip", cut.positions, 0, beside_bytes=held - cut.nbytes) for cut in recorder.cuts]
     return [Part("full", recorder.positions, branches, looked_at=True), *probes]
+
+
+def held_bytes(recorder: Recorder, whole: Program) -> int:
+    """Of the features of all cuts of this evaluation and, of each branch, of the one before."""
+    nodes = list(whole.graph_module.graph.nodes)
+    one = sum(int(nodes[p].meta["val"].nbytes) for p in recorder.positions)
+    return (max(recorder.branches, 1) + 1) * one
 
 
 def distance(one: Any, other: Any) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,14 +18,16 @@ from sicompiler.adapters.learning import learn_from, nothing_learned, record, re
 from sicompiler.adapters.looping import BAR
 from sicompiler.adapters.parts import kind_of, named_inputs, parts_of
 from sicompiler.adapters.roles import Phase
+from sicompiler.adapters.script import Script
 from sicompiler.capture import flatten_inputs, structure
 from sicompiler.errors import BadInput
-from sicompiler.rehash.choose import RULES, Subject, by_rule, fastest_within, most_exact_at, planned, with_frontier
+from sicompiler.rehash.choose import Subject, by_rule, fastest_within, most_exact_at, planned, with_frontier
 from sicompiler.rehash.evaluation import Evaluation
 from sicompiler.rehash.kinds import TIME
 from sicompiler.rehash.lessons import Lessons
 from sicompiler.rehash.loop import CURRENT, DenoisingLoop, NextCall
 from sicompiler.rehash.plan import RehashPlan
+from sicompiler.rehash.recorder import Turn
 from sicompiler.rehash.request import Rehash
 from sicompiler.rehash.setting import Setting
 from sicompiler.rehash.timings import Timings
@@ -67,6 +69,10 @@ class PipelineRehash:
         self.exact = False  # loops are seen, but every call runs by the plan of the whole denoiser
         self.learning = False  # loops are learned from, whatever is known
         self.observed = False  # loops leave their final latents behind
+        self._said = ""  # about the newest call, if anything
+        self.each_step: Callable[[DenoisingLoop], None] | None = None  # told of every step of a run that is compared
+        self.script: Script | None = None  # of the full run of the call that is made
+        self.turn = Turn()  # which cuts the run that is learned from probes where
         self.timed = False  # seconds are compared: a GPU is waited for before they are read
 
     @property
@@ -103,12 +109,22 @@ class PipelineRehash:
             return
         reasons = list(dict.fromkeys(e.reason for e in loop.evaluations if e.reason))
         if loop.stopped:
-            log.warning("Step Rehash stopped skipping: %s", loop.stopped)
+            self.say(f"Step Rehash stopped skipping: {loop.stopped}")
         elif not loop.skipped:
-            told = "; ".join(reasons or ["the plan's steps were never reached"])
-            log.warning("Step Rehash skipped nothing in this call: %s", told)
-        elif reasons:
-            log.warning("Step Rehash ran more in full than planned: %s", "; ".join(reasons))
+            self.say(f"Step Rehash skips nothing: {'; '.join(reasons or ['the steps of the plan were never reached'])}")
+        elif more := sum(bool(e.reason) and any(loop.plan.steps[e.step : e.step + 1]) for e in loop.evaluations):
+            self.say(
+                f"Step Rehash ran {more} of {len(loop.evaluations)} evaluations in full that the plan skips: "
+                f"{'; '.join(reasons)}; to skip them, too, calibrate on calls that change as this one did"
+            )
+        else:
+            self._said = ""
+
+    def say(self, line: str) -> None:
+        """Warn, unless the call before gave reason for the same."""
+        if line != self._said:
+            log.warning("%s", line)
+        self._said = line
 
     def clock(self) -> float:
         """The time by which loops and evaluations are measured."""
@@ -140,9 +156,14 @@ class PipelineRehash:
             began = time.perf_counter()
             same = loop.setting is not None and self._mark(component, key, args, kwargs) == loop.setting.structure
             result = record(component, loop, args, kwargs, device, self._now, same=same)
+            if self.script is not None:
+                self.script.write(loop, args, kwargs, result)
             loop.busy += time.perf_counter() - began
             return result
         plan, step, call = loop.plan, loop.step, loop.next_call()
+        if self.script is not None and (known := self.script.read(loop, args, kwargs)) is not None:
+            loop.note(Evaluation(step, call.branch, None, "the same as in the full run"))
+            return known
         began, planning, error = self._now(device), component.planning_seconds, None
         flat = flatten_inputs(args, kwargs)[0]
         if plan is not None and call.kept and self._mark(component, key, args, kwargs) != plan.structure:
@@ -186,7 +207,7 @@ class PipelineRehash:
             return
         if self._knows_nothing:
             loop.why = NO_CALLS
-            log.warning("Step Rehash skips nothing in this call: %s", loop.why)
+            self.say(f"Step Rehash skips nothing: {loop.why}")
             return
         key = component.key_of(args, kwargs)
         mark, size = self._mark(component, key, args, kwargs), _size_of(args, kwargs)
@@ -205,7 +226,7 @@ class PipelineRehash:
             loop.why = "" if self.request.accept_worse else self.given.unmeasured(setting)
             loop.plan = None if loop.why else self.given
         elif self.learning:
-            loop.recorder = recorder_for(component, component.whole_program(args, kwargs, key))
+            loop.recorder = recorder_for(component, component.whole_program(args, kwargs, key), self.turn)
         elif setting in self.plans:
             loop.plan = self.plans[setting]
         elif setting in self.unskippable:
@@ -218,9 +239,9 @@ class PipelineRehash:
             loop.why = self.unskippable[setting]
         else:
             log.warning("Step Rehash: this call runs in full and is learned from; later ones will skip")
-            loop.recorder = recorder_for(component, component.whole_program(args, kwargs, key))
+            loop.recorder = recorder_for(component, component.whole_program(args, kwargs, key), self.turn)
         if loop.why:
-            log.warning("Step Rehash skips nothing in this call: %s", loop.why)
+            self.say(f"Step Rehash skips nothing: {loop.why}")
 
     @property
     def _knows_nothing(self) -> bool:
@@ -295,13 +316,6 @@ class PipelineRehash:
         if request.strategy != "planned":
             return by_rule(request.strategy, subject, lessons)
         return planned(subject, lessons, request.predictor, request.order)
-
-    def by_rules(self, setting: Setting) -> list[RehashPlan]:
-        """The plans of the rules to compare with; none where a rule was asked for."""
-        if self.request.strategy != "planned":
-            return []
-        subject, lessons = self.subject(setting), self.lessons[setting]
-        return [plan for strategy in RULES for plan in by_rule(strategy, subject, lessons)]
 
     def plan_for(self, setting: Setting, like: RehashPlan | None = None) -> RehashPlan:
         """The plan that meets the target by what was learned, unverified.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
 
 from sicompiler.adapters.pipeline import PipelineState
+from sicompiler.adapters.references import References
 from sicompiler.adapters.resume import Notes
-from sicompiler.adapters.runs import relative_error, run_call, tell
+from sicompiler.adapters.runs import ending_after, relative_error, run_call, tell
+from sicompiler.adapters.script import Script
 from sicompiler.errors import OverBudget
 from sicompiler.rehash.choose import Subject, costs_of, make_plan
 from sicompiler.rehash.lessons import Lessons
@@ -17,13 +18,17 @@ from sicompiler.rehash.response import probed, response_of, skipping_one
 CALLS = 2  # of those that are learned from
 
 
-def measure_response(state: PipelineState, notes: Notes, calls: Sequence[Mapping[str, Any]]) -> None:
+def measure_response(state: PipelineState, notes: Notes, references: References, scripts: Mapping[int, Script]) -> None:
     """Let the lessons know what an error at each evaluation does, by skipping a few, one a run, at the smallest cut.
+
+    The calls take turns. Up to the evaluation before the one that is skipped, a run is its full run, whose outputs are
+    given again where they were written down.
 
     Args:
         state: of the pipeline, which has learned from the calls in one setting.
         notes: of these calls; what they know of such runs is not run again.
-        calls: keyword arguments.
+        references: the calls in full.
+        scripts: of their full runs, by the number of the call, as far as there are.
     """
     rehash = state.rehash
     assert rehash is not None
@@ -31,26 +36,27 @@ def measure_response(state: PipelineState, notes: Notes, calls: Sequence[Mapping
     smallest, subject = min(rehash.lessons[setting], key=lambda rows: rows.nbytes), rehash.subject(setting)
     apart = smallest.apart
     steps = [s for s in probed(len(setting.times)) if apart is None or not apart[s - 1, s]]
-    calls = calls[:CALLS]
+    calls = references.calls[:CALLS]
+    wanted = [(number, step) for number in range(len(calls)) for step in steps[number :: len(calls)]]
+    waiting = [(number, step) for number, step in wanted if step not in notes.errors_of(number)]
     for component in state.components.values():
         component.keep_analyses()
     try:
-        for number, call in enumerate(calls):
-            if not (waiting := [step for step in steps if step not in notes.errors_of(number)]):
-                continue
-            with rehash.switched("exact"):
-                reference = run_call(state, call).final
-            for step in waiting:
-                tell(
-                    state, "measuring how errors grow", number * len(steps) + steps.index(step), len(calls) * len(steps)
-                )
-                rehash.plans[setting] = plan_skipping_one(subject, smallest, step)
-                notes.add_error(number, step, relative_error(run_call(state, call).final, reference))
+        for number, step in waiting:
+            reference = references.of(number).final
+            tell(state, "measuring how errors grow", wanted.index((number, step)), len(wanted))
+            rehash.plans[setting], rehash.script = plan_skipping_one(subject, smallest, step), scripts.get(number)
+            if rehash.script is not None:
+                rehash.script.until = step - 1  # that one is skipped with the feature of the one before
+            found = run_call(state, calls[number], ending_after(len(setting.times)))
+            notes.add_error(number, step, relative_error(found.final, reference))
     except OverBudget:
         return  # what the scheduler alone makes of errors has to do
     finally:
+        rehash.script = None
         rehash.plans.pop(setting, None)
-    errors = {step: [notes.errors_of(number)[step] for number in range(len(calls))] for step in steps}
+    known = [notes.errors_of(number) for number in range(len(calls))]
+    errors = {step: [row[step] for row in known if step in row] for step in steps}
     response = response_of(smallest, errors)
     for rows in rehash.lessons[setting]:
         rows.response = response

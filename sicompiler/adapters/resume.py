@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 
+from sicompiler.adapters.labels import label_of
 from sicompiler.adapters.rehash import PipelineRehash
 from sicompiler.errors import BadInput
 from sicompiler.rehash.book import LearnedRun, LessonBook, WatchedCut
@@ -123,29 +123,3 @@ class Notes:
         self._counts = {row.cut: len(row.lessons) for row in rows}
         self._book.save(self.path)
         rehash.expected = self._book.setting
-
-
-def label_of(call: Mapping[str, Any]) -> str:
-    """A name for a call that is the same in another process: a digest of its arguments, random states included."""
-    return hashlib.sha256(_told(call).encode()).hexdigest()[:16]
-
-
-def _told(value: Any) -> str:
-    if isinstance(value, torch.Generator):
-        return f"generator {_digest(value.get_state().numpy().tobytes())}"
-    if isinstance(value, torch.Tensor):
-        whole = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        return f"{value.dtype}{tuple(value.shape)} {_digest(whole.numpy().tobytes())}"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {_told(value[key])}" for key in sorted(value, key=str)) + "}"
-    if isinstance(value, (list, tuple)):
-        return "[" + ", ".join(map(_told, value)) + "]"
-    if value is None or isinstance(value, (str, int, float, bool)):
-        return repr(value)
-    pixels = getattr(value, "tobytes", None)  # pictures and arrays
-    kind = f"{type(value).__module__}.{type(value).__qualname__}"
-    return f"{kind} {getattr(value, 'size', '')} {_digest(pixels())}" if callable(pixels) else kind
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]

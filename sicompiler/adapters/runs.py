@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +16,12 @@ from sicompiler.adapters.pipeline import PipelineState
 from sicompiler.adapters.verify import frames_of, rewinder
 from sicompiler.errors import BadInput
 from sicompiler.rehash.evaluation import Evaluation
+from sicompiler.rehash.loop import DenoisingLoop
 
 STEPS = "num_inference_steps"  # what all pipelines of diffusers call it
 
 Call = Mapping[str, Any]
+EachStep = Callable[[DenoisingLoop], None]
 
 
 @dataclass(frozen=True)
@@ -26,11 +29,11 @@ class Run:
     """What one call of a pipeline gave.
 
     Attributes:
-        frames: as tensors.
-        final: the latents at the end of the denoising loop.
+        frames: as tensors; none of a run that was ended early.
+        final: the latents at the end of the denoising loop, or where the run was ended.
         evaluations: of the denoiser.
         seconds: of the loop, without capturing the denoiser; of a loop that was learned from, those beside it.
-        outside: seconds of the call before and after its loop, planning included.
+        outside: seconds of the call before and after its loop, planning included; nan where it was ended early.
     """
 
     frames: list[torch.Tensor]
@@ -97,27 +100,55 @@ def peak_of(frames: Sequence[torch.Tensor]) -> float:
     return 1.0 if frames and frames[0].is_floating_point() else 255.0
 
 
-def run_call(state: PipelineState, call: Call) -> Run:
+class Ended(Exception):
+    """A run has shown what it was made for: what is left of it is not made."""
+
+
+def run_call(state: PipelineState, call: Call, each_step: EachStep | None = None) -> Run:
     """Call the pipeline; random generators among the arguments, and torch's own, are left as they were.
+
+    Args:
+        state: of the pipeline.
+        call: keyword arguments.
+        each_step: is given the loop after every step; where it raises `Ended`, the run ends.
 
     Raises:
         BadInput: the pipeline has no denoising loop, or none whose steps are seen.
     """
     assert state.rehash is not None
-    rewind, began = rewinder((), dict(call)), time.perf_counter()
+    rewind, began, output, final = rewinder((), dict(call)), time.perf_counter(), None, None
+
+    def stepped(loop: DenoisingLoop) -> None:
+        nonlocal final
+        final = loop.final
+        if each_step is not None:
+            each_step(loop)
+
     try:
-        with state.rehash.switched("observed"):
+        state.rehash.each_step = stepped
+        with state.rehash.switched("observed"), contextlib.suppress(Ended):
             output = state.pipe(**call)
     finally:
+        state.rehash.each_step = None
         rewind()
     loop = state.rehash.last
     if loop is None:
         raise BadInput(f"no denoising loop was seen in this call of {state.name}: Step Rehash can't calibrate it")
-    if loop.final is None:
+    if final is None:
         raise BadInput(f"the loop took no step of the scheduler of {state.name}: does it use a copy?")
     frames = [frame.cpu() for frame in frames_of(output)]  # on the device they would take from the budget
-    outside = time.perf_counter() - began - loop.lasted
-    return Run(frames, loop.final.cpu(), tuple(loop.evaluations), loop.seconds - loop.busy, outside)
+    outside = math.nan if output is None else time.perf_counter() - began - loop.lasted
+    return Run(frames, final.cpu(), tuple(loop.evaluations), loop.seconds - loop.busy, outside)
+
+
+def ending_after(steps: int) -> EachStep:
+    """Ends a run after so many steps: what comes behind its loop is not made."""
+
+    def each_step(loop: DenoisingLoop) -> None:
+        if loop.step >= steps:
+            raise Ended
+
+    return each_step
 
 
 def shortened(pipe: Any, call: Call, share: float) -> dict[str, Any] | None:

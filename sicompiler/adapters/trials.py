@@ -11,17 +11,29 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 
 from sicompiler.adapters.pipeline import PipelineState
-from sicompiler.adapters.runs import Call, Difference, Run, difference, relative_error, run_call, shortened, tell
+from sicompiler.adapters.references import References
+from sicompiler.adapters.runs import (
+    Call,
+    Difference,
+    Run,
+    difference,
+    ending_after,
+    relative_error,
+    run_call,
+    shortened,
+    tell,
+)
 from sicompiler.errors import BadInput, OverBudget
 from sicompiler.rehash.choose import guarded, most_exact_at, unguarded, worth_trying
 from sicompiler.rehash.plan import RehashPlan
 from sicompiler.rehash.setting import Setting
-from sicompiler.rehash.timings import Seconds
+from sicompiler.rehash.timings import Seconds, median_of
 
 __all__ = ["Difference", "Run", "Trials", "difference", "key_of", "relative_error", "run_call", "worst_guard"]
 
-TRIED = 5  # plans that are compared, beside those of rules
 MOST_TRIES = 16  # tries in all: what turns out to be too slow is tried again with fewer evaluations in full
+HOPELESS = 1.5  # times the error of the best plan so far, at which a run on the first call is ended
+PACED = 4  # steps in full that are timed beside a run; the first of them, which may move weights, is not counted
 
 
 class Trials:
@@ -30,9 +42,11 @@ class Trials:
     Args:
         state: of the pipeline.
         setting: what the plans are for.
-        calls: on which to try them; each is made in full first.
+        calls: on which to try them; each is made in full once.
         refit: a plan as it is without what a call has taught, by the number of the call; the plan itself where it has
             learned from none of them.
+        references: full runs of these calls and perhaps of more behind them; some may be made.
+        timed: whether runs say what plans take; each then is with a few steps in full beside it.
     """
 
     def __init__(
@@ -41,12 +55,16 @@ class Trials:
         setting: Setting,
         calls: Sequence[Call],
         refit: Callable[[RehashPlan, int], RehashPlan] | None = None,
+        references: References | None = None,
+        *,
+        timed: bool = True,
     ) -> None:
         assert state.rehash is not None
         self._refit = refit or (lambda plan, _: plan)
         self._state, self._rehash, self._setting, self._calls = state, state.rehash, setting, list(calls)
-        self._known: dict[object, list[Difference]] = {}
-        self._references: list[Run] = []
+        self._references, self._timed = references or References(state, calls), timed
+        self._known: dict[tuple[object, int], Difference] = {}  # by plan and call
+        self._seen: dict[object, list[Seconds]] = {}  # by plan, one a run
         for component in state.components.values():
             component.keep_analyses()
 
@@ -61,36 +79,56 @@ class Trials:
 
     def references(self) -> list[Run]:
         """The calls in full."""
-        if not self._references and self._calls:
-            with self._rehash.switched("exact"):
-                for number, call in enumerate(self._calls):
-                    self._tell("runs in full", number)
-                    self._references.append(run_call(self._state, call))
-            last = self._references[-1]
-            if last.evaluations:
-                outside = min(run.outside for run in self._references)  # the first may plan, too
-                self._rehash.timings.seen(_mean(last, skipped=False), _beside(last), outside)
-        return self._references
+        for number in range(len(self._calls)):
+            if not self._references.has(number):
+                self._tell("runs in full", number)
+                self._references.make(number, "exact")
+        self._time_whole(self._references.timed)
+        return [self._references.of(number) for number in range(len(self._calls))]
 
-    def run(self, plan: RehashPlan) -> list[Difference] | None:
+    def run(self, plan: RehashPlan, good: Callable[[Difference], bool] = lambda _: True) -> list[Difference] | None:
         """Run the calls by a plan and compare each with its full run; its seconds are put down.
+
+        Args:
+            plan: to run by.
+            good: whether the next call is made, too.
 
         Returns:
             None where its features leave too little of the budget.
         """
-        if (known := self._known.get(key_of(plan))) is not None:
-            return known
-        references, runs = self.references(), list[Run]()
-        calls = self._calls if len(self._calls) > 1 else 2 * self._calls  # the first run plans, too: it is not timed
+        found: list[Difference] = []
+        for number in range(len(self._calls)):
+            self._tell("trying a plan on all calls", number)
+            shown = self.try_on(plan, number)
+            if shown is None:
+                return None
+            found.append(shown)
+            if not good(shown):
+                break
+        return found
+
+    def try_on(self, plan: RehashPlan, number: int, limit: float = math.inf) -> Difference | None:
+        """Run one call by a plan and compare it with its full run; its seconds are put down.
+
+        Args:
+            plan: to try.
+            number: of the call.
+            limit: relative error of the latents beyond which the run is ended: it is as good as infinite then.
+
+        Returns:
+            None where its features leave too little of the budget.
+        """
+        key = key_of(plan)
+        if (key, number) in self._known:
+            return self._known[key, number]
+        reference = self._references.of(number)
         before = self._rehash.plans.get(self._setting)
         try:
+            self._rehash.plans[self._setting] = self._refit(plan, number)
             with self._rehash.switched("timed"):
-                for number, call in enumerate(calls):
-                    self._tell("trying plans", min(number, len(references) - 1))
-                    self._rehash.plans[self._setting] = self._refit(plan, number % len(self._calls))
-                    runs.append(run_call(self._state, call))
-                with self._rehash.switched("exact"):  # machines are faster now and slower then: both run side by side
-                    again = run_call(self._state, self._calls[0])
+                run = run_call(self._state, self._calls[number], self._references.ending_beyond(number, limit))
+                if self._timed:
+                    self._measure(plan, run)
         except OverBudget:
             self._rehash.timings.too_big(plan)
             return None
@@ -98,9 +136,10 @@ class Trials:
             self._rehash.plans.pop(self._setting, None)
             if before is not None:
                 self._rehash.plans[self._setting] = before
-        self._measure(plan, runs, again)
-        found = [difference(run, reference) for run, reference in zip(runs, references, strict=False)]
-        self._known[key_of(plan)] = found
+        ended = not run.frames
+        found = Difference(math.inf, -math.inf, run.guard, math.inf) if ended else difference(run, reference)
+        if not ended:
+            self._known[key, number] = found
         return found
 
     def fewer_steps(self, share: float) -> tuple[list[Difference], int] | None:
@@ -134,30 +173,62 @@ class Trials:
     ) -> Iterator[tuple[RehashPlan, list[Difference]]]:
         """Plans that are measured to be fast enough, the one of least measured error first; their guards are set.
 
+        All are tried on one call, each until its latents are further from the full run than those of the best so far
+        may end; those that are left, the nearest first, on all calls as they are asked for.
+
         Raises:
             BadInput: none is; names the nearest that can be had.
         """
-        tried: dict[object, tuple[RehashPlan, list[Difference]]] = {}
-        self.references()  # they show what an evaluation takes
-        while len(tried) < tries:
-            enough = [p for p in self.corrected(plans) if p.speedup >= speedup]
-            waiting = [p for p in worth_trying(enough, TRIED) if key_of(p) not in tried]
+        first: dict[object, tuple[RehashPlan, Difference | None]] = {}
+        on_all = set[object]()
+        any_met = False
+        self.time()
+        while True:
+            self._try_on_one(plans, speedup, tries, first)
+            left = [(p, d) for p, d in first.values() if d is not None and key_of(p) not in on_all]
+            waiting = [(p, d) for own, d in left for p in self.corrected([own]) if p.speedup >= speedup]
             if not waiting:
                 break
-            found = self.run(unguarded(waiting[0])) or []
-            tried[key_of(waiting[0])] = guarded(waiting[0], worst_guard(found)), found
-        measured = [(p, found) for own, found in tried.values() for p in self.corrected([own])]
-        met = [(p, found) for p, found in measured if p.speedup >= speedup]
-        if met:
-            yield from sorted(met, key=lambda row: statistics.median(d.frames for d in row[1]) if row[1] else math.inf)
+            plan, _ = min(waiting, key=lambda row: (row[1].frames, row[0].predicted_error))
+            on_all.add(key_of(plan))
+            found = self.run(unguarded(plan))
+            for now in self.corrected([guarded(plan, worst_guard(found or []))]):
+                if found is not None and now.speedup >= speedup:
+                    any_met = True
+                    yield now, found
+        if any_met:
             return
+        measured = [p for own, d in first.values() if d is not None for p in self.corrected([own])]
         if not measured:
             most_exact_at(self.corrected(plans), speedup)  # names the nearest, unless too big features are the reason
             raise BadInput(f"speedup={speedup:g} can't be reached: the features leave too little of the budget")
         raise BadInput(
-            f"speedup={speedup:g} is not reached in this budget; of {len(tried)} plans that were tried the fastest is "
-            f"measured at speedup={max(p.speedup for p, _ in measured):.3g}"
+            f"speedup={speedup:g} is not reached in this budget; of {len(first)} plans that were tried the fastest is "
+            f"measured at speedup={max(p.speedup for p in measured):.3g}"
         )
+
+    def _try_on_one(
+        self,
+        plans: Sequence[RehashPlan],
+        speedup: float,
+        tries: int,
+        tried: dict[object, tuple[RehashPlan, Difference | None]],
+    ) -> None:
+        """Try what may be fast enough on the first call; what was is added to those tried.
+
+        Estimates are rather too small: what is estimated further from the full run than another plan was measured to be
+        is not tried.
+        """
+        while len(tried) < tries:
+            enough = [p for p in self.corrected(plans) if p.speedup >= speedup]
+            met = [d.rel_error for own, d in tried.values() if d for p in self.corrected([own]) if p.speedup >= speedup]
+            best = min(met, default=math.inf)
+            waiting = [p for p in worth_trying(enough) if key_of(p) not in tried and p.predicted_error < best]
+            if not waiting:
+                return
+            self._tell("trying plans on one call", len(tried), tries)
+            plan = min(waiting, key=lambda p: (p.snapshot_bytes, p.predicted_error))  # small features cost least
+            tried[key_of(plan)] = plan, self.try_on(unguarded(plan), 0, HOPELESS * best)
 
     def most_exact(self, plans: Sequence[RehashPlan], speedup: float, tries: int = MOST_TRIES) -> RehashPlan:
         """The first of those that are fast enough.
@@ -167,19 +238,32 @@ class Trials:
         """
         return next(iter(self.fast_enough(plans, speedup, tries)))[0]
 
-    def _measure(self, plan: RehashPlan, runs: Sequence[Run], whole: Run) -> None:
-        """Means of a run, as an evaluation in full is slower where weights have to be moved after a skipped one."""
-        timed = runs[1:]
-        full = [_mean(run, skipped=False) for run in timed]
-        skip = [_mean(run, skipped=True) for run in timed]
-        if not any(map(math.isnan, (*full, *skip))):
-            found = statistics.median(full), statistics.median(skip)
-            outside = min(run.outside for run in (*timed, whole))  # without any planning
-            seconds = Seconds(_mean(whole, skipped=False), *found, _beside(whole), outside)
-            self._rehash.timings.measured(plan, seconds)
+    def time(self) -> None:
+        """Have seconds of a call in which nothing is skipped, learned or planned, which plans are held against."""
+        if not self._rehash.timings.seen_whole:
+            with self._rehash.switched("exact"):
+                self._time_whole(run_call(self._state, self._calls[0]))
 
-    def _tell(self, what: str, number: int) -> None:
-        tell(self._state, what, number, len(self._calls))
+    def _time_whole(self, run: Run | None) -> None:
+        if run is not None and run.evaluations:
+            self._rehash.timings.seen(_mean(run, skipped=False), _beside(run), run.outside)
+
+    def _measure(self, plan: RehashPlan, run: Run) -> None:
+        """Means of a run, as an evaluation in full is slower where weights have to be moved after a skipped one.
+
+        Machines are faster now and slower then: the beginning of a call in full is timed beside every run.
+        """
+        with self._rehash.switched("exact"):
+            whole = run_call(self._state, self._calls[0], ending_after(PACED))
+        paced = [e.seconds for e in whole.evaluations if e.step > 0] or [e.seconds for e in whole.evaluations]
+        full, skip, outside = _mean(run, skipped=False), _mean(run, skipped=True), self._rehash.timings.outside
+        if not math.isnan(full + skip):
+            rows = self._seen.setdefault(key_of(plan), [])
+            rows.append(Seconds(statistics.median(paced), full, skip, _beside(run), outside))
+            self._rehash.timings.measured(plan, median_of(rows))
+
+    def _tell(self, what: str, number: int, total: int | None = None) -> None:
+        tell(self._state, what, number, total or len(self._calls))
 
 
 def worst_guard(found: Sequence[Difference]) -> dict[int, float]:

@@ -120,6 +120,37 @@ def compare_runs(state: PipelineState, example_inputs: Inputs) -> PipelineVerifi
     )
 
 
+@dataclass(frozen=True)
+class Measured:
+    """A call of a pipeline, compiled or not.
+
+    Attributes:
+        output: that it gave.
+        peak_bytes: with all that was resident.
+    """
+
+    output: Any
+    peak_bytes: int
+
+
+def measured_call(pipe: Any, kwargs: dict[str, Any]) -> Measured:
+    """Make a call and measure it.
+
+    Args:
+        pipe: the pipeline.
+        kwargs: of the call.
+    """
+    device = torch.device(pipe._execution_device)
+    resident = storages((x for x in pytree.tree_leaves(kwargs) if isinstance(x, torch.Tensor)), device)
+    parts = modules_of(pipe).values()
+    for part in parts:
+        resident |= weights_of(part, device)
+    older = (piece for part in parts for x in (*part.parameters(), *part.buffers()) for piece in stored(x))
+    with observe_peak(device, older=older, exact=True) as peak:
+        output = pipe(**kwargs)
+    return Measured(output, _total(peak, sum(resident.values())))
+
+
 def compare_components(state: PipelineState) -> PipelineVerification:
     """Run every component that has a plan on random tensors of its last shapes, untouched and compiled."""
     found, weights = [], _resident(state, _device(state), ((), {}))

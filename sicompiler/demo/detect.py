@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from sicompiler.demo.shapes import COLOURS, SHAPES, Scene, coverage
+from sicompiler.demo.shapes import coverage
+from sicompiler.demo.words import COLOURS, SHAPES, Scene
 
 LEAST_CHROMA = 0.3  # largest minus smallest channel: anything paler counts as background
 STRONGEST_PIXELS = 16  # give the colour by which all others are measured

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from sicompiler.demo.shapes import SIZE, all_scenes
+from sicompiler.demo.shapes import SIZE
+from sicompiler.demo.words import all_scenes
 from sicompiler.errors import BadInput
 
 MAX_TOKENS = 12  # a caption takes 7: start, five words, end

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from sicompiler.demo.detect import Found, detect
-from sicompiler.demo.shapes import Scene, held_out_scenes
+from sicompiler.demo.words import Scene, held_out_scenes
 
 FIRST_SEED = 1000
 GUIDANCE = 2.0

@@ -3,67 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from itertools import product
 
 import torch
 
+from sicompiler.demo.words import COLOURS, DIRECTIONS, Scene
+
 FRAMES = 16
 SIZE = 48  # pixels, height and width
-
-COLOURS: dict[str, tuple[float, float, float]] = {
-    "red": (0.90, 0.12, 0.12),
-    "yellow": (0.92, 0.86, 0.10),
-    "green": (0.12, 0.75, 0.18),
-    "cyan": (0.10, 0.82, 0.86),
-    "blue": (0.16, 0.22, 0.95),
-    "magenta": (0.86, 0.16, 0.84),
-}
-SHAPES = ("circle", "ring", "triangle", "cross")
-DIRECTIONS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 
 RADIUS = (8.0, 10.0)  # pixels
 SPEED = (0.9, 1.2)  # pixels a frame
 BACKGROUND = (0.05, 0.35)  # grey level, of 1
 MARGIN = 1.44  # radii from the centre to the point of a shape that reaches furthest: a triangle's top
-
-
-@dataclass(frozen=True)
-class Scene:
-    """What a caption says.
-
-    Attributes:
-        colour: a key of `COLOURS`.
-        shape: one of `SHAPES`.
-        direction: a key of `DIRECTIONS`.
-    """
-
-    colour: str
-    shape: str
-    direction: str
-
-    @property
-    def caption(self) -> str:
-        """Such as "a red circle moving left"."""
-        return f"a {self.colour} {self.shape} moving {self.direction}"
-
-
-def all_scenes() -> list[Scene]:
-    """The 96 scenes of the grammar."""
-    return [Scene(*parts) for parts in product(COLOURS, SHAPES, DIRECTIONS)]
-
-
-def held_out_scenes() -> list[Scene]:
-    """The 16 scenes that are never trained on: each pair of a shape and a direction once, in one colour."""
-    colours = list(COLOURS)
-    pairs = product(enumerate(SHAPES), enumerate(DIRECTIONS))
-    return [Scene(colours[(2 * i + j) % len(colours)], shape, way) for (i, shape), (j, way) in pairs]
-
-
-def training_scenes() -> list[Scene]:
-    """The 80 scenes that are trained on."""
-    held_out = set(held_out_scenes())
-    return [scene for scene in all_scenes() if scene not in held_out]
 
 
 def distance(shape: str, x: torch.Tensor, y: torch.Tensor, radius: torch.Tensor | float) -> torch.Tensor:

@@ -169,19 +169,16 @@ def planned(subject: Subject, lessons: Sequence[Lessons], predictor: Predictor, 
     return list(found.values())
 
 
-def worth_trying(plans: Sequence[RehashPlan], most: int) -> list[RehashPlan]:
-    """The plans of least predicted error, one a cut, order and strategy.
+def worth_trying(plans: Sequence[RehashPlan]) -> list[RehashPlan]:
+    """The plan of least predicted error of every cut: estimates compare well within one, and less between them.
 
     Args:
         plans: all of which meet the target.
-        most: how many; those of rules come on top, one a rule.
     """
     found: dict[tuple[object, ...], RehashPlan] = {}
     for plan in sorted(plans, key=lambda p: p.predicted_error):
-        planned_one = plan.strategy == "planned"
-        found.setdefault((plan.strategy, *((plan.cut, plan.order) if planned_one else ())), plan)
-    own = [plan for plan in found.values() if plan.strategy == "planned"]
-    return own[:most] + [plan for plan in found.values() if plan.strategy != "planned"]
+        found.setdefault((plan.strategy, plan.cut), plan)
+    return list(found.values())
 
 
 def by_rule(strategy: Strategy, subject: Subject, lessons: Sequence[Lessons]) -> list[RehashPlan]:

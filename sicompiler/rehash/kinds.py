@@ -30,7 +30,8 @@ class Kind(NamedTuple):
     @property
     def told(self) -> str:
         """For people; empty where nothing differs."""
-        return "; ".join(filter(None, self))
+        inputs = f"a call differs from the first one of its loop ({self.call})" * bool(self.call)
+        return "; ".join(filter(None, (inputs, self.guidance)))
 
 
 StepKinds = tuple[Kind, ...]  # of the calls in one step, by branch

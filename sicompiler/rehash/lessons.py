@@ -137,8 +137,9 @@ class Lessons:
 
     @property
     def skip_seconds(self) -> float:
-        """Median of one that is skipped."""
-        return statistics.median(lesson.skip_seconds for lesson in self.lessons)
+        """Median of one that is skipped, over the runs that have skipped any."""
+        seen = [lesson.skip_seconds for lesson in self.lessons if lesson.skip_seconds > 0]
+        return statistics.median(seen) if seen else 0.0
 
     @property
     def step_seconds(self) -> float:

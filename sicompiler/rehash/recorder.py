@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,15 +16,30 @@ from sicompiler.rehash.lessons import Lesson
 from sicompiler.rehash.sketch import WIDTH, Snapshot, sketch
 
 
+@dataclass(frozen=True)
+class Turn:
+    """Which evaluations of a run probe a cut, where several runs share that work.
+
+    Attributes:
+        first: of the runs, from 0: another one begins with another cut.
+        runs: that share the work; each cut is probed at every so manieth evaluation of each.
+    """
+
+    first: int = 0
+    runs: int = 1
+
+
 class Recorder:
     """What is written down of one denoising loop.
 
     Args:
         names: of the nodes of every cut whose features are watched.
+        turn: at which evaluations each of them is probed.
     """
 
-    def __init__(self, names: Mapping[Cut, tuple[str, ...]]) -> None:
-        self.names, self.cuts = dict(names), tuple(names)
+    def __init__(self, names: Mapping[Cut, tuple[str, ...]], turn: Turn = Turn()) -> None:
+        self.names, self.cuts, self._turn = dict(names), tuple(names), turn
+        self._newest: dict[int, tuple[Snapshot, torch.Tensor]] = {}  # by cut: features that have just been sketched
         self._sketches: list[dict[int, dict[int, torch.Tensor]]] = [{} for _ in names]  # by branch, by step
         self._stretches: dict[int, dict[int, int]] = {}  # by branch, by step: which stretch of calls of one kind
         self._forgotten = 0  # how often
@@ -34,7 +50,11 @@ class Recorder:
 
     def without(self, cut: Cut) -> Recorder:
         """What watches all cuts but one, from the start."""
-        return Recorder({other: names for other, names in self.names.items() if other is not cut})
+        return Recorder({other: names for other, names in self.names.items() if other is not cut}, self._turn)
+
+    def probes(self, number: int, step: int) -> bool:
+        """Whether a cut is probed at an evaluation of this run."""
+        return (number + step + self._turn.first) % max(min(self._turn.runs, len(self.cuts)), 1) == 0
 
     @property
     def positions(self) -> tuple[int, ...]:
@@ -71,7 +91,7 @@ class Recorder:
     def probed(self, number: int, branch: int, step: int, features: Snapshot, moved: float, seconds: float) -> None:
         """Put down that the output moved so far when a cut was given the feature of the evaluation before."""
         known = self._sketches[number][branch]
-        now, before = sketch(features), known[max(known)]
+        now, before = self._sketched(number, features), known[max(known)]
         relative = float((now - before).norm() / now.norm().clamp_min(1e-300))
         if relative > 0:
             self._moves[number].setdefault(step, []).append(moved / relative)
@@ -80,11 +100,19 @@ class Recorder:
     def record(self, branch: int, step: int, features: dict[int, torch.Tensor], seconds: float) -> None:
         """Put down the features of an evaluation, after the probes."""
         for number, cut in enumerate(self.cuts):
-            found = sketch(tuple(features[p] for p in cut.positions))
+            found = self._sketched(number, tuple(features[p] for p in cut.positions))
             self._sketches[number].setdefault(branch, {})[step] = found
+        self._newest.clear()
         self._stretches.setdefault(branch, {})[step] = self._forgotten
         self._previous[branch] = features
         self._full_seconds.append(seconds)
+
+    def _sketched(self, number: int, features: Snapshot) -> torch.Tensor:
+        """The sketch of the features of a cut, made once an evaluation."""
+        known = self._newest.get(number)
+        if known is None or any(a is not b for a, b in zip(known[0], features, strict=True)):
+            known = self._newest[number] = features, sketch(features)
+        return known[1]
 
     def free(self) -> None:
         """Let go of all features."""

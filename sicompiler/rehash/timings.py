@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 
 from sicompiler.rehash.plan import RehashPlan
 
@@ -29,6 +30,11 @@ class Seconds:
     outside: float
 
 
+def median_of(rows: Sequence[Seconds]) -> Seconds:
+    """The median of each, over several runs."""
+    return Seconds(*(statistics.median(column) for column in zip(*map(astuple, rows), strict=True)))
+
+
 class Timings:
     """What trying plans has shown of time and room."""
 
@@ -37,10 +43,19 @@ class Timings:
         self._whole: tuple[float, float, float] | None = None  # where nothing is skipped: an evaluation, and beside
         self._too_big: set[Room] = set()
 
+    @property
+    def seen_whole(self) -> bool:
+        """Whether a call was timed in which nothing is skipped or kept."""
+        return self._whole is not None
+
+    @property
+    def outside(self) -> float:
+        """Seconds of a call before and after its loop."""
+        return 0.0 if self._whole is None else self._whole[2]
+
     def measured(self, plan: RehashPlan, seconds: Seconds) -> None:
         """Put down what a plan took."""
         self._seconds[_room(plan)] = seconds
-        self.seen(seconds.whole, seconds.step, seconds.outside)
 
     def seen(self, whole: float, step: float, outside: float) -> None:
         """Put down what a call takes where nothing is skipped or kept.
@@ -50,7 +65,7 @@ class Timings:
             step: of a step of the loop, beside the denoiser.
             outside: of the call, before and after its loop.
         """
-        self._whole = whole, step, outside
+        self._whole = whole, step, outside if self._whole is None else min(outside, self._whole[2])
 
     def too_big(self, plan: RehashPlan) -> None:
         """Put down that a plan's features leave too little of the budget."""
