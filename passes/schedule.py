@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from torch import fx
-
 from sicompiler.capture import Program
 from sicompiler.facts.kernels import node_workspaces
 from sicompiler.facts.lifetimes import lifetimes
@@ -39,13 +37,11 @@ def _sink(program: Program) -> None:
     facts = graph_facts(program)
     lives = lifetimes(facts)
     position = facts.position
-    graph = program.graph_module.graph
-    place = {node: index for index, node in enumerate(graph.nodes)}
     for p in range(len(facts.nodes) - 1, facts.num_placeholders - 1, -1):
         node = facts.nodes[p]
         if not node.users:
             continue
-        first = min(node.users, key=place.__getitem__)
+        first = min(node.users)  # torch.fx keeps nodes comparable by their place, moved ones too
         if first is node.next:
             continue
         kept = {
@@ -56,10 +52,4 @@ def _sink(program: Program) -> None:
         }
         made = {t.storage for t in facts.tensors[p]} - kept
         if sum(facts.storages[s].nbytes for s in kept) <= sum(facts.storages[s].nbytes for s in made):
-            _move_before(node, first, place)
-
-
-def _move_before(node: fx.Node, reader: fx.Node, place: dict[fx.Node, int]) -> None:
-    reader.prepend(node)
-    for index, other in enumerate(node.graph.nodes):
-        place[other] = index
+            first.prepend(node)
