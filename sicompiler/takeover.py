@@ -31,7 +31,7 @@ from sicompiler.entry import FORWARD, OURS, entry_label, only_patch
 from sicompiler.errors import BadInput
 from sicompiler.guards import ModuleGuards
 from sicompiler.plan import Plan
-from sicompiler.prepare import check_weights, device_type_of, dtype_name, prepare
+from sicompiler.prepare import captured_program, check_weights, device_type_of, dtype_name, prepare
 from sicompiler.reports.report import Report
 from sicompiler.runtime.compiled import Compiled, call_key, check_inference
 from sicompiler.runtime.examples import Inputs, random_inputs, without_data
@@ -212,6 +212,13 @@ class State:
             format_seconds(sum(plan.timings.values())),
         )
         return compiled
+
+    def captured(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Program:
+        """The program of a call, not planned; that of an earlier process, where it is known."""
+        model, method = self.model, self.method
+        return captured_program(
+            model, args, kwargs, method=method, decide=self.decide, store=self.store, guards=self.guards
+        )[0]
 
     def _prepared(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Planner:
         """Capture and analyse the method for the shapes of a call."""

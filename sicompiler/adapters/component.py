@@ -25,7 +25,7 @@ from sicompiler.compiler import FarMemory, Planner
 from sicompiler.errors import CaptureError, OverBudget
 from sicompiler.passes.manager import run_stage
 from sicompiler.plan import Plan
-from sicompiler.prepare import analyse, captured_program
+from sicompiler.prepare import analyse
 from sicompiler.reports.phases import PhaseRow
 from sicompiler.runtime.compiled import Compiled, check_inference
 from sicompiler.runtime.measure import observe_peak
@@ -186,15 +186,7 @@ class ComponentState(SharedState):
         if key not in self.programs:
             restore(self.model, self.device_of(args, kwargs))  # a trace reads where the weights are
             with self.untouched():
-                program, _ = captured_program(
-                    self.model,
-                    args,
-                    kwargs,
-                    method=self.method,
-                    decide=self.decide,
-                    store=self.store,
-                    guards=self.guards,
-                )
+                program = self.captured(args, kwargs)
             key = self.learn(program, args, kwargs)
             self.programs[key] = run_stage("clean", program)
         return self.programs[key]

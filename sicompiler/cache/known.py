@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from sicompiler.cache.graphs import Broken, Unpackable
-from sicompiler.cache.keys import call_digest, digest_of, digest_of_bytes, processor, versions
+from sicompiler.cache.keys import call_digest, processor, versions
 from sicompiler.cache.programs import pack_program, unpack_program
 from sicompiler.cache.store import Store
+from sicompiler.cache.versions import digest_of, digest_of_bytes
 from sicompiler.capture import Program
 from sicompiler.errors import OverBudget, StalePlan
 from sicompiler.guards.durable import NotDurable

@@ -83,16 +83,18 @@ def plan(
 
     No weights are needed and nothing is run, so any machine can plan for any other.
     """
-    from sicompiler.cli.plan import run
+    from sicompiler.cli.answers import recalled
 
-    return run(
-        ModelOptions(model, batch, frames, height, width, dtype, device, far_memory),
-        gb,
-        output,
-        memory=memory,
-        untouched=untouched,
-        as_json=json,
-    )
+    options = ModelOptions(model, batch, frames, height, width, dtype, device, far_memory)
+
+    def run() -> int:
+        from sicompiler.cli.plan import run
+
+        return run(options, gb, output, memory=memory, untouched=untouched, as_json=json)
+
+    if output is not None or memory:
+        return run()
+    return recalled("plan", options, {"gb": gb, "untouched": untouched, "json": json}, run)
 
 
 @app.command(short_help="Say which frames and sizes fit a budget.")

@@ -1,0 +1,59 @@
+"""What is installed, told without importing any of it."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+import platform
+from pathlib import Path
+
+# Their code is not followed by guards, or decides what is compiled.
+PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "einops", "peft")
+_LONG = 40  # digits of a digest: it names a file
+
+
+def digest_of(*parts: str) -> str:
+    """A digest of texts."""
+    return digest_of_bytes("\n".join(parts).encode("utf-8", "surrogatepass"))
+
+
+def digest_of_bytes(data: bytes) -> str:
+    """A digest of bytes."""
+    return hashlib.sha256(data).hexdigest()[:_LONG]
+
+
+def version(package: str) -> str:
+    """The version of a package; empty where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def is_edited(package: str) -> bool:
+    """Whether a package is installed from a folder that somebody works in, so that its version says little."""
+    try:
+        origin = importlib.metadata.distribution(package).read_text("direct_url.json")
+        return bool(origin and json.loads(origin).get("dir_info", {}).get("editable"))
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        return False
+
+
+@functools.cache
+def installed() -> str:
+    """A digest of Python, of the packages that decide what becomes of a model, and of all our code."""
+    return digest_of(platform.python_version(), *(f"{name} {version(name)}" for name in PACKAGES), _sources())
+
+
+def _sources() -> str:
+    """A digest of the source files of sicompiler: while it is worked on, its version says nothing."""
+    digest = hashlib.sha256()
+    root = Path(__file__).parents[1]
+    folders = [root, root / "passes", root / "planners"]  # the last two may be links, which a walk does not follow
+    files = {path for folder in folders for path in folder.rglob("*.py")}
+    for path in sorted(files, key=lambda path: path.relative_to(root).as_posix()):
+        digest.update(path.relative_to(root).as_posix().encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
