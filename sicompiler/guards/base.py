@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Set
 from typing import Any, Protocol
 
 import torch
@@ -65,7 +65,7 @@ class Visitor(Protocol):
         """Whether some of these parameters or buffers have other names too."""
         ...
 
-    def namespace(self, entries: dict[str, Any], names: Iterable[str], path: str) -> None:
+    def namespace(self, entries: dict[str, Any], names: Set[str], path: str) -> None:
         """Some code was met that can read these names of the globals of a Python module."""
         ...
 

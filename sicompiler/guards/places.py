@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import types
 import weakref
-from collections.abc import Iterable
+from collections.abc import Set
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ class ClassPlace:
         self._kind = weakref.ref(kind)
         self._entries: list[tuple[str, Guard]] = []
         self._done: set[str] = set()
-        self._version = 0
+        self._version = self._reach = 0
         self.path = kind.__qualname__
 
     def grow(self, reach: set[str], walk: Visitor) -> bool:
@@ -39,7 +39,10 @@ class ClassPlace:
         kind = self._kind()
         assert kind is not None
         entries = class_entries(kind)
-        self._version = version(entries)
+        now = version(entries)
+        if now == self._version and len(reach) == self._reach:  # it only ever grows
+            return False
+        self._version, self._reach = now, len(reach)
         new = [n for n in entries if n not in self._done and (n in reach or is_read_by_syntax(n))]
         for name in new:
             self._done.add(name)
@@ -82,20 +85,30 @@ class NamespacePlace:
         self._dict, self.path = entries, path
         self._library = in_library(entries.get("__name__"))
         self._names: set[str] = set()
+        self._fresh: set[str] = set()  # of these, the ones that were not looked up yet
         self._guards: dict[str, Guard] = {}
         self._below: list[types.ModuleType] = []
         self._version = 0
-        self.pending = False
 
-    def wants(self, names: Iterable[str]) -> None:
+    @property
+    def pending(self) -> bool:
+        """Whether there are names to look up."""
+        return bool(self._fresh)
+
+    def wants(self, names: Set[str]) -> None:
         """More names that are read."""
-        self.pending = self.pending or not self._names.issuperset(names)
-        self._names.update(names)
+        fresh = names - self._names
+        self._names |= fresh
+        self._fresh |= fresh
 
     def grow(self, walk: Visitor) -> bool:
         """Describe the names that are new; whether there were any."""
-        self._version, self.pending = version(self._dict), False
-        new = sorted(name for name in self._names if name in self._dict and name not in self._guards)
+        if not self._fresh:
+            return False
+        self._version = version(self._dict)
+        fresh, self._fresh = self._fresh, set()
+        known = list(self._below)
+        new = sorted(name for name in fresh if name in self._dict)
         for name in new:
             value, path = self._dict[name], f"{self.path}.{name}"
             if isinstance(value, types.ModuleType):
@@ -110,7 +123,8 @@ class NamespacePlace:
                 walk.keep(self._dict, name)
                 self._guards[name] = walk.visit(value, path)
         for module in self._below:  # `F.silu`: the names after the dot
-            walk.namespace(module.__dict__, self._names, module.__name__)
+            names = fresh if module in known else self._names
+            walk.namespace(module.__dict__, frozenset(names), module.__name__)
         return bool(new)
 
     def holds(self) -> bool:

@@ -8,7 +8,7 @@ import logging
 import threading
 import types
 import weakref
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Set
 from typing import Any
 
 import numpy as np
@@ -138,7 +138,7 @@ class Walk:
         """Some code was met that can read these names."""
         self.reach.update(names)
 
-    def namespace(self, entries: dict[str, Any], names: Iterable[str], path: str) -> None:
+    def namespace(self, entries: dict[str, Any], names: Set[str], path: str) -> None:
         """Some code was met that can read these globals."""
         place = self.namespaces.get(id(entries))
         if place is None:
