@@ -235,7 +235,16 @@ def test_plan_for_people(cli: Cli) -> None:
     result = cli("plan", MLP, "--gb", "100KiB", "--memory")
     assert result.status == 0
     assert "untouched peak" not in cli("plan", MLP, "--gb", "100KiB", "--no-untouched").out
-    for label in ("weights", "untouched peak", "unsliced peak", "predicted peak", "floor", "budget", "fits", "first .. last"):
+    for label in (
+        "weights",
+        "untouched peak",
+        "unsliced peak",
+        "predicted peak",
+        "floor",
+        "budget",
+        "fits",
+        "first .. last",
+    ):
         assert label in result.out
     assert "host memory" in result.err
 
