@@ -55,6 +55,16 @@ def test_far_memory_is_searched_last() -> None:
     assert "far" in planner.source.__dict__
 
 
+def test_the_floor_beside_a_plan_is_that_of_its_kind() -> None:
+    model, x = feeds(width=64)
+    _, planner = prepare(model, (x,), {})
+    near = planner.plan(planner.floor()[0], far_memory="auto")
+    far = planner.plan(planner.floor("auto")[0], far_memory="auto")
+    assert far.uses_far_memory
+    assert planner.floor_of(near)() == planner.floor()
+    assert planner.floor_of(far)() == planner.floor("auto")
+
+
 def test_every_second_is_in_a_stage() -> None:
     model, x = feeds()
     _, planner = prepare(model, (x,), {})
