@@ -12,6 +12,7 @@ from torch._higher_order_ops import while_loop
 
 import sicompiler
 from sicompiler.capture import Program, capture
+from sicompiler.errors import CaptureError
 from sicompiler.facts.storages import fake_tensors, graph_facts
 from sicompiler.testing import run_program
 
@@ -153,3 +154,36 @@ def test_a_graph_called_by_another_operator_is_refused_by_name_and_line(x: torch
         sicompiler.CaptureError, match=r"Loops: .* by while_loop, which is not supported\n  at .*:\d+, in"
     ):
         capture(Loops(), (x,))
+
+
+class Cache(nn.Module):
+    """Fills a list at every call, and resets it, as causal VAEs do with the frames before."""
+
+    def __init__(self, resets: bool) -> None:
+        super().__init__()
+        self.inner, self.resets = nn.Linear(4, 4), resets
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Float in, float out."""
+        self.frames: list[torch.Tensor | None] = [None, x]
+        self.count = self.frames.index(None)
+        result: torch.Tensor = self.inner(self.frames[1])
+        self.frames = [None, None] if self.resets else self.frames
+        return result
+
+
+def test_a_cache_that_a_call_resets_takes_one_more_trace_of_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    traces: list[int] = []
+    export = torch.export.export
+
+    def counted(module: nn.Module, args: Any, *rest: Any, **named: Any) -> Any:
+        traces.append(len(args))
+        return export(module, args, *rest, **named)
+
+    monkeypatch.setattr(torch.export, "export", counted)
+    model = Cache(resets=True)
+    capture(model, (torch.randn(2, 4),))
+    assert traces == [1, 1]
+    assert "frames" not in vars(model), "what the traces wrote is put back"
+    with pytest.raises(CaptureError, match="frames"):
+        capture(Cache(resets=False), (torch.randn(2, 4),))

@@ -1,8 +1,9 @@
 """State: a call that leaves something behind for the next one is refused by name, unless the next one can't tell.
 
 A graph is traced once, so what a call writes into the model (counters, the residual of the step before, features that
-are kept) would be frozen as it was at the trace. Two kinds of writing are harmless, and are told by tracing two calls
-in a row, each with inputs of its own:
+are kept) would be frozen as it was at the trace. Where no tensor is left behind, one more call is traced that begins
+with what the first has left: if it is the same graph and leaves the same, so is every call after it. Else two calls are
+traced in a row, each with inputs of its own, which tells two more kinds of writing that are harmless:
 
 - a cache filled by the first call, with values made of nothing but sizes and Python numbers (tables of rotary
   embeddings): the second call finds it, writes nothing, and computes the same;
@@ -24,6 +25,7 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.export.graph_signature import InputKind
 
+from sicompiler.capture.program import fingerprint
 from sicompiler.entry import FORWARD
 from sicompiler.errors import CaptureError
 from sicompiler.guards import Undo, Written, global_hooks, keep_state, twice, watched
@@ -89,6 +91,30 @@ class Entry:
         finally:
             self._back()
 
+    def settles(self, exported: torch.export.ExportedProgram, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+        """Whether all is said by a call that begins with what the traced one has left.
+
+        It is, where nothing that was left holds a tensor, and that call is the same graph and leaves the same: then so
+        does every one after it. A cache that a call fills and resets is like that.
+
+        Args:
+            exported: the call that was traced, which has not been undone.
+            args: of that call.
+            kwargs: of the same call.
+        """
+        written = self._written
+        if written.arguments or not written.paths() or not written.leaves_plain():
+            return False
+        again = Written()
+        self._module.__dict__[FORWARD] = watched(self._module, self._call, self._forward, self._method, again)
+        try:
+            second = torch.export.export(self._module, tuple(args), dict(kwargs), strict=False)
+        except Exception:  # what is wrong with it is told by the trace of two calls
+            return False
+        left, found = written.moments[1].facts, again.moments[0].facts
+        begins_there = all(left.get(path) == found.get(path) for path in written.paths())
+        return begins_there and not again.paths() and _alike(exported, second)
+
     def _back(self) -> None:
         self._undo.back()
         self._module.__dict__.clear()
@@ -143,6 +169,18 @@ class Entry:
         also = f" (and {', '.join(others[:2])}{' and more' if len(others) > 2 else ''})" if others else ""
         what = f"{why}: {where} is changed{values}{also}" if why else f"{where} changes at every call{values}{also}"
         return CaptureError(f"{self._name} can't be captured: {what}\n{_ADVICE}")
+
+
+def _alike(one: torch.export.ExportedProgram, other: torch.export.ExportedProgram) -> bool:
+    """Whether two traces are the same graph with the same constants."""
+    specs = [[(spec.kind, spec.target) for spec in found.graph_signature.input_specs] for found in (one, other)]
+    constants = [list(_constants(found).values()) for found in (one, other)]
+    return (
+        specs[0] == specs[1]
+        and constants[0] == constants[1]
+        and len(constants[0]) == sum(kind is InputKind.CONSTANT_TENSOR for kind, _ in specs[0])
+        and fingerprint(one.graph) == fingerprint(other.graph)
+    )
 
 
 def _writes(node: fx.Node) -> bool:

@@ -112,14 +112,14 @@ def capture(
     refused: CaptureError | None = None
     for decides in Decides:  # first without values, as a graph for all of them is better
         decider = Decider(decides, decide, tensors, leaves)
-        again = Decider(decides, decide_at_once, tensors, [*leaves, *leaves])
+        once, twice = (Decider(decides, decide_at_once, tensors, leaves * calls) for calls in (1, 2))
         try:
-            return _trace(model, tuple(args), kwargs, method, mode, decider, again)
+            return _trace(model, tuple(args), kwargs, method, mode, decider, once, twice)
         except NoValues as error:
             raise CaptureError(f"{refused}\n  {error}" if refused else f"{type(model).__name__}: {error}") from error
         except CaptureError as error:
             refused = error
-            if not (decider.left_open or again.left_open):
+            if not (decider.left_open or twice.left_open):
                 break
     assert refused is not None
     raise refused
@@ -132,7 +132,8 @@ def _trace(
     method: str,
     mode: FakeTensorMode | None,
     decider: Decider,
-    again: Decider,
+    once: Decider,
+    twice: Decider,
 ) -> Program:
     """Trace a model, with as much decided as a decider decides.
 
@@ -143,7 +144,8 @@ def _trace(
         method: the entry point.
         mode: of the fake tensors among inputs and weights; None where there are none.
         decider: answers what the call asks.
-        again: answers what two calls in a row ask, which are traced where one leaves something behind.
+        once: answers what one more call asks, which is traced where the first leaves something behind.
+        twice: answers what two calls in a row ask, which are traced where that does not settle it.
     """
     module = entry_module(model, method)
     with (
@@ -161,8 +163,11 @@ def _trace(
         entry = Entry(module, method, type(model).__name__, undo, with_open_results(module.forward, model))
         with entry.watched() as watched:
             exported = torch.export.export(watched, args, kwargs, strict=False)
-        with taped(module, again):
-            entry.check(args, kwargs)
+            with taped(module, once):
+                settled = entry.settles(exported, args, kwargs)
+        if not settled:
+            with taped(module, twice):
+                entry.check(args, kwargs)
         drop_unread_maps(exported.graph_module)
         if any(needs(exported.graph_module) for needs in (_mutates, casts_by_itself, maps_by_itself)):
             spell_out_sizes(exported.graph_module)

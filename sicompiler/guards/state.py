@@ -74,6 +74,11 @@ class Written:
         """What the first call has changed."""
         return differences(self.moments[0].facts, self.moments[1].facts) if self.moments else []
 
+    def leaves_plain(self) -> bool:
+        """Whether nothing that the first call has changed is a tensor, before or after."""
+        found = [moment.facts.get(path) for path in self.paths() for moment in self.moments[:2]]
+        return not any(isinstance(fact, tuple) and fact[0] in ("tensor", "array", "random") for fact in found)
+
     def rewritten(self) -> list[str]:
         """What the second call has changed again, in a way that is no new tensor of the same layout."""
         first, second = self.moments[1].facts, self.moments[2].facts
