@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -338,6 +339,24 @@ def test_what_is_known_by_identity_alone_is_not_kept() -> None:
 
     with pytest.raises(NotDurable, match="address"):
         durable_digest(ModuleGuards().facts_of(Model()))
+
+
+def test_what_is_not_looked_into_is_told_by_what_it_prints_or_not_at_all() -> None:
+    """A pattern has no attributes that a walk follows; other objects of extensions print where they lie."""
+
+    class Model(nn.Module):
+        """Chooses by a pattern."""
+
+        def __init__(self, pattern: str) -> None:
+            super().__init__()
+            self.pattern = re.compile(pattern)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            """Float in, float out."""
+            return x * 2 if self.pattern.match("up") else x
+
+    up, again, down = (durable_digest(ModuleGuards().facts_of(Model(name))) for name in ("up", "up", "down"))
+    assert up == again != down
 
 
 def test_the_command_line_tells_and_clears(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

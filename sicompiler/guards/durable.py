@@ -19,6 +19,7 @@ import torch
 from torch._ops import OpOverload, OpOverloadPacket
 from torch._subclasses.fake_tensor import FakeTensor
 
+from sicompiler.guards.code import in_library
 from sicompiler.guards.identity import Token
 
 MOST_CONSTANT_BYTES = 2**28  # of tensors beside the weights: more takes too long to look at
@@ -97,7 +98,15 @@ def _object(token: Token) -> str:
         return f"operator {found}"
     if isinstance(found, _NAMED):
         return f"function {found.__module__}.{found.__qualname__}"
-    return f"some {token.kind.__module__}.{token.kind.__qualname__}"
+    if isinstance(found, re.Pattern):
+        return durable(("pattern", found.pattern, found.flags))
+    name = f"{token.kind.__module__}.{token.kind.__qualname__}"
+    if found is None or in_library(token.kind.__module__):  # loggers, locks, dispatchers: of the process or a library
+        return f"some {name}"
+    printed = repr(found)
+    if _ADDRESS.search(printed):
+        raise NotDurable(f"a {name}, which can't be looked into")
+    return f"some {name} {printed}"
 
 
 def _code(code: types.CodeType) -> str:
