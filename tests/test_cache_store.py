@@ -83,6 +83,8 @@ def test_an_interrupt_leaves_no_half_entry(store: Store, monkeypatch: pytest.Mon
 
 def test_entries_that_were_not_read_for_longest_go_first(tmp_path: Path) -> None:
     store = Store(tmp_path, most_bytes=1000)
+    (tmp_path / "killed.part").write_bytes(b"half of it")
+    os.utime(tmp_path / "killed.part", (0, 0))
     for index in range(4):
         store.write(f"entry{index}", bytes(200 - 84))
         os.utime(tmp_path / f"entry{index}.entry", (index, index))
@@ -90,6 +92,7 @@ def test_entries_that_were_not_read_for_longest_go_first(tmp_path: Path) -> None
     store.write("large", bytes(400))
     assert store.names("") == ["entry0", "large"]
     assert store.info().total_bytes <= 1000
+    assert not list(tmp_path.glob("*.part"))
     store.write("huge", bytes(2000))
     assert store.read("huge") is None
 

@@ -8,6 +8,7 @@ import logging
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ VARIABLE = "SICOMPILER_CACHE"  # names the folder; "off" switches the cache off
 SIZE_VARIABLE = "SICOMPILER_CACHE_BYTES"  # how large it may grow
 MOST_BYTES = 2**30
 KEPT_SHARE = 0.8  # of the bound that is left after the oldest entries have gone: evicting is not for every write
+STALE_SECONDS = 3600  # after which a half-written file is nobody's
 OFF = frozenset({"off", "none", "0", "false"})
 SUFFIX, PART = ".entry", ".part"
 _MAGIC = b"sicompiler cache 1 "
@@ -119,7 +121,10 @@ class Store:
 
     def names(self, prefix: str) -> list[str]:
         """The entries whose names begin so, in order."""
-        return sorted(path.name.removesuffix(SUFFIX) for path, _ in self._files() if path.name.startswith(prefix))
+        try:
+            return sorted(path.name.removesuffix(SUFFIX) for path in self.folder.glob(f"{prefix}*{SUFFIX}"))
+        except OSError:
+            return []
 
     def info(self) -> Info:
         """What lies there."""
@@ -158,6 +163,10 @@ class Store:
                 with contextlib.suppress(OSError):
                     path.unlink()
                 kept_bytes -= stat.st_size
+        for part in self.folder.glob(f"*{PART}"):  # of processes that were killed
+            with contextlib.suppress(OSError):
+                if time.time() - part.stat().st_mtime > STALE_SECONDS:
+                    part.unlink()
         with self._lock:
             self._written_bytes = 0
 
