@@ -47,7 +47,7 @@ def test_another_question_is_another_answer(asked: Callable[..., int], monkeypat
     asked()
     assert asked(gb="9") == 2
     assert asked(replace(SVD, frames=7)) == 3
-    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("COLUMNS", "91")
     assert asked() == 4
     monkeypatch.setattr(answers, "installed", lambda: "another version")
     assert asked() == 5

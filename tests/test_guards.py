@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from sicompiler.guards import ModuleGuards, changes
+from sicompiler.guards.tensors import bytes_of
 from sicompiler.guards.walk import Walk
 
 FACTOR = 2.0
@@ -348,3 +349,14 @@ def test_weights_that_are_shared_no_more_where_they_stood_first() -> None:
     before = known.key(model)
     model.inner[0].weight = nn.Parameter(torch.zeros(4, 4))
     assert known.key(model) != before
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool, torch.complex64, torch.int64])
+def test_bytes_of_a_tensor_are_those_of_its_values(dtype: torch.dtype) -> None:
+    """Whatever its strides: an expanded dim, one entry with stride 0, none at all."""
+    values = torch.arange(6).reshape(2, 3).to(dtype)
+    for tensor in (values.T, values[:1, :1].expand(1, 4), values[0, :1].expand(1), values[:0], values[0, 0]):
+        dense = torch.empty(tensor.shape, dtype=dtype).copy_(tensor)
+        assert bytes_of(tensor) == bytes_of(dense)
+        assert len(bytes_of(tensor)) == tensor.numel() * dtype.itemsize
+    assert bytes_of(values) != bytes_of(values.flip(0)) or dtype is torch.bool

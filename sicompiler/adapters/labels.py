@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from sicompiler.guards.tensors import bytes_of
+
 
 def label_of(call: Mapping[str, Any]) -> str:
     """A name for a call that is the same in another process: a digest of its arguments, random states included."""
@@ -18,8 +20,7 @@ def _told(value: Any) -> str:
     if isinstance(value, torch.Generator):
         return f"generator {_digest(value.get_state().numpy().tobytes())}"
     if isinstance(value, torch.Tensor):
-        whole = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        return f"{value.dtype}{tuple(value.shape)} {_digest(whole.numpy().tobytes())}"
+        return f"{value.dtype}{tuple(value.shape)} {_digest(bytes_of(value))}"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key}: {_told(value[key])}" for key in sorted(value, key=str)) + "}"
     if isinstance(value, (list, tuple)):

@@ -15,6 +15,7 @@ from sicompiler.cache.graphs import Broken, Json, Packer, Unpackable, Unpacker
 from sicompiler.cache.results import pack_spec, unpack_spec
 from sicompiler.capture import Binding, Program, Source, paused_gc
 from sicompiler.capture.decisions import Decided, Decision
+from sicompiler.guards.tensors import bytes_of
 
 MOST_CONSTANT_BYTES = 2**28  # a model that holds more beside its weights is not kept
 _GRAPH = "graph"
@@ -134,5 +135,5 @@ def _equal(some: torch.Tensor, other: torch.Tensor) -> bool:
         not isinstance(some, FakeTensor)
         and (some.shape, some.dtype, some.device) == (other.shape, other.dtype, other.device)
         and some.stride() == other.stride()
-        and bool(torch.equal(some.detach().contiguous().view(torch.uint8), other.contiguous().view(torch.uint8)))
+        and bytes_of(some) == bytes_of(other)
     )

@@ -11,6 +11,7 @@ import torch
 
 import sicompiler.demo
 from sicompiler.errors import StalePlan
+from sicompiler.guards.tensors import bytes_of
 from sicompiler.rehash.plan import RehashPlan
 
 READY = Path(sicompiler.demo.__file__).with_name("rehash.json")
@@ -23,7 +24,7 @@ def fingerprint(pipe: Any) -> str:
         if isinstance(part, torch.nn.Module):
             for key, value in sorted(part.state_dict().items()):
                 digest.update(f"{name}.{key} {value.dtype} {tuple(value.shape)}".encode())
-                digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+                digest.update(bytes_of(value))
     return digest.hexdigest()
 
 

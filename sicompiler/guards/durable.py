@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from sicompiler.guards.code import in_library
 from sicompiler.guards.identity import Token
+from sicompiler.guards.tensors import bytes_of
 
 MOST_CONSTANT_BYTES = 2**28  # of tensors beside the weights: more takes too long to look at
 _ADDRESS = re.compile(r"0x[0-9a-f]{6,}")
@@ -168,6 +169,4 @@ def content(tensor: torch.Tensor) -> str:
         raise NotDurable(f"a constant of class {type(tensor).__qualname__}")
     if tensor.nbytes > MOST_CONSTANT_BYTES:
         raise NotDurable(f"a constant of {tensor.nbytes} bytes")
-    values = tensor.detach().cpu().contiguous().flatten()
-    plain = values.view(torch.uint8) if values.numel() else values
-    return hashlib.sha256(plain.numpy().tobytes()).hexdigest()[:24]
+    return hashlib.sha256(bytes_of(tensor)).hexdigest()[:24]

@@ -35,6 +35,12 @@ def _version_of(tensor: torch.Tensor, values: bool) -> Hashable:
         return str(tensor.double().sum().item()) if known else None
 
 
+def bytes_of(tensor: torch.Tensor) -> bytes:
+    """The values of a tensor, in order, as bytes; whatever its strides and device."""
+    flat = torch.empty(tensor.numel(), dtype=tensor.dtype, device="cpu")
+    return flat.copy_(tensor.detach().reshape(-1)).view(torch.uint8).numpy().tobytes()
+
+
 def tensor_fact(tensor: torch.Tensor, values: bool = True) -> Hashable:
     """What a tensor is that a trace takes as a constant: which, how often written into, its layout.
 
