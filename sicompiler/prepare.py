@@ -148,9 +148,8 @@ def captured_program(
     key = None
     if known is not None:
         guards = guards or ModuleGuards(methods=(method,))
-        facts = guards.facts_of(model)
-        key = known.key(facts, args, kwargs)
-        for program, digest in () if key is None else known.find(key, constants_of(facts)):
+        key = known.key(model, guards, args, kwargs)
+        for program, digest in () if key is None else known.find(key, constants_of(guards.facts)):
             if _decides_alike(model, program, args, kwargs, decide):
                 return program, digest
     program = capture(model, args, kwargs, method=method, decide=decide)

@@ -9,6 +9,8 @@ import re
 import subprocess
 import sys
 import textwrap
+import threading
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,11 +24,13 @@ from sicompiler import prepare as prepare_module
 from sicompiler.cache import keys
 from sicompiler.cache.graphs import Broken
 from sicompiler.cache.programs import pack_program, unpack_program
+from sicompiler.cache.results import unpack_spec
 from sicompiler.capture import Program, capture, flatten_inputs, weights_bytes
 from sicompiler.compiler import make_planner
 from sicompiler.errors import OverBudget
 from sicompiler.guards import ModuleGuards
-from sicompiler.guards.durable import NotDurable, durable_digest
+from sicompiler.guards.durable import durable_digest
+from sicompiler.guards.sources import NotDurable
 from sicompiler.search import searches
 from sicompiler.testing.models import random_module
 
@@ -291,6 +295,86 @@ def test_nothing_of_a_file_is_looked_up_but_operators() -> None:
             _target(name)
 
 
+class Odd:
+    """A result with parts that have no form in a file."""
+
+    def __init__(self, x: torch.Tensor) -> None:
+        self.x, self.table, self.size = x, defaultdict(int), x.shape
+
+
+class Odds(nn.Module):
+    """Returns an object with a container of another class in it."""
+
+    def forward(self, x: torch.Tensor) -> Odd:
+        """Float in, an object out."""
+        return Odd(x * 2)
+
+
+class Imaginary(nn.Module):
+    """Holds a view that negates what lies in its memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift = torch.tensor([1 + 1j, 2 + 2j, 3 + 3j]).conj().imag
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Float in, float out."""
+        return x + self.shift
+
+
+def test_what_has_no_form_in_a_file_is_captured_again(folder: Path, work: list[str]) -> None:
+    x = torch.ones(3)
+    for _ in range(2):
+        found: Any = compiled(Odds(), "1MiB", x)
+        assert type(found.table) is defaultdict
+        assert type(found.size) is torch.Size
+        assert torch.equal(compiled(Imaginary(), "1MiB", x), Imaginary()(x))
+    assert work.count("capture") == 4
+
+
+class Unprintable(threading.Thread):
+    """Raises when it is printed."""
+
+    def __init__(self) -> None:
+        """Not that of a thread."""
+
+
+def test_objects_that_raise_when_looked_at_are_no_reason_to_fail(folder: Path) -> None:
+    model = Block()
+    vars(model)["watcher"] = Unprintable()
+    assert torch.equal(compiled(model), compiled(Block(), cache=False))
+
+
+class Hit:
+    """Must not be called by anything that is read."""
+
+    calls = 0
+
+    def __init__(self, *args: Any) -> None:
+        Hit.calls += 1
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"__reduce_ex__": ["class", f"{__name__}:Hit"]},
+        {"__getstate__": ["class", f"{__name__}:Hit"]},
+    ],
+)
+def test_nothing_in_a_file_is_called(state: dict[str, Any]) -> None:
+    spec = ["opened", [0, ["object", f"{__name__}:Hit", state]], []]
+    with pytest.raises(Broken):
+        unpack_spec(spec)
+    assert Hit.calls == 0
+
+
+def test_objects_of_the_standard_library_are_not_made_from_a_file(tmp_path: Path) -> None:
+    """A file closer would delete a file when it goes."""
+    for name in ("tempfile:_TemporaryFileCloser", "argparse:Namespace", "threading:Thread"):
+        with pytest.raises(Broken):
+            unpack_spec(["opened", [0, ["object", name, {}]], []])
+
+
 SCRIPT = """
     import sys, torch
     from torch import nn
@@ -337,7 +421,7 @@ def test_what_is_known_by_identity_alone_is_not_kept() -> None:
             """Float in, float out."""
             return x * next(iter(self.table.values()))
 
-    with pytest.raises(NotDurable, match="address"):
+    with pytest.raises(NotDurable, match="looked into"):
         durable_digest(ModuleGuards().facts_of(Model()))
 
 

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import array
+import itertools
+import os
+import random
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
+from sicompiler.cache.keys import call_digest
 from sicompiler.capture import Program, capture, flatten_inputs
 from sicompiler.errors import CaptureError
 from sicompiler.guards import ModuleGuards
-from sicompiler.guards.durable import NotDurable, durable_digest
+from sicompiler.guards.durable import durable_digest
+from sicompiler.guards.sources import NotDurable
 from tests.guard_mutations import MUTATIONS, Toy, toy
 from tests.test_guards_mutations import INPUTS, NUMBERS
 
@@ -59,3 +71,94 @@ def test_a_mutated_model_has_another_key_where_the_program_would_be_wrong(
 
 def test_models_alike_have_one_key() -> None:
     assert key(toy()) == key(toy()) != ""
+
+
+class Holder(torch.nn.Module):
+    """Reads something that it holds."""
+
+    def __init__(self, held: Any) -> None:
+        super().__init__()
+        self.held = held
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Float in, float out."""
+        return x * float(next(iter(self.held)))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (array.array("d", [2.0]), array.array("d", [3.0])),
+        (itertools.cycle([2.0]), itertools.cycle([3.0])),
+        ({Fraction(1, 2)}, {Fraction(1, 3)}),
+        (random.Random(0), random.Random(1)),
+        (memoryview(b"2"), memoryview(b"3")),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_extensions_hold_is_told_apart_or_not_kept(one: Any, other: Any) -> None:
+    first, second = key(Holder(one)), key(Holder(other))
+    assert first != second or first == second == ""
+
+
+def test_classes_of_one_name_are_not_kept() -> None:
+    def make(gain: float) -> torch.nn.Module:
+        class Gain(torch.nn.Module):
+            """Multiplies."""
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                """Float in, float out."""
+                return x * gain
+
+        return Gain()
+
+    two, three = make(2.0), make(3.0)
+    assert key(torch.nn.Sequential(two, three)) == ""
+
+
+EDITED = """
+import enum
+import torch
+
+class Kind(enum.Enum):
+    LOUD = {value}
+
+class Model(torch.nn.Module):
+    def quiet(self):
+        return {value}
+
+    def forward(self, x):
+        from {name}_helper import gain
+        return x * gain * Kind.LOUD.value * getattr(self, "qui" + "et")()
+"""
+
+
+@pytest.mark.parametrize("edited", ["values", "helper"])
+def test_source_that_was_edited_between_two_processes_is_another_key(edited: str, tmp_path: Path) -> None:
+    """Methods looked up by a name put together, values of enumerations, what is imported inside of a function."""
+    name = f"models_{edited}"
+    script = f"from tests.test_cache_keys import key; import {name}; print(key({name}.Model()))"
+    keys = []
+    for value, gain in ((2.0, 1.0), (2.0, 1.0), (3.0, 1.0) if edited == "values" else (2.0, 5.0)):
+        (tmp_path / f"{name}.py").write_text(EDITED.format(value=value, name=name))
+        (tmp_path / f"{name}_helper.py").write_text(f"gain = {gain}\n")
+        environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}"}
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+        )
+        keys.append(done.stdout.strip())
+    assert keys[0] == keys[1] != ""
+    assert keys[2] != keys[0]
+
+
+def test_settings_of_torch_and_devices_of_weights_are_part_of_a_call() -> None:
+    facts = ModuleGuards().facts_of(toy())
+    plain = call_digest(facts, "cpu", "forward", (INPUTS[0],), {})
+    assert call_digest(facts, "cpu", "forward", (INPUTS[0],), {}) == plain
+    assert call_digest(facts, "cuda:0", "forward", (INPUTS[0],), {}) != plain
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        assert call_digest(facts, "cpu", "forward", (INPUTS[0],), {}) != plain
+    finally:
+        torch.set_float32_matmul_precision(before)

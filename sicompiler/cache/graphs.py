@@ -14,6 +14,7 @@ from torch import fx
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
+from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 from sicompiler import ops
 
@@ -64,8 +65,8 @@ def _target(name: str) -> Callable[..., Any]:
         found = getattr(getattr(getattr(torch.ops, parts[0]), parts[1]), parts[2])
     except AttributeError as error:
         raise Broken(f"there is no operator {name}") from error
-    if not isinstance(found, OpOverload):
-        raise Broken(f"{name} is no operator")
+    if not isinstance(found, OpOverload) or any(argument.name == "filename" for argument in found._schema.arguments):
+        raise Broken(f"{name} is no operator of a graph")
     return found
 
 
@@ -83,11 +84,12 @@ def pack_value(value: Any, numbers: Mapping[fx.Node, int]) -> Json:
         return ["node", numbers[value]]
     if type(value) in _PLAIN:
         return value
-    if isinstance(value, tuple):
-        return ["tuple", *(pack_value(part, numbers) for part in value)]
-    if isinstance(value, list):
+    if type(value) in (tuple, torch.Size):
+        which = "tuple" if type(value) is tuple else "size"
+        return [which, *(pack_value(part, numbers) for part in value)]
+    if type(value) in (list, immutable_list):
         return ["list", *(pack_value(part, numbers) for part in value)]
-    if isinstance(value, dict):
+    if type(value) in (dict, immutable_dict):
         return ["dict", *([pack_value(k, numbers), pack_value(v, numbers)] for k, v in value.items())]
     if isinstance(value, slice):
         return ["slice", *(pack_value(part, numbers) for part in (value.start, value.stop, value.step))]
@@ -127,6 +129,7 @@ def unpack_value(data: Json, nodes: list[fx.Node]) -> Any:
 
 _MAKERS: dict[str, Callable[[list[Any]], Any]] = {
     "tuple": tuple,
+    "size": torch.Size,
     "list": list,
     "slice": lambda parts: slice(*parts),
     "complex": lambda parts: complex(*parts),

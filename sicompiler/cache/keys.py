@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +12,8 @@ import torch
 
 from sicompiler.cache.versions import digest_of, installed
 from sicompiler.capture import flatten_inputs
-from sicompiler.guards.durable import NotDurable, durable, durable_digest
+from sicompiler.guards.durable import durable, durable_digest
+from sicompiler.guards.sources import NotDurable
 
 _FEATURES = ("_is_amx_tile_supported", "_is_amx_fp16_supported", "_is_avx512_bf16_supported")
 
@@ -30,14 +32,44 @@ def processor() -> str:
         str(torch.get_num_threads()),
         str(torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled),
         *(str(getattr(torch.cpu, name)()) for name in _FEATURES),
+        *_cards(),
     )
 
 
-def call_digest(facts: Mapping[str, Any], method: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+def _cards() -> list[str]:
+    """The CUDA devices of this machine, and what their libraries are told."""
+    if not torch.cuda.is_available():
+        return []
+    cards = [
+        f"{torch.cuda.get_device_name(i)} {torch.cuda.get_device_capability(i)}"
+        for i in range(torch.cuda.device_count())
+    ]
+    return [*cards, str(torch.version.cuda), os.environ.get("CUBLAS_WORKSPACE_CONFIG", "")]
+
+
+def _settings() -> str:
+    """Settings of torch that a model can ask for while it is traced."""
+    return str(
+        (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.get_float32_matmul_precision(),
+            torch.backends.cuda.flash_sdp_enabled(),
+            torch.backends.cuda.mem_efficient_sdp_enabled(),
+            torch.backends.cuda.math_sdp_enabled(),
+            torch.backends.cudnn.enabled,
+            torch.backends.mha.get_fastpath_enabled(),
+        )
+    )
+
+
+def call_digest(
+    facts: Mapping[str, Any], devices: str, method: str, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> str:
     """What the program of a call depends on, but for what is decided by values.
 
     Args:
         facts: of the guards of the model.
+        devices: where its weights are.
         method: which of its methods.
         args: positional inputs.
         kwargs: keyword inputs.
@@ -48,7 +80,7 @@ def call_digest(facts: Mapping[str, Any], method: str, args: Sequence[Any], kwar
     leaves, spec = flatten_inputs(args, kwargs)
     if "0x" in str(spec):
         raise NotDurable("an argument of a class that prints its address")
-    return digest_of(versions(), method, str(spec), *map(_leaf, leaves), durable_digest(facts))
+    return digest_of(versions(), _settings(), devices, method, str(spec), *map(_leaf, leaves), durable_digest(facts))
 
 
 def _leaf(leaf: Any) -> str:

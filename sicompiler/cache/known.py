@@ -16,9 +16,10 @@ from sicompiler.cache.keys import call_digest, processor, versions
 from sicompiler.cache.programs import pack_program, unpack_program
 from sicompiler.cache.store import Store
 from sicompiler.cache.versions import digest_of, digest_of_bytes
-from sicompiler.capture import Program
+from sicompiler.capture import Program, named_tensors
 from sicompiler.errors import OverBudget, StalePlan
-from sicompiler.guards.durable import NotDurable
+from sicompiler.guards import ModuleGuards
+from sicompiler.guards.sources import NotDurable
 from sicompiler.plan import Plan
 
 log = logging.getLogger("sicompiler")
@@ -38,13 +39,18 @@ class KnownPrograms:
     store: Store
     method: str
 
-    def key(self, facts: Mapping[str, Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> str | None:
+    def key(
+        self, model: torch.nn.Module, guards: ModuleGuards, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> str | None:
         """What the program of a call depends on; None where that means nothing to another process."""
         try:
-            return call_digest(facts, self.method, args, kwargs)
+            devices = " ".join(sorted({str(tensor.device) for tensor in named_tensors(model).values()}))
+            return call_digest(guards.facts_of(model), devices, self.method, args, kwargs)
         except NotDurable as error:
             log.info("the program of this call is not kept for other processes: it depends on %s", error)
-            return None
+        except Exception as error:  # objects of anybody's classes are looked at: what they raise is no reason to fail
+            log.info("the program of this call is not kept for other processes: %s: %s", type(error).__name__, error)
+        return None
 
     def find(self, key: str, live: Sequence[torch.Tensor]) -> Iterator[tuple[Program, str]]:
         """The programs of a call, each with its digest: one for each outcome of what the model decides by values.
@@ -82,7 +88,22 @@ def _packed(program: Program) -> bytes | None:
         return pack_program(program)
     except Unpackable as error:
         log.info("a program is not kept for other processes: it has %s", error)
-        return None
+    except Exception as error:  # as for keys
+        log.info("a program is not kept for other processes: %s: %s", type(error).__name__, error)
+    return None
+
+
+def _refusal(found: Mapping[str, Any]) -> OverBudget:
+    """The error that was kept.
+
+    Raises:
+        KeyError, TypeError: it is none.
+    """
+    message, numbers = found["refused"], found["numbers"]
+    budget_bytes, floor_bytes, culprit = numbers["budget_bytes"], numbers["floor_bytes"], numbers["culprit"]
+    if [type(part) for part in (message, budget_bytes, floor_bytes, culprit)] != [str, int, int, str]:
+        raise TypeError("it is of other types")
+    return OverBudget(message, budget_bytes=budget_bytes, floor_bytes=floor_bytes, culprit=culprit)
 
 
 @dataclass(frozen=True)
@@ -123,7 +144,7 @@ class KnownPlans:
         if found is not None:
             try:
                 if "refused" in found:
-                    raise OverBudget(found["refused"], **found["numbers"])
+                    raise _refusal(found)
                 plan = Plan.from_json(json.dumps(found["plan"]))
                 return replace(plan, timings={"cache": time.perf_counter() - began})
             except (KeyError, TypeError, StalePlan) as error:
@@ -182,7 +203,7 @@ class KnownPlans:
             return None
         try:
             found = json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
             self.store.drop(self._name(question), "is no answer")

@@ -84,7 +84,13 @@ def _pack_constants(constants: Mapping[str, Any], tensors: dict[str, torch.Tenso
         if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
             raise Unpackable(f"the constant {name}, a {type(tensor).__name__}")
         storage = tensor.untyped_storage()
-        if tensor.layout is not torch.strided or tensor.is_meta or storage.nbytes() > MOST_CONSTANT_BYTES:
+        if (
+            tensor.is_conj()
+            or tensor.is_neg()
+            or tensor.layout is not torch.strided
+            or tensor.is_meta
+            or storage.nbytes() > MOST_CONSTANT_BYTES
+        ):
             raise Unpackable(f"the constant {name} of {tensor.nbytes} bytes, layout {tensor.layout}")
         if storage._cdata not in names:
             names[storage._cdata] = key = f"storage {len(tensors)}"
@@ -124,8 +130,8 @@ def _unpack_constants(
             continue
         storage = tensors[key].to(device).untyped_storage()
         made = torch.empty(0, dtype=kind, device=device).set_(storage, offset, size, stride)
-        same = (t for t in live if _equal(t, made))
-        found[name] = next(same, made)
+        same = [t for t in live if _equal(t, made)]
+        found[name] = same[0] if len(same) == 1 else made  # of two alike nobody knows which it was
     return found
 
 
@@ -133,6 +139,7 @@ def _equal(some: torch.Tensor, other: torch.Tensor) -> bool:
     """Whether two tensors are alike in everything, bit for bit."""
     return (
         not isinstance(some, FakeTensor)
+        and not (some.is_conj() or some.is_neg())
         and (some.shape, some.dtype, some.device) == (other.shape, other.dtype, other.device)
         and some.stride() == other.stride()
         and bytes_of(some) == bytes_of(other)

@@ -18,7 +18,10 @@ import torch.utils._pytree as pytree
 from sicompiler.cache.graphs import Broken, Json, Unpackable, pack_value, unpack_value
 from sicompiler.capture.results import Opened, template_of
 
-_OWN_WAYS = ("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__new__", "__deepcopy__")
+_OWN_WAYS = (
+    *("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__new__", "__deepcopy__", "__del__"),
+    *("__getattr__", "__getattribute__", "__setattr__", "__getnewargs__", "__getnewargs_ex__"),
+)
 _CONTAINERS = {"tuple": tuple, "list": list, "dict": dict, "OrderedDict": OrderedDict}
 
 
@@ -119,6 +122,8 @@ def _pack_object(value: Any, numbers: dict[int, int], met: dict[int, Any]) -> Js
         return [kind.__name__, *(_pack_object(part, numbers, met) for part in value)]
     if not _is_simple(kind):
         raise Unpackable(f"a {kind.__qualname__} among the results, which has its own way to be copied")
+    if any(name.startswith("__") for name in vars(value)):
+        raise Unpackable(f"a {kind.__qualname__} among the results, with an attribute that Python reads")
     return ["object", class_name(kind), {k: _pack_object(v, numbers, met) for k, v in vars(value).items()}]
 
 
@@ -126,7 +131,10 @@ def _is_simple(kind: type) -> bool:
     """Whether objects of a class are their attributes and nothing else, copied as `object` does it."""
     own_ways = any(getattr(kind, name, None) is not getattr(object, name, None) for name in _OWN_WAYS)
     slots = any(base.__dict__.get("__slots__") for base in kind.__mro__)
-    return not (own_ways or slots or kind in copyreg.dispatch_table or issubclass(kind, (dict, list, set, tuple)))
+    of_python = kind.__module__.partition(".")[0] in sys.stdlib_module_names - {"__main__"}
+    return not (
+        own_ways or of_python or slots or kind in copyreg.dispatch_table or issubclass(kind, (dict, list, set, tuple))
+    )
 
 
 def _unpack_template(data: Json) -> Any:
@@ -154,6 +162,8 @@ def _unpack_object(data: Json, marks: list[torch.Tensor]) -> Any:
         found = named_class(rest[0])
         if not _is_simple(found):
             raise Broken(f"{rest[0]} has its own way to be made")
+        if any(name.startswith("__") for name in rest[1]):
+            raise Broken(f"{rest[0]} has an attribute that Python reads")
         made: Any = object.__new__(found)
         vars(made).update({name: _unpack_object(value, marks) for name, value in rest[1].items()})
         return made

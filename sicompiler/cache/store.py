@@ -163,8 +163,8 @@ class Store:
                 with contextlib.suppress(OSError):
                     path.unlink()
                 kept_bytes -= stat.st_size
-        for part in self.folder.glob(f"*{PART}"):  # of processes that were killed
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            for part in self.folder.glob(f"*{PART}"):  # of processes that were killed
                 if time.time() - part.stat().st_mtime > STALE_SECONDS:
                     part.unlink()
         with self._lock:
@@ -183,7 +183,11 @@ def default_store() -> Store | None:
     said = os.environ.get(VARIABLE, "").strip()
     if said.lower() in OFF:
         return None
-    folder = Path(said).expanduser().absolute() if said else user_cache_path("sicompiler")
+    try:
+        folder = Path(said).expanduser().absolute() if said else user_cache_path("sicompiler")
+    except (OSError, RuntimeError) as error:  # no such user, or the working folder is gone
+        log.warning("there is no cache: %s", error)
+        return None
     try:
         most_bytes = int(os.environ.get(SIZE_VARIABLE, "") or MOST_BYTES)
     except ValueError:

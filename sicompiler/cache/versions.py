@@ -9,7 +9,7 @@ import json
 import platform
 from pathlib import Path
 
-# Their code is not followed by guards, or decides what is compiled.
+# They decide what a preset is, and what becomes of it.
 PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "numpy", "einops", "peft")
 _LONG = 40  # digits of a digest: it names a file
 
@@ -24,14 +24,6 @@ def digest_of_bytes(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:_LONG]
 
 
-def version(package: str) -> str:
-    """The version of a package; empty where it is not installed."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ""
-
-
 def is_edited(package: str) -> bool:
     """Whether a package is installed from a folder that somebody works in, so that its version says little."""
     try:
@@ -43,8 +35,9 @@ def is_edited(package: str) -> bool:
 
 @functools.cache
 def installed() -> str:
-    """A digest of Python, of the packages that decide what becomes of a model, and of all our code."""
-    return digest_of(platform.python_version(), *(f"{name} {version(name)}" for name in PACKAGES), _sources())
+    """A digest of Python, of all packages that are installed, and of all our code."""
+    found = sorted({f"{d.name} {d.version}" for d in importlib.metadata.distributions()})
+    return digest_of(platform.python_version(), *found, _sources())
 
 
 def _sources() -> str:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import enum
 import hashlib
+import random
 import re
+import threading
 import types
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,8 +21,8 @@ import torch
 from torch._ops import OpOverload, OpOverloadPacket
 from torch._subclasses.fake_tensor import FakeTensor
 
-from sicompiler.guards.code import in_library
 from sicompiler.guards.identity import Token
+from sicompiler.guards.sources import NotDurable, modules_of, sources_of
 from sicompiler.guards.tensors import bytes_of
 
 MOST_CONSTANT_BYTES = 2**28  # of tensors beside the weights: more takes too long to look at
@@ -32,13 +34,22 @@ _OF_PROCESS = (
     "._original_object_hash",  # of a configuration of transformers, by Python's hash of strings
     "transformers.utils.hub.SESSION_ID",
 )
+# Objects that belong to the process, and compute nothing:
+_SERVICES = (
+    "logging.",
+    "_thread.",
+    "threading.",
+    "_io.",
+    "_contextvars.",
+    "contextvars.",
+    "tqdm.",
+    "torch.",
+    "typing.",
+)
+_EMPTY = ("<capsule object", "<object object")  # a sentinel is told by the places where it stands
 _PRINTED = (bool, int, float, complex, str, bytes, range, slice, type(None), type(Ellipsis), type(NotImplemented))
 _TORCH = (torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size)
 _NAMED = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.MethodDescriptorType)
-
-
-class NotDurable(Exception):
-    """Something that is known by its identity alone; the message says what."""
 
 
 def durable_digest(facts: Mapping[str, Hashable]) -> str:
@@ -51,6 +62,8 @@ def durable_digest(facts: Mapping[str, Hashable]) -> str:
         NotDurable: a fact has no such form.
     """
     digest = hashlib.sha256()
+    modules: set[str] = set()
+    named: dict[str, Any] = {}
     for path in sorted(path for path in facts if not path.endswith(_OF_PROCESS)):
         fact: Any = facts[path]
         form = _unordered if path.endswith(_UNORDERED) else _FORMS.get(fact[0], durable)
@@ -58,7 +71,25 @@ def durable_digest(facts: Mapping[str, Hashable]) -> str:
         if _ADDRESS.search(line):
             raise NotDurable(f"{line.strip():.120} has an address in it")
         digest.update(line.encode("utf-8", "surrogatepass"))
+        for found in _objects(fact):
+            modules |= modules_of(found)
+            if isinstance(found, type) and named.setdefault(durable(found), found) is not found:
+                raise NotDurable(f"two classes with the name {found.__module__}.{found.__qualname__}")
+    digest.update(sources_of(modules).encode())
     return digest.hexdigest()
+
+
+def _objects(fact: Any) -> Iterator[Any]:
+    """The classes, functions and code that a fact is about."""
+    if isinstance(fact, Token):
+        found = None if fact.reference is None else fact.reference()
+        if isinstance(found, (type, types.FunctionType, types.CodeType)):
+            yield found
+    elif isinstance(fact, type):
+        yield fact
+    elif isinstance(fact, (tuple, frozenset)) and not isinstance(fact, torch.Size):
+        for part in fact:
+            yield from _objects(part)
 
 
 def durable(value: Any) -> str:
@@ -76,7 +107,7 @@ def durable(value: Any) -> str:
     if isinstance(value, frozenset):
         return f"{{{','.join(sorted(map(durable, value)))}}}"
     if isinstance(value, enum.Enum):
-        return f"{durable(type(value))}.{value.name}"
+        return f"{durable(type(value))}.{value.name}={value.value!r}"
     if type(value) in _PRINTED or isinstance(value, _TORCH):
         return repr(value)
     if isinstance(value, np.generic):
@@ -88,6 +119,8 @@ def _object(token: Token) -> str:
     """What an object is, told by its token."""
     found = None if token.reference is None else token.reference()
     if isinstance(found, type):
+        if issubclass(found, random.Random):
+            raise NotDurable("a generator of random numbers")
         return durable(found)
     if isinstance(found, types.CodeType):
         return _code(found)
@@ -102,12 +135,22 @@ def _object(token: Token) -> str:
     if isinstance(found, re.Pattern):
         return durable(("pattern", found.pattern, found.flags))
     name = f"{token.kind.__module__}.{token.kind.__qualname__}"
-    if found is None or in_library(token.kind.__module__):  # loggers, locks, dispatchers: of the process or a library
+    if name.startswith(_SERVICES) and token.kind is not threading.local:
         return f"some {name}"
+    if found is None:
+        raise NotDurable(f"a {name}, which can't be looked into")
     printed = repr(found)
     if _ADDRESS.search(printed):
         raise NotDurable(f"a {name}, which can't be looked into")
     return f"some {name} {printed}"
+
+
+def _library(fact: Any) -> str:
+    """What stands in the globals of a library: its version tells the rest."""
+    token = fact[1]
+    found = None if token.reference is None else token.reference()
+    name = getattr(found, "__qualname__", token.kind.__qualname__)
+    return durable((fact[0], token.kind, str(getattr(found, "__module__", "")), str(name)))
 
 
 def _code(code: types.CodeType) -> str:
@@ -136,8 +179,8 @@ def _tensor(fact: Any) -> str:
 
 
 def _printed(fact: Any) -> str:
-    """An object of an extension as it prints, which may be where it lies: then its class is all there is to tell."""
-    return durable((fact[0], _ADDRESS.sub("", fact[1])))
+    """An object of an extension as it prints; some print where they lie and hold nothing that Python reads."""
+    return durable((fact[0], _ADDRESS.sub("", fact[1]) if fact[1].startswith(_EMPTY) else fact[1]))
 
 
 def _unordered(fact: Any) -> str:
@@ -147,7 +190,7 @@ def _unordered(fact: Any) -> str:
     return durable((*kind, frozenset(entries) if is_short else entries[-1]))
 
 
-_FORMS = {"tensor": _tensor, "printed": _printed}
+_FORMS = {"library": _library, "printed": _printed, "tensor": _tensor}
 
 
 def constants_of(facts: Mapping[str, Hashable]) -> list[torch.Tensor]:

@@ -118,7 +118,7 @@ class NamespacePlace:
                     self._below.append(value)
             elif self._library and not _is_followed(value):
                 self._guards[name] = OpaqueGuard(value)
-                walk.note(path, ("opaque", token(value)))
+                walk.note(path, ("library", token(value)))
             else:
                 walk.keep(self._dict, name)
                 self._guards[name] = walk.visit(value, path)

@@ -1,0 +1,92 @@
+"""The source files behind code that is not installed: between two processes they may be edited.
+
+Within a process, code is told by identity. For another one, a walk has followed what code names; what it can't follow
+(a method that is looked up by a name put together, an import inside of a function, the values of an enumeration) is
+in the same files. Installed packages are told by their versions.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+import hashlib
+import importlib.util
+import sys
+import types
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+MOST_FILES, MOST_BYTES = 2000, 2**26  # of one package: more takes too long to look at
+_INSTALLED = ("site-packages", "dist-packages")
+_IMPORT = dis.opmap["IMPORT_NAME"]
+
+
+class NotDurable(Exception):
+    """Something that is known by its identity alone; the message says what."""
+
+
+def modules_of(found: Any) -> frozenset[str]:
+    """The top-level modules that a class or function is of, and those that code imports while it runs."""
+    if isinstance(found, types.CodeType):
+        return _imported(found)
+    module = getattr(found, "__module__", None)
+    return frozenset({module.partition(".")[0]}) if isinstance(module, str) else frozenset()
+
+
+@functools.lru_cache(maxsize=2**14)
+def _imported(code: types.CodeType) -> frozenset[str]:
+    names: set[str] = set()
+    if _IMPORT in code.co_code[::2]:
+        names = {str(row.argval).partition(".")[0] for row in dis.get_instructions(code) if row.opcode == _IMPORT}
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            names |= _imported(constant)
+    return frozenset(names - {""})  # a relative import is of the package that the code itself is of
+
+
+def sources_of(modules: Iterable[str]) -> str:
+    """A digest of the source files of those modules that are not installed, with all that is in their packages.
+
+    Args:
+        modules: names of top-level modules.
+
+    Raises:
+        NotDurable: the source of one is not to be had, or is very large.
+    """
+    return " ".join(f"{name}:{source}" for name in sorted(set(modules)) if (source := _source(name)))
+
+
+@functools.cache
+def _source(name: str) -> str:
+    """The digest of a top-level module; empty for an installed one."""
+    if name in sys.stdlib_module_names or name == "sicompiler":
+        return ""
+    if name == "__main__":
+        file = getattr(sys.modules["__main__"], "__file__", None)
+        if file is None:
+            raise NotDurable("code that was typed in")
+        return _digest([Path(file)])
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None:
+        return "missing"
+    places = [Path(place) for place in (spec.submodule_search_locations or [spec.origin or ""])]
+    if any(part in _INSTALLED for place in places for part in place.parts) or spec.origin in ("built-in", "frozen"):
+        return ""
+    files = [file for place in places for file in (place.rglob("*.py") if place.is_dir() else [place])]
+    return _digest(files)
+
+
+def _digest(files: list[Path]) -> str:
+    try:
+        if len(files) > MOST_FILES or sum(file.stat().st_size for file in files) > MOST_BYTES:
+            raise NotDurable(f"{len(files)} source files, which are too many to look at")
+        digest = hashlib.sha256()
+        for file in sorted(files):
+            digest.update(f"{file.name} ".encode() + hashlib.sha256(file.read_bytes()).digest())
+        return digest.hexdigest()[:24]
+    except OSError as error:
+        raise NotDurable(f"source that can't be read: {error}") from error
