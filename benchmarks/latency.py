@@ -1,0 +1,81 @@
+"""How long the first call of a pipeline takes, planning included: with an empty cache, and in the next process.
+
+    python -m benchmarks.latency
+    python -m benchmarks.latency LTXPipeline WanPipeline
+
+The pipelines are the tiny ones of the tests, in float64, within a roomy budget, so nearly all of a first call is
+capture and planning. Each is made in a process of its own, twice, with one cache. Seconds are of the clock.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import sicompiler
+from sicompiler.cache.store import VARIABLE
+from tests.pipelines import PIPELINES, run
+
+DEFAULT = ("LTXPipeline", "AnimateDiffPipeline", "WanPipeline")
+
+
+def calls(name: str) -> dict[str, float]:
+    """Seconds of an untouched call, the first compiled one and the second."""
+    make, inputs = PIPELINES[name]
+    pipe, call = make(torch.float64), inputs(torch.float64)
+    found = {"untouched": _seconds(pipe, call)}
+    sicompiler.compile_for_budget(pipe, 1)
+    return {**found, "first": _seconds(pipe, call), "second": _seconds(pipe, call)}
+
+
+def _seconds(pipe: Any, call: dict[str, Any]) -> float:
+    began = time.perf_counter()
+    run(pipe, call)
+    return time.perf_counter() - began
+
+
+def in_a_process(name: str, cache: str) -> dict[str, float]:
+    """The same in a process of its own.
+
+    Raises:
+        SystemExit: it failed; with what it says.
+    """
+    command = [sys.executable, "-m", "benchmarks.latency", "--one", name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, VARIABLE: cache})
+    if done.returncode:
+        sys.exit(done.stderr)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    """Measure all pipelines and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("names", nargs="*", default=list(DEFAULT), help="pipelines of the tests")
+    parser.add_argument("--one", help="measure this one here, with the cache of the environment, and print JSON")
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(calls(options.one)))
+        return
+    columns = ("pipeline", "untouched", "first call", "first call, next process", "second call")
+    table = Table(*columns, title="seconds", title_justify="left")
+    for name in options.names:
+        with tempfile.TemporaryDirectory() as cache:
+            empty, known = in_a_process(name, cache), in_a_process(name, cache)
+        cells = (empty["untouched"], empty["first"], known["first"], known["second"])
+        table.add_row(name, *(f"{seconds:.2f}" for seconds in cells))
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()
