@@ -10,7 +10,8 @@ from typing import Any
 # Compared by identity, their globals are not followed: nobody edits these from the inside.
 _RUNNERS = frozenset({"_pytest", "hypothesis", "pluggy", "pytest", "xdist"})  # pytest puts its own calls into asserts
 _HELPERS = frozenset({"filelock", "fsspec", "httpx", "huggingface_hub", "packaging", "requests", "safetensors", "tqdm"})
-_LIBRARIES = frozenset({"torch", "numpy", "sicompiler", "einops", *sys.stdlib_module_names}) | _RUNNERS | _HELPERS
+_COMPUTE_NOTHING = _RUNNERS | _HELPERS
+_LIBRARIES = frozenset({"torch", "numpy", "sicompiler", "einops", *sys.stdlib_module_names}) | _COMPUTE_NOTHING
 _LONGEST_NAME = 64
 # Read without being named: operators, attribute access, iteration.
 _UNREAD = frozenset(
@@ -66,4 +67,4 @@ def in_library(module: Any) -> bool:
 
 def computes_nothing(module: Any) -> bool:
     """Whether a module of that name belongs to a library for files, the net or progress bars, or to a test runner."""
-    return isinstance(module, str) and module.split(".", 1)[0] in _HELPERS | _RUNNERS
+    return isinstance(module, str) and module.split(".", 1)[0] in _COMPUTE_NOTHING
