@@ -32,7 +32,6 @@ from rich.table import Table
 
 from sicompiler.api import prepare
 from sicompiler.capture import flatten_inputs
-from sicompiler.compiler import rewrite
 from sicompiler.entry import bound_method
 from sicompiler.models.build import build_preset
 from sicompiler.runtime.compiled import Compiled
@@ -126,7 +125,7 @@ def main() -> None:
             budget = weights + max(int(unsliced * SHARES[name]), floor)
             plan = planner.plan(budget)
         place(model, plan.streamed, torch.device(options.device))
-        run = functools.partial(Compiled(rewrite(planner.analysis, plan), plan).run, model, flat)
+        run = functools.partial(Compiled(planner.rewrite(plan), plan).run, model, flat)
         measured, result = measured_run(run, options.device)
         absolute, relative, bitwise = errors(result, reference)
         del result

@@ -14,7 +14,7 @@ from sicompiler.api import prepare
 from sicompiler.capture import flatten_inputs
 from sicompiler.cli.files import check_folder
 from sicompiler.cli.output import Progress, quiet, show, show_json
-from sicompiler.compiler import Planner, rewrite
+from sicompiler.compiler import Planner
 from sicompiler.models.build import ModelCall, build_model
 from sicompiler.models.geometry import GivenSizes
 from sicompiler.plan import Plan
@@ -142,7 +142,7 @@ def _compiled(planner: Planner, plan: Plan, previous: Compiled | None) -> Compil
     """The rewritten model; the previous one where the plans differ in nothing but the budget."""
     if previous is not None and replace(previous.plan, budget_bytes=plan.budget_bytes) == plan:
         return Compiled(previous.program, plan)
-    return Compiled(rewrite(planner.analysis, plan), plan)
+    return Compiled(planner.rewrite(plan), plan)
 
 
 def _runner(compiled: Compiled, call: ModelCall, flat: Sequence[Any]) -> Callable[[], Any]:

@@ -13,7 +13,6 @@ from sicompiler.capture import weights_bytes
 from sicompiler.cli.options import ModelOptions
 from sicompiler.cli.output import Progress, note, quiet, show_json, show_text
 from sicompiler.cli.work import find
-from sicompiler.compiler import rewrite
 from sicompiler.entry import bound_method
 from sicompiler.errors import BadInput
 from sicompiler.runtime.compiled import Compiled
@@ -55,7 +54,7 @@ def run(options: ModelOptions, gb: str, *, as_json: bool) -> int:
             progress("running both", 0, 1)
             found = compare(
                 model,
-                Compiled(rewrite(planner.analysis, plan), plan),
+                Compiled(planner.rewrite(plan), plan),
                 args,
                 kwargs,
                 call=bound_method(model, call.method),

@@ -14,7 +14,7 @@ from sicompiler.cache.store import default_store
 from sicompiler.capture import Program, capture
 from sicompiler.cli.options import ModelOptions, Stage
 from sicompiler.cli.output import Progress, note, quiet
-from sicompiler.compiler import Planner, rewrite
+from sicompiler.compiler import Planner
 from sicompiler.models.folders import denoisers_of, is_pipeline_folder
 from sicompiler.models.load import resolve
 from sicompiler.passes.manager import run_stage
@@ -143,5 +143,5 @@ def show_stage(target: Target, stage: Stage, gb: str | None, progress: Progress)
         found = brackets(plan, graph.facts.num_placeholders)
         return Shown(listing(graph.program, device_type=target.device), title, found)
     with quiet():
-        rewritten = rewrite(planner.analysis, plan)
+        rewritten = planner.rewrite(plan)
     return Shown(listing(rewritten, device_type=target.device), title)

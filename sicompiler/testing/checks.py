@@ -11,7 +11,7 @@ import torch.utils._pytree as pytree
 
 import sicompiler
 from sicompiler.api import prepare
-from sicompiler.compiler import FarMemory, Planner, rewrite
+from sicompiler.compiler import FarMemory, Planner
 from sicompiler.plan import Plan
 from sicompiler.runtime.compiled import Compiled
 from sicompiler.runtime.placement import place, restore
@@ -95,7 +95,7 @@ def run_budgets(
     outcomes: list[Outcome] = []
     for budget_bytes, far_memory in four_budgets(planner, offload=offload):
         plan = planner.plan(budget_bytes, far_memory=far_memory)
-        outcomes.append(carry_out(module, args, kwargs, Compiled(rewrite(planner.analysis, plan), plan)))
+        outcomes.append(carry_out(module, args, kwargs, Compiled(planner.rewrite(plan), plan)))
     return outcomes
 
 
