@@ -21,7 +21,8 @@ from sicompiler.facts.strides import suggests_channels_last
 from sicompiler.graph_view import GraphView
 from sicompiler.ops.slices import in_order_fake
 from sicompiler.passes.edit import evaluate, inherit, insert_call
-from sicompiler.passes.layouts import VIEWS, as_made, keeps_input_size
+from sicompiler.passes.layout_rows import VIEWS
+from sicompiler.passes.layouts import as_made, keeps_input_size
 from sicompiler.passes.spans import SpanNodes
 from sicompiler.sliced import Region
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,111 +12,13 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from sicompiler.capture import Program
 from sicompiler.facts.calls import bind
-from sicompiler.facts.strides import (
-    Strided,
-    format_strides,
-    like_strides,
-    pointwise_strides,
-    suggests_channels_last,
-    view_strides,
-)
+from sicompiler.facts.strides import Strided, format_strides, like_strides, pointwise_strides, view_strides
 from sicompiler.facts.workspace_onednn import takes
 from sicompiler.graph_view import CLONES_STORAGE
 from sicompiler.passes.edit import Replacements
+from sicompiler.passes.layout_rows import COMPOSITE, ITERATED, LIKE, NOT_ITERATED, ROWS, VIEWS, strided
 
 aten = torch.ops.aten
-
-Channels = bool  # whether a result has its channels innermost; else it is row-major
-
-
-def _joined(parts: Sequence[Strided]) -> Channels:
-    """`cat` is channels-last where all its operands are."""
-    return bool(parts) and all(map(suggests_channels_last, parts))
-
-
-def _cat(arguments: dict[str, Any]) -> Channels:
-    return _joined([_strided(t) for t in arguments["tensors"] if t.numel()])
-
-
-def _roll(arguments: dict[str, Any]) -> Channels | None:
-    """A roll is a `cat` of two narrowed views for one dim, and one roll after the other for several."""
-    tensor, dims = arguments["self"], list(arguments["dims"] or ())
-    if not dims:
-        return False
-    shape, stride = _strided(tensor)
-    channels = False
-    for dim, shift in zip(dims, arguments["shifts"], strict=True):
-        size = shape[dim]
-        start = (size - shift) % max(size, 1)
-        parts = [(*shape[: dim % len(shape)], n, *shape[dim % len(shape) + 1 :]) for n in (size - start, start)]
-        channels = _joined([(part, stride) for part in parts])
-        stride = format_strides(shape, channels)
-    return channels
-
-
-def _pad(arguments: dict[str, Any]) -> Channels:
-    """Circular padding fills a row-major tensor; the other modes follow the input."""
-    if arguments["mode"] == "circular":
-        return False
-    return suggests_channels_last(_strided(arguments["self"]))
-
-
-def _follows(name: str) -> Callable[[dict[str, Any]], Channels]:
-    def follow(arguments: dict[str, Any]) -> Channels:
-        return suggests_channels_last(_strided(arguments[name]))
-
-    return follow
-
-
-def _row_major(arguments: dict[str, Any]) -> Channels:
-    return False
-
-
-def _transposed(arguments: dict[str, Any]) -> Channels | None:
-    """A transposed convolution is channels-last where its input or weight is; what else it is, fake tensors know."""
-    if arguments["weight"].dim() == 5 and not takes(arguments["weight"].dtype):
-        return False  # ATen's own: always row-major
-    either = any(suggests_channels_last(_strided(arguments[name])) for name in ("input", "weight"))
-    return None if either else False
-
-
-ROWS: dict[Any, Callable[[dict[str, Any]], Channels | None]] = {
-    aten._native_batch_norm_legit_no_training.default: _follows("input"),
-    aten.batch_norm.default: _follows("input"),
-    aten.cat.default: _cat,
-    aten.constant_pad_nd.default: _follows("self"),
-    aten.conv_transpose1d.default: _transposed,
-    aten.conv_transpose2d.input: _transposed,
-    aten.conv_transpose3d.input: _transposed,
-    aten.group_norm.default: _follows("input"),
-    aten.layer_norm.default: _row_major,
-    aten.masked_fill.Scalar: _row_major,
-    aten.masked_fill.Tensor: _row_major,
-    aten.pad.default: _pad,
-    aten.roll.default: _roll,
-}
-
-VIEWS = frozenset(
-    {
-        *(aten.reshape.default, aten.view.default, aten._unsafe_view.default),
-        *(aten.flatten.using_ints, aten.unflatten.int),
-    }
-)
-
-# Results as `empty_like` makes them, or as it would.
-LIKE = frozenset(
-    {
-        *(aten.clone.default, aten.deg2rad.default, aten.empty_like.default, aten.full_like.default),
-        *(aten.hardtanh.default, aten.nan_to_num.default, aten.ones_like.default, aten.rad2deg.default),
-        *(aten.relu6.default, aten.zeros_like.default),
-    }
-)
-
-# Pointwise by their tag, but not made by `TensorIterator` or not from the operands as they are.
-NOT_ITERATED = frozenset({aten.isfinite.default, aten.isinf.default, aten.positive.default, aten.pow.Scalar})
-
-# C++ functions of other operators, which choose the same strides without memory.
-COMPOSITE = frozenset({aten.einsum.default})
 
 
 def real_layouts(program: Program) -> None:
@@ -139,7 +40,9 @@ def real_layouts(program: Program) -> None:
 
 
 def as_made(node: fx.Node, mode: FakeTensorMode) -> Any:
-    """A node's fake value, with the strides that the kernel gives its (first) tensor; the same object if it has them.
+    """A node's fake value, with the strides that the kernel gives it; the same object if it has them.
+
+    Of several tensors the first is looked at; those of its shape (the indices of a sort) lie as it does.
 
     Args:
         node: a call with its fake value in `meta["val"]`.
@@ -153,7 +56,16 @@ def as_made(node: fx.Node, mode: FakeTensorMode) -> Any:
         new = _as_made(node, value)
     if new is None:
         return result
-    return (new, *rest) if rest else new
+    if not rest:
+        return new
+    with mode:
+        return (new, *(_laid_like(new, other) for other in rest))
+
+
+def _laid_like(new: torch.Tensor, other: Any) -> Any:
+    if not isinstance(other, torch.Tensor) or other.shape != new.shape:
+        return other
+    return torch.empty_strided(other.shape, new.stride(), dtype=other.dtype, device=other.device)
 
 
 def _as_made(node: fx.Node, value: torch.Tensor) -> torch.Tensor | None:
@@ -202,7 +114,7 @@ def _real_strides(node: fx.Node, value: torch.Tensor) -> tuple[int, ...] | None:
     """Strides of a call's result by the kernel; None where the fake value is to be believed."""
     target: Any = node.target
     if target in VIEWS:
-        source = _strided(node.args[0].meta["val"])  # type: ignore[union-attr]
+        source = strided(node.args[0].meta["val"])  # type: ignore[union-attr]
         unchanged = target is aten.flatten.using_ints and source[0] == tuple(value.shape)  # gives its operand back
         return source[1] if unchanged else view_strides(source, list(value.shape))
     row = ROWS.get(target)
@@ -217,6 +129,8 @@ def _real_strides(node: fx.Node, value: torch.Tensor) -> tuple[int, ...] | None:
         return _like(_bound(node))
     if target in COMPOSITE:
         return _on_meta(node)
+    if target in ITERATED:
+        return pointwise_strides(ITERATED[target](_bound(node)))
     if torch.Tag.pointwise in target.tags and target not in NOT_ITERATED:
         return _pointwise(_bound(node))
     return None
@@ -224,7 +138,7 @@ def _real_strides(node: fx.Node, value: torch.Tensor) -> tuple[int, ...] | None:
 
 def _indexed(arguments: dict[str, Any]) -> tuple[int, ...] | None:
     """`TensorIterator` of the source, with strides of 0 in the dims looked into, and of the indices."""
-    shape, stride = _strided(arguments["self"])
+    shape, stride = strided(arguments["self"])
     looked_into = [d for d, index in enumerate(arguments["indices"]) if index is not None]
     indices = [arguments["indices"][d] for d in looked_into]
     if any(index.dtype is not torch.int64 or index.shape != indices[0].shape for index in indices):
@@ -242,7 +156,7 @@ def _indexed(arguments: dict[str, Any]) -> tuple[int, ...] | None:
     placed = []
     for index in indices:
         wide = (*[1] * before, *own, *[1] * after)
-        seen = view_strides(_strided(index), wide)
+        seen = view_strides(strided(index), wide)
         placed.append((wide, format_strides(wide, False) if seen is None else seen))
     return pointwise_strides([source, *placed])
 
@@ -250,7 +164,7 @@ def _indexed(arguments: dict[str, Any]) -> tuple[int, ...] | None:
 def _like(arguments: dict[str, Any]) -> tuple[int, ...] | None:
     if arguments.get("memory_format") not in (None, torch.preserve_format):
         return None
-    return like_strides(_strided(arguments["self"]))
+    return like_strides(strided(arguments["self"]))
 
 
 def _pointwise(arguments: dict[str, Any]) -> tuple[int, ...] | None:
@@ -260,7 +174,7 @@ def _pointwise(arguments: dict[str, Any]) -> tuple[int, ...] | None:
     if len({tensor.dtype for tensor in converted if tensor.dim()}) != 1:
         return None
     numbers: list[Strided] = [((), ())] if isinstance(arguments.get("other"), (int, float, complex)) else []
-    return pointwise_strides([*map(_strided, operands), *numbers])
+    return pointwise_strides([*map(strided, operands), *numbers])
 
 
 def _on_meta(node: fx.Node) -> tuple[int, ...]:
@@ -278,7 +192,3 @@ def _bound(node: fx.Node) -> dict[str, Any]:
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
     target: Any = node.target
     return bind(target, args, kwargs)
-
-
-def _strided(tensor: torch.Tensor) -> Strided:
-    return tuple(map(int, tensor.shape)), tuple(map(int, tensor.stride()))

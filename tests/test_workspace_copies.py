@@ -1,13 +1,15 @@
-"""Row-major copies, and norms of few columns: what is small beside a large tensor, and isn't beside a narrow one."""
+"""Row-major copies, norms of short rows: what is small beside a large tensor, and isn't beside a narrow one."""
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
 import torch
 from torch._ops import OpOverload
 
+from sicompiler import ops
 from tests.kernel_calls import LAYOUTS, allocated
 
 aten = torch.ops.aten
@@ -27,6 +29,17 @@ def test_norms_of_few_columns(width: int, layout: str, dtype: torch.dtype) -> No
         for target, args in (*calls, (aten.layer_norm.default, [x, normalized])):
             done = allocated(target, args, {})
             assert done.measured <= done.predicted <= done.measured + 0.05 * done.total + SLACK_BYTES, done
+
+
+@dtypes
+@pytest.mark.parametrize("layout", ["dense", "narrowed", "channels_last"])
+@pytest.mark.parametrize("positions", [1, 5, 400])
+def test_group_apply_of_short_rows(positions: int, layout: str, dtype: torch.dtype) -> None:
+    x = LAYOUTS[layout](torch.randn(100, 16, positions, 1).to(dtype))
+    stats, weight = ops.group_stats(x, 8), torch.rand(16).to(dtype)
+    for scale, shift in itertools.product((None, weight), repeat=2):
+        done = allocated(torch.ops.sicompiler.group_apply.default, [x, stats, scale, shift, 1e-5], {})
+        assert done.measured <= done.predicted <= done.measured + 0.15 * done.total + SLACK_BYTES, done
 
 
 @dtypes

@@ -25,7 +25,7 @@ from sicompiler.capture import named_tensors
 from sicompiler.capture.quantised import storage_bytes
 from sicompiler.capture.results import tensors_of
 from sicompiler.facts.calls import bind, flatten_tensors
-from sicompiler.facts.storages import ALLOCATION_GRANULE_BYTES, TensorFact, rounded
+from sicompiler.facts.storages import ALLOCATION_GRANULE_BYTES, fact_of, rounded
 from sicompiler.facts.workspace import workspace_bytes
 
 aten = torch.ops.aten
@@ -64,8 +64,8 @@ class _Eager(Rehearsal):
         super().note(func, args, kwargs, result)
         if isinstance(func, OpOverload):
             named = bind(func, args, kwargs)
-            operands = [_fact(t) for t in flatten_tensors(named, lambda a: isinstance(a, torch.Tensor))]
-            results = [_fact(leaf) for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+            operands = [fact_of(t) for t in flatten_tensors(named, lambda a: isinstance(a, torch.Tensor))]
+            results = [fact_of(leaf) for leaf in pytree.tree_leaves(result) if isinstance(leaf, torch.Tensor)]
             if results:
                 extra = workspace_bytes(func, operands, results, self._device_type, named)
                 self.peak = max(self.peak, self.level + extra)
@@ -96,10 +96,6 @@ class _Kernels(TorchFunctionMode):
             result = func(*args, **kwargs)
         self._eager.note(target, args, kwargs, result)
         return result
-
-
-def _fact(tensor: torch.Tensor) -> TensorFact:
-    return TensorFact(tuple(map(int, tensor.shape)), tuple(map(int, tensor.stride())), tensor.dtype, -1)
 
 
 def eager_peak_bytes(

@@ -91,6 +91,11 @@ class TensorFact:
         return True
 
 
+def fact_of(tensor: torch.Tensor) -> TensorFact:
+    """A tensor by itself, of which no graph knows the storage (-1)."""
+    return TensorFact(tuple(map(int, tensor.shape)), tuple(map(int, tensor.stride())), tensor.dtype, -1)
+
+
 @dataclass(frozen=True)
 class Storage:
     """One storage.

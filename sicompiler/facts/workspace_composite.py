@@ -19,7 +19,7 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from sicompiler.facts.calls import bind, flatten_tensors
-from sicompiler.facts.storages import TensorFact
+from sicompiler.facts.storages import TensorFact, fact_of
 from sicompiler.facts.workspace_layout import Formula, KernelCall, kernel_call, operand_copies
 
 Part = Callable[[KernelCall], int]
@@ -124,7 +124,7 @@ class _Allocations(TorchDispatchMode):
         operands = flatten_tensors(arguments, lambda value: isinstance(value, Tensor))
         own = 0
         if operands and func is not self.target:
-            own = self.part(kernel_call(func, [*map(_fact, operands)], [*map(_fact, made)], arguments))
+            own = self.part(kernel_call(func, [*map(fact_of, operands)], [*map(fact_of, made)], arguments))
         self.peak = max(self.peak, self._level + own)
         return result
 
@@ -139,7 +139,3 @@ class _Allocations(TorchDispatchMode):
             del self._alive[key]
 
         self._alive[key] = weakref.ref(storage, released)
-
-
-def _fact(tensor: Tensor) -> TensorFact:
-    return TensorFact(tuple(tensor.shape), tuple(tensor.stride()), tensor.dtype, 0)

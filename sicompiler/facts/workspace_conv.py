@@ -6,9 +6,10 @@ X, W and Y stand for the bytes of the input, the weight and the result.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import torch
 
@@ -25,11 +26,17 @@ def _onednn_block() -> int:
     return 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8
 
 
-def _goes_to_onednn(call: KernelCall, x: TensorFact, weight: TensorFact, grouped: bool) -> bool:
+def goes_to_onednn(call: KernelCall | Mapping[str, Any], x: TensorFact, weight: TensorFact, grouped: bool) -> bool:
     """The choice of `ConvParams::use_mkldnn` in aten/src/ATen/native/Convolution.cpp, confirmed by measurement.
 
     Small convolutions, and convolutions whose last two kernel sizes are 1 (also conv3d (3, 1, 1)) on one thread, go to
     the kernels that unfold their input.
+
+    Args:
+        call: its arguments, of which the steps are read.
+        x: its input, with a batch dim.
+        weight: its weight.
+        grouped: whether it has more than one group.
     """
     if not onednn.takes(x.dtype):
         return False
@@ -50,7 +57,7 @@ def convolution(call: KernelCall) -> int:
     if padded is not None:  # the kernel is given a padded copy
         x, copied = padded, padded.nbytes
     groups = x.shape[1] // weight.shape[1] if weight.shape[1] else 1
-    if not _goes_to_onednn(call, x, weight, groups > 1):
+    if not goes_to_onednn(call, x, weight, groups > 1):
         return copied + unfolding(call, x, weight, y) + 64
     if padded is not None:
         copied += row_major_copy(weight)
@@ -84,7 +91,9 @@ def _unevenly_padded(call: KernelCall, x: TensorFact) -> TensorFact | None:
         return None
     weight = call.operands[1]
     space = len(weight.shape) - 2
-    odd = [step * (size - 1) % 2 for step, size in zip(_each(call["dilation"], space), weight.shape[2:], strict=True)]
+    odd = [
+        step * (size - 1) % 2 for step, size in zip(each_dim(call["dilation"], space), weight.shape[2:], strict=True)
+    ]
     if not any(odd):
         return None
     lead = len(x.shape) - space
@@ -96,7 +105,8 @@ def _unevenly_padded(call: KernelCall, x: TensorFact) -> TensorFact | None:
     return TensorFact(shape, (last[0], last[-1], *last[1:-1]), x.dtype, x.storage)
 
 
-def _each(values: Sequence[int], count: int) -> Sequence[int]:
+def each_dim(values: Sequence[int], count: int) -> Sequence[int]:
+    """An argument that is given for each dim of space, or once for all of them."""
     return values if len(values) == count else [values[0]] * count
 
 
@@ -196,7 +206,7 @@ def transposed_convolution(call: KernelCall) -> int:
     """conv_transpose1d, 2d, 3d: as `_transposed_onednn`, or what `folding` takes. On CPUs with AMX a bound."""
     x, weight, y = _batched(call.operands[0], call.operands[1], call.results[0])
     amx = onednn.has_amx(x.dtype) or onednn.works_channels_last(x.dtype)
-    if not amx and not _goes_to_onednn(call, x, weight, call["groups"] > 1):
+    if not amx and not goes_to_onednn(call, x, weight, call["groups"] > 1):
         return folding(call, x, weight, y) + 64
     return _by_layout(x, weight, y, lambda *tensors: _transposed(call, *tensors)) + 256
 

@@ -144,5 +144,17 @@ def _taken_by_stats(x: TensorFact, stats: TensorFact) -> int:
 
 
 def group_apply(call: KernelCall) -> int:
-    """A few numbers per channel."""
-    return 64 * math.prod(call.operands[0].shape[:2])
+    """A scale and a shift for each channel of each sample, in the dtype of the sums.
+
+    BatchNorm, which takes row-major and half tensors, wants four times as much beside them: a mean and a variance, and
+    the multiplier and addend it makes of all four. Scale and shift come from float64 statistics before there is a
+    result: what that takes beyond the result matters where rows are short.
+    """
+    x = call.operands[0]
+    size = 8 if x.dtype == torch.float64 else 4
+    channels = math.prod(x.shape[:2])
+    before = 8 * (3 * channels + x.shape[1]) - call.results[0].nbytes  # a weight in float64 too
+    if x.is_contiguous:
+        return max(before, 6 * size * channels)
+    by_sample = 4 * size * x.shape[1] if x.dtype in HALF else 0
+    return max(before, 2 * size * channels + by_sample)

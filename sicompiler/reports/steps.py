@@ -17,7 +17,7 @@ from torch._ops import OpOverload
 from sicompiler.capture import Program, Source
 from sicompiler.facts.calls import bind, operands_of
 from sicompiler.facts.modules import module_path
-from sicompiler.facts.storages import ALLOCATION_GRANULE_BYTES, TensorFact, fake_tensors, rounded
+from sicompiler.facts.storages import ALLOCATION_GRANULE_BYTES, fact_of, fake_tensors, rounded
 from sicompiler.facts.workspace import workspace_bytes
 from sicompiler.ops import far_tensor, sliced_loop, streamed_loop
 
@@ -270,8 +270,8 @@ class _Lister:
         if not isinstance(node.target, OpOverload) or not self._fakes(node):
             return 0
         found = ((self._fakes(source), index) for source, index in operands_of(node))
-        operands = [_fact(fakes[index]) for fakes, index in found if fakes]
-        results, arguments = [_fact(fake) for fake in self._fakes(node)], bind(node.target, node.args, node.kwargs)
+        operands = [fact_of(fakes[index]) for fakes, index in found if fakes]
+        results, arguments = [fact_of(fake) for fake in self._fakes(node)], bind(node.target, node.args, node.kwargs)
         return workspace_bytes(node.target, operands, results, self.device_type, arguments)
 
     def _with_bytes(self, base: int) -> tuple[Step, ...]:
@@ -295,10 +295,6 @@ def _storage(fake: torch.Tensor) -> int:
 
 def _leaves(value: Any) -> list[torch.Tensor]:
     return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
-
-
-def _fact(fake: torch.Tensor) -> TensorFact:
-    return TensorFact(tuple(map(int, fake.shape)), tuple(map(int, fake.stride())), fake.dtype, -1)
 
 
 def dtype_label(dtype: torch.dtype) -> str:
