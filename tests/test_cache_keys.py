@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import itertools
 import os
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -99,6 +101,27 @@ class Holder(torch.nn.Module):
 def test_what_extensions_hold_is_told_apart_or_not_kept(one: Any, other: Any) -> None:
     first, second = key(Holder(one)), key(Holder(other))
     assert first != second or first == second == ""
+
+
+def test_a_context_manager_of_a_library_that_decorates_code_is_told_by_what_it_was_given() -> None:
+    def decorated(*, enabled: bool) -> torch.nn.Module:
+        model = Holder([2.0])
+        model.forward = torch.backends.mkldnn.flags(enabled=enabled)(model.forward)  # type: ignore[method-assign]
+        return model
+
+    assert key(decorated(enabled=True)) == key(decorated(enabled=True)) != ""
+    assert key(decorated(enabled=True)) != key(decorated(enabled=False))
+
+
+def test_a_generator_that_has_begun_or_is_of_the_user_is_not_kept() -> None:
+    @contextlib.contextmanager
+    def doubled() -> Iterator[None]:
+        yield
+
+    begun = torch.backends.mkldnn.flags(enabled=True)
+    with begun:
+        assert key(Holder([begun, 2.0])) == ""
+    assert key(Holder([doubled(), 2.0])) == ""
 
 
 def test_classes_of_one_name_are_not_kept() -> None:
