@@ -38,12 +38,13 @@ class Processor:
     common = 1.0
 
     def __init__(self) -> None:
-        self.scale, self.rates = 1.0, Rates()
+        self.scale, self.rates, self.view = 1.0, Rates(), types.MappingProxyType({"rates": Rates()})
         self.extra: dict[str, Any] = {"list": [1.0, [1.0]]}
 
     def __call__(self, layer: Any, x: torch.Tensor) -> torch.Tensor:
         rates = self.rates
         y = x * (self.scale * self.common * rates.rate * rates.steps[0] * self.extra["list"][1][0]) + rates.bias
+        y = y * self.view["rates"].rate
         return y if len(self.extra) == 1 else y - 0.5  # type: ignore[no-any-return]
 
 
@@ -258,6 +259,9 @@ MUTATIONS: dict[str, Mutation] = {
     "a slot of an object two levels down": Mutation(_set("second.processor.rates.rate")),
     "a list in an object two levels down": Mutation(_do(lambda m, n: m.first.processor.rates.steps.__setitem__(0, n))),
     "a list in a list in a dict": Mutation(_do(lambda m, n: m.first.processor.extra["list"][1].__setitem__(0, n))),
+    "an object behind a read-only view of a dict": Mutation(
+        _do(lambda m, n: setattr(m.first.processor.view["rates"], "rate", n))
+    ),
     "another entry of a dict": Mutation(_do(lambda m, n: m.second.processor.extra.update(more=n))),
     "the scale of an adapter": Mutation(_do(lambda m, n: m.second.scaling.update(x=n))),
     "another dict": Mutation(_do(lambda m, n: setattr(m.first, "scaling", {"x": n}))),

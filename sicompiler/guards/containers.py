@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import operator
+import types
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -113,6 +114,25 @@ class MappingGuard(Guard):
             return False
         self.version = now
         return True
+
+
+class ProxyGuard(Guard):
+    """A read-only view of a dict (`mappingproxy`), which may change behind it: keys as in a dict, values deep."""
+
+    __slots__ = ("address", "guards")
+
+    def __init__(self, value: types.MappingProxyType[Any, Any], path: str, walk: Visitor) -> None:
+        self.address = id(value)
+        walk.note(path, ("keys", walk.kind(type(value)), tuple(map(_key_fact, value))))
+        self.guards = {key: walk.visit(entry, f"{path}[{key!r:.40}]") for key, entry in value.items()}
+
+    def holds(self, value: Any) -> bool:
+        """Whether the same view shows the same entries."""
+        if id(value) != self.address or type(value) is not types.MappingProxyType:
+            return False
+        if not _identical(list(value), list(self.guards)):
+            return False
+        return all(guard.holds(value[key]) for key, guard in self.guards.items())
 
 
 def _key_fact(key: Any) -> Hashable:

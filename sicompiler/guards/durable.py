@@ -48,7 +48,8 @@ _SERVICES = (
     "torch.",
     "typing.",
 )
-_EMPTY = ("<capsule object", "<object object")  # a sentinel is told by the places where it stands
+# A sentinel is told by the places where it stands, compiled code by its name and the version of its library.
+_EMPTY = ("<capsule object", "<object object", "<instancemethod ", "<pybind11_builtins.")
 _PRINTED = (bool, int, float, complex, str, bytes, range, slice, type(None), type(Ellipsis), type(NotImplemented))
 _TORCH = (torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size)
 _NAMED = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.MethodDescriptorType)

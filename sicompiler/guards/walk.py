@@ -16,7 +16,7 @@ import torch
 
 from sicompiler.guards.base import Guard
 from sicompiler.guards.code import computes_nothing
-from sicompiler.guards.containers import MappingGuard, NumbersGuard, SequenceGuard, SetGuard
+from sicompiler.guards.containers import MappingGuard, NumbersGuard, ProxyGuard, SequenceGuard, SetGuard
 from sicompiler.guards.functions import PARTS, BuiltinGuard, CellGuard, FunctionGuard, PartsGuard
 from sicompiler.guards.identity import token
 from sicompiler.guards.modules import ModuleGuard, View, all_hold
@@ -231,6 +231,8 @@ class Walk:
             guard = NumbersGuard(value, path, self) if all(map(is_plain, value)) else SequenceGuard(value, path, self)
         elif isinstance(value, _SETS):
             guard = SetGuard(value, path, self)
+        elif isinstance(value, types.MappingProxyType):
+            guard = ProxyGuard(value, path, self)
         else:
             return None
         has_more = hasattr(value, "__dict__") or next(slots_of(type(value)), None) is not None
