@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sicompiler.facts.storages import Origin
 from sicompiler.planners.evaluator import Evaluator
 from sicompiler.region import Walk
 
@@ -15,7 +16,8 @@ class Hoisted:
 
     Attributes:
         peak_bytes: above what is alive before the region.
-        kept_bytes: of what the loop, or what comes after it, still needs.
+        kept_bytes: of what the loop, or what comes after it, still needs; less what is let go of that was made before
+            the region.
         seconds: of the operators.
     """
 
@@ -37,6 +39,7 @@ class Hoisted:
         for p in range(self._passed, self.walk.stop):
             if p in self.walk.hoisted:
                 self._make(p)
+                self._let_go(p)
             if p in self._ending:
                 self._end(p)
         self._passed = self.walk.stop
@@ -52,6 +55,17 @@ class Hoisted:
             self.peak_bytes = max(self.peak_bytes, self._current + int(self.evaluator.line.workspace_bytes[p]))
         for s in made:
             self._ending.setdefault(last[s], []).append(s)
+
+    def _let_go(self, p: int) -> None:
+        """Let go of what was made before the region and is read here for the last time."""
+        view, start = self.view, self.walk.start
+        for s in {view.tensor(value).storage for value in view.table.operands[p]}:
+            storage = view.facts.storages[s]
+            if view.lives.last[s] != p or view.born[s] >= start or storage.origin is not Origin.VALUE:
+                continue
+            if s not in view.far and self.walk.last_needed(s, p + 1) < 0:
+                self._current -= storage.nbytes
+                self.kept_bytes -= storage.nbytes
 
     def _end(self, p: int) -> None:
         """Let go of what nothing reads behind a position, unless the body reads it."""

@@ -241,5 +241,15 @@ def hoisted(evaluator: Evaluator, walk: Walk) -> tuple[int, int, float]:
                 kept += view.facts.storages[s].nbytes
             else:
                 dying[view.lives.last[s]] = dying.get(view.lives.last[s], 0) + view.facts.storages[s].nbytes
-        current -= dying.pop(p, 0)
+        older = sum(view.facts.storages[s].nbytes for s in _last_read_before_the_loop(walk, p))
+        kept -= older
+        current -= dying.pop(p, 0) + older
     return peak, kept, seconds
+
+
+def _last_read_before_the_loop(walk: Walk, p: int) -> set[int]:
+    """Storages of values made before a region that a hoisted operator is the last to read."""
+    view = walk.view
+    read = {view.tensor(value).storage for value in view.table.operands[p]} - set(view.far)
+    made_before = {s for s in read if view.facts.storages[s].origin is Origin.VALUE and view.born[s] < walk.start}
+    return {s for s in made_before if view.lives.last[s] == p and walk.last_needed(s, walk.stop) < 0}
