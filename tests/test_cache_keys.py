@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import array
 import contextlib
+import importlib
 import itertools
 import os
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -20,7 +22,7 @@ import torch
 from sicompiler.cache.keys import call_digest
 from sicompiler.capture import Program, capture, flatten_inputs
 from sicompiler.errors import CaptureError
-from sicompiler.guards import ModuleGuards
+from sicompiler.guards import ModuleGuards, sources
 from sicompiler.guards.durable import durable_digest
 from sicompiler.guards.sources import NotDurable
 from tests.guard_mutations import MUTATIONS, Toy, toy
@@ -172,6 +174,21 @@ def test_source_that_was_edited_between_two_processes_is_another_key(edited: str
         keys.append(done.stdout.strip())
     assert keys[0] == keys[1] != ""
     assert keys[2] != keys[0]
+
+
+def test_source_that_is_newer_than_the_process_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs may be an older text, imported before the edit."""
+    file = tmp_path / "edited_while_it_runs.py"
+    file.write_text(EDITED.format(value=2.0, name=file.stem))
+    (tmp_path / f"{file.stem}_helper.py").write_text("gain = 1.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    os.utime(file, (0, time.time() - 10**6))
+    os.utime(tmp_path / f"{file.stem}_helper.py", (0, time.time() - 10**6))
+    model = importlib.import_module(file.stem).Model()
+    assert key(model) != ""
+    sources._source.cache_clear()
+    file.write_text(EDITED.format(value=3.0, name=file.stem))
+    assert key(model) == ""
 
 
 def test_settings_of_torch_and_devices_of_weights_are_part_of_a_call() -> None:

@@ -12,6 +12,7 @@ import functools
 import hashlib
 import importlib.util
 import sys
+import time
 import types
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 
 MOST_FILES, MOST_BYTES = 2000, 2**26  # of one package: more takes too long to look at
 _INSTALLED = ("site-packages", "dist-packages")
+_BEGAN = time.time()
 _IMPORT = dis.opmap["IMPORT_NAME"]
 
 
@@ -82,8 +84,12 @@ def _source(name: str) -> str:
 
 def _digest(files: list[Path]) -> str:
     try:
-        if len(files) > MOST_FILES or sum(file.stat().st_size for file in files) > MOST_BYTES:
+        stats = [file.stat() for file in files]
+        if len(files) > MOST_FILES or sum(stat.st_size for stat in stats) > MOST_BYTES:
             raise NotDurable(f"{len(files)} source files, which are too many to look at")
+        for file, stat in zip(files, stats, strict=True):
+            if stat.st_mtime > _BEGAN:
+                raise NotDurable(f"{file.name}, which was written since this process began: it may run an older text")
         digest = hashlib.sha256()
         for file in sorted(files):
             digest.update(f"{file.name} ".encode() + hashlib.sha256(file.read_bytes()).digest())
