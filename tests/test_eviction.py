@@ -11,10 +11,10 @@ from torch import nn
 
 from sicompiler.adapters.component import ComponentState
 from sicompiler.adapters.eviction import IdleComponent, eviction_order
-from sicompiler.adapters.held import weights_of
 from sicompiler.adapters.pipeline import PipelineState
 from sicompiler.adapters.residency import Residency
 from sicompiler.adapters.roles import Phase, Role
+from sicompiler.adapters.weights import weights_of
 from sicompiler.cli.pipelines import Part, Pipeline
 from sicompiler.compiler import Planner
 from sicompiler.models.pipelines import PIPELINE_PRESETS, PartName, part_specs

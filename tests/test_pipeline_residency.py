@@ -14,9 +14,9 @@ from diffusers import DDIMScheduler
 from torch import nn
 
 import sicompiler
-from sicompiler.adapters.held import weights_of
 from sicompiler.adapters.pipeline import pipeline_state
 from sicompiler.adapters.residency import Residency
+from sicompiler.adapters.weights import weights_of
 from tests.mini_pipeline import MiniPipeline, MiniText, MiniUNet, MiniVae, mini, picture
 
 CPU = torch.device("cpu")

@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from sicompiler.adapters.held import storages, weights_of
 from sicompiler.adapters.records import Record, Shortage
 from sicompiler.adapters.rehearsal import Stopped
 from sicompiler.adapters.roles import check_component
 from sicompiler.adapters.subgraph import Kind, Part
 from sicompiler.adapters.tenants import SharedState, Tenant
 from sicompiler.adapters.untouched import UntouchedCall, check_inputs, key_of, untouched_call
+from sicompiler.adapters.weights import storages, weights_of
 from sicompiler.capture import Program, flatten_inputs, weights_bytes
 from sicompiler.capture.results import open_inputs, tensors_of
 from sicompiler.capture.tiling import SWITCH, runs_only_tiled

@@ -17,10 +17,8 @@ import torch
 import torch.utils._pytree as pytree
 
 from sicompiler.adapters.roles import modules_of, pipeline_class
-from sicompiler.capture.quantised import storage_bytes, stored, weights_in
-from sicompiler.ops import is_far
+from sicompiler.adapters.weights import storages, weights_of
 from sicompiler.runtime.faults import locals_of
-from sicompiler.runtime.placement import streams
 
 UNSEEN_BYTES = 2**12  # numbers and small tables, of kernels and in closures, where nobody looks
 ATTRIBUTE = "_sicompiler"  # of a pipeline: what we keep for it, so that it lives as long as the pipeline
@@ -54,17 +52,6 @@ class Reserved:
     def total_bytes(self) -> int:
         """What the component must leave free of the budget."""
         return self.weights_bytes + self.held_bytes + self.margin_bytes + self.snapshot_bytes
-
-
-def storages(tensors: Iterable[torch.Tensor], device: torch.device) -> dict[int, int]:
-    """Bytes by storage of the tensors on a device."""
-    return storage_bytes(t for t in tensors if t.device == device)
-
-
-def weights_of(part: torch.nn.Module, device: torch.device) -> dict[int, int]:
-    """Bytes by storage of a module's parameters and buffers on a device; what lies in far memory is not there."""
-    tensors = (plain for tensor in weights_in(part) for plain in stored(tensor))
-    return storages((t for t in tensors if not is_far(t)) if streams(part) else tensors, device)
 
 
 def reserved(

@@ -15,7 +15,7 @@ import torch
 
 from sicompiler.adapters.component import ComponentState
 from sicompiler.adapters.eviction import IdleComponent, eviction_order
-from sicompiler.adapters.held import ATTRIBUTE, Reserved, reserved, storages, weights_of
+from sicompiler.adapters.held import ATTRIBUTE, Reserved, reserved
 from sicompiler.adapters.looping import watch
 from sicompiler.adapters.rehash import PipelineRehash
 from sicompiler.adapters.residency import Residency
@@ -30,6 +30,7 @@ from sicompiler.adapters.roles import (
 )
 from sicompiler.adapters.tenants import Tenant
 from sicompiler.adapters.verify import PipelineVerification, compare_components, compare_runs
+from sicompiler.adapters.weights import storages, weights_of
 from sicompiler.cache.store import Store
 from sicompiler.compiler import FarMemory
 from sicompiler.errors import BadInput, NotCompiled

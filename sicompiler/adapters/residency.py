@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 
 import torch
 
-from sicompiler.adapters.held import weights_of
+from sicompiler.adapters.weights import weights_of
 from sicompiler.capture import named_tensors
 from sicompiler.runtime.placement import place
 from sicompiler.takeover import HOOK

@@ -1,0 +1,74 @@
+"""Bytes of a component's weights are added up again whenever its weights are others than they were."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from sicompiler.adapters import weights
+from sicompiler.adapters.weights import weights_of
+
+CPU, META = torch.device("cpu"), torch.device("meta")
+
+
+def model() -> Any:
+    return nn.Sequential(nn.Linear(8, 8, bias=False), nn.Sequential(nn.BatchNorm1d(8, affine=False)))
+
+
+def swap_memory(m: Any) -> None:
+    m[0].weight.data = torch.zeros(8, 16)[:, ::2]
+
+
+def share(m: Any) -> None:
+    m.append(nn.Linear(8, 8, bias=False))
+    m[-1].weight = m[0].weight
+
+
+CHANGES: dict[str, Callable[[Any], object]] = {
+    "another parameter": lambda m: setattr(m[0], "weight", nn.Parameter(torch.zeros(8, 4))),
+    "other memory": swap_memory,
+    "another dtype": lambda m: m.double(),
+    "a bias": lambda m: m[0].register_parameter("bias", nn.Parameter(torch.zeros(8))),
+    "another buffer": lambda m: m[1][0].register_buffer("more", torch.zeros(8)),
+    "a child": lambda m: m[1].append(nn.Linear(2, 2)),
+    "a child less": lambda m: m.pop(1),
+    "a shared weight": share,
+    "another device": lambda m: m.to(META),
+    "a weight tied to a view of another": lambda m: setattr(m[0], "weight", nn.Parameter(m[0].weight.data[:4])),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_is_seen(name: str) -> None:
+    own, twin = model(), model()
+    before = weights_of(own, CPU)
+    assert weights_of(own, CPU) == before
+    CHANGES[name](own)
+    CHANGES[name](twin)
+    assert sorted(weights_of(own, CPU).values()) == sorted(weights_of(twin, CPU).values())
+    expected = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in own.state_dict().values()}
+    assert weights_of(own, CPU) == ({} if name == "another device" else expected)
+
+
+def test_nothing_is_added_up_twice_nor_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    own, added = model(), list[nn.Module]()
+
+    class Noted(weights._Tally):
+        def __init__(self, part: nn.Module) -> None:
+            added.append(part)
+            super().__init__(part)
+
+    monkeypatch.setattr(weights, "_Tally", Noted)
+    for _ in range(3):
+        weights_of(own, CPU)
+    assert added == [own]
+    weight = weakref.ref(own[0].weight)
+    own.pop(0)
+    gc.collect()
+    assert weight() is None
