@@ -27,6 +27,7 @@ from sicompiler.capture.contexts import casts_by_itself, drop_unread_maps, graph
 from sicompiler.capture.decisions import Decide, decide_at_once
 from sicompiler.capture.draws import draws
 from sicompiler.capture.flex import dense_flex_attention
+from sicompiler.capture.lean import lean_trace
 from sicompiler.capture.program import Binding, Program, Source, flatten_inputs, named_tensors
 from sicompiler.capture.quantised import refusal, scheme_of
 from sicompiler.capture.questions import Decider, Decides, NoValues
@@ -155,6 +156,7 @@ def _trace(
         torch.no_grad(),
         mode or contextlib.nullcontext(),
         paused_gc(),
+        lean_trace(),
         branches_in_python(),
         dense_flex_attention(),
         state_kept(model, method) as undo,
