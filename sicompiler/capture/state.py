@@ -15,6 +15,7 @@ Everything a trace writes is put back in any case.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,10 +26,11 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.export.graph_signature import InputKind
 
-from sicompiler.capture.program import fingerprint
+from sicompiler.capture.program import fingerprint, named_tensors
+from sicompiler.capture.rehearsal import Score, rehearse
 from sicompiler.entry import FORWARD
 from sicompiler.errors import CaptureError
-from sicompiler.guards import Undo, Written, global_hooks, keep_state, twice, watched
+from sicompiler.guards import Moment, Undo, Written, global_hooks, keep_state, twice, watched
 
 _ADVICE = (
     "  a graph is traced once, so what a call leaves behind for the next would be frozen in it; switch off or remove "
@@ -72,11 +74,20 @@ class Entry:
         method: which entry point of the live model its forward is.
         name: of the model.
         undo: puts back what a trace writes into the model.
+        keep: keeps what the model is, to be put back.
         call: the forward of the module, with results that a graph can have.
     """
 
-    def __init__(self, module: torch.nn.Module, method: str, name: str, undo: Undo, call: Callable[..., Any]) -> None:
-        self._module, self._method, self._name = module, method, name
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        method: str,
+        name: str,
+        undo: Undo,
+        keep: Callable[[], Undo],
+        call: Callable[..., Any],
+    ) -> None:
+        self._module, self._method, self._name, self._keep = module, method, name, keep
         self._call, self._forward = call, module.forward
         self._own = dict(module.__dict__)
         self._undo = undo
@@ -91,29 +102,52 @@ class Entry:
         finally:
             self._back()
 
-    def settles(self, exported: torch.export.ExportedProgram, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    def settles(
+        self, score: Score, exported: torch.export.ExportedProgram, args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> bool:
         """Whether all is said by a call that begins with what the traced one has left.
 
         It is, where nothing that was left holds a tensor, and that call is the same graph and leaves the same: then so
-        does every one after it. A cache that a call fills and resets is like that.
+        does every one after it. A cache that a call fills and resets is like that. The call is rehearsed where that
+        can tell, and traced where it can't.
 
         Args:
+            score: what the traced call did.
             exported: the call that was traced, which has not been undone.
             args: of that call.
             kwargs: of the same call.
         """
-        written = self._written
-        if written.arguments or not written.paths() or not written.leaves_plain():
+        if self._written.arguments or not self._written.paths() or not self._written.leaves_plain():
             return False
-        again = Written()
-        self._module.__dict__[FORWARD] = watched(self._module, self._call, self._forward, self._method, again)
+        if not self._begins_there(Moment.of(self._module, self._forward, self._method)):
+            return False  # torch.export has put back what it knows of
+        if score.is_whole:
+            left = self._keep()
+            again = self._watch_again()
+            call = functools.partial(type(self._module)._call_impl, self._module)
+            if rehearse(score, named_tensors(self._module), call) and self._is_settled(again):
+                return True
+            left.back()
+        again = self._watch_again()
         try:
             second = torch.export.export(self._module, tuple(args), dict(kwargs), strict=False)
         except Exception:  # what is wrong with it is told by the trace of two calls
             return False
-        left, found = written.moments[1].facts, again.moments[0].facts
-        begins_there = all(left.get(path) == found.get(path) for path in written.paths())
-        return begins_there and not again.paths() and _alike(exported, second)
+        return self._is_settled(again) and _alike(exported, second)
+
+    def _watch_again(self) -> Written:
+        again = Written()
+        self._module.__dict__[FORWARD] = watched(self._module, self._call, self._forward, self._method, again)
+        return again
+
+    def _begins_there(self, moment: Moment) -> bool:
+        """Whether all that the first call has changed is as it was left."""
+        left = self._written.moments[1].facts
+        return all(left.get(path) == moment.facts.get(path) for path in self._written.paths())
+
+    def _is_settled(self, again: Written) -> bool:
+        """Whether a second call began with what the first has left, and has left the same."""
+        return self._begins_there(again.moments[0]) and not again.paths()
 
     def _back(self) -> None:
         self._undo.back()

@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from sicompiler.capture.program import flatten_inputs, named_tensors
 from sicompiler.capture.questions import Decider
+from sicompiler.capture.rehearsal import Recorder, Score
 from sicompiler.capture.tape import tensors_in
 
 _SET_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
@@ -75,26 +76,34 @@ def _stacked(
 
 
 @contextlib.contextmanager
-def taped(entry: torch.nn.Module, decider: Decider) -> Iterator[None]:
+def taped(entry: torch.nn.Module, decider: Decider) -> Iterator[list[Score]]:
     """Have every call of a module recorded, hooks included, for the time of a trace.
 
     Args:
         entry: what `torch.export` traces.
         decider: keeps the tape, and answers what is asked of it.
+
+    Yields:
+        What each call did.
     """
+    scores: list[Score] = []
 
     def call(*args: Any, **kwargs: Any) -> Any:
+        weights = named_tensors(entry)
+        score = Score(weights, (args, kwargs))
         try:
-            with decider.begin(named_tensors(entry), flatten_inputs(args, kwargs)[0]), _Dispatched():
-                return type(entry)._call_impl(entry, *args, **kwargs)
+            with decider.begin(weights, flatten_inputs(args, kwargs)[0]), _Dispatched(), Recorder(score):
+                score.result = type(entry)._call_impl(entry, *args, **kwargs)
         except Exception as error:
             raise Stopped(str(error)) from error
+        scores.append(score)
+        return score.result
 
     before = {name: entry.__dict__[name] for name in ("_call_impl",) if name in entry.__dict__}
     entry.__dict__["_call_impl"] = call
     try:
         with _without_suggestions():
-            yield
+            yield scores
     finally:
         del entry.__dict__["_call_impl"]
         entry.__dict__.update(before)

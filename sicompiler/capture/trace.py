@@ -8,6 +8,7 @@ replaced in the model is followed.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -40,6 +41,7 @@ from sicompiler.capture.taped import Stopped, taped
 from sicompiler.capture.tiling import check_tiling
 from sicompiler.entry import FORWARD, entry_module, has_method
 from sicompiler.errors import BadInput, CaptureError, SicompilerError
+from sicompiler.guards import keep_state
 from sicompiler.turns import tracing
 
 _SOURCES = {
@@ -160,13 +162,14 @@ def _trace(
         branches_in_python(),
         dense_flex_attention(),
         state_kept(model, method) as undo,
-        taped(module, decider),
+        taped(module, decider) as scores,
     ):
-        entry = Entry(module, method, type(model).__name__, undo, with_open_results(module.forward, model))
+        keep = functools.partial(keep_state, model, method)
+        entry = Entry(module, method, type(model).__name__, undo, keep, with_open_results(module.forward, model))
         with entry.watched() as watched:
             exported = torch.export.export(watched, args, kwargs, strict=False)
             with taped(module, once):
-                settled = entry.settles(exported, args, kwargs)
+                settled = entry.settles(scores[-1], exported, args, kwargs)
         if not settled:
             with taped(module, twice):
                 entry.check(args, kwargs)

@@ -51,7 +51,8 @@ class Moment:
             call: what its forward stands for.
             method: the entry point.
         """
-        walk = Walk(model, lambda own: {**own, FORWARD: call}, (method, FORWARD), layouts=False)
+        with torch._C.DisableTorchFunction():  # a look is no part of the call
+            walk = Walk(model, lambda own: {**own, FORWARD: call}, (method, FORWARD), layouts=False)
         facts = dict(walk.facts)
         facts["the random numbers of Python"] = ("random", hash(random.getstate()))
         facts["the random numbers of NumPy"] = ("random", hash(_numpy_state()))
