@@ -82,7 +82,8 @@ class Score:
         number = self._numbers.get(id(tensor))
         if number is None:
             number = self._numbers[id(tensor)] = len(self.tensors)
-            self.tensors.append((tensor, _layout(tensor)))
+            with torch._C.DisableTorchFunction():
+                self.tensors.append((tensor, _layout(tensor)))
         return number
 
     def record(self, func: Any, args: Any, kwargs: Any, call: Callable[[], Any], state: tuple[Any, ...]) -> Any:
@@ -214,16 +215,22 @@ def rehearse(score: Score, weights: Mapping[str, torch.Tensor], call: Callable[.
     if not score.is_whole or not modes:
         return False
     player = _Player(score, weights)
-    compiling = getattr(export_trace, "_compiling_state_context", contextlib.nullcontext)
     try:
         inputs = pytree.tree_map_only(torch.Tensor, player.stand_in, score.inputs)
-        with compiling(), modes[0], _NoOperators(player), player:
+        with compiling_state(), modes[0], _NoOperators(player), player:
             args, kwargs = inputs
             result = call(*args, **kwargs)
         player.check_end(result)
     except Exception:  # the second trace tells what is wrong
         return False
     return True
+
+
+def compiling_state() -> contextlib.AbstractContextManager[None]:
+    """Have code be told that it is exported, as in a trace of torch."""
+    context: Callable[[], contextlib.AbstractContextManager[None]]
+    context = getattr(export_trace, "_compiling_state_context", contextlib.nullcontext)
+    return context()
 
 
 def _key(value: Any, number: Callable[[torch.Tensor], int]) -> Any:

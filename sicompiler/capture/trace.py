@@ -28,6 +28,7 @@ from sicompiler.capture.contexts import casts_by_itself, drop_unread_maps, graph
 from sicompiler.capture.decisions import Decide, decide_at_once
 from sicompiler.capture.draws import draws
 from sicompiler.capture.flex import dense_flex_attention
+from sicompiler.capture.functional import functionalized
 from sicompiler.capture.lean import lean_trace
 from sicompiler.capture.program import Binding, Program, Source, flatten_inputs, named_tensors
 from sicompiler.capture.quantised import refusal, scheme_of
@@ -176,7 +177,7 @@ def _trace(
         drop_unread_maps(exported.graph_module)
         if any(needs(exported.graph_module) for needs in (_mutates, casts_by_itself, maps_by_itself)):
             spell_out_sizes(exported.graph_module)
-            exported = exported.run_decompositions({})
+            exported = functionalized(exported)
         inline_contexts(exported.graph_module)
     return replace(_program(model, exported), decided=tuple(decider.decided))
 
