@@ -168,7 +168,7 @@ CALLS = {
         _without_gradients,
     )
 }
-REHEARSED = ("_resets", "_iterates")
+REHEARSED = ("_resets", "_iterates", "_without_gradients")
 
 
 def _verdict(name: str) -> str:

@@ -28,6 +28,7 @@ from sicompiler.capture.results import Opened
 
 _ATOMS = frozenset({int, bool, str, bytes, type(None), type(...), type(NotImplemented)})
 _KINDS = frozenset({torch.dtype, torch.device, torch.layout, torch.memory_format})
+_EFFECTS = (torch._C._set_grad_enabled,)  # what is done in a rehearsal too
 
 
 class Unlike(Exception):
@@ -98,7 +99,7 @@ class Score:
         result = call()
         before = len(self.tensors)
         try:
-            _key(result, self.number)
+            _key(None if func in _EFFECTS else result, self.number)
         except Unlike:
             self.is_whole = False
         self.made.update(range(before, len(self.tensors)))
@@ -175,6 +176,8 @@ class _Player(_Counting):
         if step.func != func or step.state != state or step.key != _key((args, kwargs or {}), self.number):
             raise Unlike("another call")
         self._next, self.failed = self._next + 1, False
+        if func in _EFFECTS:
+            return func(*args)
         if type(step.result) is FakeTensor:
             return self._given(step.result)
         return pytree.tree_map_only(torch.Tensor, self._given, step.result)
@@ -187,7 +190,10 @@ class _Player(_Counting):
         """Refuse a call that has done less, or gives something else."""
         if self.failed or self._next != len(self._score.steps):
             raise Unlike("fewer calls")
-        if _key(result, self.number) != _key(self._score.result, self._score.number):
+        (ours, kind), (theirs, other) = (
+            pytree.tree_flatten(found, is_leaf=_is_opened) for found in (result, self._score.result)
+        )
+        if kind != other or _key(ours, self.number) != _key(theirs, self._score.number):
             raise Unlike("another result")
 
 
@@ -214,7 +220,7 @@ def rehearse(score: Score, weights: Mapping[str, torch.Tensor], call: Callable[.
     modes = [t.fake_mode for t in pytree.tree_leaves(score.inputs) if isinstance(t, FakeTensor)]
     if not score.is_whole or not modes:
         return False
-    player = _Player(score, weights)
+    player, grad = _Player(score, weights), torch.is_grad_enabled()
     try:
         inputs = pytree.tree_map_only(torch.Tensor, player.stand_in, score.inputs)
         with compiling_state(), modes[0], _NoOperators(player), player:
@@ -223,7 +229,13 @@ def rehearse(score: Score, weights: Mapping[str, torch.Tensor], call: Callable[.
         player.check_end(result)
     except Exception:  # the second trace tells what is wrong
         return False
+    finally:
+        torch._C._set_grad_enabled(grad)
     return True
+
+
+def _is_opened(value: object) -> bool:
+    return isinstance(value, Opened)
 
 
 def compiling_state() -> contextlib.AbstractContextManager[None]:

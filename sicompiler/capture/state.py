@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -103,7 +103,7 @@ class Entry:
             self._back()
 
     def settles(
-        self, score: Score, exported: torch.export.ExportedProgram, args: Sequence[Any], kwargs: Mapping[str, Any]
+        self, score: Score, shown: Callable[[], Hashable], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> bool:
         """Whether all is said by a call that begins with what the traced one has left.
 
@@ -113,14 +113,12 @@ class Entry:
 
         Args:
             score: what the traced call did.
-            exported: the call that was traced, which has not been undone.
+            shown: what tells the graph of that call, which has not been undone, from others.
             args: of that call.
             kwargs: of the same call.
         """
         if self._written.arguments or not self._written.paths() or not self._written.leaves_plain():
             return False
-        if not self._begins_there(Moment.of(self._module, self._forward, self._method)):
-            return False  # torch.export has put back what it knows of
         if score.is_whole:
             left = self._keep()
             again = self._watch_again()
@@ -128,12 +126,16 @@ class Entry:
             if rehearse(score, named_tensors(self._module), call) and self._is_settled(again):
                 return True
             left.back()
+        else:
+            again = Written([Moment.of(self._module, self._forward, self._method)])
+        if again.moments and not self._begins_there(again.moments[0]):
+            return False  # torch.export has put back what it knows of
         again = self._watch_again()
         try:
             second = torch.export.export(self._module, tuple(args), dict(kwargs), strict=False)
         except Exception:  # what is wrong with it is told by the trace of two calls
             return False
-        return self._is_settled(again) and _alike(exported, second)
+        return self._is_settled(again) and shown() is not None and shown() == graph_shown(second)
 
     def _watch_again(self) -> Written:
         again = Written()
@@ -205,16 +207,13 @@ class Entry:
         return CaptureError(f"{self._name} can't be captured: {what}\n{_ADVICE}")
 
 
-def _alike(one: torch.export.ExportedProgram, other: torch.export.ExportedProgram) -> bool:
-    """Whether two traces are the same graph with the same constants."""
-    specs = [[(spec.kind, spec.target) for spec in found.graph_signature.input_specs] for found in (one, other)]
-    constants = [list(_constants(found).values()) for found in (one, other)]
-    return (
-        specs[0] == specs[1]
-        and constants[0] == constants[1]
-        and len(constants[0]) == sum(kind is InputKind.CONSTANT_TENSOR for kind, _ in specs[0])
-        and fingerprint(one.graph) == fingerprint(other.graph)
-    )
+def graph_shown(exported: torch.export.ExportedProgram) -> Hashable:
+    """What tells a traced graph from others, constants included; None where a constant can't be told."""
+    specs = [(spec.kind, spec.target) for spec in exported.graph_signature.input_specs]
+    constants = list(_constants(exported).values())
+    if len(constants) != sum(kind is InputKind.CONSTANT_TENSOR for kind, _ in specs):
+        return None
+    return tuple(specs), tuple(constants), fingerprint(exported.graph)
 
 
 def _writes(node: fx.Node) -> bool:

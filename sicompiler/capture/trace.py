@@ -37,7 +37,7 @@ from sicompiler.capture.reasons import advice, reason, source_line
 from sicompiler.capture.results import with_open_results
 from sicompiler.capture.selections import spell_out_sizes
 from sicompiler.capture.silence import silent_torch
-from sicompiler.capture.state import Entry, state_kept
+from sicompiler.capture.state import Entry, graph_shown, state_kept
 from sicompiler.capture.taped import Stopped, taped
 from sicompiler.capture.tiling import check_tiling
 from sicompiler.entry import FORWARD, entry_module, has_method
@@ -169,17 +169,29 @@ def _trace(
         entry = Entry(module, method, type(model).__name__, undo, keep, with_open_results(module.forward, model))
         with entry.watched() as watched:
             exported = torch.export.export(watched, args, kwargs, strict=False)
+            shown = functools.partial(graph_shown, exported)
+            program: Program | None = None
+            if decider.left_open:  # a graph that does not do is refused before it is asked what calls leave behind
+                shown = functools.partial(lambda known: known, graph_shown(exported))
+                program = _program(model, _pure(exported))
             with taped(module, once):
-                settled = entry.settles(scores[-1], exported, args, kwargs)
+                settled = entry.settles(scores[-1], shown, args, kwargs)
         if not settled:
             with taped(module, twice):
                 entry.check(args, kwargs)
-        drop_unread_maps(exported.graph_module)
-        if any(needs(exported.graph_module) for needs in (_mutates, casts_by_itself, maps_by_itself)):
-            spell_out_sizes(exported.graph_module)
-            exported = functionalized(exported)
-        inline_contexts(exported.graph_module)
-    return replace(_program(model, exported), decided=tuple(decider.decided))
+        if program is None:
+            exported = _pure(exported)
+    return replace(program or _program(model, exported), decided=tuple(decider.decided))
+
+
+def _pure(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """A traced program without contexts and without operators that write."""
+    drop_unread_maps(exported.graph_module)
+    if any(needs(exported.graph_module) for needs in (_mutates, casts_by_itself, maps_by_itself)):
+        spell_out_sizes(exported.graph_module)
+        exported = functionalized(exported)
+    inline_contexts(exported.graph_module)
+    return exported
 
 
 def check_no_autocast(values: Iterable[Any]) -> None:
