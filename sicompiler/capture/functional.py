@@ -33,6 +33,7 @@ from sicompiler.capture.rehearsal import compiling_state
 from sicompiler.capture.symbols import is_symbolic
 
 _SIZES = (torch.ops.aten.size.default, torch.ops.aten.stride.default, torch.ops.aten.storage_offset.default)
+_OPEN_TAGS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 _META = ("nn_module_stack", "stack_trace")
 
 
@@ -159,8 +160,8 @@ class _Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if func == torch.ops.prim.device.default:
             return func(*args, **kwargs)
-        if not isinstance(func, OpOverload):
-            raise _LeftToTorch
+        if not isinstance(func, OpOverload) or not _OPEN_TAGS.isdisjoint(func.tags):
+            raise _LeftToTorch  # before it runs: torch does not forget a symbol that it has made
         if func not in _SIZES and autograd_would_have_decomposed(func, pytree.tree_leaves((args, kwargs))):
             with self:
                 result = func.decompose(*args, **kwargs)
