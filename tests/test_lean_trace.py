@@ -109,6 +109,19 @@ def test_every_node_tells_the_line_of_the_users_code() -> None:
     assert all("test_lean_trace.py" in line for line in lines)
 
 
+def test_looking_around_takes_no_part_in_a_trace() -> None:
+    model = Calls(lambda model, x: model.block(x) * model.numbers)
+    model.numbers = torch.arange(6.0)  # no buffer: a trace finds a constant, and so does who looks at the model
+    targets = [str(node.target) for node in capture(model, (torch.randn(1, 4, 5, 6),)).graph_module.graph.nodes]
+    assert not [target for target in targets if "resolve" in target]
+
+
+def test_a_graph_with_a_number_that_depends_on_data_can_be_read() -> None:
+    program = capture(Calls(lambda model, x: x * model.table[1].item()), (torch.randn(1, 4, 5, 6),))
+    assert not program.decided
+    assert "mul.Tensor" in program.graph_module.code
+
+
 def test_graphs_are_compiled_at_once_outside_of_a_trace() -> None:
     before = fx.GraphModule.recompile
     capture(Calls(_plain), (torch.randn(1, 4, 5, 6),))

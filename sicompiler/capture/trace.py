@@ -181,7 +181,11 @@ def _trace(
                 entry.check(args, kwargs)
         if program is None:
             exported = _pure(exported)
-    return replace(program or _program(model, exported), decided=tuple(decider.decided))
+    if program is None:
+        program = _program(model, exported)
+    else:
+        program.graph_module.recompile()  # in a trace, graphs are compiled when they are run
+    return replace(program, decided=tuple(decider.decided))
 
 
 def _pure(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
