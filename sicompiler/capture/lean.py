@@ -6,7 +6,8 @@ this we read one line of source a node. So for the time of a trace
 
 - most operators, those on tracked tensors of known sizes, are recorded in a shorter way (`_recorded`);
 - a `GraphModule` is compiled when it is run;
-- symbols of sizes are searched for in every node only if there are any.
+- symbols of sizes are searched for in every node only if there are any;
+- nobody counts which function of torch was called how often.
 
 What torch has under another name in another version is left as it is.
 """
@@ -14,7 +15,6 @@ What torch has under another name in another version is left as it is.
 from __future__ import annotations
 
 import contextlib
-import functools
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -57,7 +57,6 @@ def _replaced(owner: Any, name: str, make: Callable[[Any], Any]) -> Iterator[Non
     before = getattr(owner, name)
     mine, instead = threading.get_ident(), make(before)
 
-    @functools.wraps(before)
     def call(*args: Any, **kwargs: Any) -> Any:
         return (instead if threading.get_ident() == mine else before)(*args, **kwargs)
 
@@ -173,4 +172,5 @@ _ROWS: tuple[tuple[Any, str, Callable[[Any], Any]], ...] = (
     (fx.GraphModule, "recompile", _compiled_when_run),
     (export_trace, "_replace_unbacked_bindings", _only_if_any),
     (proxies, "proxy_call", _recorded),
+    (proxies, "TorchFunctionMetadataMode", lambda _: contextlib.nullcontext),
 )

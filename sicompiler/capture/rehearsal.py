@@ -124,16 +124,21 @@ class _Counting(TorchFunctionMode):
 
 
 class Recorder(_Counting):
-    """Writes down what functions of torch do."""
+    """Writes down what functions of torch do.
 
-    def __init__(self, score: Score) -> None:
+    Args:
+        score: where to.
+        run: calls a function, given its arguments.
+    """
+
+    def __init__(self, score: Score, run: Callable[[Any, Any, Any], Any]) -> None:
         super().__init__()
-        self._score = score
+        self._score, self._run = score, run
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         """Call it."""
         kwargs = kwargs or {}
-        return self._score.record(func, args, kwargs, lambda: func(*args, **kwargs), _state(self._depths))
+        return self._score.record(func, args, kwargs, lambda: self._run(func, args, kwargs), _state(self._depths))
 
 
 class _Player(_Counting):
