@@ -80,6 +80,14 @@ def _complex(model: Any, x: torch.Tensor) -> Any:
 CALLS = (_plain, _several, _literals, _in_place, _picks, _contexts, _maps, _complex)
 
 
+def _scaled(model: Any, x: torch.Tensor) -> Any:
+    return model.block(x) * model.numbers
+
+
+def _reads_a_number(model: Any, x: torch.Tensor) -> Any:
+    return x * model.table[1].item()
+
+
 def _told(program: Program) -> list[Any]:
     storages: dict[int, int] = {}
     rows: list[Any] = [program.graph_module.code, program.bindings, list(program.constants), program.out_spec]
@@ -110,14 +118,14 @@ def test_every_node_tells_the_line_of_the_users_code() -> None:
 
 
 def test_looking_around_takes_no_part_in_a_trace() -> None:
-    model = Calls(lambda model, x: model.block(x) * model.numbers)
+    model = Calls(_scaled)
     model.numbers = torch.arange(6.0)  # no buffer: a trace finds a constant, and so does who looks at the model
     targets = [str(node.target) for node in capture(model, (torch.randn(1, 4, 5, 6),)).graph_module.graph.nodes]
     assert not [target for target in targets if "resolve" in target]
 
 
 def test_a_graph_with_a_number_that_depends_on_data_can_be_read() -> None:
-    program = capture(Calls(lambda model, x: x * model.table[1].item()), (torch.randn(1, 4, 5, 6),))
+    program = capture(Calls(_reads_a_number), (torch.randn(1, 4, 5, 6),))
     assert not program.decided
     assert "mul.Tensor" in program.graph_module.code
 
