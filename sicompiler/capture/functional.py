@@ -29,6 +29,7 @@ from torch.fx import traceback as fx_traceback
 from torch.fx.experimental.proxy_tensor import snapshot_fake
 from torch.utils._python_dispatch import TorchDispatchMode, autograd_would_have_decomposed
 
+from sicompiler.capture.program import module_of
 from sicompiler.capture.rehearsal import compiling_state
 from sicompiler.capture.symbols import is_symbolic
 
@@ -53,7 +54,7 @@ def functionalized(exported: torch.export.ExportedProgram) -> torch.export.Expor
         decomposed: torch.export.ExportedProgram = exported.run_decompositions({})
         return decomposed
     result = copy.copy(exported)
-    result._graph_module = fx.GraphModule(torch.nn.Module(), graph)
+    result._graph_module = module_of(graph)
     return result
 
 

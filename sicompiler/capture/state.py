@@ -103,7 +103,7 @@ class Entry:
             self._back()
 
     def settles(
-        self, score: Score, shown: Callable[[], Hashable], args: Sequence[Any], kwargs: Mapping[str, Any]
+        self, score: Score | None, shown: Callable[[], Hashable], args: Sequence[Any], kwargs: Mapping[str, Any]
     ) -> bool:
         """Whether all is said by a call that begins with what the traced one has left.
 
@@ -112,14 +112,14 @@ class Entry:
         can tell, and traced where it can't.
 
         Args:
-            score: what the traced call did.
+            score: what the traced call did; None for a graph, whose operators torch runs one by one.
             shown: what tells the graph of that call, which has not been undone, from others.
             args: of that call.
             kwargs: of the same call.
         """
         if self._written.arguments or not self._written.paths() or not self._written.leaves_plain():
             return False
-        if score.is_whole:
+        if score is not None and score.is_whole:
             left = self._keep()
             again = self._watch_again()
             call = functools.partial(type(self._module)._call_impl, self._module)

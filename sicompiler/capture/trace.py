@@ -30,7 +30,7 @@ from sicompiler.capture.draws import draws
 from sicompiler.capture.flex import dense_flex_attention
 from sicompiler.capture.functional import functionalized
 from sicompiler.capture.lean import lean_trace
-from sicompiler.capture.program import Binding, Program, Source, flatten_inputs, named_tensors
+from sicompiler.capture.program import Binding, Program, Source, flatten_inputs, module_of, named_tensors
 from sicompiler.capture.quantised import refusal, scheme_of
 from sicompiler.capture.questions import Decider, Decides, NoValues
 from sicompiler.capture.reasons import advice, reason, source_line
@@ -175,17 +175,13 @@ def _trace(
                 shown = functools.partial(lambda known: known, graph_shown(exported))
                 program = _program(model, _pure(exported))
             with taped(module, once):
-                settled = entry.settles(scores[-1], shown, args, kwargs)
+                settled = entry.settles(scores[-1] if scores else None, shown, args, kwargs)
         if not settled:
             with taped(module, twice):
                 entry.check(args, kwargs)
         if program is None:
             exported = _pure(exported)
-    if program is None:
-        program = _program(model, exported)
-    else:
-        program.graph_module.recompile()  # in a trace, graphs are compiled when they are run
-    return replace(program, decided=tuple(decider.decided))
+    return replace(program or _program(model, exported), decided=tuple(decider.decided))
 
 
 def _pure(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
@@ -264,7 +260,7 @@ def _program(model: torch.nn.Module, exported: torch.export.ExportedProgram) -> 
             f"{name}: the sizes of {node.name} ({node.target}) depend on the values of a tensor: {why}\n"
             f"  at {source_line(node)}\n  a plan needs sizes: select with a mask and padding, or outside of the model"
         )
-    graph_module = fx.GraphModule(torch.nn.Module(), exported.graph)
+    graph_module = module_of(exported.graph)
     out_spec = exported.call_spec.out_spec
     assert out_spec is not None
     return Program(graph_module, tuple(bindings), dict(exported.constants), _plain(out_spec), modes[0])
