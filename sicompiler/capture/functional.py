@@ -27,7 +27,7 @@ from torch._subclasses.functional_tensor import FunctionalTensorMode
 from torch.export.graph_signature import OutputKind
 from torch.fx import traceback as fx_traceback
 from torch.fx.experimental.proxy_tensor import snapshot_fake
-from torch.utils._python_dispatch import TorchDispatchMode, autograd_would_have_decomposed
+from torch.utils import _python_dispatch as python_dispatch
 
 from sicompiler.capture.program import module_of
 from sicompiler.capture.rehearsal import compiling_state
@@ -106,7 +106,7 @@ def _is_plain(node: fx.Node) -> bool:
     return node.target is operator.getitem or node.op in ("placeholder", "output")
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(python_dispatch.TorchDispatchMode):
     """Makes a node of every operator below functionalization."""
 
     def __init__(self) -> None:
@@ -163,7 +163,9 @@ class _Recorder(TorchDispatchMode):
             return func(*args, **kwargs)
         if not isinstance(func, OpOverload) or not _OPEN_TAGS.isdisjoint(func.tags):
             raise _LeftToTorch  # before it runs: torch does not forget a symbol that it has made
-        if func not in _SIZES and autograd_would_have_decomposed(func, pytree.tree_leaves((args, kwargs))):
+        if func not in _SIZES and python_dispatch.autograd_would_have_decomposed(
+            func, pytree.tree_leaves((args, kwargs))
+        ):
             with self:
                 result = func.decompose(*args, **kwargs)
                 if result is not NotImplemented:

@@ -144,7 +144,7 @@ def _name_of(func: Any, mode: Any) -> str | None:
 def _operand(value: Any, tracker: Any) -> Any:
     if type(value) is FakeTensor:
         slot = tracker.get(value)
-        if slot is None or slot.constant is not None:
+        if slot is None or slot.constant is not None or value._has_symbolic_sizes_strides:
             raise _NotPlain
         return slot.proxy.node
     if type(value) in _ATOMS or type(value) in _KINDS:
