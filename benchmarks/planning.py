@@ -3,12 +3,14 @@
     python -m benchmarks.planning svd=3.5 svd-xt=3.9 animatediff=3.1 --output benchmarks/results/planning.json
     python -m benchmarks.planning svd mochi hunyuanvideo --output benchmarks/results/zoo-planning.json
     python -m benchmarks.planning --growth layers frames --output benchmarks/results/planning-growth.json
+    python -m benchmarks.planning --capture wan-vae hunyuanvideo --output benchmarks/results/planning-capture.json
 
 Without a budget a preset is planned for several between its floor and its unsliced peak; the row shows the biggest.
 
 Each preset is planned in a process of its own by the command line, so seconds and memory are what a user sees: with an
 empty cache, and then once more ("again").
 `--growth` plans no preset, but graphs of the same kind from a few hundred nodes to 20,000 (`planning_growth.py`).
+`--capture` plans nothing, but tells where the seconds of a capture go (`capture_shares.py`).
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +32,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.capture_shares import capture_shares
 from benchmarks.planning_growth import SERIES, growth
 from sicompiler.cache.store import VARIABLE
 from sicompiler.units import GIB
@@ -72,16 +76,21 @@ def plan(goal: str) -> dict[str, Any]:
 def write(output: Path, rows: list[dict[str, Any]]) -> None:
     """Write what was found so far."""
     command = "python -m benchmarks.planning " + " ".join(sys.argv[1:])
-    report = {"command": command, "torch": torch.__version__, "rows": rows}
-    output.write_text(json.dumps(report, indent=2) + "\n")
+    found = {"command": command, "torch": torch.__version__, "rows": rows}
+    output.write_text(json.dumps(found, indent=2) + "\n")
 
 
-def report_growth(names: list[str], output: Path | None) -> None:
-    """Measure how seconds grow with the graph, and write it."""
+def report(found: Iterable[dict[str, Any]], output: Path | None) -> None:
+    """Measure one thing after another, and write what there is so far.
+
+    Args:
+        found: gives what was measured.
+        output: where to write it.
+    """
     warnings.filterwarnings("ignore")  # of the models, about devices this machine lacks
     rows = []
-    for found in growth(names, Console(width=120)):
-        rows.append(found)
+    for row in found:
+        rows.append(row)
         if output is not None:
             write(output, rows)
 
@@ -91,10 +100,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("goals", nargs="*", default=list(GOALS), help="preset=gb, or preset")
     parser.add_argument("--growth", nargs="+", choices=list(SERIES), help="how seconds grow with the graph, instead")
+    parser.add_argument("--capture", nargs="+", metavar="PRESET", help="where the seconds of captures go, instead")
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    if options.growth:
-        report_growth(options.growth, options.output)
+    if options.growth or options.capture:
+        console = Console(width=120)
+        rows = growth(options.growth, console) if options.growth else capture_shares(options.capture, console)
+        report(rows, options.output)
         return
     table = Table(title="fp16, default sizes, weights resident; GiB", title_justify="left")
     columns = (

@@ -11,7 +11,7 @@ from torch import fx
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sicompiler.capture import Program
+from sicompiler.capture import Program, module_of
 from sicompiler.facts.storages import fake_tensors
 
 
@@ -101,4 +101,4 @@ def copy_program(program: Program) -> Program:
     original = program.graph_module.graph.output_node()
     node = graph.output(output)
     node.meta.update(original.meta)
-    return program.with_graph(fx.GraphModule(torch.nn.Module(), graph))
+    return program.with_graph(module_of(graph))

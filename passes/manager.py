@@ -10,7 +10,7 @@ import torch
 from torch import fx
 from torch._ops import OpOverload
 
-from sicompiler.capture import Program
+from sicompiler.capture import Program, compile_now
 from sicompiler.errors import PassError
 from sicompiler.facts.storages import fake_tensors
 from sicompiler.passes.clean import drop_dead_code, drop_noops, forward_copies, name_dtypes
@@ -53,6 +53,8 @@ def run_stage(stage: str, program: Program, *, observer: Observer | None = None)
         verify_graph(result, run.__name__, loops=stage == "rewritten")
         log.debug("%s: %s took %.3f s", stage, run.__name__, time.perf_counter() - began)
     result.graph_module.recompile()
+    if stage == "rewritten":
+        compile_now(result.graph_module)
     if observer is not None:
         observer(stage, result)
     return result

@@ -11,7 +11,7 @@ from torch import fx
 
 from sicompiler.axes.factor_map import Slicing
 from sicompiler.axes.table import Operand
-from sicompiler.capture import Binding, Program, Source
+from sicompiler.capture import Binding, Program, Source, module_of
 from sicompiler.facts.storages import TensorFact
 from sicompiler.graph_view import GraphView, narrows_well
 from sicompiler.ops import sliced_loop
@@ -73,8 +73,7 @@ def extract_inner(program: Program, view: GraphView, region: Region, slice_lengt
     position = facts.position
     output = graph.output(fx.node.map_arg(old.args[0], lambda n: emitter.made[position[n]]))
     output.meta.update(old.meta)
-    module = fx.GraphModule(torch.nn.Module(), graph)
-    inner = Program(module, tuple(bindings), program.constants, program.out_spec, mode)
+    inner = Program(module_of(graph), tuple(bindings), program.constants, program.out_spec, mode)
     real_layouts(inner)
     return Inner(inner, tuple(operands), slice_length)
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
 from sicompiler.axes.factor_map import Slicing
-from sicompiler.axes.meanings import joined
-from sicompiler.axes.names import AxisNames
+from sicompiler.axes.meanings import CHANNELS, FRAMES, HEADS, joined, piece
+from sicompiler.axes.names import Axis, AxisNames, Meanings
 from sicompiler.capture import capture
 from sicompiler.study import Graph, study
 from tests.zoo import tiny
@@ -105,3 +107,53 @@ def test_inputs_of_families(model: str, value: str, expected: list[str]) -> None
     graph = study(capture(*tiny(model)), "cpu")
     found = shape_of(graph, graph.axes, value)
     assert found == [word if name != "1" else "1" for name, word in zip(found, expected, strict=True)]
+
+
+def _plainly(axis: Axis, asking: frozenset[Axis]) -> str:
+    """What an axis is, looked for anew wherever it is a part of another."""
+    if axis in asking:
+        return axis.usual
+    if axis.votes:
+        return max(axis.votes, key=lambda word: axis.votes[word])
+    asking |= {axis}
+    for pieces in axis.pieces.values():
+        if any(each.root.votes for each in pieces):
+            word = joined(filter(None, (_plainly(each.root, asking) for each in pieces)))
+            return CHANNELS if word == HEADS else word
+    found = joined(filter(None, (_plainly(each.root, asking) for each in axis.parts)))
+    if found or axis.usual:
+        return found or axis.usual
+    if axis.beside is not None and axis.beside.root not in asking:
+        return {CHANNELS: FRAMES, FRAMES: CHANNELS}.get(_plainly(axis.beside.root, asking), "")
+    if axis.whole is not None:
+        whole, index, sizes = axis.whole
+        word = _plainly(whole.root, asking)
+        return piece(word, index, sizes) if word else ""
+    return ""
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_what_an_axis_is_does_not_depend_on_what_was_asked_before(seed: int) -> None:
+    draw = random.Random(seed)
+    axes = [Axis(str(i), i, usual=draw.choice(["", "", "frames", "text"])) for i in range(12)]
+    for axis in axes:
+        if draw.random() < 0.3:
+            axis.votes[draw.choice([HEADS, CHANNELS, FRAMES, "width"])] += 1
+        if draw.random() < 0.4:
+            axis.parts = tuple(draw.choices(axes, k=2))
+        if draw.random() < 0.3:
+            axis.beside = draw.choice(axes)
+        if draw.random() < 0.4:
+            axis.whole = draw.choice(axes), draw.randrange(3), (2, 3, 4)
+        if draw.random() < 0.3:
+            axis.pieces[2, 3] = tuple(draw.choices(axes, k=2))
+    meanings = Meanings()
+    for axis in draw.choices(axes, k=30):
+        assert meanings.of(axis) == _plainly(axis, frozenset())
+
+
+def test_axes_merged_of_merged_ones_are_named_at_once() -> None:
+    axis = Axis("first", 0, usual="frames")
+    for depth in range(60):
+        axis = Axis(str(depth), depth, parts=(axis, axis))
+    assert Meanings().of(axis) == "frames"

@@ -12,8 +12,11 @@ from torch._higher_order_ops import while_loop
 
 import sicompiler
 from sicompiler.capture import Program, capture
+from sicompiler.capture.state import Entry
 from sicompiler.errors import CaptureError
 from sicompiler.facts.storages import fake_tensors, graph_facts
+from sicompiler.guards import state as guards_state
+from sicompiler.guards.walk import Walk
 from sicompiler.testing import run_program
 
 aten = torch.ops.aten
@@ -172,7 +175,7 @@ class Cache(nn.Module):
         return result
 
 
-def test_a_cache_that_a_call_resets_takes_one_more_trace_of_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_that_a_call_resets_takes_one_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     traces: list[int] = []
     export = torch.export.export
 
@@ -183,7 +186,49 @@ def test_a_cache_that_a_call_resets_takes_one_more_trace_of_one_call(monkeypatch
     monkeypatch.setattr(torch.export, "export", counted)
     model = Cache(resets=True)
     capture(model, (torch.randn(2, 4),))
-    assert traces == [1, 1]
+    assert traces == [1], "the second call is rehearsed"
     assert "frames" not in vars(model), "what the traces wrote is put back"
     with pytest.raises(CaptureError, match="frames"):
         capture(Cache(resets=False), (torch.randn(2, 4),))
+
+
+class Counts(nn.Module):
+    """Leaves a number behind, and gives as many entries as a mask lets through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: dict[str, dict[str, int]] = {"calls": {}}
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Float in, some of it out."""
+        self.seen["calls"]["last"] = 1
+        return x.flatten()[: int((x > 0).sum())]
+
+
+def test_a_graph_that_does_not_do_is_refused_before_it_is_asked_what_it_leaves_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[bool] = []
+    settles = Entry.settles
+
+    def noted(self: Entry, *rest: Any) -> bool:
+        asked.append(True)
+        return settles(self, *rest)
+
+    monkeypatch.setattr(Entry, "settles", noted)
+    program = capture(Counts(), (torch.tensor([1.0, -1.0, 2.0]),))
+    assert program.decided
+    assert len(asked) == 1
+
+
+def test_a_model_that_is_as_it_was_is_described_once_for_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    walks: list[bool] = []
+
+    class Counted(Walk):
+        def __init__(self, *rest: Any, **named: Any) -> None:
+            walks.append(True)
+            super().__init__(*rest, **named)
+
+    monkeypatch.setattr(guards_state, "Walk", Counted)
+    capture(nn.Linear(4, 4), (torch.randn(2, 4),))
+    assert len(walks) == 2, "what is put back, and what is compared"

@@ -87,7 +87,7 @@ class AxisNames:
     ) -> None:
         self._facts, self._table = table.facts, table
         self._layouts: list[list[Layout]] = []
-        self._meanings: dict[Axis, str] = {}
+        self._meanings = Meanings()
         inputs = [p for p, b in enumerate(program.bindings) if b.source is Source.INPUT and self._facts.tensors[p]]
         order = {p: rank for rank, p in enumerate(sorted(inputs, key=lambda p: -self._facts.tensors[p][0].numel))}
         for p in range(self._facts.num_placeholders):
@@ -103,15 +103,10 @@ class AxisNames:
         before, end, words, labels = 1, slicing.outer * slicing.size, list[str](), list[str]()
         for axis, size in self._layouts[position][0][slicing.dim]:
             if before < end and before * size > slicing.outer:
-                words.append(self._meaning(axis.root))
+                words.append(self._meanings.of(axis.root))
                 labels.append(axis.root.label)
             before *= size
         return joined(filter(None, words)) or AND.join(dict.fromkeys(labels)) or f"axis {slicing.dim}"
-
-    def _meaning(self, axis: Axis) -> str:
-        if axis not in self._meanings:
-            self._meanings[axis] = _meaning(axis, frozenset())
-        return self._meanings[axis]
 
     def _shapes(self, p: int) -> list[tuple[int, ...]]:
         return [tensor.shape for tensor in self._facts.tensors[p]]
@@ -272,28 +267,61 @@ def _cut(parts: Parts, ends: Sequence[int]) -> Iterator[tuple[Axis, int]]:
     yield from found
 
 
-def _meaning(axis: Axis, asking: frozenset[Axis]) -> str:
-    """What an axis is; empty where nothing tells."""
-    if axis in asking:
-        return axis.usual
-    if axis.votes:
-        return max(axis.votes, key=lambda word: axis.votes[word])
-    asking |= {axis}
-    for pieces in axis.pieces.values():
-        if any(each.root.votes for each in pieces):
-            word = joined(filter(None, (_meaning(each.root, asking) for each in pieces)))
-            return CHANNELS if word == HEADS else word
-    if axis.parts:
-        found = joined(filter(None, (_meaning(each.root, asking) for each in axis.parts)))
-        if found:
-            return found
-    if axis.usual:
-        return axis.usual
-    if axis.beside is not None and axis.beside.root not in asking:
-        other = _meaning(axis.beside.root, asking)
-        return {CHANNELS: FRAMES, FRAMES: CHANNELS}.get(other, "")
-    if axis.whole is not None:
-        whole, index, sizes = axis.whole
-        word = _meaning(whole.root, asking)
-        return piece(word, index, sizes) if word else ""
-    return ""
+class Meanings:
+    """What axes are, as far as anything tells; each is asked once, however many axes it is a part of.
+
+    An axis may lead back to one that is just being asked about, which then counts as what it is by convention. So an
+    answer holds for as long as none of the axes that were met on the way to it is being asked about.
+    """
+
+    def __init__(self) -> None:
+        self._asking: set[Axis] = set()
+        self._met: set[Axis] = set()  # on the way to the answer that is being looked for
+        self._open: set[Axis] = set()  # of these, the ones that were being asked about
+        self._known: dict[Axis, tuple[str, frozenset[Axis]]] = {}
+
+    def of(self, axis: Axis) -> str:
+        """What an axis is; empty where nothing tells."""
+        if axis in self._asking:
+            self._met.add(axis)
+            self._open.add(axis)
+            return axis.usual
+        word, met = self._known.get(axis, ("", None))
+        if met is None or not self._asking.isdisjoint(met):
+            outside = self._met, self._open
+            self._met, self._open = {axis}, set()
+            self._asking.add(axis)
+            word = self._find(axis)
+            self._asking.discard(axis)
+            self._open.discard(axis)
+            met = frozenset(self._met)
+            if not self._open:
+                self._known[axis] = word, met
+            outside[1].update(self._open)
+            self._met, self._open = outside
+        self._met |= met
+        return word
+
+    def _find(self, axis: Axis) -> str:
+        if axis.votes:
+            return max(axis.votes, key=lambda word: axis.votes[word])
+        for pieces in axis.pieces.values():
+            if any(each.root.votes for each in pieces):
+                word = joined(filter(None, (self.of(each.root) for each in pieces)))
+                return CHANNELS if word == HEADS else word
+        if axis.parts:
+            found = joined(filter(None, (self.of(each.root) for each in axis.parts)))
+            if found:
+                return found
+        if axis.usual:
+            return axis.usual
+        if axis.beside is not None:
+            self._met.add(axis.beside.root)
+            if axis.beside.root not in self._asking:
+                return {CHANNELS: FRAMES, FRAMES: CHANNELS}.get(self.of(axis.beside.root), "")
+            self._open.add(axis.beside.root)
+        if axis.whole is not None:
+            whole, index, sizes = axis.whole
+            word = self.of(whole.root)
+            return piece(word, index, sizes) if word else ""
+        return ""

@@ -13,6 +13,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx._lazy_graph_module import _LazyGraphModule
 
 from sicompiler.capture.quantised import storage_bytes
 from sicompiler.capture.results import close_results
@@ -97,6 +98,16 @@ class Program:
     def results(self, flat: Sequence[Any]) -> Any:
         """What the model would return, of the flat outputs of a run."""
         return close_results(pytree.tree_unflatten(list(flat), self.out_spec))
+
+
+def module_of(graph: fx.Graph) -> fx.GraphModule:
+    """A module of a graph, compiled when it is run or read: most graphs on the way to a plan never are."""
+    return _LazyGraphModule(torch.nn.Module(), graph)
+
+
+def compile_now(graph_module: fx.GraphModule) -> None:
+    """Compile a graph that is going to be run."""
+    _LazyGraphModule.force_recompile(graph_module)
 
 
 def named_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -89,6 +89,11 @@ class _Template:
         """Whether it holds objects of the model, which are not copied; classes do not count."""
         return not all(isinstance(found, type) for found in self._shared)
 
+    @property
+    def content(self) -> tuple[Any, ...]:
+        """What is told of the object: equal for objects alike."""
+        return self.kind, self._bytes, tuple(map(id, self._shared))
+
     def __repr__(self) -> str:
         """The kind alone: it is part of the key of a call, which must not depend on where an object lies."""
         return f"_Template({self.kind.__qualname__})"

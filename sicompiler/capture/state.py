@@ -15,7 +15,8 @@ Everything a trace writes is put back in any case.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,10 +26,11 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.export.graph_signature import InputKind
 
-from sicompiler.capture.program import fingerprint
+from sicompiler.capture.program import fingerprint, named_tensors
+from sicompiler.capture.rehearsal import Score, rehearse
 from sicompiler.entry import FORWARD
 from sicompiler.errors import CaptureError
-from sicompiler.guards import Undo, Written, global_hooks, keep_state, twice, watched
+from sicompiler.guards import Moment, Undo, Written, global_hooks, keep_state, twice, watched
 
 _ADVICE = (
     "  a graph is traced once, so what a call leaves behind for the next would be frozen in it; switch off or remove "
@@ -72,11 +74,20 @@ class Entry:
         method: which entry point of the live model its forward is.
         name: of the model.
         undo: puts back what a trace writes into the model.
+        keep: keeps what the model is, to be put back.
         call: the forward of the module, with results that a graph can have.
     """
 
-    def __init__(self, module: torch.nn.Module, method: str, name: str, undo: Undo, call: Callable[..., Any]) -> None:
-        self._module, self._method, self._name = module, method, name
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        method: str,
+        name: str,
+        undo: Undo,
+        keep: Callable[[], Undo],
+        call: Callable[..., Any],
+    ) -> None:
+        self._module, self._method, self._name, self._keep = module, method, name, keep
         self._call, self._forward = call, module.forward
         self._own = dict(module.__dict__)
         self._undo = undo
@@ -91,29 +102,54 @@ class Entry:
         finally:
             self._back()
 
-    def settles(self, exported: torch.export.ExportedProgram, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    def settles(
+        self, score: Score | None, shown: Callable[[], Hashable], args: Sequence[Any], kwargs: Mapping[str, Any]
+    ) -> bool:
         """Whether all is said by a call that begins with what the traced one has left.
 
         It is, where nothing that was left holds a tensor, and that call is the same graph and leaves the same: then so
-        does every one after it. A cache that a call fills and resets is like that.
+        does every one after it. A cache that a call fills and resets is like that. The call is rehearsed where that
+        can tell, and traced where it can't.
 
         Args:
-            exported: the call that was traced, which has not been undone.
+            score: what the traced call did; None for a graph, whose operators torch runs one by one.
+            shown: what tells the graph of that call, which has not been undone, from others.
             args: of that call.
             kwargs: of the same call.
         """
-        written = self._written
-        if written.arguments or not written.paths() or not written.leaves_plain():
+        if self._written.arguments or not self._written.paths() or not self._written.leaves_plain():
             return False
-        again = Written()
-        self._module.__dict__[FORWARD] = watched(self._module, self._call, self._forward, self._method, again)
+        if score is not None and score.is_whole:
+            left = self._keep()
+            again = self._watch_again()
+            call = functools.partial(type(self._module)._call_impl, self._module)
+            if rehearse(score, named_tensors(self._module), call) and self._is_settled(again):
+                return True
+            left.back()
+        else:
+            again = Written([Moment.of(self._module, self._forward, self._method)])
+        if again.moments and not self._begins_there(again.moments[0]):
+            return False  # torch.export has put back what it knows of
+        again = self._watch_again()
         try:
             second = torch.export.export(self._module, tuple(args), dict(kwargs), strict=False)
         except Exception:  # what is wrong with it is told by the trace of two calls
             return False
-        left, found = written.moments[1].facts, again.moments[0].facts
-        begins_there = all(left.get(path) == found.get(path) for path in written.paths())
-        return begins_there and not again.paths() and _alike(exported, second)
+        return self._is_settled(again) and shown() is not None and shown() == graph_shown(second)
+
+    def _watch_again(self) -> Written:
+        again = Written()
+        self._module.__dict__[FORWARD] = watched(self._module, self._call, self._forward, self._method, again)
+        return again
+
+    def _begins_there(self, moment: Moment) -> bool:
+        """Whether all that the first call has changed is as it was left."""
+        left = self._written.moments[1].facts
+        return all(left.get(path) == moment.facts.get(path) for path in self._written.paths())
+
+    def _is_settled(self, again: Written) -> bool:
+        """Whether a second call began with what the first has left, and has left the same."""
+        return self._begins_there(again.moments[0]) and not again.paths()
 
     def _back(self) -> None:
         self._undo.back()
@@ -171,16 +207,13 @@ class Entry:
         return CaptureError(f"{self._name} can't be captured: {what}\n{_ADVICE}")
 
 
-def _alike(one: torch.export.ExportedProgram, other: torch.export.ExportedProgram) -> bool:
-    """Whether two traces are the same graph with the same constants."""
-    specs = [[(spec.kind, spec.target) for spec in found.graph_signature.input_specs] for found in (one, other)]
-    constants = [list(_constants(found).values()) for found in (one, other)]
-    return (
-        specs[0] == specs[1]
-        and constants[0] == constants[1]
-        and len(constants[0]) == sum(kind is InputKind.CONSTANT_TENSOR for kind, _ in specs[0])
-        and fingerprint(one.graph) == fingerprint(other.graph)
-    )
+def graph_shown(exported: torch.export.ExportedProgram) -> Hashable:
+    """What tells a traced graph from others, constants included; None where a constant can't be told."""
+    specs = [(spec.kind, spec.target) for spec in exported.graph_signature.input_specs]
+    constants = list(_constants(exported).values())
+    if len(constants) != sum(kind is InputKind.CONSTANT_TENSOR for kind, _ in specs):
+        return None
+    return tuple(specs), tuple(constants), fingerprint(exported.graph)
 
 
 def _writes(node: fx.Node) -> bool:

@@ -10,15 +10,15 @@ import contextlib
 import functools
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
-from torch.overrides import TorchFunctionMode
 
 from sicompiler.capture.program import flatten_inputs, named_tensors
 from sicompiler.capture.questions import Decider
+from sicompiler.capture.rehearsal import Recorder, Score
 from sicompiler.capture.tape import tensors_in
 
 _SET_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
@@ -35,19 +35,17 @@ class Stopped(Exception):
             super().__setattr__(name, value)
 
 
-class _Dispatched(TorchFunctionMode):
-    """Makes operators of what goes past everything that a trace sees.
+def _dispatched(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Call a function of torch, with operators in the place of what goes past everything that a trace sees.
 
     `x.data = y` assigns an attribute; `torch.tensor([a, b])` of tensors reads their numbers out of their memory.
     """
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        if func == _SET_DATA:
-            tensor, value = args
-            return tensor.set_(value.detach())
-        if func in _OF_NUMBERS and args and isinstance(args[0], list | tuple) and _are_entries(tensors_in(args[0])):
-            return _stacked(*args, **(kwargs or {}))
-        return func(*args, **(kwargs or {}))
+    if func == _SET_DATA:
+        tensor, value = args
+        return tensor.set_(value.detach())
+    if func in _OF_NUMBERS and args and isinstance(args[0], list | tuple) and _are_entries(tensors_in(args[0])):
+        return _stacked(*args, **kwargs)
+    return func(*args, **kwargs)
 
 
 def _are_entries(tensors: Sequence[torch.Tensor]) -> bool:
@@ -75,26 +73,34 @@ def _stacked(
 
 
 @contextlib.contextmanager
-def taped(entry: torch.nn.Module, decider: Decider) -> Iterator[None]:
+def taped(entry: torch.nn.Module, decider: Decider) -> Iterator[list[Score]]:
     """Have every call of a module recorded, hooks included, for the time of a trace.
 
     Args:
         entry: what `torch.export` traces.
         decider: keeps the tape, and answers what is asked of it.
+
+    Yields:
+        What each call did.
     """
+    scores: list[Score] = []
 
     def call(*args: Any, **kwargs: Any) -> Any:
+        weights = named_tensors(entry)
+        score = Score(weights, (args, kwargs))
         try:
-            with decider.begin(named_tensors(entry), flatten_inputs(args, kwargs)[0]), _Dispatched():
-                return type(entry)._call_impl(entry, *args, **kwargs)
+            with decider.begin(weights, flatten_inputs(args, kwargs)[0]), Recorder(score, _dispatched):
+                score.result = type(entry)._call_impl(entry, *args, **kwargs)
         except Exception as error:
             raise Stopped(str(error)) from error
+        scores.append(score)
+        return score.result
 
     before = {name: entry.__dict__[name] for name in ("_call_impl",) if name in entry.__dict__}
     entry.__dict__["_call_impl"] = call
     try:
         with _without_suggestions():
-            yield
+            yield scores
     finally:
         del entry.__dict__["_call_impl"]
         entry.__dict__.update(before)

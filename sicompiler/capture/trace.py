@@ -8,6 +8,7 @@ replaced in the model is followed.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -27,18 +28,21 @@ from sicompiler.capture.contexts import casts_by_itself, drop_unread_maps, graph
 from sicompiler.capture.decisions import Decide, decide_at_once
 from sicompiler.capture.draws import draws
 from sicompiler.capture.flex import dense_flex_attention
-from sicompiler.capture.program import Binding, Program, Source, flatten_inputs, named_tensors
+from sicompiler.capture.functional import functionalized
+from sicompiler.capture.lean import lean_trace
+from sicompiler.capture.program import Binding, Program, Source, flatten_inputs, module_of, named_tensors
 from sicompiler.capture.quantised import refusal, scheme_of
 from sicompiler.capture.questions import Decider, Decides, NoValues
 from sicompiler.capture.reasons import advice, reason, source_line
 from sicompiler.capture.results import with_open_results
 from sicompiler.capture.selections import spell_out_sizes
 from sicompiler.capture.silence import silent_torch
-from sicompiler.capture.state import Entry, state_kept
+from sicompiler.capture.state import Entry, graph_shown, state_kept
 from sicompiler.capture.taped import Stopped, taped
 from sicompiler.capture.tiling import check_tiling
 from sicompiler.entry import FORWARD, entry_module, has_method
 from sicompiler.errors import BadInput, CaptureError, SicompilerError
+from sicompiler.guards import keep_state
 from sicompiler.turns import tracing
 
 _SOURCES = {
@@ -155,25 +159,39 @@ def _trace(
         torch.no_grad(),
         mode or contextlib.nullcontext(),
         paused_gc(),
+        lean_trace(),
         branches_in_python(),
         dense_flex_attention(),
         state_kept(model, method) as undo,
-        taped(module, decider),
+        taped(module, decider) as scores,
     ):
-        entry = Entry(module, method, type(model).__name__, undo, with_open_results(module.forward, model))
+        keep = functools.partial(keep_state, model, method)
+        entry = Entry(module, method, type(model).__name__, undo, keep, with_open_results(module.forward, model))
         with entry.watched() as watched:
             exported = torch.export.export(watched, args, kwargs, strict=False)
+            shown = functools.partial(graph_shown, exported)
+            program: Program | None = None
+            if decider.left_open:  # a graph that does not do is refused before it is asked what calls leave behind
+                shown = functools.partial(lambda known: known, graph_shown(exported))
+                program = _program(model, _pure(exported))
             with taped(module, once):
-                settled = entry.settles(exported, args, kwargs)
+                settled = entry.settles(scores[-1] if scores else None, shown, args, kwargs)
         if not settled:
             with taped(module, twice):
                 entry.check(args, kwargs)
-        drop_unread_maps(exported.graph_module)
-        if any(needs(exported.graph_module) for needs in (_mutates, casts_by_itself, maps_by_itself)):
-            spell_out_sizes(exported.graph_module)
-            exported = exported.run_decompositions({})
-        inline_contexts(exported.graph_module)
-    return replace(_program(model, exported), decided=tuple(decider.decided))
+        if program is None:
+            exported = _pure(exported)
+    return replace(program or _program(model, exported), decided=tuple(decider.decided))
+
+
+def _pure(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    """A traced program without contexts and without operators that write."""
+    drop_unread_maps(exported.graph_module)
+    if any(needs(exported.graph_module) for needs in (_mutates, casts_by_itself, maps_by_itself)):
+        spell_out_sizes(exported.graph_module)
+        exported = functionalized(exported)
+    inline_contexts(exported.graph_module)
+    return exported
 
 
 def check_no_autocast(values: Iterable[Any]) -> None:
@@ -242,7 +260,7 @@ def _program(model: torch.nn.Module, exported: torch.export.ExportedProgram) -> 
             f"{name}: the sizes of {node.name} ({node.target}) depend on the values of a tensor: {why}\n"
             f"  at {source_line(node)}\n  a plan needs sizes: select with a mask and padding, or outside of the model"
         )
-    graph_module = fx.GraphModule(torch.nn.Module(), exported.graph)
+    graph_module = module_of(exported.graph)
     out_spec = exported.call_spec.out_spec
     assert out_spec is not None
     return Program(graph_module, tuple(bindings), dict(exported.constants), _plain(out_spec), modes[0])

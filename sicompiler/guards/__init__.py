@@ -6,8 +6,8 @@
 
 from sicompiler.guards.model import ModuleGuards
 from sicompiler.guards.places import global_hooks
-from sicompiler.guards.state import Written, keep_state, twice, watched
+from sicompiler.guards.state import Moment, Written, keep_state, twice, watched
 from sicompiler.guards.undo import Undo
 from sicompiler.guards.words import changes
 
-__all__ = ["ModuleGuards", "Undo", "Written", "changes", "global_hooks", "keep_state", "twice", "watched"]
+__all__ = ["ModuleGuards", "Moment", "Undo", "Written", "changes", "global_hooks", "keep_state", "twice", "watched"]

@@ -31,6 +31,7 @@ class ClassPlace:
         self._kind = weakref.ref(kind)
         self._entries: list[tuple[str, Guard]] = []
         self._done: set[str] = set()
+        self._left: set[str] = set()
         self._version = self._reach = 0
         self.path = kind.__qualname__
 
@@ -42,8 +43,14 @@ class ClassPlace:
         now = version(entries)
         if now == self._version and len(reach) == self._reach:  # it only ever grows
             return False
+        in_reach: set[str] = set()
+        if now != self._version:
+            self._left = entries.keys() - self._done
+            in_reach = {name for name in self._left if is_read_by_syntax(name)}
+        in_reach |= self._left & reach
+        self._left -= in_reach
         self._version, self._reach = now, len(reach)
-        new = [n for n in entries if n not in self._done and (n in reach or is_read_by_syntax(n))]
+        new = [name for name in entries if name in in_reach] if in_reach else []
         for name in new:
             self._done.add(name)
             value = entries[name]
@@ -108,7 +115,7 @@ class NamespacePlace:
         self._version = version(self._dict)
         fresh, self._fresh = self._fresh, set()
         known = list(self._below)
-        new = sorted(name for name in fresh if name in self._dict)
+        new = sorted(fresh & self._dict.keys())
         for name in new:
             value, path = self._dict[name], f"{self.path}.{name}"
             if isinstance(value, types.ModuleType):
@@ -124,7 +131,7 @@ class NamespacePlace:
                 self._guards[name] = walk.visit(value, path)
         for module in self._below:  # `F.silu`: the names after the dot
             names = fresh if module in known else self._names
-            walk.namespace(module.__dict__, frozenset(names), module.__name__)
+            walk.namespace(module.__dict__, names, module.__name__)
         return bool(new)
 
     def holds(self) -> bool:

@@ -37,25 +37,32 @@ class Moment:
     Attributes:
         facts: by path.
         tensors: by path, those that are no parameters or buffers.
+        walk: what was met, with guards.
     """
 
     facts: Mapping[str, Hashable]
     tensors: Mapping[str, torch.Tensor]
+    walk: Walk
 
     @staticmethod
-    def of(model: torch.nn.Module, call: Callable[..., Any], method: str) -> Moment:
+    def of(model: torch.nn.Module, call: Callable[..., Any], method: str, before: Moment | None = None) -> Moment:
         """Look around now.
 
         Args:
             model: the module that is traced.
             call: what its forward stands for.
             method: the entry point.
+            before: an earlier look: where all of its guards hold, there is nothing new to see.
         """
-        walk = Walk(model, lambda own: {**own, FORWARD: call}, (method, FORWARD), layouts=False)
+        with torch._C.DisableTorchFunction():  # a look is no part of the call
+            if before is not None and before.walk.holds(model):
+                walk = before.walk
+            else:
+                walk = Walk(model, lambda own: {**own, FORWARD: call}, (method, FORWARD), layouts=False)
         facts = dict(walk.facts)
         facts["the random numbers of Python"] = ("random", hash(random.getstate()))
         facts["the random numbers of NumPy"] = ("random", hash(_numpy_state()))
-        return Moment(facts, walk.tensors)
+        return Moment(facts, walk.tensors, walk)
 
 
 @dataclass
@@ -125,7 +132,7 @@ def watched(
         held = _containers((args, kwargs))
         result = call(*args, **kwargs)
         written.arguments += [path for path, (container, content) in held.items() if not _still(container, content)]
-        written.moments.append(Moment.of(model, own, method))
+        written.moments.append(Moment.of(model, own, method, written.moments[-1]))
         return result
 
     return looked_at
@@ -157,7 +164,7 @@ def twice(
         one = call(*first, **first_named)
         written.moments.append(Moment.of(model, own, method))
         other = call(*second, **second_named)
-        written.moments.append(Moment.of(model, own, method))
+        written.moments.append(Moment.of(model, own, method, written.moments[-1]))
         left = [
             {path: moment.tensors[path] for path in paths if path in moment.tensors} for moment in written.moments[1:]
         ]

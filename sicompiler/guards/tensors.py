@@ -60,17 +60,18 @@ class TensorGuard(Guard):
     have made Python numbers of them.
     """
 
-    __slots__ = ("fact",)
+    __slots__ = ("fact", "looks_inside")
 
     def __init__(self, tensor: torch.Tensor, path: str, walk: Visitor) -> None:
-        self.fact = tensor_fact(tensor, walk.looks_inside)
+        self.looks_inside = walk.looks_inside
+        self.fact = tensor_fact(tensor, self.looks_inside)
         walk.note(path, self.fact)
         walk.tensor(path, tensor)
         walk.keep(tensor)
 
     def holds(self, value: Any) -> bool:
         """Whether it is the same tensor, not written into since."""
-        return isinstance(value, torch.Tensor) and tensor_fact(value) == self.fact
+        return isinstance(value, torch.Tensor) and tensor_fact(value, self.looks_inside) == self.fact
 
 
 class ArrayGuard(Guard):

@@ -1,0 +1,176 @@
+"""A trace without what nobody reads of it: `torch.export` in half of its time, with the same graph.
+
+For every operator `torch.export` describes the whole stack of Python, the layout once more, the function of torch it
+came from; and it writes out the graph as Python, and compiles that, seven times before anybody could run it. Of all
+this we read one line of source a node. So for the time of a trace
+
+- most operators, those on tracked tensors of known sizes, are recorded in a shorter way (`_recorded`);
+- a `GraphModule` is compiled when it is run;
+- symbols of sizes are searched for in every node only if there are any;
+- nobody counts which function of torch was called how often.
+
+What torch has under another name in another version is left as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.export._trace as export_trace
+import torch.fx.experimental.proxy_tensor as proxies
+from torch import fx
+from torch._ops import OpOverload
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.fx import traceback as fx_traceback
+
+from sicompiler.capture.reasons import line_being_run
+
+aten = torch.ops.aten
+
+_LITERALS = {aten.lift_fresh.default, aten.lift_fresh_copy.default, aten.lift.default}
+_OTHERS = {aten.is_nonzero.default, aten.detach_.default}
+_OPEN_TAGS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+_ATOMS = frozenset({int, float, bool, complex, str, type(None)})
+_KINDS = frozenset({torch.dtype, torch.device, torch.layout, torch.memory_format})
+
+
+class _NotPlain(Exception):
+    """An operand that is recorded in torch's way."""
+
+
+@contextlib.contextmanager
+def lean_trace() -> Iterator[None]:
+    """Have `torch.export` leave out what nobody reads, in this thread."""
+    with contextlib.ExitStack() as stack:
+        for owner, name, make in _ROWS:
+            if hasattr(owner, name):
+                stack.enter_context(_replaced(owner, name, make))
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, make: Callable[[Any], Any]) -> Iterator[None]:
+    before = getattr(owner, name)
+    mine, instead = threading.get_ident(), make(before)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return (instead if threading.get_ident() == mine else before)(*args, **kwargs)
+
+    setattr(owner, name, call)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+def _compiled_when_run(recompile: Callable[[fx.GraphModule], Any]) -> Callable[[fx.GraphModule], Any]:
+    """`GraphModule.recompile` that waits until the module is run."""
+
+    def forward(self: fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
+        recompile(self)
+        return type(self).forward(self, *args, **kwargs)
+
+    def later(self: fx.GraphModule) -> None:
+        if hasattr(self.graph._codegen, "pytree_info"):
+            recompile(self)  # torch reads names of arguments from its signature
+        else:
+            type(self).forward = forward
+
+    return later
+
+
+def _only_if_any(replace_bindings: Callable[[fx.GraphModule], None]) -> Callable[[fx.GraphModule], None]:
+    """The search for sizes that depend on data, left out where there are none."""
+
+    def replaced(graph_module: fx.GraphModule) -> None:
+        nodes = graph_module.graph.nodes
+        mode = next((value.fake_mode for node in nodes if isinstance(value := node.meta.get("val"), FakeTensor)), None)
+        if mode is None or mode.shape_env is None or mode.shape_env.var_to_range:
+            replace_bindings(graph_module)
+
+    return replaced
+
+
+def _recorded(proxy_call: Callable[..., Any]) -> Callable[..., Any]:
+    """How an operator becomes a node, before the dispatcher takes it apart."""
+    plain: dict[Any, str | None] = {}
+    modules: dict[Any, dict[str, tuple[str, str]]] = {}
+
+    def call(mode: Any, func: Any, pre_dispatch: bool, args: Any, kwargs: Any) -> Any:
+        if func not in plain:
+            plain[func] = _name_of(func, mode)
+        name = plain[func]
+        if name is None or not pre_dispatch or fx_traceback.has_preserved_node_meta():
+            return proxy_call(mode, func, pre_dispatch, args, kwargs)
+        tracer = mode.tracer
+        try:
+            operands = [_operand(arg, tracer.tensor_tracker) for arg in args]
+            named = {key: _operand(arg, tracer.tensor_tracker) for key, arg in kwargs.items()}
+        except _NotPlain:
+            return proxy_call(mode, func, pre_dispatch, args, kwargs)
+        node = tracer.graph.create_node("call_function", func, tuple(operands), named, name)
+        scopes = tuple(tracer.module_stack.items())
+        if scopes not in modules:
+            modules[scopes] = {key: (path, _class_name(kind)) for key, (path, kind) in scopes}
+        node.meta["nn_module_stack"] = dict(modules[scopes])
+        node.meta["stack_trace"] = _line()
+        proxy = tracer.proxy(node)
+        result = func(*args, **kwargs)
+        if type(result) is FakeTensor and not result._has_symbolic_sizes_strides:
+            node.meta["val"] = proxies.snapshot_fake(result)
+            proxies.set_proxy_slot(result, tracer, proxies._ProxyTensor(proxy, None))
+        else:
+            proxies.track_tensor_tree(result, proxy, constant=None, tracer=tracer)
+        return result
+
+    return call
+
+
+def _name_of(func: Any, mode: Any) -> str | None:
+    """The name of the nodes of an operator; None for those that are recorded in torch's way."""
+    if not isinstance(func, OpOverload) or func.namespace != "aten" or func in (_LITERALS | _OTHERS):
+        return None
+    if func in mode.decomposition_table or getattr(mode, "emulate_precision_casts", False):
+        return None
+    if not _OPEN_TAGS.isdisjoint(func.tags):
+        return None
+    return str(mode.tracer.graph._target_to_str(func.overloadpacket.__name__))
+
+
+def _operand(value: Any, tracker: Any) -> Any:
+    if type(value) is FakeTensor:
+        slot = tracker.get(value)
+        if slot is None or slot.constant is not None or value._has_symbolic_sizes_strides:
+            raise _NotPlain
+        return slot.proxy.node
+    if type(value) in _ATOMS or type(value) in _KINDS:
+        return value
+    if type(value) in (list, tuple, torch.Size):
+        return type(value)([_operand(each, tracker) for each in value])
+    raise _NotPlain
+
+
+def _class_name(kind: Any) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}" if isinstance(kind, type) else kind
+
+
+def _line() -> str:
+    return 'File "{}", line {}, in {}'.format(*_split(line_being_run()))
+
+
+def _split(line: str) -> tuple[str, str, str]:
+    place, _, function = line.rpartition(", in ")
+    file, _, number = place.rpartition(":")
+    return file, number, function
+
+
+_ROWS: tuple[tuple[Any, str, Callable[[Any], Any]], ...] = (
+    (fx.GraphModule, "recompile", _compiled_when_run),
+    (export_trace, "_replace_unbacked_bindings", _only_if_any),
+    (proxies, "proxy_call", _recorded),
+    (proxies, "TorchFunctionMetadataMode", lambda _: contextlib.nullcontext),
+)

@@ -1,0 +1,139 @@
+"""A trace that leaves out what nobody reads gives the same graph as torch's own."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.utils._pytree as pytree
+from torch import fx, nn
+
+from sicompiler.capture import capture
+from sicompiler.capture import trace as trace_module
+from sicompiler.capture.program import Program
+from sicompiler.capture.reasons import source_line
+from sicompiler.facts.modules import module_path
+
+
+class Calls(nn.Module):
+    """A block inside of a model, and what a test lets them do."""
+
+    def __init__(self, call: Callable[[nn.Module, torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.block = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.SiLU())
+        self.register_buffer("table", torch.arange(8.0))
+        self.call = call
+
+    def forward(self, x: torch.Tensor) -> Any:
+        """Whatever."""
+        return self.call(self, x)
+
+
+def _plain(model: Any, x: torch.Tensor) -> Any:
+    y = model.block(x)
+    return torch.cat([y, y * model.table.view(1, 8, 1, 1)], dim=1).permute(0, 2, 3, 1).contiguous()
+
+
+def _several(model: Any, x: torch.Tensor) -> Any:
+    a, b = model.block(x).chunk(2, dim=1)
+    values, places = a.flatten(1).topk(3)
+    return {"sum": a + b, "top": (values, places)}
+
+
+def _literals(model: Any, x: torch.Tensor) -> Any:
+    scale = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    size = int(torch.tensor(2) + 1)
+    return x * scale.view(1, 4, 1, 1) + torch.tensor(0.5, dtype=torch.float64) + size
+
+
+def _in_place(model: Any, x: torch.Tensor) -> Any:
+    y = model.block(x).clone()
+    y[:, 1:3] = 2.0
+    y += 1
+    y.t_ if y.dim() == 2 else y.squeeze_(0)
+    return y.relu_()
+
+
+def _picks(model: Any, x: torch.Tensor) -> Any:
+    return torch.cat([model.table, model.table[x.flatten()[:8] > 0]])[:8] + x.sum()
+
+
+def _contexts(model: Any, x: torch.Tensor) -> Any:
+    with torch.enable_grad(), torch.autocast("cpu", torch.bfloat16):
+        y = model.block(x)
+    with torch.no_grad():
+        return y.float() * math.pi
+
+
+def _maps(model: Any, x: torch.Tensor) -> Any:
+    return torch.vmap(lambda each: each.sin() * model.table[0])(x)
+
+
+def _complex(model: Any, x: torch.Tensor) -> Any:
+    return torch.view_as_real(torch.polar(x.abs(), x)) * 1j
+
+
+CALLS = (_plain, _several, _literals, _in_place, _picks, _contexts, _maps, _complex)
+
+
+def _scaled(model: Any, x: torch.Tensor) -> Any:
+    return model.block(x) * model.numbers
+
+
+def _reads_a_number(model: Any, x: torch.Tensor) -> Any:
+    return x * model.table[1].item()
+
+
+def _told(program: Program) -> list[Any]:
+    storages: dict[int, int] = {}
+    rows: list[Any] = [program.graph_module.code, program.bindings, list(program.constants), program.out_spec]
+    for node in program.graph_module.graph.nodes:
+        values = [
+            (tuple(t.shape), t.stride(), t.dtype, storages.setdefault(t.untyped_storage()._cdata, len(storages)))
+            for t in pytree.tree_leaves(node.meta.get("val"))
+            if isinstance(t, torch.Tensor)
+        ]
+        rows.append((node.name, str(node.target), values, module_path(node)))
+    return rows
+
+
+@pytest.mark.parametrize("call", CALLS, ids=lambda call: call.__name__)
+def test_the_graph_is_torchs(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model, x = Calls(call), torch.randn(1, 4, 5, 6)
+    ours = capture(model, (x,))
+    monkeypatch.setattr(trace_module, "lean_trace", contextlib.nullcontext)
+    assert _told(ours) == _told(capture(model, (x,)))
+
+
+def test_every_node_tells_the_line_of_the_users_code() -> None:
+    program = capture(Calls(_plain), (torch.randn(1, 4, 5, 6),))
+    lines = [source_line(node) for node in program.graph_module.graph.nodes if node.op == "call_function"]
+    assert lines
+    assert all("test_lean_trace.py" in line for line in lines)
+
+
+def test_looking_around_takes_no_part_in_a_trace() -> None:
+    model = Calls(_scaled)
+    model.numbers = torch.arange(6.0)  # no buffer: a trace finds a constant, and so does who looks at the model
+    targets = [str(node.target) for node in capture(model, (torch.randn(1, 4, 5, 6),)).graph_module.graph.nodes]
+    assert not [target for target in targets if "resolve" in target]
+
+
+def test_a_graph_with_a_number_that_depends_on_data_can_be_read() -> None:
+    program = capture(Calls(_reads_a_number), (torch.randn(1, 4, 5, 6),))
+    assert not program.decided
+    assert "mul.Tensor" in program.graph_module.code
+
+
+def test_graphs_are_compiled_at_once_outside_of_a_trace() -> None:
+    before = fx.GraphModule.recompile
+    capture(Calls(_plain), (torch.randn(1, 4, 5, 6),))
+    assert fx.GraphModule.recompile is before
+    graph = fx.Graph()
+    graph.output(graph.placeholder("x"))
+    assert "forward" in vars(type(fx.GraphModule(nn.Module(), graph)))
