@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from sicompiler.cost import DOUBT, NO_WORK, Machine, Work
@@ -34,15 +36,22 @@ def most_saved_seconds(evaluator: Evaluator) -> float:
 
 
 def _least_seconds(work: Work, machine: Machine) -> float:
-    """A lower bound of the time of one operator in a loop: two slices at the rate of the whole, all of it in the cache.
+    """A lower bound of the time of one operator in a loop, whatever is cut and into how many slices.
 
     See `cost.sliced_seconds`: thinner slices multiply no faster, and each is launched and reads its weights once more.
+    Either there are as many slices as it takes for one to fit into the cache, or all of it goes through memory.
     """
     if work is NO_WORK:
         return 0.0
     rows = work.rows / (work.rows + machine.rows_at_half_speed)
     rate = machine.flops.get(work.itemsize, machine.flops[4]) * rows
     compute = work.matrix_flops / rate + work.vector_flops / machine.vector_flops
-    traffic = work.activation_bytes / machine.cache_bandwidth
     parameters = (work.weight_bytes + machine.kernel_passes * work.kernel_bytes) / machine.memory_bandwidth
-    return max(compute, traffic) + 0.3 * min(compute, traffic) + 2 * (machine.launch_seconds + parameters)
+
+    def seconds(slices: int, bandwidth: float) -> float:
+        traffic = work.activation_bytes / bandwidth
+        overlapped = max(compute, traffic) + 0.3 * min(compute, traffic)
+        return overlapped + slices * (machine.launch_seconds + parameters)
+
+    fitting = max(2, math.ceil(work.activation_bytes / machine.cache_bytes))
+    return min(seconds(fitting, machine.cache_bandwidth), seconds(2, machine.memory_bandwidth))
