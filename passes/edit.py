@@ -13,6 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sicompiler.capture import Program, module_of
 from sicompiler.facts.storages import fake_tensors
+from sicompiler.facts.strides import view_strides
+
+aten = torch.ops.aten
 
 
 def insert_call(
@@ -34,6 +37,9 @@ def evaluate(node: fx.Node, mode: FakeTensorMode) -> Any:
     assert callable(node.target)
     with mode, torch.no_grad():
         return node.target(*args, **kwargs)
+
+
+_VIEWS = (aten.view.default, aten._unsafe_view.default)
 
 
 class Replacements:
@@ -67,12 +73,20 @@ class Replacements:
         for node in self.graph.nodes if self._stale else ():
             self.follow(node)
 
+    def _again(self, node: fx.Node) -> Any:
+        """Evaluate a node; a view that the new strides do not allow is the copy that `reshape` made in the model."""
+        if node.target in _VIEWS:
+            source: torch.Tensor = node.args[0].meta["val"]  # type: ignore[union-attr]
+            if source.numel() and view_strides((tuple(source.shape), source.stride()), node.meta["val"].shape) is None:
+                node.target = aten.reshape.default
+        return evaluate(node, self.mode)
+
     def follow(self, node: fx.Node) -> None:
         """Evaluate a node again if it reads a changed value; those before it have been looked at."""
         changed = [source for source in node.all_input_nodes if source in self._stale]
         if not changed or not fake_tensors(node):
             return
-        before, after = fake_tensors(node), evaluate(node, self.mode)
+        before, after = fake_tensors(node), self._again(node)
         read = [t for source in node.all_input_nodes for t in (*fake_tensors(source), *self._stale.get(source, ()))]
         shared = {_storage(t) for t in read}
         now = [t for t in pytree.tree_leaves(after) if isinstance(t, torch.Tensor)]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from sicompiler.facts.storages import fact_of
-from sicompiler.facts.strides import Strided, format_strides, has_format, suggests_channels_last
+from sicompiler.facts.strides import Strided, format_strides, has_format, suggests_channels_last, view_strides
 from sicompiler.facts.workspace_conv import each_dim, goes_to_onednn
 from sicompiler.facts.workspace_onednn import takes
 
@@ -29,6 +29,16 @@ def _joined(parts: Sequence[Strided]) -> Channels:
 
 def _cat(arguments: dict[str, Any]) -> Channels:
     return _joined([strided(t) for t in arguments["tensors"] if t.numel()])
+
+
+def stacked(arguments: dict[str, Any]) -> tuple[int, ...] | None:
+    """Strides of a `stack`: it is a `cat` in the dim itself, seen with one dim more; behind the last dim, of views."""
+    tensors, dim = arguments["tensors"], arguments["dim"] % (arguments["tensors"][0].dim() + 1)
+    shape = (*tensors[0].shape[:dim], len(tensors), *tensors[0].shape[dim:])
+    if dim == tensors[0].dim():
+        return format_strides(shape, _joined([strided(t[..., None]) for t in tensors]))
+    joined = (*shape[:dim], shape[dim] * shape[dim + 1], *shape[dim + 2 :])
+    return view_strides((joined, format_strides(joined, _joined([*map(strided, tensors)]))), shape)
 
 
 def _roll(arguments: dict[str, Any]) -> Channels | None:
@@ -177,4 +187,4 @@ ITERATED: dict[Any, Callable[[dict[str, Any]], list[Strided]]] = {
 NOT_ITERATED = frozenset({aten.isfinite.default, aten.isinf.default, aten.positive.default, aten.pow.Scalar})
 
 # C++ functions of other operators, which choose the same strides without memory.
-COMPOSITE = frozenset({aten.einsum.default, aten.stack.default})
+COMPOSITE = frozenset({aten.einsum.default})

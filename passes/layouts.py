@@ -16,7 +16,7 @@ from sicompiler.facts.strides import Strided, format_strides, like_strides, poin
 from sicompiler.facts.workspace_onednn import takes
 from sicompiler.graph_view import CLONES_STORAGE
 from sicompiler.passes.edit import Replacements
-from sicompiler.passes.layout_rows import COMPOSITE, ITERATED, LIKE, NOT_ITERATED, ROWS, VIEWS, strided
+from sicompiler.passes.layout_rows import COMPOSITE, ITERATED, LIKE, NOT_ITERATED, ROWS, VIEWS, stacked, strided
 
 aten = torch.ops.aten
 
@@ -121,6 +121,8 @@ def _real_strides(node: fx.Node, value: torch.Tensor) -> tuple[int, ...] | None:
     if row is not None:
         channels = row(_bound(node))
         return None if channels is None else format_strides(tuple(value.shape), channels)
+    if target is aten.stack.default:
+        return stacked(_bound(node))
     if target is aten.index.Tensor:
         return _indexed(_bound(node))
     if 1 not in value.shape or not isinstance(target, OpOverload):

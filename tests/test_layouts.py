@@ -73,6 +73,8 @@ CALLS: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], tuple[int, ...]]]
     "glu": (lambda x: F.glu(x, 1), (1, 8, 1, 1)),
     "prelu": (lambda x: F.prelu(x[None, 0], torch.ones(4).to(x)), (2, 4, 3, 1)),
     "stack": (lambda x: torch.stack([x, x], 1), (1, 8, 1, 3)),
+    "stack of rows": (lambda x: torch.stack([x, x], 2), (8, 4, 1, 4)),
+    "stack behind all": (lambda x: torch.stack([x, x], -1), (2, 4, 1, 3)),
     "sort": (lambda x: torch.sort(x[None, 0], 1)[1], (2, 8, 2, 1)),
     "flip": (lambda x: x[None, 0].flip(1), (2, 8, 1, 3)),
     "tril": (lambda x: x[None, 0].mT.tril(), (2, 8, 1, 3)),
@@ -293,6 +295,14 @@ class Shifted(nn.Module):
         return self.conv(video.transpose(1, 2).flatten(0, 1))
 
 
+class Doubled(nn.Module):
+    """Joins two dims that the kernel of the stack before them has laid apart, which copies."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        y = torch.einsum("nchw,oc->nohw", x, torch.arange(16, dtype=x.dtype).view(4, 4))
+        return torch.stack([y, y * 0.5], 2).flatten(1, 2) + 1
+
+
 MODULES: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "slices of slices": (WrittenWithin(), (1, 6, 4, 7, 3)),
     "frames": (Frames(), (1, 2000, 16)),
@@ -300,6 +310,7 @@ MODULES: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "one token": (OneToken(), (2, 1, 6)),
     "narrower": (Narrower(), (1, 8, 2, 3, 4)),
     "sorted": (Sorted(), (8, 4, 1, 4)),
+    "doubled rows": (Doubled(), (8, 4, 1, 4)),
     "pixels in a line": (nn.Sequential(Line(), nn.GroupNorm(1, 4), nn.Conv2d(4, 4, 3, padding=1)), (15, 4, 2, 1)),
 }
 
