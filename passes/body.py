@@ -12,16 +12,17 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sicompiler.axes.factor_map import Slicing
-from sicompiler.axes.padding import pads_by_itself, repadded, unpadded
+from sicompiler.axes.padding import pads_by_itself, pads_with_a_number, repadded, unpadded
 from sicompiler.axes.resize import bakes_sizes, copying_twin, resize
 from sicompiler.axes.span import Span
 from sicompiler.axes.table import Operand, Transfer
+from sicompiler.facts.calls import bind
 from sicompiler.facts.storages import TensorFact
 from sicompiler.facts.strides import suggests_channels_last
 from sicompiler.graph_view import GraphView
 from sicompiler.ops.slices import in_order_fake
 from sicompiler.passes.edit import evaluate, inherit, insert_call
-from sicompiler.passes.layout_rows import VIEWS
+from sicompiler.passes.layout_rows import VIEWS, strided
 from sicompiler.passes.layouts import as_made, keeps_input_size
 from sicompiler.passes.spans import SpanNodes
 from sicompiler.sliced import Region
@@ -160,7 +161,12 @@ class BodyEmitter:
             transfer.window, halos.held[(position, 0)], self.view.tensor(value).shape[slicing.dim]
         )
         if pads_by_itself(target):
-            return target, repadded(target, args, kwargs, rank, slicing.dim, (before, behind)), {}
+            again = repadded(target, args, kwargs, rank, slicing.dim, (before, behind))
+            if not pads_with_a_number(target, args, kwargs):
+                return target, again, {}
+            arguments = bind(target, args, kwargs)
+            channels = suggests_channels_last(strided(args[0].meta["val"]))
+            return ops.pad_copy.default, (args[0], again[1], float(arguments["value"] or 0), channels), {}
         call = unpadded(target, args, kwargs, rank, slicing.dim, transfer.window)
         if transfer.window.pad_lo or transfer.window.pad_hi:
             padded = insert_call(

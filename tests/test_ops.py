@@ -120,6 +120,19 @@ def test_merging_with_nothing_changes_nothing() -> None:
     assert torch.equal(acc, part)
 
 
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("pad", [[0, 0, 0, 0, 0, 0], [0, 0, 0, 0, 1, 0], [1, 2]])
+def test_paddings_of_slices_lie_alike(pad: list[int], channels_last: bool) -> None:
+    x = torch.randn(2, 3, 4, 5, 6)
+    x = x.contiguous(memory_format=torch.channels_last_3d) if channels_last else x.transpose(2, 3)
+    padded = torch.ops.sicompiler.pad_copy.default(x, pad, 1.5, channels_last)
+    assert torch.equal(padded, torch.nn.functional.pad(x, pad, value=1.5))
+    assert padded.is_contiguous(memory_format=torch.channels_last_3d if channels_last else torch.contiguous_format)
+    with FakeTensorMode() as mode:
+        fake = torch.ops.sicompiler.pad_copy.default(mode.from_tensor(x), pad, 1.5, channels_last)
+    assert (fake.shape, fake.stride()) == (padded.shape, padded.stride())
+
+
 def test_group_norm_refuses() -> None:
     with pytest.raises(BadInput, match="multiple of the 3 groups"):
         ops.group_stats(torch.randn(1, 4, 2), 3)

@@ -55,6 +55,11 @@ def pads_by_itself(target: object) -> bool:
     return target in _PADS or target in _REPLICATION_PADS
 
 
+def pads_with_a_number(target: OpOverload, args: Args, kwargs: Mapping[str, Any]) -> bool:
+    """Whether a padding operator fills with one value, rather than with what lies at the border."""
+    return target in _PADS and bind(target, args, dict(kwargs)).get("mode", "constant") == "constant"
+
+
 def repadded(target: OpOverload, args: Args, kwargs: Mapping[str, Any], rank: int, dim: int, pads: Any) -> Args:
     """The arguments of a padding operator that pads `dim` by other amounts.
 

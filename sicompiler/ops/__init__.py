@@ -14,6 +14,7 @@ Importing this package registers them with torch, as `torch.ops.sicompiler.<name
 | `spill(near)`, `fetch(far, device)` | a whole value into far memory, and back |
 | `fetch_slice(whole, ..., device)`, `store_slice_(whole, part, ...)` | one slice out of far memory, and into it |
 | `pad_slice(x, dim, before, behind, value)` | the padding of a window, where a slice touches a true border |
+| `pad_copy(x, pad, value, channels_last)` | a padding of the model, laid out alike between the borders and at them |
 
 `reach`, `missing_before` and `missing_behind` are functions of integers: where a slice with its halo begins and ends.
 `sliced_loop` and `streamed_loop` are plain functions: targets of `call_function` nodes whose first argument is the
@@ -29,7 +30,7 @@ from __future__ import annotations
 
 from sicompiler.ops.far import arrive, depart, fetch, fetch_slice, spill, store_slice_
 from sicompiler.ops.groupnorm import group_apply, group_stats, merge_stats_
-from sicompiler.ops.halo import missing_before, missing_behind, pad_slice, reach
+from sicompiler.ops.halo import missing_before, missing_behind, pad_copy, pad_slice, reach
 from sicompiler.ops.loop import sliced_loop, streamed_loop
 from sicompiler.ops.mapped import far_tensor, is_far
 from sicompiler.ops.slices import copy_slice, dense_strides, in_order, write_slice_
@@ -49,6 +50,7 @@ __all__ = [
     "merge_stats_",
     "missing_before",
     "missing_behind",
+    "pad_copy",
     "pad_slice",
     "reach",
     "sliced_loop",

@@ -77,6 +77,41 @@ def pad_slice(x: torch.Tensor, dim: int, before: int, behind: int, value: float)
     return padded
 
 
+def _format(x: torch.Tensor, channels_last: bool) -> torch.memory_format:
+    if not channels_last:
+        return torch.contiguous_format
+    return torch.channels_last if x.dim() == 4 else torch.channels_last_3d
+
+
+def _pad_copy_fake(x: torch.Tensor, pad: list[int], value: float, channels_last: bool) -> torch.Tensor:
+    shape = list(x.shape)
+    for index in range(len(pad) // 2):
+        shape[x.dim() - 1 - index] += pad[2 * index] + pad[2 * index + 1]
+    return x.new_empty(shape).to(memory_format=_format(x, channels_last))
+
+
+@operator("pad_copy(Tensor x, SymInt[] pad, float value, bool channels_last) -> Tensor", _pad_copy_fake)
+def pad_copy(x: torch.Tensor, pad: list[int], value: float, channels_last: bool) -> torch.Tensor:
+    """A padding with a number, laid out alike with and without entries to add.
+
+    `aten.constant_pad_nd` copies a tensor as it lies where nothing is to be added, and chooses a memory format
+    elsewhere: between the borders its reader would have copied the slice once more.
+
+    Args:
+        x: one slice, any strides.
+        pad: entries to add before and behind, of the last dim first.
+        value: of the padding.
+        channels_last: the memory format that `aten.constant_pad_nd` chooses; of four or five dims.
+
+    Returns:
+        A dense copy with the padding.
+    """
+    if any(pad):
+        padded: torch.Tensor = torch.ops.aten.constant_pad_nd.default(x, pad, value)
+        return padded
+    return x.clone(memory_format=_format(x, channels_last))
+
+
 def _named(function: Callable[..., int]) -> None:
     """So that it prints as `sicompiler.ops.<name>` in the code of a body."""
     function.__module__ = "sicompiler.ops"
