@@ -134,7 +134,10 @@ def _name_of(func: Any, mode: Any) -> str | None:
     """The name of the nodes of an operator; None for those that are recorded in torch's way."""
     if not isinstance(func, OpOverload) or func.namespace != "aten" or func in (_LITERALS | _OTHERS):
         return None
-    if func in mode.decomposition_table or getattr(mode, "emulate_precision_casts", False):
+    taken_apart = getattr(mode, "decomposition_table", None)  # torch 2.11 keeps it beside the modes
+    if taken_apart is None:
+        taken_apart = getattr(proxies, "CURRENT_DECOMPOSITION_TABLE", {})
+    if func in taken_apart or getattr(mode, "emulate_precision_casts", False):
         return None
     if not _OPEN_TAGS.isdisjoint(func.tags):
         return None
