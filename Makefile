@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.sicompiler-env
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-deep check format bench clean
+.PHONY: help env demo test test-pure test-deep check format bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -28,6 +28,9 @@ demo: env ## make a clip untouched, in a budget, and with Step Rehash; PROMPT="a
 
 test: env ## the default tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-pure: env ## the tests that build no model of torch: half a minute
+	$(BIN)/python -m pytest -m "pure and not slow" $(PYTEST_ARGS) $$(grep -rl "mark.pure" tests --include="test_*.py")
 
 test-deep: env ## every test, slow ones included, with more examples
 	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest -m "slow or not slow" $(PYTEST_ARGS)

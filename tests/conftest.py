@@ -47,6 +47,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
 
 
+@pytest.fixture(autouse=True)
+def no_models(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hold tests marked pure to it: none of them makes a module of torch."""
+    if request.node.get_closest_marker("pure") is None:
+        return
+    import torch
+
+    def refused(self: torch.nn.Module, *args: object, **kwargs: object) -> None:
+        pytest.fail(f"a pure test makes a {type(self).__name__}")
+
+    monkeypatch.setattr(torch.nn.Module, "__init__", refused)
+
+
 @pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Golden:
     """Compare text with `tests/golden/NAME.txt`: `golden(name, text)`.

@@ -90,6 +90,7 @@ def test_senseless_budgets_are_refused(block: Block, gb: Any) -> None:
     assert "forward" not in block.__dict__
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize(
     ("text", "nbytes"),
     [(11, 11 * 2**30), ("11GB", 11 * 10**9), ("10.5GiB", int(10.5 * 2**30)), ("2", 2 * 2**30), ("512 MiB", 2**29)],
@@ -165,6 +166,7 @@ def test_a_plan_is_saved_loaded_and_refused_elsewhere(block: Block, x: torch.Ten
         sicompiler.compile_for_budget(block, gb=1, example_inputs=((x[:, :7],), {}), plan=path)
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize("text", ["", "{}", "[1]", '{"version": 99}'])
 def test_what_is_no_plan_is_refused(text: str) -> None:
     with pytest.raises(sicompiler.StalePlan):
@@ -252,6 +254,7 @@ def test_what_was_never_compiled(block: Block, verb: Callable[[nn.Module], Any])
         verb(block)
 
 
+@pytest.mark.pure
 def test_what_is_no_module_is_refused() -> None:
     with pytest.raises(sicompiler.BadInput, match=r"takes a torch\.nn\.Module"):
         sicompiler.compile_for_budget("unet", gb=1)  # type: ignore[type-var]

@@ -75,6 +75,7 @@ def test_what_nothing_tells_of_has_a_neutral_name() -> None:
     assert shape_of(graph, names, "exp") == ["batch", *(f"axis {d} of points" for d in (1, 2, 3))]
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize(
     ("words", "name"),
     [
@@ -132,6 +133,7 @@ def _plainly(axis: Axis, asking: frozenset[Axis]) -> str:
     return ""
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize("seed", range(40))
 def test_what_an_axis_is_does_not_depend_on_what_was_asked_before(seed: int) -> None:
     draw = random.Random(seed)
@@ -152,6 +154,7 @@ def test_what_an_axis_is_does_not_depend_on_what_was_asked_before(seed: int) -> 
         assert meanings.of(axis) == _plainly(axis, frozenset())
 
 
+@pytest.mark.pure
 def test_axes_merged_of_merged_ones_are_named_at_once() -> None:
     axis = Axis("first", 0, usual="frames")
     for depth in range(60):

@@ -12,6 +12,8 @@ import pytest
 
 from sicompiler.cache.store import MOST_BYTES, Store, default_store
 
+pytestmark = pytest.mark.pure
+
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:

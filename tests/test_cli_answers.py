@@ -15,6 +15,9 @@ from sicompiler.cli import answers
 from sicompiler.cli.answers import recalled
 from sicompiler.cli.options import Device, ModelOptions
 
+pytestmark = pytest.mark.pure
+
+
 SVD = ModelOptions("svd")
 
 

@@ -79,6 +79,7 @@ def _places(folder: Path) -> dict[str, tuple[Path, str]]:
     return places
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize("command", ["plan", "fit", "calibrate"])
 def test_outputs_are_looked_at_before_any_work(
     cli: Cli, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -102,6 +103,7 @@ def test_outputs_are_looked_at_before_any_work(
     assert sorted(tmp_path.iterdir()) == before, "looking leaves nothing behind"
 
 
+@pytest.mark.pure
 def test_the_folder_of_the_demo_is_looked_at_before_any_work(
     cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,6 +134,7 @@ def test_what_was_computed_is_not_lost_with_the_disk(cli: Cli, tmp_path: Path, m
     assert Plan.from_json(out[out.index("{") :]).fits
 
 
+@pytest.mark.pure
 def test_a_file_is_written_in_one_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, link = tmp_path / "plan.json", tmp_path / "link"
     path.write_text("before")
@@ -196,6 +199,7 @@ def test_diff_says_which_file_is_broken_and_what_it_is(cli: Cli, some_files: Pat
     assert cli("diff", good, good)[:2] == (0, "the plans are the same\n")
 
 
+@pytest.mark.pure
 def test_a_plan_in_the_place_of_a_rehash_plan_is_called_that(cli: Cli, some_files: Path) -> None:
     good = some_files / "plan.json"
     for command in (("rehash", "show"), ("rehash", "frontier")):
@@ -209,6 +213,7 @@ def test_a_plan_in_the_place_of_a_rehash_plan_is_called_that(cli: Cli, some_file
 # Sizes
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize("option", ["--frames", "--batch"])
 @pytest.mark.parametrize("value", ["-1", "0"])
 def test_a_function_is_not_called_with_sizes_that_are_none(cli: Cli, option: str, value: str) -> None:
@@ -330,6 +335,7 @@ class Terminal(io.StringIO):
         return True
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize("columns", ["0", "1", ""])
 def test_a_terminal_without_a_size_shows_the_table(columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from sicompiler.reports.summary import table
@@ -343,6 +349,7 @@ def test_a_terminal_without_a_size_shows_the_table(columns: str, monkeypatch: py
     assert "12 MiB" in screen.getvalue()
 
 
+@pytest.mark.pure
 def test_a_table_after_a_progress_bar_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bar starts while `quiet` has replaced stdout, and ends after it."""
     screen, bar = Terminal(), Terminal()

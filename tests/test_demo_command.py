@@ -28,6 +28,7 @@ def pipe() -> Any:
     return sicompiler.demo_pipeline()
 
 
+@pytest.mark.pure
 def test_the_first_line_comes_before_torch(tmp_path: Path) -> None:
     began, command = time.perf_counter(), [sys.executable, "-m", "sicompiler.cli", "demo", "--output", str(tmp_path)]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
@@ -38,6 +39,7 @@ def test_the_first_line_comes_before_torch(tmp_path: Path) -> None:
     assert seconds < 3
 
 
+@pytest.mark.pure
 def test_a_caption_that_it_never_saw_is_refused_at_once(tmp_path: Path) -> None:
     code = f"""
 import sys
@@ -52,6 +54,7 @@ assert "torch" not in sys.modules
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.pure
 def test_every_stage_is_one_line_with_its_seconds(capsys: pytest.CaptureFixture[str]) -> None:
     with Progress() as progress:
         stages = Stages("what comes", progress)
@@ -77,6 +80,7 @@ def test_the_calibration_that_comes_along_is_for_the_model_that_comes_along(pipe
     assert plan.verified.rel_error < fewer.rel_error
 
 
+@pytest.mark.pure
 def test_a_calibration_of_other_weights_is_refused(pipe: Any, tmp_path: Path) -> None:
     bias = pipe.unet.conv_out.bias
     before = bias.detach().clone()
@@ -91,6 +95,7 @@ def test_a_calibration_of_other_weights_is_refused(pipe: Any, tmp_path: Path) ->
     assert ready_plan(pipe, tmp_path / "ready.json") == plan
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize("text", [None, "", "[]", '{"weights": ""}', '{"weights": 1, "plan": {}}'])
 def test_a_calibration_that_cannot_be_read_is_refused(text: str | None, pipe: Any, tmp_path: Path) -> None:
     path = tmp_path / "ready.json"
@@ -100,6 +105,7 @@ def test_a_calibration_that_cannot_be_read_is_refused(text: str | None, pipe: An
         ready_plan(pipe, path)
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize("how", ["weights", "graph", "guidance"])
 def test_what_was_not_calibrated_here_is_calibrated_anew(
     how: str, pipe: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -141,12 +147,14 @@ def test_what_was_not_calibrated_here_is_calibrated_anew(
     ] in capsys.readouterr().err
 
 
+@pytest.mark.pure
 def test_a_promise_is_held_against_the_clip(pipe: Any) -> None:
     plan = dataclasses.replace(ready_plan(pipe), frames_error=0.01)
     assert "as promised" in demo_clip._promise(plan, 0.02)
     assert "MORE than promised" in demo_clip._promise(plan, 0.021)
 
 
+@pytest.mark.pure
 def test_the_calibration_lies_in_the_package() -> None:
     assert READY.is_file()
     assert RehashPlan.from_json(json.dumps(json.loads(READY.read_text())["plan"])).pipeline == "AnimateDiffPipeline"

@@ -13,6 +13,8 @@ from sicompiler.demo.quality import held_out_cases, judge
 from sicompiler.demo.shapes import FRAMES, SIZE, clip, coverage
 from sicompiler.demo.words import COLOURS, DIRECTIONS, SHAPES, Scene, all_scenes, held_out_scenes, training_scenes
 
+pytestmark = pytest.mark.pure
+
 
 def _numbers(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)

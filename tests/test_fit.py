@@ -103,6 +103,7 @@ def test_an_interrupt_prints_what_is_there(run: Run, monkeypatch: pytest.MonkeyP
     assert (status, out) == (sicompiler.cli.INTERRUPTED, "")
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -124,6 +125,7 @@ def test_bad_input_is_one_line_and_status_2(run: Run, arguments: list[str], says
     assert err.count("\n") == 1
 
 
+@pytest.mark.pure
 def test_sizes_are_read_as_people_write_them() -> None:
     assert frames_of("14, 25") == [14, 25]
     assert sizes_of("576x1024, 320×576") == [(576, 1024), (320, 576)]
@@ -146,6 +148,7 @@ def test_a_preset_takes_every_size_of_its_own_table(name: str) -> None:
         assert (pixels.frames, pixels.height, pixels.width) == video
 
 
+@pytest.mark.pure
 def test_the_text_of_a_cell_says_how_sure_it_is() -> None:
     cell = Cell(14, 576, 1024, True, 2**30, 2**30, 1.0, Known.FORM)
     assert cell_text(cell) == "1.00 GiB"
@@ -160,6 +163,7 @@ def test_the_text_of_a_cell_says_how_sure_it_is() -> None:
     assert cell_text(None) == ""
 
 
+@pytest.mark.pure
 def test_a_table_has_its_sizes_in_order_and_names_are_escaped_in_the_page() -> None:
     cells = tuple(Cell(f, h, w, True, 9, 9, 1.0, Known.FORM) for h, w in ((64, 64), (32, 64)) for f in (9, 5))
     forms = (PeakForm("unet", "F*H", ("conv",), 3),)

@@ -68,6 +68,7 @@ def learned_model(name: str, device: str = "cuda") -> tuple[SizedModel, Learned]
 # Forms
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize(
     "expression", [7, F, 2 * F, H / 8, F * H * W / 4 + 226, H + 2, 8 * F * H * W - 4 * H * W, F * H + W], ids=str
 )
@@ -81,17 +82,20 @@ def test_a_form_gives_every_number_back(expression: sympy.Expr) -> None:
         assert found.at(point) == evaluate(expression, point)
 
 
+@pytest.mark.pure
 def test_what_is_no_form_is_not_found() -> None:
     assert fit(POINTS, [p[0] ** 2 for p in POINTS]) is None
     assert fit(POINTS, [1, 2, 3, 5]) is None
 
 
+@pytest.mark.pure
 def test_sizes_that_give_no_whole_number_are_outside_of_a_form() -> None:
     eighth = Form((((1,), Fraction(1, 8)),))
     assert eighth.at((1, 72, 1)) == 9
     assert eighth.at((1, 60, 1)) is None
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize(
     ("wanted", "steps"),
     [
@@ -117,6 +121,7 @@ def test_points_to_capture_hold_the_corners_and_tell_forms_apart(wanted: list[Po
         )
 
 
+@pytest.mark.pure
 def test_too_few_sizes_below_leave_nothing_to_choose() -> None:
     assert choose_points([(1, 1, 1)], (1, 1, 1)) is None
 

@@ -56,17 +56,20 @@ def _matching_lines(path: Path, pattern: re.Pattern[str]) -> list[str]:
     ]
 
 
+@pytest.mark.pure
 @python_files
 def test_files_stay_short(path: Path) -> None:
     lines = len(path.read_text(encoding="utf-8").splitlines())
     assert lines <= MAX_LINES, f"{lines} lines, at most {MAX_LINES}: split it by operator family or by idea"
 
 
+@pytest.mark.pure
 @python_files
 def test_modules_have_docstrings(path: Path) -> None:
     assert ast.get_docstring(_parse(path)), "no module docstring: one sentence on what this file is for"
 
 
+@pytest.mark.pure
 @library_files
 def test_public_names_have_docstrings(module: str) -> None:
     bare = [
@@ -77,6 +80,7 @@ def test_public_names_have_docstrings(module: str) -> None:
     assert not bare, f"no docstring: {', '.join(bare)}"
 
 
+@pytest.mark.pure
 @library_files
 def test_the_library_does_not_print(module: str) -> None:
     if module.startswith(MAY_PRINT):
@@ -91,6 +95,7 @@ def test_no_paths_of_a_machine() -> None:
     assert not found, "\n".join(found)
 
 
+@pytest.mark.pure
 def test_to_dos_name_an_issue() -> None:
     found = [line for path in PYTHON for line in _matching_lines(path, TO_DO)]
     assert not found, "name the issue (#123) or do it:\n" + "\n".join(found)

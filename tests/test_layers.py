@@ -8,6 +8,9 @@ import pytest
 
 from tests.source_tree import library_modules
 
+pytestmark = pytest.mark.pure
+
+
 # A new module gets a line here. Within a layer nothing imports a neighbour: passes, planners, runtime and reports
 # meet in Plan only. docs/README.md shows the same table with what each layer is for.
 LAYERS = {

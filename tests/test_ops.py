@@ -46,6 +46,7 @@ def _error(found: Tensor, wanted: Tensor) -> float:
     return float((found.double() - wanted.double()).norm() / wanted.double().norm())
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("n", [1, 2])
@@ -64,6 +65,7 @@ def test_group_norm_in_two_passes_over_slices(layout: str, n: int, dtype: torch.
         assert _error(torch.cat(parts, dim), wanted) < TOLERANCE[dtype]
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("piece", [1, 7, 64, 500])
@@ -78,12 +80,14 @@ def test_pieces_do_not_matter(layout: str, dtype: torch.dtype, piece: int, monke
     assert _error(ops.group_apply(x, stats, None, None, 1e-5), wanted) < TOLERANCE[dtype]
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_long_rows_keep_their_digits(dtype: torch.dtype) -> None:
     x = torch.rand(1, 2, 3, 2**20, dtype=torch.float32).add_(3).to(dtype)
     torch.testing.assert_close(ops.group_stats(x, 2), ops.group_stats(x.double(), 2), rtol=1e-5, atol=0)
 
 
+@pytest.mark.pure
 def test_group_norm_by_groups_and_by_batch() -> None:
     x, weight, bias = _tensor("permuted", 3, 12, 2, 4, 4, torch.float32), torch.randn(12), torch.randn(12)
     whole = ops.group_apply(x, ops.group_stats(x, 4), weight, bias, 1e-6)
@@ -100,6 +104,7 @@ def test_group_norm_by_groups_and_by_batch() -> None:
     )
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize("shape", [(2, 4), (2, 4, 3), (0, 4, 3), (2, 4, 0)])
 def test_group_norm_of_few_dims(shape: tuple[int, ...]) -> None:
     x = torch.randn(shape, dtype=torch.float64)
@@ -109,6 +114,7 @@ def test_group_norm_of_few_dims(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(found, F.group_norm(x, 2) if x.numel() else x)
 
 
+@pytest.mark.pure
 def test_merging_with_nothing_changes_nothing() -> None:
     part = ops.group_stats(torch.randn(1, 4, 9), 2)
     acc = torch.zeros_like(part)
@@ -133,6 +139,7 @@ def test_paddings_of_slices_lie_alike(pad: list[int], channels_last: bool) -> No
     assert (fake.shape, fake.stride()) == (padded.shape, padded.stride())
 
 
+@pytest.mark.pure
 def test_group_norm_refuses() -> None:
     with pytest.raises(BadInput, match="multiple of the 3 groups"):
         ops.group_stats(torch.randn(1, 4, 2), 3)
@@ -148,6 +155,7 @@ def _peak(call: Callable[[], object]) -> int:
     return peak.bytes
 
 
+@pytest.mark.pure
 def test_no_temporary_of_the_size_of_the_input() -> None:
     for dtype, layout in itertools.product(DTYPES, LAYOUTS):
         x = _tensor(layout, 1, 16, 4, 192, 192, dtype)
@@ -184,6 +192,7 @@ def slicings(draw: st.DrawFn) -> tuple[Tensor, int, int, int, int, int]:
     return whole, dim - draw(st.sampled_from([0, 3])), outer, inner, start, draw(st.integers(1, n - start))
 
 
+@pytest.mark.pure
 @given(slicings())
 @settings(max_examples=200, deadline=None)
 def test_slices_read_and_write(case: tuple[Tensor, int, int, int, int, int]) -> None:
@@ -204,6 +213,7 @@ def test_slices_read_and_write(case: tuple[Tensor, int, int, int, int, int]) -> 
     assert torch.equal(whole, before)
 
 
+@pytest.mark.pure
 def test_a_copy_keeps_the_order_of_dims() -> None:
     x = torch.randn(2, 3, 5, 7).contiguous(memory_format=torch.channels_last)
     part = ops.copy_slice(x, 2, 1, 1, 1, 3)
@@ -212,6 +222,7 @@ def test_a_copy_keeps_the_order_of_dims() -> None:
     assert dense_strides((4, 2, 0), (10, 1, 30)) == [2, 1, 8]
 
 
+@pytest.mark.pure
 def test_slices_refuse() -> None:
     whole = torch.zeros(4, 6)
     for part in (torch.zeros(4, 1), torch.zeros(4, 3), torch.zeros(2), torch.zeros(4, 2, dtype=torch.float64)):
@@ -262,6 +273,7 @@ def test_a_loop_in_a_graph_runs_and_prints() -> None:
     assert (fake.shape, fake.stride()) == ((3, 10), (10, 1))
 
 
+@pytest.mark.pure
 @given(size=st.integers(0, 40), slice_length=st.integers(1, 50))
 def test_a_loop_covers_the_axis_once(size: int, slice_length: int) -> None:
     seen: list[tuple[int, int]] = []
@@ -271,6 +283,7 @@ def test_a_loop_covers_the_axis_once(size: int, slice_length: int) -> None:
     assert max((length for _, length in seen), default=min(size, slice_length)) == min(size, slice_length)
 
 
+@pytest.mark.pure
 def test_a_loop_passes_exceptions_on() -> None:
     calls: list[int] = []
 
@@ -289,6 +302,7 @@ def test_a_loop_passes_exceptions_on() -> None:
 # Registration
 
 
+@pytest.mark.pure
 def test_importing_again_is_harmless() -> None:
     for name in ("library", "groupnorm", "slices", "loop"):
         importlib.reload(importlib.import_module(f"sicompiler.ops.{name}"))
@@ -296,6 +310,7 @@ def test_importing_again_is_harmless() -> None:
     assert ops.group_stats(torch.randn(1, 4, 9), 2).shape == (1, 2, 3)
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_fake_tensors_agree(layout: str) -> None:
     x, weight = _tensor(layout, 2, 6, 3, 4, 4, torch.float16), torch.randn(6)
@@ -309,6 +324,7 @@ def test_fake_tensors_agree(layout: str) -> None:
         assert (one.shape, one.stride(), one.dtype) == (other.shape, other.stride(), other.dtype)
 
 
+@pytest.mark.pure
 def test_schemas_tell_what_is_changed() -> None:
     changed = {
         name: [a.name for a in getattr(ops, name).default._schema.arguments if a.alias_info and a.alias_info.is_write]
@@ -323,6 +339,7 @@ def test_schemas_tell_what_is_changed() -> None:
     }
 
 
+@pytest.mark.pure
 def test_opcheck() -> None:
     x, weight = torch.randn(2, 6, 5), torch.randn(6)
     stats = ops.group_stats(x, 3)
@@ -334,6 +351,7 @@ def test_opcheck() -> None:
     torch.library.opcheck(ops.write_slice_.default, (x, x[..., :2].clone(), 2, 1, 1, 1, 2), test_utils=tests)
 
 
+@pytest.mark.pure
 def test_parameters_that_require_grad_do_no_harm() -> None:
     weight = torch.nn.Parameter(torch.randn(4))
     x = torch.randn(1, 4, 9)

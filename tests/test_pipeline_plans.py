@@ -124,6 +124,7 @@ def test_which_sizes_of_a_pipeline_fit_is_what_its_plans_say(capsys: pytest.Capt
     assert fits > 0
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize("name", PIPELINE_PRESETS)
 def test_the_calls_of_a_pipeline_are_in_the_order_of_its_phases(name: str) -> None:
     specs = part_specs(name, "float16")

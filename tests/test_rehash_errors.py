@@ -11,6 +11,9 @@ from sicompiler.rehash.choose import Subject, costs_of, make_plan
 from sicompiler.rehash.lessons import Lesson, Lessons
 from sicompiler.rehash.sketch import PIECE, WIDTH, sketch
 
+pytestmark = pytest.mark.pure
+
+
 SUBJECT = Subject("Pipe", "unet", "abc", "DDIM()", 1)
 
 

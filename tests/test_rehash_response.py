@@ -36,6 +36,7 @@ def _reused(rows: Lessons, step: int) -> float:
     return float((squared_error(rows.gram, Prediction((step - 1,), (1.0,)), step) / rows.gram[step, step]) ** 0.5)
 
 
+@pytest.mark.pure
 def test_weights_foretell_what_skipping_one_evaluation_does() -> None:
     rows = _lessons(np.linspace(0.1, 1, 12))
     growth = 3.0 * rows.importance**-0.5  # of errors through the denoiser, beside what the scheduler makes of them
@@ -47,6 +48,7 @@ def test_weights_foretell_what_skipping_one_evaluation_does() -> None:
     assert rows.weight[1:] == pytest.approx(whole[1:], rel=0.05), "between them, logarithms are interpolated"
 
 
+@pytest.mark.pure
 def test_runs_that_show_nothing_are_left_out() -> None:
     rows = _lessons(np.ones(6))
     assert response_of(rows, {1: [0.0], 3: [float("inf")], 5: []}) is None
@@ -54,6 +56,7 @@ def test_runs_that_show_nothing_are_left_out() -> None:
     assert found == pytest.approx(np.full(6, 0.5 / (2 * _reused(rows, 3))))
 
 
+@pytest.mark.pure
 def test_other_steps_keep_how_errors_grow() -> None:
     rows = _lessons(np.linspace(0.1, 1, 6))
     rows.response = 4 * rows.importance
@@ -61,6 +64,7 @@ def test_other_steps_keep_how_errors_grow() -> None:
     assert moved.response == pytest.approx(4 * np.linspace(0.05, 0.5, 11))
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize("count", [1, 2, 5, 25, 50])
 def test_evaluations_that_are_skipped_are_never_the_first(count: int) -> None:
     steps = probed(count)

@@ -136,6 +136,7 @@ def test_rules_to_compare_with(strategy: str) -> None:
         assert len({b - a for a, b in itertools.pairwise(plan.full)}) <= 1
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
@@ -183,6 +184,7 @@ def test_held_out_calls_of_another_setting_are_refused() -> None:
         rehashed(rel_error=0.9, calls=calls, held_out=1)
 
 
+@pytest.mark.pure
 def test_runs_that_are_not_finite_match_nothing() -> None:
     good = Run([torch.ones(1)], torch.ones(2), (), 0.0)
     bad = Run([torch.ones(1)], torch.tensor([1.0, float("nan")]), (), 0.0)
@@ -192,6 +194,7 @@ def test_runs_that_are_not_finite_match_nothing() -> None:
         difference(good, bad)
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize("name", ["CogVideoXDDIMScheduler", "CogVideoXDPMScheduler", "DDPMScheduler"])
 def test_schedulers_of_other_kinds_are_weighed(name: str) -> None:
     scheduler = getattr(diffusers, name)(**({} if name == "DDPMScheduler" else {"rescale_betas_zero_snr": True}))

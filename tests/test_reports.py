@@ -85,6 +85,7 @@ def test_dumps_are_golden(stages: dict[str, Program], golden: Golden, stage: str
     golden(f"dump_{stage}", dump.text(listing(stages[stage]), f"mlp, {stage}"))
 
 
+@pytest.mark.pure
 def test_a_planned_dump_is_golden(stages: dict[str, Program], golden: Golden) -> None:
     shown = listing(stages["legal"])
     bracket = dump.Bracket(0, 3, "region 0: x.1 of 12 in 3 slices of 5")
@@ -92,32 +93,38 @@ def test_a_planned_dump_is_golden(stages: dict[str, Program], golden: Golden) ->
     golden("dump_planned_dot", dump.dot(shown, "mlp, planned", [bracket]))
 
 
+@pytest.mark.pure
 def test_a_dot_dump_is_golden(stages: dict[str, Program], golden: Golden) -> None:
     golden("dump_rewritten_dot", dump.dot(listing(stages["rewritten"]), "mlp, rewritten"))
 
 
+@pytest.mark.pure
 def test_a_dump_is_python(stages: dict[str, Program]) -> None:
     for program in stages.values():
         text = dump.text(listing(program), "mlp")
         compile(text, "dump", "exec")
 
 
+@pytest.mark.pure
 def test_a_plan_in_text_and_json_is_golden(plan: Plan, golden: Golden) -> None:
     rows = [summary.FrontierRow(2**20, 2**20, 2.5, 3), summary.FrontierRow(2**21, 2**20 + 512, 1.0, 0)]
     golden("plan_table", summary.plain([*summary.plan_tables(plan), summary.frontier_table(rows)]))
     golden("plan_summary_json", json.dumps(summary.summary(plan), indent=2))
 
 
+@pytest.mark.pure
 def test_a_plan_that_does_not_fit_says_so(plan: Plan) -> None:
     assert "NO" in summary.plain(summary.plan_tables(replace(plan, budget_bytes=1)))
     assert "no sliced loops" in summary.plain(summary.plan_tables(replace(plan, regions=())))
 
 
+@pytest.mark.pure
 def test_peaks_of_regions_include_weights_and_what_the_outer_loop_holds(plan: Plan) -> None:
     peaks = [region["peak_bytes"] for region in summary.summary(plan)["regions"]]
     assert peaks == [98_304 + 2**20 + 4096, 2**20 + 2**20 + 4096]
 
 
+@pytest.mark.pure
 def test_equal_regions_of_repeated_blocks_are_one_row(plan: Plan) -> None:
     one = replace(plan.regions[0], first="linear_1", last="linear_2", module="blocks.0.ff")
     two = replace(one, start=20, stop=23, first="linear_8", last="linear_9", module="blocks.1.ff", peak_bytes=200_000)
@@ -132,17 +139,20 @@ def test_equal_regions_of_repeated_blocks_are_one_row(plan: Plan) -> None:
     assert len(summary.summary(several)["regions"]) == 3
 
 
+@pytest.mark.pure
 def test_what_eager_python_peaks_at_stands_beside_the_unsliced_peak(plan: Plan) -> None:
     assert "untouched peak" not in summary.plain(summary.plan_tables(plan))
     assert "untouched peak  6 MiB" in summary.plain(summary.plan_tables(plan, 6 * 2**20))
     assert summary.summary(plan, 6 * 2**20)["untouched_peak_bytes"] == 6 * 2**20
 
 
+@pytest.mark.pure
 def test_the_floor_says_whether_it_is_with_far_memory(plan: Plan) -> None:
     assert "with far memory" not in summary.floor_text(plan)
     assert "with far memory, set by" in summary.floor_text(replace(plan, spilled=(3,)))
 
 
+@pytest.mark.pure
 def test_storages_of_repeated_blocks_are_one_row() -> None:
     rows = [Alive(f"add_{n}", 64, "f32[16]", f"blocks.{n}.ff", f"cat_{n}") for n in range(3)]
     other = Alive("x", 64, "f32[16]", "input", "the end")
@@ -223,6 +233,7 @@ def test_the_report_of_a_compiled_model(tmp_path: Path) -> None:
         assert f"{region['first']} .. {region['last']}" in page
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize("top", [1500, 2**20, 75 * 2**20, 999 * 2**20, 3 * 2**30, 80 * 2**30])
 def test_ticks_are_round(top: float) -> None:
     ticks = round_ticks(top)
@@ -232,11 +243,13 @@ def test_ticks_are_round(top: float) -> None:
     assert all(re.fullmatch(r"(0\.)?\d{1,3} [KMG]iB", label) for _, label in ticks[:2]), ticks
 
 
+@pytest.mark.pure
 def test_names_are_escaped_in_html(tmp_path: Path) -> None:
     page = Report("<b>model</b>", 2**30, ()).to_html(tmp_path / "page.html").read_text()
     assert "<b>" not in page
 
 
+@pytest.mark.pure
 def test_the_difference_of_plans(plan: Plan) -> None:
     assert plan_diff(plan, replace(plan, timings={})).same
     first, second = plan.regions
@@ -251,11 +264,13 @@ def test_the_difference_of_plans(plan: Plan) -> None:
     }
 
 
+@pytest.mark.pure
 def test_the_difference_of_texts() -> None:
     assert text_diff("a\n", "a\n", ("x", "y")) == ""
     assert text_diff("a\n", "b\n", ("x", "y")).splitlines()[:2] == ["--- x", "+++ y"]
 
 
+@pytest.mark.pure
 def test_the_picture_is_a_png(tmp_path: Path) -> None:
     before = Trace("untouched", [(0.0, 0), (0.5, 2**24), (0.8, 2**20)], 2**20, 1.0)
     after = Trace("compiled", [(0.0, 0), (0.7, 2**22)], 2**20, 1.2)
@@ -265,11 +280,13 @@ def test_the_picture_is_a_png(tmp_path: Path) -> None:
     timeline_picture(path, "nothing recorded", replace(before, points=()), [])
 
 
+@pytest.mark.pure
 def test_labels() -> None:
     wanted = {"float16": "f16", "bfloat16": "bf16", "int64": "i64", "uint8": "u8", "bool": "bool", "complex64": "c64"}
     assert {name: dtype_label(getattr(torch, name)) for name in wanted} == wanted
 
 
+@pytest.mark.pure
 def test_thinning_keeps_the_peak() -> None:
     levels = [0] * 500 + [7] + [0] * 500
     points = list(thinned(levels, 10))

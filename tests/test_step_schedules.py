@@ -25,6 +25,8 @@ from sicompiler.planners.steps import (
     uniform_steps,
 )
 
+pytestmark = pytest.mark.pure
+
 
 def _walk(count: int, width: int = 3, seed: int = 0) -> Floats:
     return np.random.default_rng(seed).standard_normal((count, width)).cumsum(0)

@@ -39,6 +39,7 @@ UNEVEN = [
 ]
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize("groups", [1, 3])
 @pytest.mark.parametrize(("sizes", "kernel", "stored"), UNEVEN, ids=str)
 def test_the_input_of_a_kernel_is_the_padded_copy(
@@ -50,6 +51,7 @@ def test_the_input_of_a_kernel_is_the_padded_copy(
     _compare(target, x, weight, ones, "same", ones, groups)
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize("groups", [1, 2, 4])
 @pytest.mark.parametrize("innermost", [False, True])
 @pytest.mark.parametrize(("n", "dilation"), [(1, 1), (2, 1), (1, 2), (2, 2)])
@@ -68,6 +70,7 @@ def _laid(generator: random.Random, x: Tensor) -> Tensor:
     return stored.permute([order.index(d) for d in range(x.dim())])[:, : x.shape[1]]
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_copies_in_any_layout(rank: int, transposed: bool) -> None:
@@ -93,6 +96,7 @@ def test_copies_in_any_layout(rank: int, transposed: bool) -> None:
             _compare(target, x, weight, steps, padding, dilation, groups)
 
 
+@pytest.mark.pure
 def test_the_part_of_a_group_of_dilated_frames() -> None:
     x, weight = torch.randn(2, 4, 8, 12, 12, dtype=torch.float64), torch.randn(4, 2, 1, 2, 1, dtype=torch.float64)
     _compare(aten.conv3d.default, x, weight, [2, 1, 2], [0, 0, 0], [2, 2, 2], 2)

@@ -12,6 +12,9 @@ from torch._ops import OpOverload
 from sicompiler import ops
 from tests.kernel_calls import LAYOUTS, allocated
 
+pytestmark = pytest.mark.pure
+
+
 aten = torch.ops.aten
 SLACK_BYTES = 256
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import pytest
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
@@ -12,6 +13,9 @@ from torch._ops import OpOverload
 from sicompiler.facts.storages import TensorFact
 from sicompiler.facts.workspace import standing_bytes, workspace_bytes
 from sicompiler.units import KIB
+
+pytestmark = pytest.mark.pure
+
 
 aten = torch.ops.aten
 

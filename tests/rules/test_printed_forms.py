@@ -13,6 +13,9 @@ from sicompiler.axes.registry import OpCall, factor_map, op_call, rule, rules
 from sicompiler.axes.rules.pointwise import broadcast
 from tests.rules.samples import sample_of
 
+pytestmark = pytest.mark.pure
+
+
 aten, ours = torch.ops.aten, torch.ops.sicompiler
 
 Row = tuple[OpOverload, list[Any], str]

@@ -34,6 +34,7 @@ ROWS: list[tuple[OpOverload, list[Any], int, int, list[Any]]] = [
 ]
 
 
+@pytest.mark.pure
 @pytest.mark.parametrize(("target", "args", "rank", "dim", "expected"), ROWS)
 def test_resize(target: OpOverload, args: list[Any], rank: int, dim: int, expected: list[Any]) -> None:
     changed, kwargs = resize(target, ("x", *args), {}, rank, dim, 5)
@@ -41,6 +42,7 @@ def test_resize(target: OpOverload, args: list[Any], rank: int, dim: int, expect
     assert (changed, kwargs) == (("x", *expected), {})
 
 
+@pytest.mark.pure
 def test_keyword_arguments_are_changed_in_place() -> None:
     repeated = resize(aten.repeat_interleave.self_int, ("x", 2), {"dim": 1, "output_size": 8}, 2, 1, 6)
     assert repeated == (("x", 2), {"dim": 1, "output_size": 6})
@@ -50,11 +52,13 @@ def test_keyword_arguments_are_changed_in_place() -> None:
     )
 
 
+@pytest.mark.pure
 def test_an_operator_that_bakes_nothing_is_left_alone() -> None:
     assert not bakes_sizes(aten.add.Tensor)
     assert resize(aten.add.Tensor, ("x", "y"), {}, 2, 0, 5) == (("x", "y"), {})
 
 
+@pytest.mark.pure
 def test_groups_scale_with_their_channels() -> None:
     assert resize(aten.group_norm.default, ("x", 4), {}, 4, 1, 6, old_size=12) == (("x", 2), {})
     assert resize(aten.group_norm.default, ("x", 4), {}, 4, 0, 6) == (("x", 4), {})
@@ -65,6 +69,7 @@ def test_groups_scale_with_their_channels() -> None:
         resize(aten.group_norm.default, ("x", 4), {}, 4, 1, 6)
 
 
+@pytest.mark.pure
 def test_copies_change_where_they_are_all_of_a_dim() -> None:
     assert resize(aten.repeat.default, ("x", [8, 2]), {}, 2, 0, 5, old_size=8) == (("x", [5, 2]), {})
     assert resize(aten.repeat.default, ("x", [8, 2]), {}, 2, 1, 4, old_size=6) == (("x", [8, 2]), {}), "two copies of 2"
@@ -84,6 +89,7 @@ def test_a_node_as_the_new_size() -> None:
     assert fx.Interpreter(fx.GraphModule({}, graph)).run(None, 6) == 2
 
 
+@pytest.mark.pure
 def test_slices_are_reshaped_rather_than_viewed() -> None:
     assert copying_twin(aten.view.default) is aten.reshape.default
     assert copying_twin(aten.view_as.default) is aten.reshape_as.default

@@ -14,6 +14,9 @@ from tests.rules.draw import SAMPLERS
 from tests.rules.samples import Sample, narrow, run_slice, same, sample, seeded
 from tests.rules.samples_pointwise import pointwise_call
 
+pytestmark = pytest.mark.pure
+
+
 aten = torch.ops.aten
 
 SEEDS = 20

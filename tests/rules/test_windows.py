@@ -21,6 +21,9 @@ from sicompiler.ops import missing_before, missing_behind, pad_slice
 from tests.rules.draw import Draw
 from tests.rules.samples import Sample, run, same, sample_of, with_tensors
 
+pytestmark = pytest.mark.pure
+
+
 aten = torch.ops.aten
 Choose = Callable[[Sequence[Any]], Any]
 
