@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -77,7 +78,13 @@ def _complex(model: Any, x: torch.Tensor) -> Any:
     return torch.view_as_real(torch.polar(x.abs(), x)) * 1j
 
 
-CALLS = (_plain, _several, _literals, _in_place, _picks, _contexts, _maps, _complex)
+def _reads_code(model: Any, x: torch.Tensor) -> Any:
+    traced = fx.symbolic_trace(nn.Sequential(nn.ReLU(), nn.SiLU()))
+    lines, inputs = traced.code.splitlines(), inspect.signature(traced.forward).parameters
+    return traced(model.block(x)) * len(lines) + len(inputs)
+
+
+CALLS = (_plain, _several, _literals, _in_place, _picks, _contexts, _maps, _complex, _reads_code)
 
 
 def _scaled(model: Any, x: torch.Tensor) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.overrides import handle_torch_function, has_torch_function
 
 import sicompiler
 from sicompiler.capture import capture
@@ -160,14 +162,59 @@ def _without_gradients(model: Model, x: torch.Tensor) -> torch.Tensor:
     return y
 
 
+def _turns_a_list_around(model: Model, x: torch.Tensor) -> torch.Tensor:
+    parts = torch.ops.aten.split.Tensor(x, 2, -1)
+    if not model.box.calls:
+        parts.reverse()
+    model.box.calls = 1
+    return torch.cat(parts, dim=-1)
+
+
+def _drops_a_layer(model: Model, x: torch.Tensor) -> torch.Tensor:
+    model.other = nn.Identity()
+    result: torch.Tensor = model.one(x)
+    return result
+
+
+def _overridable(x: torch.Tensor) -> torch.Tensor:
+    if has_torch_function((x,)):
+        result: torch.Tensor = handle_torch_function(_overridable, (x,), x)
+        return result
+    return x * (2 if SHARED.calls else 1)
+
+
+def _asks_another_function(model: Model, x: torch.Tensor) -> torch.Tensor:
+    y = _overridable(x)
+    SHARED.calls = model.box.calls = 1
+    return y
+
+
+def _broken(x: torch.Tensor) -> torch.Tensor:
+    if has_torch_function((x,)):
+        result: torch.Tensor = handle_torch_function(_broken, (x,), x)
+        return result
+    x.add_(1)
+    raise ValueError
+
+
+def _fails_halfway(model: Model, x: torch.Tensor) -> torch.Tensor:
+    y = x.clone()
+    if not model.box.calls:
+        with contextlib.suppress(ValueError):
+            _broken(y)
+    model.box.calls = 1
+    return y.sin()
+
+
 CALLS = {
     call.__name__: call
     for call in (
         *(_resets, _other_layer, _other_number, _bool_or_int, _one_more, _fewer, _other_result, _other_dtype),
         *(_by_address, _counts, _laid_out_anew, _iterates, _reads_a_literal, _casts, _hides_an_error),
-        _without_gradients,
+        *(_without_gradients, _turns_a_list_around, _drops_a_layer, _asks_another_function, _fails_halfway),
     )
 }
+SHARED = Box()
 REHEARSED = ("_resets", "_iterates", "_without_gradients")
 
 

@@ -28,6 +28,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import traceback as fx_traceback
 
 from sicompiler.capture.reasons import line_being_run
+from sicompiler.capture.rehearsal import is_recording
 
 aten = torch.ops.aten
 
@@ -68,17 +69,18 @@ def _replaced(owner: Any, name: str, make: Callable[[Any], Any]) -> Iterator[Non
 
 
 def _compiled_when_run(recompile: Callable[[fx.GraphModule], Any]) -> Callable[[fx.GraphModule], Any]:
-    """`GraphModule.recompile` that waits until the module is run."""
+    """`GraphModule.recompile` that waits until the module is run, but for modules that the model's own code makes."""
 
     def forward(self: fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
         recompile(self)
         return type(self).forward(self, *args, **kwargs)
 
-    def later(self: fx.GraphModule) -> None:
-        if hasattr(self.graph._codegen, "pytree_info"):
-            recompile(self)  # torch reads names of arguments from its signature
-        else:
-            type(self).forward = forward
+    def later(self: fx.GraphModule) -> Any:
+        # torch reads names of arguments from the signature; a model, whose functions are recorded, may read its code
+        if hasattr(self.graph._codegen, "pytree_info") or is_recording():
+            return recompile(self)
+        type(self).forward = forward
+        return None
 
     return later
 
