@@ -5,15 +5,17 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
+import types
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import torch.fx.experimental.proxy_tensor as proxies
 import torch.utils._pytree as pytree
 from torch import fx, nn
 
-from sicompiler.capture import capture
+from sicompiler.capture import capture, lean
 from sicompiler.capture import trace as trace_module
 from sicompiler.capture.program import Program
 from sicompiler.capture.reasons import source_line
@@ -144,3 +146,16 @@ def test_graphs_are_compiled_at_once_outside_of_a_trace() -> None:
     graph = fx.Graph()
     graph.output(graph.placeholder("x"))
     assert "forward" in vars(type(fx.GraphModule(nn.Module(), graph)))
+
+
+def test_decompositions_are_found_where_each_version_of_torch_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    add, tracer = torch.ops.aten.add.Tensor, types.SimpleNamespace(graph=fx.Graph())
+    monkeypatch.setattr(proxies, "CURRENT_DECOMPOSITION_TABLE", {}, raising=False)
+    of_module = types.SimpleNamespace(tracer=tracer)  # as in torch 2.11
+    assert lean._name_of(add, of_module)
+    monkeypatch.setattr(proxies, "CURRENT_DECOMPOSITION_TABLE", {add: None})
+    assert lean._name_of(add, of_module) is None
+    of_mode = types.SimpleNamespace(tracer=tracer, decomposition_table={})
+    assert lean._name_of(add, of_mode)
+    of_mode.decomposition_table = {add: None}
+    assert lean._name_of(add, of_mode) is None

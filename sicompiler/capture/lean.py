@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Any
 
 import torch
@@ -136,11 +136,18 @@ def _name_of(func: Any, mode: Any) -> str | None:
     """The name of the nodes of an operator; None for those that are recorded in torch's way."""
     if not isinstance(func, OpOverload) or func.namespace != "aten" or func in (_LITERALS | _OTHERS):
         return None
-    if func in mode.decomposition_table or getattr(mode, "emulate_precision_casts", False):
+    if func in _decompositions(mode) or getattr(mode, "emulate_precision_casts", False):
         return None
     if not _OPEN_TAGS.isdisjoint(func.tags):
         return None
     return str(mode.tracer.graph._target_to_str(func.overloadpacket.__name__))
+
+
+def _decompositions(mode: Any) -> Container[Any]:
+    """The operators that torch takes apart; torch 2.11 holds them in its module, not in the mode."""
+    in_module = getattr(proxies, "CURRENT_DECOMPOSITION_TABLE", ())
+    found: Container[Any] = getattr(mode, "decomposition_table", in_module)
+    return found
 
 
 def _operand(value: Any, tracker: Any) -> Any:
