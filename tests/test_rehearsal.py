@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -242,3 +243,16 @@ def test_the_verdict_is_that_of_a_second_trace(name: str, monkeypatch: pytest.Mo
     monkeypatch.setattr(state_module, "rehearse", lambda *_: False)
     assert ours == _verdict(name)
     assert any(found) == (name in REHEARSED) or name in ("_counts", "_by_address")
+
+
+def _takes_out(model: Model, inputs: Any) -> torch.Tensor:
+    factor = inputs.pop("factor", 2.0) - model.box.calls
+    model.box.calls = 1
+    result: torch.Tensor = inputs["x"] * factor
+    return result
+
+
+def test_a_rehearsal_is_given_what_the_call_was_given() -> None:
+    inputs = OrderedDict(x=torch.randn(4, 4), factor=1.0)
+    with pytest.raises(sicompiler.CaptureError, match="box.calls"):
+        capture(Model(_takes_out), (inputs,))

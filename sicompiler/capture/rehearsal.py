@@ -59,7 +59,7 @@ class Score:
         steps: functions of torch, in order.
         is_whole: whether all of it could be told.
         result: what the call gave.
-        inputs: what the call was given.
+        inputs: what the call was given, flat, and how it was put together: a call may change what it is given.
         tensors: all that were met, by number; each with its layout when it was first met.
         made: numbers of those that a function gave.
     """
@@ -68,12 +68,12 @@ class Score:
         self.steps: list[_Step] = []
         self.is_whole = True
         self.result: Any = None
-        self.inputs = inputs
+        self.inputs = pytree.tree_flatten(inputs)
         self.tensors: list[tuple[torch.Tensor, Any]] = []
         self.made = set[int]()
         self._numbers: dict[int, int] = {}
         self.weights = {name: self.number(tensor) for name, tensor in weights.items()}
-        for tensor in pytree.tree_leaves(inputs):
+        for tensor in self.inputs[0]:
             if isinstance(tensor, torch.Tensor):
                 self.number(tensor)
         self._given = len(self.tensors)
@@ -221,15 +221,17 @@ def rehearse(score: Score, weights: Mapping[str, torch.Tensor], call: Callable[.
         weights: of the model by name.
         call: takes what the first call was given.
     """
-    modes = [t.fake_mode for t in pytree.tree_leaves(score.inputs) if isinstance(t, FakeTensor)]
+    leaves, form = score.inputs
+    modes = [leaf.fake_mode for leaf in leaves if isinstance(leaf, FakeTensor)]
     if not score.is_whole or not modes:
         return False
     grad = torch.is_grad_enabled()
     try:
         player = _Player(score, weights)
-        inputs = pytree.tree_map_only(torch.Tensor, player.stand_in, score.inputs)
+        args, kwargs = pytree.tree_unflatten(
+            [player.stand_in(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves], form
+        )
         with compiling_state(), modes[0], _NoOperators(player), player:
-            args, kwargs = inputs
             result = call(*args, **kwargs)
         player.check_end(result)
     except Exception:  # the second trace tells what is wrong
