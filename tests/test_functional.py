@@ -85,6 +85,20 @@ def _laid_out_anew(model: Any, x: torch.Tensor) -> Any:
     return y
 
 
+def _draws_in_vain(model: Any, x: torch.Tensor) -> Any:
+    y = model.linear(x)
+    y += 1
+    nn.functional.dropout(y)
+    nn.Linear(6, 6)
+    return y
+
+
+def _draws(model: Any, x: torch.Tensor) -> Any:
+    y = model.linear(x)
+    y += torch.rand(6)
+    return y
+
+
 def _input(model: Any, x: torch.Tensor) -> Any:
     x += 1
     return model.linear(x)
@@ -97,7 +111,7 @@ def _buffer(model: Any, x: torch.Tensor) -> Any:
 
 CALLS = (
     *(_slices, _views_of_views, _masks, _several_results, _loop, _casts, _laid_out_anew),
-    *(_input, _buffer),
+    *(_draws_in_vain, _draws, _input, _buffer),
 )
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
+import types
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import torch.fx.experimental.proxy_tensor as proxies
 import torch.utils._pytree as pytree
 from torch import fx, nn
 
-from sicompiler.capture import capture
+from sicompiler.capture import capture, lean
 from sicompiler.capture import trace as trace_module
 from sicompiler.capture.program import Program
 from sicompiler.capture.reasons import source_line
@@ -77,7 +80,13 @@ def _complex(model: Any, x: torch.Tensor) -> Any:
     return torch.view_as_real(torch.polar(x.abs(), x)) * 1j
 
 
-CALLS = (_plain, _several, _literals, _in_place, _picks, _contexts, _maps, _complex)
+def _reads_code(model: Any, x: torch.Tensor) -> Any:
+    traced = fx.symbolic_trace(nn.Sequential(nn.ReLU(), nn.SiLU()))
+    lines, inputs = traced.code.splitlines(), inspect.signature(traced.forward).parameters
+    return traced(model.block(x)) * len(lines) + len(inputs)
+
+
+CALLS = (_plain, _several, _literals, _in_place, _picks, _contexts, _maps, _complex, _reads_code)
 
 
 def _scaled(model: Any, x: torch.Tensor) -> Any:
@@ -137,3 +146,16 @@ def test_graphs_are_compiled_at_once_outside_of_a_trace() -> None:
     graph = fx.Graph()
     graph.output(graph.placeholder("x"))
     assert "forward" in vars(type(fx.GraphModule(nn.Module(), graph)))
+
+
+def test_decompositions_are_found_where_each_version_of_torch_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    add, tracer = torch.ops.aten.add.Tensor, types.SimpleNamespace(graph=fx.Graph())
+    monkeypatch.setattr(proxies, "CURRENT_DECOMPOSITION_TABLE", {}, raising=False)
+    of_module = types.SimpleNamespace(tracer=tracer)  # as in torch 2.11
+    assert lean._name_of(add, of_module)
+    monkeypatch.setattr(proxies, "CURRENT_DECOMPOSITION_TABLE", {add: None})
+    assert lean._name_of(add, of_module) is None
+    of_mode = types.SimpleNamespace(tracer=tracer, decomposition_table={})
+    assert lean._name_of(add, of_mode)
+    of_mode.decomposition_table = {add: None}
+    assert lean._name_of(add, of_mode) is None

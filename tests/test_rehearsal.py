@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.overrides import handle_torch_function, has_torch_function
 
 import sicompiler
 from sicompiler.capture import capture
@@ -160,14 +163,59 @@ def _without_gradients(model: Model, x: torch.Tensor) -> torch.Tensor:
     return y
 
 
+def _turns_a_list_around(model: Model, x: torch.Tensor) -> torch.Tensor:
+    parts = torch.ops.aten.split.Tensor(x, 2, -1)
+    if not model.box.calls:
+        parts.reverse()
+    model.box.calls = 1
+    return torch.cat(parts, dim=-1)
+
+
+def _drops_a_layer(model: Model, x: torch.Tensor) -> torch.Tensor:
+    model._modules["other"] = nn.Identity()
+    result: torch.Tensor = model.one(x)
+    return result
+
+
+def _overridable(x: torch.Tensor) -> torch.Tensor:
+    if has_torch_function((x,)):
+        result: torch.Tensor = handle_torch_function(_overridable, (x,), x)
+        return result
+    return x * (2 if SHARED.calls else 1)
+
+
+def _asks_another_function(model: Model, x: torch.Tensor) -> torch.Tensor:
+    y = _overridable(x)
+    SHARED.calls = model.box.calls = 1
+    return y
+
+
+def _broken(x: torch.Tensor) -> torch.Tensor:
+    if has_torch_function((x,)):
+        result: torch.Tensor = handle_torch_function(_broken, (x,), x)
+        return result
+    x.add_(1)
+    raise ValueError
+
+
+def _fails_halfway(model: Model, x: torch.Tensor) -> torch.Tensor:
+    y = x.clone()
+    if not model.box.calls:
+        with contextlib.suppress(ValueError):
+            _broken(y)
+    model.box.calls = 1
+    return y.sin()
+
+
 CALLS = {
     call.__name__: call
     for call in (
         *(_resets, _other_layer, _other_number, _bool_or_int, _one_more, _fewer, _other_result, _other_dtype),
         *(_by_address, _counts, _laid_out_anew, _iterates, _reads_a_literal, _casts, _hides_an_error),
-        _without_gradients,
+        *(_without_gradients, _turns_a_list_around, _drops_a_layer, _asks_another_function, _fails_halfway),
     )
 }
+SHARED = Box()
 REHEARSED = ("_resets", "_iterates", "_without_gradients")
 
 
@@ -195,3 +243,16 @@ def test_the_verdict_is_that_of_a_second_trace(name: str, monkeypatch: pytest.Mo
     monkeypatch.setattr(state_module, "rehearse", lambda *_: False)
     assert ours == _verdict(name)
     assert any(found) == (name in REHEARSED) or name in ("_counts", "_by_address")
+
+
+def _takes_out(model: Model, inputs: Any) -> torch.Tensor:
+    factor = inputs.pop("factor", 2.0) - model.box.calls
+    model.box.calls = 1
+    result: torch.Tensor = inputs["x"] * factor
+    return result
+
+
+def test_a_rehearsal_is_given_what_the_call_was_given() -> None:
+    inputs = OrderedDict(x=torch.randn(4, 4), factor=1.0)
+    with pytest.raises(sicompiler.CaptureError, match=r"box\.calls"):
+        capture(Model(_takes_out), (inputs,))

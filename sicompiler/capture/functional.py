@@ -79,7 +79,7 @@ def _functional_graph(exported: torch.export.ExportedProgram) -> fx.Graph:
     for node, old in zip(made.find_nodes(op="placeholder"), inputs, strict=True):
         node.name, node.target = old.name, old.target
         node.meta.update({key: value for key, value in old.meta.items() if key != "val"})
-    made.eliminate_dead_code()
+    made.eliminate_dead_code(lambda node: node.is_impure(impure_random=False))  # as torch has it in a trace
     return made
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import traceback as fx_traceback
 
 from sicompiler.capture.reasons import line_being_run
+from sicompiler.capture.rehearsal import is_recording
 
 aten = torch.ops.aten
 
@@ -68,17 +69,18 @@ def _replaced(owner: Any, name: str, make: Callable[[Any], Any]) -> Iterator[Non
 
 
 def _compiled_when_run(recompile: Callable[[fx.GraphModule], Any]) -> Callable[[fx.GraphModule], Any]:
-    """`GraphModule.recompile` that waits until the module is run."""
+    """`GraphModule.recompile` that waits until the module is run, but for modules that the model's own code makes."""
 
     def forward(self: fx.GraphModule, *args: Any, **kwargs: Any) -> Any:
         recompile(self)
         return type(self).forward(self, *args, **kwargs)
 
-    def later(self: fx.GraphModule) -> None:
-        if hasattr(self.graph._codegen, "pytree_info"):
-            recompile(self)  # torch reads names of arguments from its signature
-        else:
-            type(self).forward = forward
+    def later(self: fx.GraphModule) -> Any:
+        # torch reads names of arguments from the signature; a model, whose functions are recorded, may read its code
+        if hasattr(self.graph._codegen, "pytree_info") or is_recording():
+            return recompile(self)
+        type(self).forward = forward
+        return None
 
     return later
 
@@ -134,14 +136,18 @@ def _name_of(func: Any, mode: Any) -> str | None:
     """The name of the nodes of an operator; None for those that are recorded in torch's way."""
     if not isinstance(func, OpOverload) or func.namespace != "aten" or func in (_LITERALS | _OTHERS):
         return None
-    taken_apart = getattr(mode, "decomposition_table", None)  # torch 2.11 keeps it beside the modes
-    if taken_apart is None:
-        taken_apart = getattr(proxies, "CURRENT_DECOMPOSITION_TABLE", {})
-    if func in taken_apart or getattr(mode, "emulate_precision_casts", False):
+    if func in _decompositions(mode) or getattr(mode, "emulate_precision_casts", False):
         return None
     if not _OPEN_TAGS.isdisjoint(func.tags):
         return None
     return str(mode.tracer.graph._target_to_str(func.overloadpacket.__name__))
+
+
+def _decompositions(mode: Any) -> Container[Any]:
+    """The operators that torch takes apart; torch 2.11 holds them in its module, not in the mode."""
+    in_module = getattr(proxies, "CURRENT_DECOMPOSITION_TABLE", ())
+    found: Container[Any] = getattr(mode, "decomposition_table", in_module)
+    return found
 
 
 def _operand(value: Any, tracker: Any) -> Any:

@@ -21,7 +21,7 @@ import torch.export._trace as export_trace
 import torch.utils._pytree as pytree
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import snapshot_fake
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sicompiler.capture.results import Opened
@@ -59,7 +59,7 @@ class Score:
         steps: functions of torch, in order.
         is_whole: whether all of it could be told.
         result: what the call gave.
-        inputs: what the call was given.
+        inputs: what the call was given, flat, and how it was put together: a call may change what it is given.
         tensors: all that were met, by number; each with its layout when it was first met.
         made: numbers of those that a function gave.
     """
@@ -68,12 +68,12 @@ class Score:
         self.steps: list[_Step] = []
         self.is_whole = True
         self.result: Any = None
-        self.inputs = inputs
+        self.inputs = pytree.tree_flatten(inputs)
         self.tensors: list[tuple[torch.Tensor, Any]] = []
         self.made = set[int]()
         self._numbers: dict[int, int] = {}
         self.weights = {name: self.number(tensor) for name, tensor in weights.items()}
-        for tensor in pytree.tree_leaves(inputs):
+        for tensor in self.inputs[0]:
             if isinstance(tensor, torch.Tensor):
                 self.number(tensor)
         self._given = len(self.tensors)
@@ -96,15 +96,16 @@ class Score:
         except Unlike:
             self.is_whole = False
             return call()
+        self.is_whole = False  # as long as nobody knows that no error ends it halfway
         result = call()
         before = len(self.tensors)
         try:
             _key(None if func in _EFFECTS else result, self.number)
+            self.is_whole = _is_torchs(func) and not state[-1]
         except Unlike:
-            self.is_whole = False
+            pass
         self.made.update(range(before, len(self.tensors)))
-        self.is_whole = self.is_whole and not state[-1]
-        self.steps.append(_Step(func, key, state, result))
+        self.steps.append(_Step(func, key, state, _mapped(lambda tensor: tensor, result)))
         return result
 
     def others(self) -> dict[int, int]:
@@ -183,9 +184,7 @@ class _Player(_Counting):
         self._next, self.failed = self._next + 1, False
         if func in _EFFECTS:
             return func(*args)
-        if type(step.result) is FakeTensor:
-            return self._given(step.result)
-        return pytree.tree_map_only(torch.Tensor, self._given, step.result)
+        return _mapped(self._given, step.result)
 
     def _given(self, tensor: torch.Tensor) -> torch.Tensor:
         number = self._score.number(tensor)
@@ -222,14 +221,17 @@ def rehearse(score: Score, weights: Mapping[str, torch.Tensor], call: Callable[.
         weights: of the model by name.
         call: takes what the first call was given.
     """
-    modes = [t.fake_mode for t in pytree.tree_leaves(score.inputs) if isinstance(t, FakeTensor)]
+    leaves, form = score.inputs
+    modes = [leaf.fake_mode for leaf in leaves if isinstance(leaf, FakeTensor)]
     if not score.is_whole or not modes:
         return False
-    player, grad = _Player(score, weights), torch.is_grad_enabled()
+    grad = torch.is_grad_enabled()
     try:
-        inputs = pytree.tree_map_only(torch.Tensor, player.stand_in, score.inputs)
+        player = _Player(score, weights)
+        args, kwargs = pytree.tree_unflatten(
+            [player.stand_in(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves], form
+        )
         with compiling_state(), modes[0], _NoOperators(player), player:
-            args, kwargs = inputs
             result = call(*args, **kwargs)
         player.check_end(result)
     except Exception:  # the second trace tells what is wrong
@@ -248,6 +250,24 @@ def compiling_state() -> contextlib.AbstractContextManager[None]:
     context: Callable[[], contextlib.AbstractContextManager[None]]
     context = getattr(export_trace, "_compiling_state_context", contextlib.nullcontext)
     return context()
+
+
+def _is_torchs(func: Any) -> bool:
+    """Whether a function is no code of others, which may read anything, that asks for `__torch_function__` itself."""
+    module = getattr(func, "__module__", None)
+    return module is None or str(module).partition(".")[0] == "torch"
+
+
+def is_recording() -> bool:
+    """Whether the code that runs is the model's own, recorded or rehearsed, and none of torch's around it."""
+    return any(isinstance(mode, _Counting) for mode in _get_current_function_mode_stack())
+
+
+def _mapped(change: Callable[[torch.Tensor], torch.Tensor], result: Any) -> Any:
+    """What a function gave with other tensors, in containers of its own: a model may write into those it is given."""
+    if isinstance(result, torch.Tensor):
+        return change(result)
+    return pytree.tree_map_only(torch.Tensor, change, result)
 
 
 def _key(value: Any, number: Callable[[torch.Tensor], int]) -> Any:
