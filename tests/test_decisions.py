@@ -177,6 +177,17 @@ def test_what_a_literal_says_is_no_decision() -> None:
     assert program.decided == ()
 
 
+def test_a_constant_written_in_place_and_asked_about_stays_what_was_spelled_out() -> None:
+    def cut(model: Any, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        sizes = torch.tensor([3, 1])
+        sizes += 1
+        return x[:, : int(sizes[0])] * sizes[1]
+
+    model, call = Asking(cut), x_and_mask()
+    program = capture(model, call)
+    assert errors(run_program(program, model, call, {}), model(*call))[1] <= FLOAT64
+
+
 def test_where_a_bound_serves_nothing_is_decided() -> None:
     def attend(model: Any, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         q, text = x.view(1, 1, 2, 8), x.view(1, 1, 2, 8).repeat(1, 1, 4, 1)

@@ -168,5 +168,8 @@ def _finished(cut: Slice, fakes: Sequence[torch.Tensor], finish: Finish, mode: F
 
     with mode:
         graph: fx.Graph = make_fx(torch.func.functionalize(whole, remove="mutations"))(*fakes).graph
+    for node in graph.find_nodes(op="call_function", target=torch.ops.aten.copy_.default):
+        if node.args[0].op == "placeholder" and not node.users:  # what was written into a leaf, written back to it
+            graph.erase_node(node)
     graph.eliminate_dead_code()
     return graph
