@@ -52,7 +52,7 @@ def _seconds(pipe: Any, call: dict[str, Any]) -> float:
 
 
 def in_a_process(name: str, cache: str) -> dict[str, float]:
-    """The same in a process of its own.
+    """What `calls` measures, in a new process.
 
     Raises:
         SystemExit: it failed; with what it says.
@@ -61,8 +61,8 @@ def in_a_process(name: str, cache: str) -> dict[str, float]:
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, VARIABLE: cache})
     if done.returncode:
         sys.exit(done.stderr)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return measured
 
 
 def main() -> None:

@@ -76,8 +76,8 @@ def plan(goal: str) -> dict[str, Any]:
 def write(output: Path, rows: list[dict[str, Any]]) -> None:
     """Write what was found so far."""
     command = "python -m benchmarks.planning " + " ".join(sys.argv[1:])
-    found = {"command": command, "torch": torch.__version__, "rows": rows}
-    output.write_text(json.dumps(found, indent=2) + "\n")
+    content = {"command": command, "torch": torch.__version__, "rows": rows}
+    output.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def report(found: Iterable[dict[str, Any]], output: Path | None) -> None:

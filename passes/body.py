@@ -12,11 +12,10 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sicompiler.axes.factor_map import Slicing
-from sicompiler.axes.padding import pads_by_itself, pads_with_a_number, repadded, unpadded
+from sicompiler.axes.padding import padding_value, pads_by_itself, repadded, unpadded
 from sicompiler.axes.resize import bakes_sizes, copying_twin, resize
 from sicompiler.axes.span import Span
 from sicompiler.axes.table import Operand, Transfer
-from sicompiler.facts.calls import bind
 from sicompiler.facts.storages import TensorFact
 from sicompiler.facts.strides import suggests_channels_last
 from sicompiler.graph_view import GraphView
@@ -162,11 +161,11 @@ class BodyEmitter:
         )
         if pads_by_itself(target):
             again = repadded(target, args, kwargs, rank, slicing.dim, (before, behind))
-            if not pads_with_a_number(target, args, kwargs):
+            filled = padding_value(target, args, kwargs)
+            if filled is None:
                 return target, again, {}
-            arguments = bind(target, args, kwargs)
             channels = suggests_channels_last(strided(args[0].meta["val"]))
-            return ops.pad_copy.default, (args[0], again[1], float(arguments["value"] or 0), channels), {}
+            return ops.pad_copy.default, (args[0], again[1], filled, channels), {}
         call = unpadded(target, args, kwargs, rank, slicing.dim, transfer.window)
         if transfer.window.pad_lo or transfer.window.pad_hi:
             padded = insert_call(

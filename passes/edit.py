@@ -11,11 +11,11 @@ from torch import fx
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from sicompiler.axes.resize import copying_twin
 from sicompiler.capture import Program, module_of
 from sicompiler.facts.storages import fake_tensors
 from sicompiler.facts.strides import view_strides
-
-aten = torch.ops.aten
+from sicompiler.passes.layout_rows import strided
 
 
 def insert_call(
@@ -37,9 +37,6 @@ def evaluate(node: fx.Node, mode: FakeTensorMode) -> Any:
     assert callable(node.target)
     with mode, torch.no_grad():
         return node.target(*args, **kwargs)
-
-
-_VIEWS = (aten.view.default, aten._unsafe_view.default)
 
 
 class Replacements:
@@ -75,10 +72,11 @@ class Replacements:
 
     def _again(self, node: fx.Node) -> Any:
         """Evaluate a node; a view that the new strides do not allow is the copy that `reshape` made in the model."""
-        if node.target in _VIEWS:
+        twin = copying_twin(node.target) if isinstance(node.target, OpOverload) else node.target
+        if twin is not node.target:
             source: torch.Tensor = node.args[0].meta["val"]  # type: ignore[union-attr]
-            if source.numel() and view_strides((tuple(source.shape), source.stride()), node.meta["val"].shape) is None:
-                node.target = aten.reshape.default
+            if source.numel() and view_strides(strided(source), node.meta["val"].shape) is None:
+                node.target = twin
         return evaluate(node, self.mode)
 
     def follow(self, node: fx.Node) -> None:

@@ -8,7 +8,14 @@ from typing import Any
 import torch
 
 from sicompiler.facts.storages import fact_of
-from sicompiler.facts.strides import Strided, format_strides, has_format, suggests_channels_last, view_strides
+from sicompiler.facts.strides import (
+    Strided,
+    format_strides,
+    has_format,
+    pointwise_strides,
+    suggests_channels_last,
+    view_strides,
+)
 from sicompiler.facts.workspace_conv import each_dim, goes_to_onednn
 from sicompiler.facts.workspace_onednn import takes
 
@@ -29,16 +36,6 @@ def _joined(parts: Sequence[Strided]) -> Channels:
 
 def _cat(arguments: dict[str, Any]) -> Channels:
     return _joined([strided(t) for t in arguments["tensors"] if t.numel()])
-
-
-def stacked(arguments: dict[str, Any]) -> tuple[int, ...] | None:
-    """Strides of a `stack`: it is a `cat` in the dim itself, seen with one dim more; behind the last dim, of views."""
-    tensors, dim = arguments["tensors"], arguments["dim"] % (arguments["tensors"][0].dim() + 1)
-    shape = (*tensors[0].shape[:dim], len(tensors), *tensors[0].shape[dim:])
-    if dim == tensors[0].dim():
-        return format_strides(shape, _joined([strided(t[..., None]) for t in tensors]))
-    joined = (*shape[:dim], shape[dim] * shape[dim + 1], *shape[dim + 2 :])
-    return view_strides((joined, format_strides(joined, _joined([*map(strided, tensors)]))), shape)
 
 
 def _roll(arguments: dict[str, Any]) -> Channels | None:
@@ -118,7 +115,7 @@ def _convolution(arguments: dict[str, Any]) -> Channels | None:
     if x.dim() != weight.dim() or x.dim() < 4:
         return None
     either = any(suggests_channels_last(strided(tensor)) for tensor in (x, weight))
-    if goes_to_onednn(arguments, fact_of(x), fact_of(weight), groups > 1):
+    if goes_to_onednn(fact_of(x), fact_of(weight), (*arguments["stride"], *arguments["dilation"]), groups > 1):
         return either
     if x.dim() == 5 or groups == 1:
         return either and x.dim() == 4
@@ -173,14 +170,51 @@ LIKE = frozenset(
 )
 
 
-def _halves(arguments: dict[str, Any]) -> list[Strided]:
-    """`glu` multiplies one half of its input with the other."""
-    return [strided(half) for half in arguments["self"].chunk(2, arguments["dim"])]
+def _stacked(arguments: dict[str, Any]) -> tuple[int, ...] | None:
+    """Strides of a `stack`: it is a `cat` in the dim itself, seen with one dim more; behind the last dim, of views."""
+    tensors, dim = arguments["tensors"], arguments["dim"] % (arguments["tensors"][0].dim() + 1)
+    shape = (*tensors[0].shape[:dim], len(tensors), *tensors[0].shape[dim:])
+    if dim == tensors[0].dim():
+        return format_strides(shape, _joined([strided(t[..., None]) for t in tensors]))
+    joined = (*shape[:dim], shape[dim] * shape[dim + 1], *shape[dim + 2 :])
+    return view_strides((joined, format_strides(joined, _joined([*map(strided, tensors)]))), shape)
 
 
-# Results of `TensorIterator` over other operands than those of the call.
-ITERATED: dict[Any, Callable[[dict[str, Any]], list[Strided]]] = {
-    aten.glu.default: _halves,
+def _indexed(arguments: dict[str, Any]) -> tuple[int, ...] | None:
+    """`TensorIterator` of the source, with strides of 0 in the dims looked into, and of the indices."""
+    shape, stride = strided(arguments["self"])
+    looked_into = [d for d, index in enumerate(arguments["indices"]) if index is not None]
+    indices = [arguments["indices"][d] for d in looked_into]
+    if any(index.dtype is not torch.int64 or index.shape != indices[0].shape for index in indices):
+        return None
+    if looked_into[-1] - looked_into[0] >= len(looked_into):  # those apart come first
+        order = [*looked_into, *(d for d in range(len(shape)) if d not in looked_into)]
+        shape, stride = tuple(shape[d] for d in order), tuple(stride[d] for d in order)
+        looked_into = list(range(len(looked_into)))
+    before, after = looked_into[0], len(shape) - looked_into[-1] - 1
+    own = tuple(indices[0].shape)
+    source = (
+        (*shape[:before], *own, *shape[looked_into[-1] + 1 :]),
+        (*stride[:before], *[0] * len(own), *stride[looked_into[-1] + 1 :]),
+    )
+    placed = []
+    for index in indices:
+        wide = (*[1] * before, *own, *[1] * after)
+        seen = view_strides(strided(index), wide)
+        placed.append((wide, format_strides(wide, False) if seen is None else seen))
+    return pointwise_strides([source, *placed])
+
+
+def _gated(arguments: dict[str, Any]) -> tuple[int, ...]:
+    """`glu` is made by `TensorIterator` of the halves of its input."""
+    return pointwise_strides([strided(half) for half in arguments["self"].chunk(2, arguments["dim"])])
+
+
+# Strides of results that are in no memory format; None where the fake value is to be believed.
+STRIDES: dict[Any, Callable[[dict[str, Any]], tuple[int, ...] | None]] = {
+    aten.glu.default: _gated,
+    aten.index.Tensor: _indexed,
+    aten.stack.default: _stacked,
 }
 
 # Pointwise by their tag, but not made by `TensorIterator` or not from the operands as they are.

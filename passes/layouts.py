@@ -16,7 +16,7 @@ from sicompiler.facts.strides import Strided, format_strides, like_strides, poin
 from sicompiler.facts.workspace_onednn import takes
 from sicompiler.graph_view import CLONES_STORAGE
 from sicompiler.passes.edit import Replacements
-from sicompiler.passes.layout_rows import COMPOSITE, ITERATED, LIKE, NOT_ITERATED, ROWS, VIEWS, stacked, strided
+from sicompiler.passes.layout_rows import COMPOSITE, LIKE, NOT_ITERATED, ROWS, STRIDES, VIEWS, strided
 
 aten = torch.ops.aten
 
@@ -121,46 +121,17 @@ def _real_strides(node: fx.Node, value: torch.Tensor) -> tuple[int, ...] | None:
     if row is not None:
         channels = row(_bound(node))
         return None if channels is None else format_strides(tuple(value.shape), channels)
-    if target is aten.stack.default:
-        return stacked(_bound(node))
-    if target is aten.index.Tensor:
-        return _indexed(_bound(node))
+    if target in STRIDES:
+        return STRIDES[target](_bound(node))
     if 1 not in value.shape or not isinstance(target, OpOverload):
         return None
     if target in LIKE:
         return _like(_bound(node))
     if target in COMPOSITE:
         return _on_meta(node)
-    if target in ITERATED:
-        return pointwise_strides(ITERATED[target](_bound(node)))
     if torch.Tag.pointwise in target.tags and target not in NOT_ITERATED:
         return _pointwise(_bound(node))
     return None
-
-
-def _indexed(arguments: dict[str, Any]) -> tuple[int, ...] | None:
-    """`TensorIterator` of the source, with strides of 0 in the dims looked into, and of the indices."""
-    shape, stride = strided(arguments["self"])
-    looked_into = [d for d, index in enumerate(arguments["indices"]) if index is not None]
-    indices = [arguments["indices"][d] for d in looked_into]
-    if any(index.dtype is not torch.int64 or index.shape != indices[0].shape for index in indices):
-        return None
-    if looked_into[-1] - looked_into[0] >= len(looked_into):  # those apart come first
-        order = [*looked_into, *(d for d in range(len(shape)) if d not in looked_into)]
-        shape, stride = tuple(shape[d] for d in order), tuple(stride[d] for d in order)
-        looked_into = list(range(len(looked_into)))
-    before, after = looked_into[0], len(shape) - looked_into[-1] - 1
-    own = tuple(indices[0].shape)
-    source = (
-        (*shape[:before], *own, *shape[looked_into[-1] + 1 :]),
-        (*stride[:before], *[0] * len(own), *stride[looked_into[-1] + 1 :]),
-    )
-    placed = []
-    for index in indices:
-        wide = (*[1] * before, *own, *[1] * after)
-        seen = view_strides(strided(index), wide)
-        placed.append((wide, format_strides(wide, False) if seen is None else seen))
-    return pointwise_strides([source, *placed])
 
 
 def _like(arguments: dict[str, Any]) -> tuple[int, ...] | None:

@@ -59,12 +59,12 @@ def test_a_change_is_seen(name: str) -> None:
 def test_nothing_is_added_up_twice_nor_kept_alive(monkeypatch: pytest.MonkeyPatch) -> None:
     own, added = model(), list[nn.Module]()
 
-    class Noted(weights._Tally):
+    class Noted(weights._Snapshot):
         def __init__(self, part: nn.Module) -> None:
             added.append(part)
             super().__init__(part)
 
-    monkeypatch.setattr(weights, "_Tally", Noted)
+    monkeypatch.setattr(weights, "_Snapshot", Noted)
     for _ in range(3):
         weights_of(own, CPU)
     assert added == [own]

@@ -19,7 +19,7 @@ from sicompiler.runtime.placement import streams
 _ADDRESSED = frozenset({torch.Tensor, torch.nn.Parameter})  # what is inside of others may change without a trace
 
 
-class _Tally:
+class _Snapshot:
     """What the weights of a model took when they were added up, and what they were; it keeps none of them alive."""
 
     def __init__(self, model: torch.nn.Module) -> None:
@@ -31,8 +31,8 @@ class _Tally:
     def holds(self) -> bool:
         """Whether each module holds what it held, and each tensor shows the memory that it showed."""
         for module, versions in self._modules:
-            found = module()
-            if found is None or _versions(found) != versions:
+            live = module()
+            if live is None or _versions(live) != versions:
                 return False
         for tensor, address in self._tensors:
             weight = tensor()
@@ -41,20 +41,18 @@ class _Tally:
         return True
 
 
-_known: weakref.WeakKeyDictionary[torch.nn.Module, _Tally] = weakref.WeakKeyDictionary()
+_snapshots: weakref.WeakKeyDictionary[torch.nn.Module, _Snapshot] = weakref.WeakKeyDictionary()
 
 
 def weights_of(part: torch.nn.Module, device: torch.device) -> dict[int, int]:
-    """Bytes by storage of a module's parameters and buffers on a device; what lies in far memory is not there."""
-    if streams(part):
-        tensors = (plain for tensor in weights_in(part) for plain in stored(tensor))
-        return storages((t for t in tensors if not is_far(t)), device)
-    tally = _known.get(part)
-    if tally is None or not tally.holds():
-        if not all(type(t) in _ADDRESSED and t.layout is torch.strided for t in weights_in(part)):
-            return storages((plain for tensor in weights_in(part) for plain in stored(tensor)), device)
-        tally = _known[part] = _Tally(part)
-    return dict(tally.nbytes.get(device, {}))
+    """Bytes by storage of a module's parameters and buffers on a device; offloaded ones are left out."""
+    snapshot = None if streams(part) else _snapshots.get(part)
+    if snapshot is None or not snapshot.holds():
+        if streams(part) or not all(type(t) in _ADDRESSED and t.layout is torch.strided for t in weights_in(part)):
+            tensors = (plain for tensor in weights_in(part) for plain in stored(tensor))
+            return storages((t for t in tensors if not is_far(t)), device)
+        snapshot = _snapshots[part] = _Snapshot(part)
+    return dict(snapshot.nbytes.get(device, {}))
 
 
 def storages(tensors: Iterable[torch.Tensor], device: torch.device) -> dict[int, int]:

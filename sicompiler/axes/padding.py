@@ -55,9 +55,12 @@ def pads_by_itself(target: object) -> bool:
     return target in _PADS or target in _REPLICATION_PADS
 
 
-def pads_with_a_number(target: OpOverload, args: Args, kwargs: Mapping[str, Any]) -> bool:
-    """Whether a padding operator fills with one value, rather than with what lies at the border."""
-    return target in _PADS and bind(target, args, dict(kwargs)).get("mode", "constant") == "constant"
+def padding_value(target: OpOverload, args: Args, kwargs: Mapping[str, Any]) -> float | None:
+    """The number that a padding operator fills with; None where it fills with what lies at the border."""
+    arguments = bind(target, args, dict(kwargs))
+    if target not in _PADS or arguments.get("mode", "constant") != "constant":
+        return None
+    return float(arguments["value"] or 0)
 
 
 def repadded(target: OpOverload, args: Args, kwargs: Mapping[str, Any], rank: int, dim: int, pads: Any) -> Args:

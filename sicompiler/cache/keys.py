@@ -37,7 +37,7 @@ def processor() -> str:
 
 
 def _cards() -> list[str]:
-    """The CUDA devices of this machine, and what their libraries are told."""
+    """The CUDA devices of this machine, and the settings of their libraries."""
     if not torch.cuda.is_available():
         return []
     cards = [

@@ -31,10 +31,9 @@ from torch.utils import _python_dispatch as python_dispatch
 
 from sicompiler.capture.program import module_of
 from sicompiler.capture.rehearsal import compiling_state
-from sicompiler.capture.symbols import is_symbolic
+from sicompiler.capture.symbols import depends_on_data, is_symbolic
 
 _SIZES = (torch.ops.aten.size.default, torch.ops.aten.stride.default, torch.ops.aten.storage_offset.default)
-_OPEN_TAGS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 _META = ("nn_module_stack", "stack_trace")
 
 
@@ -161,7 +160,7 @@ class _Recorder(python_dispatch.TorchDispatchMode):
         kwargs = kwargs or {}
         if func == torch.ops.prim.device.default:
             return func(*args, **kwargs)
-        if not isinstance(func, OpOverload) or not _OPEN_TAGS.isdisjoint(func.tags):
+        if not isinstance(func, OpOverload) or depends_on_data(func):
             raise _LeftToTorch  # before it runs: torch does not forget a symbol that it has made
         if func not in _SIZES and python_dispatch.autograd_would_have_decomposed(
             func, pytree.tree_leaves((args, kwargs))

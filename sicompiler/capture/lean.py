@@ -27,14 +27,14 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import traceback as fx_traceback
 
-from sicompiler.capture.reasons import line_being_run
+from sicompiler.capture.reasons import UNKNOWN_LINE, place_being_run
 from sicompiler.capture.rehearsal import is_recording
+from sicompiler.capture.symbols import depends_on_data
+from sicompiler.capture.tape import LITERALS
 
 aten = torch.ops.aten
 
-_LITERALS = {aten.lift_fresh.default, aten.lift_fresh_copy.default, aten.lift.default}
 _OTHERS = {aten.is_nonzero.default, aten.detach_.default}
-_OPEN_TAGS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 _ATOMS = frozenset({int, float, bool, complex, str, type(None)})
 _KINDS = frozenset({torch.dtype, torch.device, torch.layout, torch.memory_format})
 
@@ -134,11 +134,11 @@ def _recorded(proxy_call: Callable[..., Any]) -> Callable[..., Any]:
 
 def _name_of(func: Any, mode: Any) -> str | None:
     """The name of the nodes of an operator; None for those that are recorded in torch's way."""
-    if not isinstance(func, OpOverload) or func.namespace != "aten" or func in (_LITERALS | _OTHERS):
+    if not isinstance(func, OpOverload) or func.namespace != "aten" or func in (LITERALS | _OTHERS):
         return None
     if func in _decompositions(mode) or getattr(mode, "emulate_precision_casts", False):
         return None
-    if not _OPEN_TAGS.isdisjoint(func.tags):
+    if depends_on_data(func):
         return None
     return str(mode.tracer.graph._target_to_str(func.overloadpacket.__name__))
 
@@ -168,13 +168,9 @@ def _class_name(kind: Any) -> str:
 
 
 def _line() -> str:
-    return 'File "{}", line {}, in {}'.format(*_split(line_being_run()))
-
-
-def _split(line: str) -> tuple[str, str, str]:
-    place, _, function = line.rpartition(", in ")
-    file, _, number = place.rpartition(":")
-    return file, number, function
+    """The user's line that is being run, as a stack of Python prints it."""
+    file, number, function = place_being_run() or ("", "", UNKNOWN_LINE)
+    return f'File "{file}", line {number}, in {function}'
 
 
 _ROWS: tuple[tuple[Any, str, Callable[[Any], Any]], ...] = (

@@ -9,6 +9,7 @@ from types import FrameType
 from torch import fx
 
 _NOT_THE_USERS = re.compile(r"[/\\](torch|sicompiler)[/\\]")
+UNKNOWN_LINE = "an unknown line"
 _FRAME = re.compile(r"^\s*File \"([^\"]+)\", line (\d+), in (\S+)", re.MULTILINE)
 
 
@@ -58,10 +59,16 @@ def source_line(node: fx.Node) -> str:
 
 def line_being_run() -> str:
     """The user's line that is being run: "file:line, in function"; of a thread that runs none, "an unknown line"."""
+    place = place_being_run()
+    return UNKNOWN_LINE if place is None else "{}:{}, in {}".format(*place)
+
+
+def place_being_run() -> tuple[str, int, str] | None:
+    """File, line and function of the user's code that is being run; None in a thread that runs none."""
     frame: FrameType | None = sys._getframe()
     while frame is not None:
         filename = frame.f_code.co_filename
         if is_users_file(filename):
-            return f"{filename}:{frame.f_lineno}, in {frame.f_code.co_name}"
+            return filename, frame.f_lineno, frame.f_code.co_name
         frame = frame.f_back
-    return "an unknown line"
+    return None

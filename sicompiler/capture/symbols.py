@@ -9,6 +9,8 @@ import torch.utils._pytree as pytree
 from torch import fx
 from torch._ops import OpOverload
 
+_OPEN_TAGS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+
 
 class Refused(Exception):
     """A reason why an operator is not bounded."""
@@ -21,6 +23,11 @@ def is_symbolic(node: fx.Node) -> bool:
         for leaf in pytree.tree_leaves(node.meta.get("val"))
         for size in (tuple(leaf.shape) if isinstance(leaf, torch.Tensor) else (leaf,))
     )
+
+
+def depends_on_data(target: OpOverload) -> bool:
+    """Whether an operator gives a number, or a size, that depends on the values of a tensor."""
+    return not _OPEN_TAGS.isdisjoint(target.tags)
 
 
 def arguments_of(node: fx.Node) -> dict[str, Any]:

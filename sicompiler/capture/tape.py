@@ -25,7 +25,7 @@ aten = torch.ops.aten
 Answer = Callable[[Any, tuple[Any, ...], Mapping[str, Any]], Any]
 
 NO_ANSWER = object()
-_LITERALS = {aten.lift_fresh.default, aten.lift_fresh_copy.default, aten.lift.default}
+LITERALS = {aten.lift_fresh.default, aten.lift_fresh_copy.default, aten.lift.default}
 _NOTHING_NEW = {torch.ops.prim.device.default}
 
 
@@ -105,7 +105,7 @@ class Tape(TorchDispatchMode):
         made = tensors_in(result)
         if not made:
             return
-        if func in _LITERALS:
+        if func in LITERALS:
             self._leaves[id(result)] = result
             self.literals[id(result)] = self.literals[id(args[0])] = args[0]
             return

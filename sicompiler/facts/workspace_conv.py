@@ -6,10 +6,9 @@ X, W and Y stand for the bytes of the input, the weight and the result.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
-from typing import Any
 
 import torch
 
@@ -26,16 +25,16 @@ def _onednn_block() -> int:
     return 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8
 
 
-def goes_to_onednn(call: KernelCall | Mapping[str, Any], x: TensorFact, weight: TensorFact, grouped: bool) -> bool:
+def goes_to_onednn(x: TensorFact, weight: TensorFact, steps: Sequence[int], grouped: bool) -> bool:
     """The choice of `ConvParams::use_mkldnn` in aten/src/ATen/native/Convolution.cpp, confirmed by measurement.
 
     Small convolutions, and convolutions whose last two kernel sizes are 1 (also conv3d (3, 1, 1)) on one thread, go to
     the kernels that unfold their input.
 
     Args:
-        call: its arguments, of which the steps are read.
         x: its input, with a batch dim.
         weight: its weight.
+        steps: its strides and dilations.
         grouped: whether it has more than one group.
     """
     if not onednn.takes(x.dtype):
@@ -44,7 +43,6 @@ def goes_to_onednn(call: KernelCall | Mapping[str, Any], x: TensorFact, weight: 
         return True
     sizes = x.shape if len(x.shape) != 3 else (x.shape[0], x.shape[1], 1, x.shape[2])
     kernel = weight.shape[-2:] if len(weight.shape) > 3 else (1, weight.shape[-1])
-    steps = (*call["stride"], *call["dilation"])
     if kernel == (1, 1) and max(steps) == 1 and x.shape[0] < 16 and torch.get_num_threads() == 1:
         return False
     return grouped or min(kernel) > 3 or x.shape[0] > 1 or math.prod(sizes[:4]) > 20480
@@ -57,7 +55,7 @@ def convolution(call: KernelCall) -> int:
     if padded is not None:  # the kernel is given a padded copy
         x, copied = padded, padded.nbytes
     groups = x.shape[1] // weight.shape[1] if weight.shape[1] else 1
-    if not goes_to_onednn(call, x, weight, groups > 1):
+    if not goes_to_onednn(x, weight, (*call["stride"], *call["dilation"]), groups > 1):
         return copied + unfolding(call, x, weight, y) + 64
     if padded is not None:
         copied += row_major_copy(weight)
@@ -206,7 +204,7 @@ def transposed_convolution(call: KernelCall) -> int:
     """conv_transpose1d, 2d, 3d: as `_transposed_onednn`, or what `folding` takes. On CPUs with AMX a bound."""
     x, weight, y = _batched(call.operands[0], call.operands[1], call.results[0])
     amx = onednn.has_amx(x.dtype) or onednn.works_channels_last(x.dtype)
-    if not amx and not goes_to_onednn(call, x, weight, call["groups"] > 1):
+    if not amx and not goes_to_onednn(x, weight, (*call["stride"], *call["dilation"]), call["groups"] > 1):
         return folding(call, x, weight, y) + 64
     return _by_layout(x, weight, y, lambda *tensors: _transposed(call, *tensors)) + 256
 

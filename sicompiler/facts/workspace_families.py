@@ -55,14 +55,8 @@ POINTWISE: frozenset[OpOverload] = frozenset(
         *(aten.__and__.Scalar, aten.__and__.Tensor, aten.__or__.Scalar, aten.__or__.Tensor, aten.complex.default),
         *(aten.divide.Tensor, aten.dropout.default, aten.fill.Scalar, aten.fill.Tensor, aten.floor_divide.Scalar),
         *(aten.floor_divide.default, aten.glu.default, aten.hardswish.default, aten.leaky_relu.default),
-        *(
-            aten.masked_fill.Tensor,
-            aten.multiply.Scalar,
-            aten.multiply.Tensor,
-            aten.polar.default,
-            aten.rsub.Tensor,
-            aten.subtract.Tensor,
-        ),
+        *(aten.masked_fill.Tensor, aten.multiply.Scalar, aten.multiply.Tensor, aten.polar.default),
+        *(aten.rsub.Tensor, aten.subtract.Tensor),
         *(aten.where.Scalar, aten.where.ScalarOther, aten.where.ScalarSelf),
     }
 )
