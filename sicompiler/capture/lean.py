@@ -4,6 +4,7 @@ For every operator `torch.export` describes the whole stack of Python, the layou
 came from; and it writes out the graph as Python, and compiles that, seven times before anybody could run it. Of all
 this we read one line of source a node. So for the time of a trace
 
+- dropout that drops nothing is no operator: it gives its operand, as in eager mode, where torch's stand-in copies it;
 - most operators, those on tracked tensors of known sizes, are recorded in a shorter way (`_recorded`);
 - a `GraphModule` is compiled when it is run;
 - symbols of sizes are searched for in every node only if there are any;
@@ -37,6 +38,14 @@ aten = torch.ops.aten
 _OTHERS = {aten.is_nonzero.default, aten.detach_.default}
 _ATOMS = frozenset({int, float, bool, complex, str, type(None)})
 _KINDS = frozenset({torch.dtype, torch.device, torch.layout, torch.memory_format})
+
+
+_DROPOUTS = {
+    aten.dropout.default,
+    aten.feature_dropout.default,
+    aten.alpha_dropout.default,
+    aten.feature_alpha_dropout.default,
+}
 
 
 class _NotPlain(Exception):
@@ -103,6 +112,8 @@ def _recorded(proxy_call: Callable[..., Any]) -> Callable[..., Any]:
     modules: dict[Any, dict[str, tuple[str, str]]] = {}
 
     def call(mode: Any, func: Any, pre_dispatch: bool, args: Any, kwargs: Any) -> Any:
+        if func in _DROPOUTS and _drops_nothing(*args, **kwargs):
+            return args[0]
         if func not in plain:
             plain[func] = _name_of(func, mode)
         name = plain[func]
@@ -130,6 +141,10 @@ def _recorded(proxy_call: Callable[..., Any]) -> Callable[..., Any]:
         return result
 
     return call
+
+
+def _drops_nothing(_: torch.Tensor, p: float, train: bool) -> bool:
+    return not train or p == 0
 
 
 def _name_of(func: Any, mode: Any) -> str | None:

@@ -26,6 +26,7 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.export.graph_signature import InputKind
 
+from sicompiler.capture.aliases import spell_out_aliases
 from sicompiler.capture.program import fingerprint, named_tensors
 from sicompiler.capture.rehearsal import Score, rehearse
 from sicompiler.entry import FORWARD
@@ -192,6 +193,7 @@ class Entry:
         try:
             exported = torch.export.export(self._module, (tuple(args), dict(kwargs), *others), {}, strict=False)
             if any(map(_writes, exported.graph.nodes)):
+                spell_out_aliases(exported.graph_module, self._name)
                 exported = exported.run_decompositions({})
         except Exception as error:
             raise self._refusal(paths) from error

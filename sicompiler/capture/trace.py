@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 
+from sicompiler.capture.aliases import spell_out_aliases
 from sicompiler.capture.bounded import bound_lengths
 from sicompiler.capture.branches import branches_in_python
 from sicompiler.capture.contexts import casts_by_itself, drop_unread_maps, graphs, inline_contexts, maps_by_itself
@@ -173,22 +174,30 @@ def _trace(
             program: Program | None = None
             if decider.left_open:  # a graph that does not do is refused before it is asked what calls leave behind
                 shown = functools.partial(lambda known: known, graph_shown(exported))
-                program = _program(model, _pure(exported))
+                program = _program(model, _pure(exported, type(model).__name__))
             with taped(module, once):
                 settled = entry.settles(scores[-1] if scores else None, shown, args, kwargs)
         if not settled:
             with taped(module, twice):
                 entry.check(args, kwargs)
         if program is None:
-            exported = _pure(exported)
+            exported = _pure(exported, type(model).__name__)
     return replace(program or _program(model, exported), decided=tuple(decider.decided))
 
 
-def _pure(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """A traced program without contexts and without operators that write."""
+def _pure(exported: torch.export.ExportedProgram, name: str) -> torch.export.ExportedProgram:
+    """A traced program without contexts and without operators that write.
+
+    Args:
+        exported: the program.
+        name: of the model.
+    """
     drop_unread_maps(exported.graph_module)
+    if not casts_by_itself(exported.graph_module):
+        inline_contexts(exported.graph_module)  # what is written inside of one is seen outside
     if any(needs(exported.graph_module) for needs in (_mutates, casts_by_itself, maps_by_itself)):
         spell_out_sizes(exported.graph_module)
+        spell_out_aliases(exported.graph_module, name)
         exported = functionalized(exported)
     inline_contexts(exported.graph_module)
     return exported
