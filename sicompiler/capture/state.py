@@ -61,6 +61,11 @@ def state_kept(model: torch.nn.Module, method: str) -> Iterator[Undo]:
             "remove them by the handle that register_module_forward_hook gave"
         )
     undo = keep_state(model, method)
+    for path, kind in undo.moving:
+        raise CaptureError(
+            f"{type(model).__name__} can't be captured: `{path}` is a {kind}, which every call moves on\n"
+            "  a graph is traced once, and has no place for the next element: pass what it gives as an input"
+        )
     try:
         yield undo
     finally:

@@ -246,8 +246,10 @@ def _program(model: torch.nn.Module, exported: torch.export.ExportedProgram) -> 
     bindings = []
     for position, spec in enumerate(exported.graph_signature.input_specs):
         if spec.kind not in _SOURCES:
+            held = type(exported.constants.get(str(spec.target))).__name__
+            what = spec.kind.name if held == "NoneType" else f"a {held} that it holds"
             raise CaptureError(
-                f"{name} takes an input of kind {spec.kind.name} ({spec.arg.name}), which is not supported"
+                f"{name} computes with {what} ({spec.arg.name}), not supported: graphs take tensors and numbers"
             )
         source = _SOURCES[spec.kind]
         bindings.append(Binding(source, str(position) if source is Source.INPUT else str(spec.target)))

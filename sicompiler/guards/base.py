@@ -78,6 +78,10 @@ class Visitor(Protocol):
         """
         ...
 
+    def environment(self, names: Set[str]) -> None:
+        """Some code was met that reads environment variables, perhaps of these names."""
+        ...
+
     def tensor(self, path: str, tensor: Any) -> None:
         """A tensor was met that is no parameter or buffer of the model."""
         ...

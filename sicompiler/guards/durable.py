@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import enum
 import hashlib
-import inspect
-import random
 import re
 import threading
 import types
@@ -23,7 +21,6 @@ from torch._ops import OpOverload, OpOverloadPacket
 from torch._subclasses.fake_tensor import FakeTensor
 
 from sicompiler.guards.identity import Token
-from sicompiler.guards.plain import is_plain, plain_fact
 from sicompiler.guards.sources import NotDurable, modules_of, sources_of
 from sicompiler.guards.tensors import bytes_of
 
@@ -122,13 +119,9 @@ def _object(token: Token) -> str:
     """What an object is, told by its token."""
     found = None if token.reference is None else token.reference()
     if isinstance(found, type):
-        if issubclass(found, random.Random):
-            raise NotDurable("a generator of random numbers")
         return durable(found)
     if isinstance(found, types.CodeType):
         return _code(found)
-    if isinstance(found, types.GeneratorType):
-        return _generator(found)
     if isinstance(found, types.ModuleType):
         return f"module {found.__name__}"
     if isinstance(found, torch.Tensor):
@@ -148,23 +141,6 @@ def _object(token: Token) -> str:
     if _ADDRESS.search(printed):
         raise NotDurable(f"a {name}, which can't be looked into")
     return f"some {name} {printed}"
-
-
-def _generator(found: types.GeneratorType[Any, Any, Any]) -> str:
-    """One of a library that has not begun, as a context manager that decorates a function keeps: its code.
-
-    Raises:
-        NotDurable: it has begun, or was given an object; or what its code reads is not told by a version.
-    """
-    if inspect.getgeneratorstate(found) != inspect.GEN_CREATED or found.gi_frame is None:
-        raise NotDurable(f"the generator {found.__qualname__}, which has begun")
-    given = inspect.getgeneratorlocals(found)
-    if not all(map(is_plain, given.values())):
-        raise NotDurable(f"the generator {found.__qualname__}, which was given an object")
-    if sources_of([str(found.gi_frame.f_globals.get("__name__")).partition(".")[0]]):
-        raise NotDurable(f"the generator {found.__qualname__}, of code that is not installed")
-    facts = tuple(sorted((name, plain_fact(value)) for name, value in given.items()))
-    return f"generator {_code(found.gi_code)} {durable(facts)}"
 
 
 def _library(fact: Any) -> str:

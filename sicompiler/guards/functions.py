@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import types
 from typing import Any
@@ -14,6 +15,7 @@ from sicompiler.guards.plain import is_plain
 
 WRAPPER = type(functools.lru_cache(lambda: None))
 _EMPTY = object()
+_ENVIRONMENT = frozenset({"environ", "environb", "getenv"})
 
 
 class FunctionGuard(Guard):
@@ -27,6 +29,8 @@ class FunctionGuard(Guard):
         walk.note(path, ("code", token(self.code), scope, function.__qualname__))
         names = names_of(self.code)
         walk.reads(names)
+        if not names.isdisjoint(_ENVIRONMENT):
+            walk.environment(names)
         self.defaults = function.__defaults__ if is_plain(function.__defaults__) else None
         self.guards: list[tuple[str, Guard]] = []
         for part in ("__defaults__", "__kwdefaults__"):
@@ -85,6 +89,8 @@ def _content(cell: types.CellType) -> Any:
 # What callables and descriptors are made of: by type, the attributes that say what they do.
 PARTS: dict[type, tuple[str, ...]] = {
     types.MethodType: ("__func__", "__self__"),
+    # As a decorator it is made anew for every call; what it has begun itself is of one use.
+    contextlib._GeneratorContextManager: ("func", "args", "kwds"),
     functools.partial: ("func", "args", "keywords", "__dict__"),
     functools.partialmethod: ("func", "args", "keywords"),
     functools.cached_property: ("func",),
@@ -106,14 +112,16 @@ class PartsGuard(Guard):
         walk.keep(value)
         self.guards: list[tuple[str, Guard]] = []
         for part in PARTS[self.kind]:
-            inside = f"{path} {part.strip('_')}" if part in ("args", "keywords", "__self__", "__dict__") else path
-            self.guards.append((part, walk.visit(getattr(value, part), inside)))
+            inside = (
+                f"{path} {part.strip('_')}" if part in ("args", "keywords", "kwds", "__self__", "__dict__") else path
+            )
+            self.guards.append((part, walk.visit(getattr(value, part, _EMPTY), inside)))
 
     def holds(self, value: Any) -> bool:
         """Whether it is made of the same parts."""
         if type(value) is not self.kind:
             return False
-        return all(guard.holds(getattr(value, part)) for part, guard in self.guards)
+        return all(guard.holds(getattr(value, part, _EMPTY)) for part, guard in self.guards)
 
 
 class BuiltinGuard(Guard):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import types
 import weakref
 from collections.abc import Set
@@ -145,6 +146,23 @@ class NamespacePlace:
             return False
         self._version = now
         return True
+
+
+class EnvironmentPlace:
+    """Environment variables that some code of the model may read: those whose names stand in it."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, str | None] = {}
+
+    def wants(self, names: Set[str], walk: Visitor) -> None:
+        """More names that may be read."""
+        for name in sorted(names - self._values.keys()):
+            self._values[name] = os.environ.get(name)
+            walk.note(f"the environment variable {name}", ("plain", str, self._values[name]))
+
+    def holds(self) -> bool:
+        """Whether all of them are as they were."""
+        return all(os.environ.get(name) == value for name, value in self._values.items())
 
 
 class AmbientPlace:

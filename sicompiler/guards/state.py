@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import random
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from sicompiler.guards.walk import Walk
 from sicompiler.guards.words import differences, place, shown
 
 FORWARD = "forward"
+_PYTHON: Any = random.getstate.__self__  # type: ignore[attr-defined]  # behind the functions of the module
+_NUMPY: Any = np.random.get_state.__self__  # type: ignore[attr-defined]
 
 
 def keep_state(model: torch.nn.Module, method: str) -> Undo:
@@ -26,7 +29,10 @@ def keep_state(model: torch.nn.Module, method: str) -> Undo:
         method: the entry point.
     """
     undo = Undo()
-    Walk(model, None, (method, FORWARD), undo)
+    walk = Walk(model, None, (method, FORWARD), undo)
+    for ambient in (os.environ, _PYTHON, _NUMPY):
+        undo.keep(ambient)
+    undo.moving = walk.moving
     return undo
 
 
@@ -62,6 +68,7 @@ class Moment:
         facts = dict(walk.facts)
         facts["the random numbers of Python"] = ("random", hash(random.getstate()))
         facts["the random numbers of NumPy"] = ("random", hash(_numpy_state()))
+        facts["the environment"] = ("environment", hash(tuple(sorted(os.environ.items()))))
         return Moment(facts, walk.tensors, walk)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import collections
+import contextvars
 import functools
 import operator
+import os
 import types
 from collections.abc import Callable
 from typing import Any
@@ -13,15 +15,22 @@ import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
+from sicompiler.guards.native import ROWS, UNSET, Native, value_of
+
 _ABSENT = object()
 _CACHED = type(functools.lru_cache(lambda: None))
 
 
 class Undo:
-    """Contents of what can change inside itself, kept by a walk, to be put back where they have changed."""
+    """Contents of what can change inside itself, kept by a walk, to be put back where they have changed.
+
+    Attributes:
+        moving: what every call would change and nobody can put back: where it is, and the name of its class.
+    """
 
     def __init__(self) -> None:
         self._steps: list[Callable[[], None]] = []
+        self.moving: list[tuple[str, str]] = []
 
     def keep(self, value: Any, slot: str | None = None) -> None:
         """Keep the content of one thing.
@@ -138,6 +147,37 @@ def _cached(function: Any) -> Callable[[], None]:
     return back
 
 
+def _native(row: Native, value: Any) -> Callable[[], None]:
+    content = row.read(value)
+
+    def back() -> None:
+        if row.read(value) != content:
+            row.write(value, content)
+
+    return back
+
+
+def _variable(variable: contextvars.ContextVar[Any]) -> Callable[[], None]:
+    content = value_of(variable)
+
+    def back() -> None:
+        if content is not UNSET and value_of(variable) is not content:
+            variable.set(content)
+
+    return back
+
+
+def _environment(environ: os._Environ[str]) -> Callable[[], None]:
+    content = dict(environ)
+
+    def back() -> None:
+        if dict(environ) != content:
+            environ.clear()
+            environ.update(content)
+
+    return back
+
+
 def _entry(entries: dict[str, Any], name: str) -> Callable[[], None]:
     value = entries.get(name, _ABSENT)
 
@@ -173,4 +213,7 @@ _KINDS: tuple[tuple[Any, Callable[[Any], Callable[[], None] | None]], ...] = (
     (torch.Tensor, _tensor),
     (np.ndarray, _array),
     (_CACHED, _cached),
+    (contextvars.ContextVar, _variable),
+    (os._Environ, _environment),
+    *((row.kinds, functools.partial(_native, row)) for row in ROWS),
 )

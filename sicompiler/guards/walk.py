@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import collections
+import contextvars
 import functools
 import logging
+import queue
+import re
 import threading
 import types
 import weakref
@@ -20,8 +23,9 @@ from sicompiler.guards.containers import MappingGuard, NumbersGuard, ProxyGuard,
 from sicompiler.guards.functions import PARTS, BuiltinGuard, CellGuard, FunctionGuard, PartsGuard
 from sicompiler.guards.identity import token
 from sicompiler.guards.modules import ModuleGuard, View, all_hold
+from sicompiler.guards.native import NativeGuard, VariableGuard, WeakGuard, is_moved_by_reading, row_of
 from sicompiler.guards.objects import ObjectGuard, OwnerGuard, owns, slots_of
-from sicompiler.guards.places import AmbientPlace, ClassPlace, NamespacePlace
+from sicompiler.guards.places import AmbientPlace, ClassPlace, EnvironmentPlace, NamespacePlace
 from sicompiler.guards.plain import AgainGuard, OpaqueGuard, PlainGuard, PrintedGuard, is_plain, plain_fact
 from sicompiler.guards.tensors import ArrayGuard, TensorGuard
 from sicompiler.guards.undo import Undo
@@ -32,7 +36,7 @@ _BUILTINS = (
     types.WrapperDescriptorType,
     types.MethodDescriptorType,
 )
-_OPAQUE = (types.ModuleType, types.CodeType, types.FrameType, types.GeneratorType, weakref.ReferenceType)
+_OPAQUE = (types.ModuleType, types.CodeType, types.FrameType)
 # Objects of these belong to the process, not to the model.
 _OPAQUE_MODULES = frozenset(
     {
@@ -42,6 +46,13 @@ _OPAQUE_MODULES = frozenset(
         *("sicompiler.adapters", "sicompiler.capture", "sicompiler.guards", "sicompiler.takeover"),
     }
 )
+# Objects of those that hold values of the model all the same.
+_OPEN = (
+    *(threading.local, threading.Event, threading.Condition, threading.Semaphore, threading.Barrier, queue.Queue),
+    *(weakref.WeakKeyDictionary, weakref.WeakValueDictionary),
+)
+_OPEN_MODULES = frozenset({"multiprocessing.sharedctypes"})
+_ATTRIBUTE = re.compile(r"(?:^|\.)(\w+)(?:\[.*\])?$")
 # What a trace puts on the module that is traced: it ends in the tracer, which changes all the time.
 _TRACERS = frozenset({"sicompiler.capture.results", "sicompiler.capture.taped"})
 _HEAP_TYPE, _KIND_FLAGS = 1 << 9, 3 << 8  # of classes that can be changed: on the heap, and not immutable
@@ -51,6 +62,8 @@ _SETS = (set, frozenset)
 
 @functools.lru_cache(maxsize=2**12)
 def _is_opaque(kind: type) -> bool:
+    if issubclass(kind, _OPEN) or kind.__module__ in _OPEN_MODULES:
+        return False
     return issubclass(kind, (logging.Logger, logging.Handler, threading.Thread)) or _is_of_process(kind.__module__)
 
 
@@ -99,6 +112,9 @@ class Walk:
         self._tree = {id(part): ".".join(filter(None, (path, name))) for name, part in model.named_modules()}
         names = collections.Counter(id(tensor) for part in model.modules() for tensor in _registered(part))
         self._shared = {address for address, count in names.items() if count > 1}
+        self._held: dict[str, types.ModuleType] = {}  # modules of Python that are attributes
+        self._moving: list[tuple[str, Any]] = []
+        self._environment = EnvironmentPlace()
         self.ambient = AmbientPlace(self)
         self._met[id(model)] = "the model"
         self.modules: list[ModuleGuard] = []
@@ -106,10 +122,21 @@ class Walk:
         ModuleGuard(model, path, self, view, layouts=layouts)
         while self._grow():
             pass
+        self.moving = [(path, type(value).__qualname__) for path, value in self._moving if self._is_read(path)]
         self._alive.clear()
         self._owners.clear()
+        self._moving.clear()
+        self._held.clear()
+
+    def _is_read(self, path: str) -> bool:
+        """Whether some code of the model names the attribute at a path."""
+        attribute = _ATTRIBUTE.search(path)
+        return attribute is None or attribute[1] in self.reach
 
     def _grow(self) -> bool:
+        for path, module in self._held.items():
+            if self._is_read(path):
+                self.namespace(module.__dict__, self.reach, module.__name__)
         grown = [place.grow(self.reach, self) for place in list(self.classes.values())]
         grown += [place.grow(self) for place in list(self.namespaces.values())]
         grown += [owner.grow(value, self.reach, self) for owner, value in list(self._owners)]
@@ -120,6 +147,7 @@ class Walk:
         reach = self.reach
         return (
             self.ambient.holds()
+            and self._environment.holds()
             and self.modules[0].reference() is model
             and not any(self.nothing)
             and all_hold(self.modules)
@@ -144,6 +172,10 @@ class Walk:
         if place is None:
             place = self.namespaces[id(entries)] = NamespacePlace(entries, path)
         place.wants(names)
+
+    def environment(self, names: Set[str]) -> None:
+        """Some code was met that reads environment variables, perhaps of these names."""
+        self._environment.wants(names, self)
 
     def keep(self, value: Any, slot: str | None = None) -> None:
         """Keep the content of what can change inside itself."""
@@ -207,7 +239,12 @@ class Walk:
             return ArrayGuard(value, path, self)
         if isinstance(value, torch.nn.Module):
             return ModuleGuard(value, path, self, foreign=True)
-        return self._code(value, path) or self._container(value, path) or self._object(value, path)
+        return (
+            self._code(value, path)
+            or self._container(value, path)
+            or self._native(value, path)
+            or self._object(value, path)
+        )
 
     def _code(self, value: Any, path: str) -> Guard | None:
         if isinstance(value, types.FunctionType):
@@ -238,8 +275,27 @@ class Walk:
         has_more = hasattr(value, "__dict__") or next(slots_of(type(value)), None) is not None
         return ObjectGuard(value, f"{path} object", self, guard) if has_more else guard
 
+    def _native(self, value: Any, path: str) -> Guard | None:
+        """The guard of what no attribute shows."""
+        if isinstance(value, contextvars.ContextVar):
+            self.note(path, ("variable", value.name))
+            return VariableGuard(value, path, self)
+        if isinstance(value, weakref.ReferenceType):
+            self.note(path, ("reference", type(value).__name__))
+            return WeakGuard(value, path, self)
+        row = row_of(value)
+        if row is not None:
+            return NativeGuard(value, path, self, row)
+        if is_moved_by_reading(value):
+            self._moving.append((path, value))
+            self.note(path, ("opaque", token(value)))
+            return OpaqueGuard(value)
+        return None
+
     def _object(self, value: Any, path: str) -> Guard:
         kind = type(value)
+        if isinstance(value, types.ModuleType):
+            self._held[path] = value
         inside = hasattr(value, "__dict__") or next(slots_of(kind), None) is not None
         if (
             isinstance(value, _OPAQUE)

@@ -81,7 +81,9 @@ def line(path: str, before: Any, after: Any) -> str:
         return f"{where} has another layout: {_layout(before)} -> {_layout(after)}"
     if fact[0] == "numbers" and _are_shown(before, after):
         return f"{where} {_entries(before)} -> {_entries(after)}"
-    if fact[0] in ("array", "numbers", "set", "length", "keys") or (fact[0] == "tensor" and before[1] == after[1]):
+    if fact[0] in ("array", "buffer", "stream", "numbers", "set", "length", "keys") or (
+        fact[0] == "tensor" and before[1] == after[1]
+    ):
         return f"{where} was written into"
     if fact[0] == "hooks":
         return f"{where} changed"
