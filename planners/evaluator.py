@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -97,7 +98,8 @@ class Evaluator:
     def sliced(self, p: int, transfer: Transfer, size: int) -> tuple[Floats, Floats]:
         """Time of one sliced operator and its kernel's workspace, per slice length.
 
-        The workspace is asked for each: kernels change their algorithm with size.
+        The workspace is asked for each: kernels change their algorithm with size. For the same reason the last slice,
+        which may be shorter, may take more than the others, by more than its result is smaller.
         """
         key = (self._kinds[p], transfer)
         found = self._sliced.get(key)
@@ -105,7 +107,13 @@ class Evaluator:
             target, lengths = self.view.facts.nodes[p].target, self.grid(size)[0]
             workspace = np.zeros(len(lengths))
             if isinstance(target, OpOverload) and self.view.made[p]:
-                workspace[:] = [self._workspace_at(target, p, transfer, length) for length in lengths]
+                at = functools.cache(functools.partial(self._workspace_at, target, p, transfer))
+                per_entry = sum(
+                    t.nbytes // size for t, s in zip(self.view.facts.tensors[p], transfer.results, strict=True) if s
+                )
+                for column, length in enumerate(lengths):
+                    last = (size - 1) % length + 1
+                    workspace[column] = max(at(length), at(last) - (length - last) * per_entry)
             found = self._sliced[key] = (self.seconds(p, size, transfer, 1.0), workspace)
         return found
 

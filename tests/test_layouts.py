@@ -315,6 +315,18 @@ class Doubled(nn.Module):
         return torch.stack([y, y * 0.5], 2).flatten(1, 2) + 1
 
 
+class OverFrames(nn.Module):
+    """A norm over frames as signals: a last slice of one frame is row-major, and takes another kernel than others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(1, 16)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        frames = torch.cat([x, x], 2).view(1, 5, 5, 7, 16).permute(0, 2, 3, 4, 1)
+        return self.norm(frames.reshape(35, 16, 5)).relu_()
+
+
 MODULES: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "slices of slices": (WrittenWithin(), (1, 6, 4, 7, 3)),
     "frames": (Frames(), (1, 2000, 16)),
@@ -323,6 +335,7 @@ MODULES: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "narrower": (Narrower(), (1, 8, 2, 3, 4)),
     "sorted": (Sorted(), (8, 4, 1, 4)),
     "padded frames": (PaddedFrames(), (6, 2, 1, 4)),
+    "over frames": (OverFrames(), (1, 175, 8)),
     "doubled rows": (Doubled(), (8, 4, 1, 4)),
     "pixels in a line": (nn.Sequential(Line(), nn.GroupNorm(1, 4), nn.Conv2d(4, 4, 3, padding=1)), (15, 4, 2, 1)),
 }
