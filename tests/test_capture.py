@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -232,3 +233,46 @@ def test_a_model_that_is_as_it_was_is_described_once_for_a_call(monkeypatch: pyt
     monkeypatch.setattr(guards_state, "Walk", Counted)
     capture(nn.Linear(4, 4), (torch.randn(2, 4),))
     assert len(walks) == 2, "what is put back, and what is compared"
+
+
+class OwnDtype(nn.Module):
+    """Computes with a default dtype of its own."""
+
+    def __init__(self, make: Callable[[torch.Tensor], torch.Tensor], *, back: bool = True) -> None:
+        super().__init__()
+        self.make, self.back = make, back
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)
+        try:
+            return x * self.make(x)
+        finally:
+            if self.back:
+                torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda x: torch.linspace(0, 1, 6), lambda x: x.long() * 0.1, lambda x: x.long() / 3],
+    ids=["made", "times a number", "divided"],
+)
+def test_a_default_dtype_that_an_operator_takes_is_refused(
+    make: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor
+) -> None:
+    with pytest.raises(sicompiler.CaptureError, match=r"has set to float64 while it runs\n  at .*test_capture"):
+        capture(OwnDtype(make), (x,))
+    assert torch.get_default_dtype() is torch.float32
+
+
+def test_a_default_dtype_that_no_operator_takes_does_not_matter(x: torch.Tensor) -> None:
+    model = OwnDtype(lambda x: torch.linspace(0, 1, 6, dtype=torch.float32) + torch.tensor([0.1]))
+    expected = model(x)
+    sicompiler.compile_for_budget(model, "1 GiB")
+    assert torch.equal(model(x), expected)
+
+
+def test_a_default_dtype_that_a_call_leaves_behind_is_refused_and_put_back(x: torch.Tensor) -> None:
+    with pytest.raises(sicompiler.CaptureError, match="what all of the process sees: `the default dtype` is changed"):
+        capture(OwnDtype(lambda x: x, back=False), (x,))
+    assert torch.get_default_dtype() is torch.float32

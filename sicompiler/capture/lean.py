@@ -23,15 +23,17 @@ from typing import Any
 import torch
 import torch.export._trace as export_trace
 import torch.fx.experimental.proxy_tensor as proxies
+import torch.utils._pytree as pytree
 from torch import fx
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import traceback as fx_traceback
 
-from sicompiler.capture.reasons import UNKNOWN_LINE, place_being_run
+from sicompiler.capture.reasons import UNKNOWN_LINE, line_being_run, place_being_run
 from sicompiler.capture.rehearsal import is_recording
 from sicompiler.capture.symbols import depends_on_data
 from sicompiler.capture.tape import LITERALS
+from sicompiler.errors import CaptureError
 
 aten = torch.ops.aten
 
@@ -108,12 +110,15 @@ def _only_if_any(replace_bindings: Callable[[fx.GraphModule], None]) -> Callable
 
 def _recorded(proxy_call: Callable[..., Any]) -> Callable[..., Any]:
     """How an operator becomes a node, before the dispatcher takes it apart."""
+    default = torch.get_default_dtype()
     plain: dict[Any, str | None] = {}
     modules: dict[Any, dict[str, tuple[str, str]]] = {}
 
     def call(mode: Any, func: Any, pre_dispatch: bool, args: Any, kwargs: Any) -> Any:
         if func in _DROPOUTS and _drops_nothing(*args, **kwargs):
             return args[0]
+        if torch.get_default_dtype() is not default:
+            _check_dtype(func, args, kwargs)
         if func not in plain:
             plain[func] = _name_of(func, mode)
         name = plain[func]
@@ -141,6 +146,26 @@ def _recorded(proxy_call: Callable[..., Any]) -> Callable[..., Any]:
         return result
 
     return call
+
+
+def _check_dtype(func: Any, args: Any, kwargs: Any) -> None:
+    """Refuse an operator that takes the default dtype where the model has set one of its own: no graph says which.
+
+    Raises:
+        CaptureError: names the operator and the line.
+    """
+    values = pytree.tree_leaves((args, kwargs))
+    tensors = [value for value in values if isinstance(value, torch.Tensor)]
+    given = any(isinstance(value, torch.dtype) for value in values)
+    if given or any(tensor.is_floating_point() or tensor.is_complex() for tensor in tensors):
+        return
+    made = pytree.tree_leaves(func(*args, **kwargs))
+    if any(isinstance(value, torch.Tensor) and value.is_floating_point() for value in made):
+        dtype = str(torch.get_default_dtype()).removeprefix("torch.")
+        raise CaptureError(
+            f"{func} takes the default dtype, which the model has set to {dtype} while it runs\n"
+            f"  at {line_being_run()}\n  a graph runs with its caller's default dtype: write dtype=torch.{dtype} there"
+        )
 
 
 def _drops_nothing(_: torch.Tensor, p: float, train: bool) -> bool:

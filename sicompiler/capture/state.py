@@ -123,7 +123,8 @@ class Entry:
             args: of that call.
             kwargs: of the same call.
         """
-        if self._written.arguments or not self._written.paths() or not self._written.leaves_plain():
+        written = self._written
+        if written.arguments or written.defaults() or not written.paths() or not written.leaves_plain():
             return False
         if score is not None and score.is_whole:
             left = self._keep()
@@ -180,6 +181,8 @@ class Entry:
         paths = self._written.paths()
         if not paths:
             return
+        if self._written.defaults():
+            raise self._refusal(self._written.defaults(), "a call changes what all of the process sees")
         if self._written.is_random(paths[0]):
             raise self._refusal(paths, "a call draws random numbers that are not torch's")
         exported, again = self._two_calls(args, kwargs, paths)

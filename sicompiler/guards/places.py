@@ -18,6 +18,7 @@ from sicompiler.guards.identity import class_entries, token, version
 from sicompiler.guards.plain import OpaqueGuard, is_plain
 
 _REGISTRIES = (_Ops, _OpNamespace)  # of torch's operators: they get an entry when one is first looked up
+DEFAULTS = ("the default dtype", "the default device")
 _GLOBAL_HOOKS = ("_global_forward_pre_hooks", "_global_forward_hooks")
 
 
@@ -170,8 +171,8 @@ class AmbientPlace:
 
     def __init__(self, walk: Visitor) -> None:
         self._dtype, self._device = torch.get_default_dtype(), torch.get_default_device()
-        walk.note("the default dtype", ("plain", torch.dtype, self._dtype))
-        walk.note("the default device", ("plain", torch.device, self._device))
+        for path, value in zip(DEFAULTS, (self._dtype, self._device), strict=True):
+            walk.note(path, ("plain", type(value), value))
         self._hooks = [version(getattr(torch_module, name)) for name in _GLOBAL_HOOKS]
         for name in _GLOBAL_HOOKS:
             walk.visit(list(getattr(torch_module, name).values()), f"global hooks of torch ({name})")

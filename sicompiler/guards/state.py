@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sicompiler.guards.places import DEFAULTS
 from sicompiler.guards.undo import Undo
 from sicompiler.guards.walk import Walk
 from sicompiler.guards.words import differences, place, shown
@@ -30,10 +31,17 @@ def keep_state(model: torch.nn.Module, method: str) -> Undo:
     """
     undo = Undo()
     walk = Walk(model, None, (method, FORWARD), undo)
-    for ambient in (os.environ, _PYTHON, _NUMPY):
-        undo.keep(ambient)
+    for generator in (_PYTHON, _NUMPY):
+        undo.keep(generator)
+    undo.keep_by(lambda: dict(os.environ), _set_environment)
+    undo.keep_by(torch.get_default_dtype, torch.set_default_dtype)
     undo.moving = walk.moving
     return undo
+
+
+def _set_environment(variables: Mapping[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(variables)
 
 
 @dataclass(frozen=True)
@@ -97,6 +105,10 @@ class Written:
         """What the second call has changed again, in a way that is no new tensor of the same layout."""
         first, second = self.moments[1].facts, self.moments[2].facts
         return [path for path in differences(first, second) if _layout(first.get(path)) != _layout(second.get(path))]
+
+    def defaults(self) -> list[str]:
+        """What the first call has changed for all of the process: the dtype or device of new tensors."""
+        return [path for path in self.paths() if path in DEFAULTS]
 
     def is_random(self, path: str) -> bool:
         """Whether what was changed is the state of a generator."""

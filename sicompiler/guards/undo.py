@@ -6,10 +6,9 @@ import collections
 import contextvars
 import functools
 import operator
-import os
 import types
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 
 from sicompiler.guards.native import ROWS, UNSET, Native, value_of
 
+T = TypeVar("T")
 _ABSENT = object()
 _CACHED = type(functools.lru_cache(lambda: None))
 
@@ -45,6 +45,21 @@ class Undo:
             step = next((make(value) for kind, make in _KINDS if isinstance(value, kind)), None)
             if step is not None:
                 self._steps.append(step)
+
+    def keep_by(self, read: Callable[[], T], write: Callable[[T], object]) -> None:
+        """Keep what a function tells.
+
+        Args:
+            read: tells it.
+            write: puts it back.
+        """
+        content = read()
+
+        def back() -> None:
+            if read() != content:
+                write(content)
+
+        self._steps.append(back)
 
     def back(self) -> None:
         """Put everything back that was kept.
@@ -167,17 +182,6 @@ def _variable(variable: contextvars.ContextVar[Any]) -> Callable[[], None]:
     return back
 
 
-def _environment(environ: os._Environ[str]) -> Callable[[], None]:
-    content = dict(environ)
-
-    def back() -> None:
-        if dict(environ) != content:
-            environ.clear()
-            environ.update(content)
-
-    return back
-
-
 def _entry(entries: dict[str, Any], name: str) -> Callable[[], None]:
     value = entries.get(name, _ABSENT)
 
@@ -214,6 +218,5 @@ _KINDS: tuple[tuple[Any, Callable[[Any], Callable[[], None] | None]], ...] = (
     (np.ndarray, _array),
     (_CACHED, _cached),
     (contextvars.ContextVar, _variable),
-    (os._Environ, _environment),
     *((row.kinds, functools.partial(_native, row)) for row in ROWS),
 )
