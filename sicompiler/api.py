@@ -24,7 +24,7 @@ from sicompiler.rehash.request import Rehash
 from sicompiler.reports.phases import PipelineReport
 from sicompiler.reports.rehash import RehashReport
 from sicompiler.reports.report import Report
-from sicompiler.runtime.examples import Inputs
+from sicompiler.runtime.examples import Inputs, checked_inputs
 from sicompiler.runtime.verify import Verification
 from sicompiler.search.search import Progress
 from sicompiler.takeover import State, installed_state
@@ -144,7 +144,7 @@ def compile_for_budget(
     try:
         module = State(model, budget, plan, progress, far_memory=far_memory, store=store)
         if example_inputs is not None:
-            args, kwargs = example_inputs
+            args, kwargs = checked_inputs(example_inputs)
             with module.turn.taken(), executing():
                 module.compiled_for(tuple(args), dict(kwargs))
     except BaseException:

@@ -34,7 +34,7 @@ from sicompiler.plan import Plan
 from sicompiler.prepare import captured_program, check_weights, device_type_of, dtype_name, prepare
 from sicompiler.reports.report import Report
 from sicompiler.runtime.compiled import Compiled, call_key, check_inference
-from sicompiler.runtime.examples import Inputs, random_inputs, without_data
+from sicompiler.runtime.examples import Inputs, checked_inputs, random_inputs, without_data
 from sicompiler.runtime.news import Known, news
 from sicompiler.runtime.placement import place, restore, streams
 from sicompiler.runtime.verify import Verification, compare
@@ -254,7 +254,7 @@ class State:
                 raise BadInput("nothing is planned yet: pass example_inputs=(args, kwargs), or call the model once")
             device = next(iter(named_tensors(self.model).values()), torch.empty(0)).device
             example_inputs = random_inputs(self.last[1], device)
-        args, kwargs = example_inputs
+        args, kwargs = checked_inputs(example_inputs)
         device = self.device_of(args, kwargs)
         with self.turn.taken(), executing():
             compiled = self.compiled_for(tuple(args), dict(kwargs))

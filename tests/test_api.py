@@ -314,3 +314,23 @@ def test_a_compiled_model_is_not_kept_alive(x: torch.Tensor) -> None:
     del model
     gc.collect()
     assert gone() is None
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ((torch.ones(2),), "tuple of Tensor"),
+        (torch.ones(2), "Tensor"),
+        (((), ()), "tuple of tuple, tuple"),
+        ((), "noth"),
+    ],
+    ids=["only positional", "a tensor", "no mapping", "empty"],
+)
+def test_example_inputs_that_are_no_pair_are_told(given: Any, shown: str) -> None:
+    model = Block()
+    with pytest.raises(sicompiler.BadInput, match=rf"pair \(\(positional, \.\.\.\), .* got a .*{shown}"):
+        sicompiler.compile_for_budget(model, "1 GiB", example_inputs=given)
+    assert "forward" not in vars(model)
+    sicompiler.compile_for_budget(model, "1 GiB")
+    with pytest.raises(sicompiler.BadInput, match="example_inputs is a pair"):
+        sicompiler.verify(model, given)

@@ -15,7 +15,7 @@ from sicompiler.adapters.roles import modules_of
 from sicompiler.adapters.weights import storages, weights_of
 from sicompiler.capture.quantised import stored
 from sicompiler.reports.phases import PhaseRow
-from sicompiler.runtime.examples import Inputs
+from sicompiler.runtime.examples import Inputs, checked_inputs
 from sicompiler.runtime.measure import Peak, observe_peak
 from sicompiler.runtime.verify import errors
 from sicompiler.units import format_bytes, format_seconds
@@ -85,7 +85,7 @@ def compare_runs(state: PipelineState, example_inputs: Inputs) -> PipelineVerifi
 
     Random generators among the inputs, and torch's own, start each run in the state they are in now.
     """
-    args, kwargs = example_inputs
+    args, kwargs = checked_inputs(example_inputs)
     device = _device(state)
     rewind = rewinder(args, kwargs)
     rewind()

@@ -9,8 +9,26 @@ import torch
 import torch.utils._pytree as pytree
 
 from sicompiler.capture import flatten_inputs
+from sicompiler.errors import BadInput
 
 Inputs = tuple[Sequence[Any], Mapping[str, Any]]
+
+
+def checked_inputs(example_inputs: object) -> Inputs:
+    """Example inputs as a user gave them, in their two parts.
+
+    Raises:
+        BadInput: they are no pair of positional and keyword arguments.
+    """
+    match example_inputs:
+        case (list() | tuple() as args, Mapping() as kwargs):
+            return args, kwargs
+    shown = type(example_inputs).__name__
+    if isinstance(example_inputs, (list, tuple)):
+        shown = f"{shown} of {', '.join(type(value).__name__ for value in example_inputs) or 'nothing'}"
+    raise BadInput(
+        f"example_inputs is a pair ((positional, ...), {{name: keyword}}), such as ((x,), {{}}), got a {shown}"
+    )
 
 
 def without_data(args: Sequence[Any], kwargs: Mapping[str, Any], keep: Collection[int] = ()) -> Inputs:
