@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
+from sicompiler.facts import workspace_onednn as onednn
 from sicompiler.testing.checks import run_budgets
 from tests.kernel_calls import allocated
 
@@ -127,3 +128,16 @@ def test_plans_of_modules_stay_below_their_prediction(name: str) -> None:
     module, shape = MODULES[name]
     outcomes = run_budgets(module.double().eval(), (torch.randn(shape, dtype=torch.float64),), {})
     assert [line for outcome in outcomes for line in outcome.problems()] == []
+
+
+@pytest.mark.pure
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (1, 2), (2, 2), (3, 5), (4, 4), (12, 8), (16, 4), (20, 20)])
+def test_groups_of_innermost_channels_are_filled_up_one_by_one(inputs: int, outputs: int, dtype: torch.dtype) -> None:
+    if not onednn.takes(dtype):
+        pytest.skip(f"oneDNN has no kernels for {dtype} on this processor")
+    for groups in (2, 16):
+        x = torch.randn(2, groups * inputs, 8, 8, dtype=dtype).contiguous(memory_format=torch.channels_last)
+        weight = torch.randn(groups * outputs, inputs, 5, 5, dtype=dtype)
+        done = allocated(aten.conv2d.default, [x, weight, None, [1, 1], [2, 2], [1, 1], groups], {})
+        assert done.measured <= done.predicted <= done.measured + 0.15 * done.total + 2**16, done

@@ -20,7 +20,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from sicompiler.capture.contexts import graphs
 from sicompiler.capture.reasons import source_line
-from sicompiler.capture.symbols import is_symbolic
+from sicompiler.capture.symbols import depends_on_data, is_symbolic
 from sicompiler.errors import CaptureError
 
 aten = torch.ops.aten
@@ -63,7 +63,7 @@ def spell_out_aliases(graph_module: fx.GraphModule, name: str) -> None:
 
 def _memories(value: Any) -> Iterator[int]:
     for leaf in pytree.tree_leaves(value):
-        if isinstance(leaf, torch.Tensor) and leaf.layout is torch.strided:
+        if isinstance(leaf, FakeTensor) and leaf.layout is torch.strided:  # inside of `torch.vmap` there are others
             yield leaf.untyped_storage()._cdata
 
 
@@ -91,7 +91,7 @@ def _written(node: fx.Node) -> Iterator[int]:
 def _may_share(node: fx.Node) -> bool:
     """Whether a node runs an operator made of others that says nothing of memory it shares."""
     target = node.target
-    if not isinstance(target, OpOverload) or target._schema.is_mutable or is_symbolic(node):
+    if not isinstance(target, OpOverload) or target._schema.is_mutable or is_symbolic(node) or depends_on_data(target):
         return False
     if any(result.alias_info is not None for result in target._schema.returns):
         return False

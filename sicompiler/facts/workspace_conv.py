@@ -145,7 +145,7 @@ def _onednn(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int) -> in
 
     - Row-major input: X + W, then Y, each with its channels filled up to a block of 8 (the input's not if it has less).
     - Channels-last input or weight: W, and W again unless the weight is channels-last; an upper bound, as W is not
-      always filled up. No copies of input or result.
+      always filled up, but for groups, each of which is (`_filled_by_group`). No copies of input or result.
     - A kernel of 1 in bfloat16: float32 sums of one sample per thread.
     - Groups of some channels that don't fill blocks: the unfolded input of one group and frame, per thread; an upper
       bound. (One channel per group: as without groups.)
@@ -154,7 +154,11 @@ def _onednn(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int) -> in
         filled = weight.nbytes * round_up(weight.shape[0], 24) // weight.shape[0]
         filled += torch.get_num_threads() * (40960 if x.shape[2] == 1 else 2**14)
         if x.dtype in HALF:
-            filled = filled * round_up(weight.shape[1], 2) // weight.shape[1] + _point_sums(weight, y)
+            filled = filled * round_up(weight.shape[1], 2) // weight.shape[1]
+        if groups > 1:
+            filled = max(filled, _filled_by_group(weight, groups) + torch.get_num_threads() * 2**14)
+        if x.dtype in HALF:
+            filled += _point_sums(weight, y)
             filled += _positions_read(x, y) if math.prod(weight.shape[2:]) == 1 else 0
         copied = 0 if channels_last(x) else x.nbytes
         copied += y.nbytes if groups > 1 and x.dtype not in HALF else 0
@@ -182,6 +186,22 @@ def _onednn(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int) -> in
     elif strided_point:  # the positions that are read, of one sample
         w_filled += _positions_read(x, y)
     return row_major_copy(x) + max(x_filled + w_filled + y_filled - y.nbytes, after)
+
+
+def _filled_by_group(weight: TensorFact, groups: int) -> int:
+    """The weight of a channels-last call with inputs and results of each group filled up to a block.
+
+    Not where a group is one channel; nor half a block or a quarter, whose kernels take it as it is. More inputs than a
+    block are not filled up in float32.
+    """
+    block, inputs, outputs = _onednn_block(), weight.shape[1], weight.shape[0] // groups
+    parts = (block // 4, block // 2)
+    if inputs == outputs == 1 or (outputs in parts and inputs < block and inputs % parts[0] == 0):
+        return weight.nbytes
+    if inputs < block or weight.dtype in HALF:
+        inputs = round_up(inputs, block)
+    entries = groups * inputs * round_up(outputs, block) * math.prod(weight.shape[2:])
+    return entries * weight.dtype.itemsize
 
 
 def _positions_read(x: TensorFact, y: TensorFact) -> int:
