@@ -132,12 +132,21 @@ def test_plans_of_modules_stay_below_their_prediction(name: str) -> None:
 
 @pytest.mark.pure
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("frames", [0, 3], ids=["2-D", "3-D"])
 @pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (1, 2), (2, 2), (3, 5), (4, 4), (12, 8), (16, 4), (20, 20)])
-def test_groups_of_innermost_channels_are_filled_up_one_by_one(inputs: int, outputs: int, dtype: torch.dtype) -> None:
+def test_groups_of_innermost_channels_are_filled_up_one_by_one(
+    inputs: int, outputs: int, dtype: torch.dtype, frames: int
+) -> None:
     if not onednn.takes(dtype):
         pytest.skip(f"oneDNN has no kernels for {dtype} on this processor")
     for groups in (2, 16):
-        x = torch.randn(2, groups * inputs, 8, 8, dtype=dtype).contiguous(memory_format=torch.channels_last)
-        weight = torch.randn(groups * outputs, inputs, 5, 5, dtype=dtype)
-        done = allocated(aten.conv2d.default, [x, weight, None, [1, 1], [2, 2], [1, 1], groups], {})
-        assert done.measured <= done.predicted <= done.measured + 0.15 * done.total + 2**16, done
+        weight = torch.randn(groups * outputs, inputs, *([1] if frames else []), 5, 5, dtype=dtype)
+        if frames:
+            x = torch.randn(2, frames, 8, 8, groups * inputs, dtype=dtype).movedim(-1, 1)
+            done = allocated(aten.conv3d.default, [x, weight, None, [1] * 3, [0, 2, 2], [1] * 3, groups], {})
+        else:
+            x = torch.randn(2, 8, 8, groups * inputs, dtype=dtype).movedim(-1, 1)
+            done = allocated(aten.conv2d.default, [x, weight, None, [1] * 2, [2, 2], [1] * 2, groups], {})
+        assert done.measured <= done.predicted, done
+        if not frames:  # in 3-D it is a bound: small groups are not always filled up
+            assert done.predicted <= done.measured + 0.15 * done.total + 2**16, done

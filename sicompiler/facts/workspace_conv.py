@@ -191,12 +191,13 @@ def _onednn(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int) -> in
 def _filled_by_group(weight: TensorFact, groups: int) -> int:
     """The weight of a channels-last call with inputs and results of each group filled up to a block.
 
-    Not where a group is one channel; nor half a block or a quarter, whose kernels take it as it is. More inputs than a
-    block are not filled up in float32.
+    Not where a group is one channel; nor half a block or a quarter, whose kernels take it as it is (in 3-D those of
+    half dtypes don't). More inputs than a block are not filled up in float32.
     """
     block, inputs, outputs = _onednn_block(), weight.shape[1], weight.shape[0] // groups
     parts = (block // 4, block // 2)
-    if inputs == outputs == 1 or (outputs in parts and inputs < block and inputs % parts[0] == 0):
+    flat = len(weight.shape) == 4 or weight.dtype not in HALF
+    if flat and (inputs == outputs == 1 or (outputs in parts and inputs < block and inputs % parts[0] == 0)):
         return weight.nbytes
     if inputs < block or weight.dtype in HALF:
         inputs = round_up(inputs, block)
