@@ -72,16 +72,19 @@ class SequenceGuard(Guard):
 class SetGuard(Guard):
     """A set: plain members by value, all others by identity."""
 
-    __slots__ = ("address", "fact")
+    __slots__ = ("address", "fact", "strings")
 
     def __init__(self, value: Any, path: str, walk: Visitor) -> None:
         self.address, self.fact = id(value), _members(value)
+        self.strings = frozenset(value) if all(type(member) is str for member in value) else None
         walk.note(path, ("set", walk.kind(type(value)), self.fact))
         walk.keep(value)
 
     def holds(self, value: Any) -> bool:
         """Whether the same set has the same members."""
-        return id(value) == self.address and _members(value) == self.fact
+        if id(value) != self.address:
+            return False
+        return value == self.strings or _members(value) == self.fact
 
 
 def _members(value: Any) -> Hashable:
@@ -110,8 +113,9 @@ class MappingGuard(Guard):
             guards = self.guards
             if not _identical(list(dict.keys(value)), list(guards)):
                 return False
-        if not all(guard.holds(dict.__getitem__(value, key)) for key, guard in guards.items()):
-            return False
+        for key, guard in guards.items():
+            if not guard.holds(dict.__getitem__(value, key)):
+                return False
         self.version = now
         return True
 

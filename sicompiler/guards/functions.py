@@ -57,10 +57,10 @@ class FunctionGuard(Guard):
         for part, guard in self.guards:
             if not guard.holds(getattr(value, part)):
                 return False
-        if self.cells and not all(
-            guard.holds(cell) for guard, cell in zip(self.cells, value.__closure__ or (), strict=True)
-        ):
-            return False
+        if self.cells:
+            for guard, cell in zip(self.cells, value.__closure__, strict=True):
+                if not guard.holds(cell):
+                    return False
         return not value.__dict__ if self.attributes is None else self.attributes.holds(value.__dict__)
 
 
@@ -72,18 +72,21 @@ class CellGuard(Guard):
     def __init__(self, cell: types.CellType, path: str, walk: Visitor) -> None:
         self.address = id(cell)
         walk.keep(cell)
-        self.guard = walk.visit(_content(cell), path)
+        try:
+            content = cell.cell_contents
+        except ValueError:
+            content = _EMPTY
+        self.guard = walk.visit(content, path)
 
     def holds(self, value: Any) -> bool:
         """Whether the variable has the same content."""
-        return id(value) == self.address and self.guard.holds(_content(value))
-
-
-def _content(cell: types.CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:
-        return _EMPTY
+        if id(value) != self.address:
+            return False
+        try:
+            content = value.cell_contents
+        except ValueError:
+            content = _EMPTY
+        return self.guard.holds(content)
 
 
 # What callables and descriptors are made of: by type, the attributes that say what they do.

@@ -32,6 +32,7 @@ class ClassPlace:
     def __init__(self, kind: type) -> None:
         self._kind = weakref.ref(kind)
         self._entries: list[tuple[str, Guard]] = []
+        self._changing: list[tuple[str, Guard]] = []  # of these, what may change inside itself
         self._done: set[str] = set()
         self._left: set[str] = set()
         self._version = self._reach = 0
@@ -59,7 +60,10 @@ class ClassPlace:
             walk.note(f"{self.path}.{name} there", ("names", (walk.kind(kind), name)))
             if not isinstance(value, (types.MemberDescriptorType, types.GetSetDescriptorType)):
                 walk.keep(kind, name)
-                self._entries.append((name, walk.visit(value, f"{self.path}.{name}")))
+                row = (name, walk.visit(value, f"{self.path}.{name}"))
+                self._entries.append(row)
+                if not row[1].settled:
+                    self._changing.append(row)
         return bool(new)
 
     def holds(self, reach: set[str]) -> bool:
@@ -69,12 +73,11 @@ class ClassPlace:
             return False
         entries = class_entries(kind)
         now = version(entries)
+        guards = self._changing
         if now != self._version:
             if {n for n in entries if n in reach or is_read_by_syntax(n)} != self._done:
                 return False
             guards = self._entries
-        else:
-            guards = [row for row in self._entries if not row[1].settled]
         for name, guard in guards:
             if not guard.holds(entries[name]):
                 return False
@@ -96,6 +99,7 @@ class NamespacePlace:
         self._names: set[str] = set()
         self._fresh: set[str] = set()  # of these, the ones that were not looked up yet
         self._guards: dict[str, Guard] = {}
+        self._changing: dict[str, Guard] = {}  # of these, what may change inside itself
         self._below: list[types.ModuleType] = []
         self._version = 0
 
@@ -131,6 +135,8 @@ class NamespacePlace:
             else:
                 walk.keep(self._dict, name)
                 self._guards[name] = walk.visit(value, path)
+            if not self._guards[name].settled:
+                self._changing[name] = self._guards[name]
         for module in self._below:  # `F.silu`: the names after the dot
             names = fresh if module in known else self._names
             walk.namespace(module.__dict__, names, module.__name__)
@@ -140,8 +146,8 @@ class NamespacePlace:
         """Whether what is read is as it was."""
         now = version(self._dict)
         moved = now != self._version
-        for name, guard in self._guards.items():
-            if (moved or not guard.settled) and not (name in self._dict and guard.holds(self._dict[name])):
+        for name, guard in (self._guards if moved else self._changing).items():
+            if not (name in self._dict and guard.holds(self._dict[name])):
                 return False
         if moved and any(name in self._dict for name in self._names - self._guards.keys()):
             return False
@@ -154,6 +160,8 @@ class EnvironmentPlace:
 
     def __init__(self) -> None:
         self._values: dict[str, str | None] = {}
+        self._entries: dict[Any, Any] = os.environ._data  # type: ignore[attr-defined]  # every change ends up there
+        self._version = version(self._entries)
 
     def wants(self, names: Set[str], walk: Visitor) -> None:
         """More names that may be read."""
@@ -163,7 +171,12 @@ class EnvironmentPlace:
 
     def holds(self) -> bool:
         """Whether all of them are as they were."""
-        return all(os.environ.get(name) == value for name, value in self._values.items())
+        now = version(self._entries)
+        if now != self._version:
+            if any(os.environ.get(name) != value for name, value in self._values.items()):
+                return False
+            self._version = now
+        return True
 
 
 class AmbientPlace:
