@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 import sys
+import weakref
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 import torch
 
+from sicompiler.adapters.unchanged import Structure
 from sicompiler.capture.quantised import CASTING_HOOKS, modules_in, refusal, scheme_of, weights_in
 from sicompiler.capture.tiling import SWITCH, runs_only_tiled
 from sicompiler.entry import entry_label
@@ -49,6 +51,7 @@ class Role:
         return self.phase is Phase.ENCODE
 
 
+_HOOKS = "_diffusers_hook"  # where diffusers keeps those of a module
 # diffusers names components by what they do, in every pipeline alike.
 _ROWS = (
     (re.compile(r"text_encoder(_\d+)?|image_encoder|prompt_encoder"), "forward", Phase.ENCODE),
@@ -56,6 +59,10 @@ _ROWS = (
     (re.compile(r"(unet|transformer|prior)(_\d+)?|controlnet"), "forward", Phase.DENOISE),
     (re.compile(r"vae|vqvae|movq"), "decode", Phase.DECODE),
 )
+
+
+# Components that had nothing to refuse: whether as one that is planned, and what they were.
+_passed: weakref.WeakKeyDictionary[torch.nn.Module, tuple[bool, Structure]] = weakref.WeakKeyDictionary()
 
 
 def pipeline_class() -> type | None:
@@ -109,6 +116,15 @@ def check_component(label: str, part: torch.nn.Module, *, planned: bool) -> None
     Raises:
         BadInput: with advice.
     """
+    known = _passed.get(part)
+    if known is not None and (known[0] or not planned) and known[1].holds():
+        return
+    _check_all(label, part, planned=planned)
+    if not any(_HOOKS in child.__dict__ for child in modules_in(part)):  # more may be added where there are some
+        _passed[part] = (planned, Structure(part, attributes=True))
+
+
+def _check_all(label: str, part: torch.nn.Module, *, planned: bool) -> None:
     if any(tensor.is_meta for tensor in weights_in(part)):
         raise BadInput(
             f"the weights of {label} are on the meta device, as enable_sequential_cpu_offload() leaves them; call "
@@ -125,7 +141,7 @@ def check_component(label: str, part: torch.nn.Module, *, planned: bool) -> None
     if scheme:
         raise BadInput(refusal(label, scheme))
     for child in modules_in(part):
-        hooks = getattr(child.__dict__.get("_diffusers_hook"), "hooks", {}).keys() - CASTING_HOOKS
+        hooks = getattr(child.__dict__.get(_HOOKS), "hooks", {}).keys() - CASTING_HOOKS
         if hooks:
             path = next(path for path, module in part.named_modules() if module is child)
             where = f"{label}.{path}" if path else label

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 
 import torch
 
-from sicompiler.capture.quantised import modules_in, storage_bytes, stored, weights_in
-from sicompiler.guards.identity import version
+from sicompiler.adapters.unchanged import Structure
+from sicompiler.capture.quantised import storage_bytes, stored, weights_in
 from sicompiler.ops import is_far
 from sicompiler.runtime.placement import streams
 
@@ -23,17 +23,15 @@ class _Snapshot:
     """What the weights of a model took when they were added up, and what they were; it keeps none of them alive."""
 
     def __init__(self, model: torch.nn.Module) -> None:
-        modules, tensors = modules_in(model), list(weights_in(model))
-        self._modules = [(weakref.ref(module), _versions(module)) for module in modules]
+        tensors = list(weights_in(model))
+        self._structure = Structure(model)
         self._tensors = [(weakref.ref(tensor), tensor.data_ptr()) for tensor in tensors]
         self.nbytes = {device: storages(tensors, device) for device in {tensor.device for tensor in tensors}}
 
     def holds(self) -> bool:
         """Whether each module holds what it held, and each tensor shows the memory that it showed."""
-        for module, versions in self._modules:
-            live = module()
-            if live is None or _versions(live) != versions:
-                return False
+        if not self._structure.holds():
+            return False
         for tensor, address in self._tensors:
             weight = tensor()
             if weight is None or weight.data_ptr() != address:
@@ -58,7 +56,3 @@ def weights_of(part: torch.nn.Module, device: torch.device) -> dict[int, int]:
 def storages(tensors: Iterable[torch.Tensor], device: torch.device) -> dict[int, int]:
     """Bytes by storage of the tensors on a device."""
     return storage_bytes(t for t in tensors if t.device == device)
-
-
-def _versions(module: torch.nn.Module) -> tuple[int, int, int]:
-    return version(module._modules), version(module._parameters), version(module._buffers)
