@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import queue
 import random
+import sys
 import threading
 import types
 import weakref
@@ -115,6 +116,10 @@ def _value(held: Any) -> float:
     return float(held.value)
 
 
+def _settings() -> Any:
+    return sys.modules["sicompiler_test_settings"]
+
+
 BOX = Box()
 WRITTEN: dict[str, tuple[Callable[[], Any], Tick, Callable[[Any], Any]]] = {  # made by, a call, what it holds
     "thread-local values": (_local, _count, lambda held: held.n),
@@ -187,6 +192,36 @@ def _set(held: Any) -> None:
     held.n = 5.0
 
 
+def _imported(held: Any) -> float:
+    import sicompiler_test_settings  # type: ignore[import-not-found]
+
+    return float(sicompiler_test_settings.n)
+
+
+def _taken(held: Any) -> float:
+    from sicompiler_test_settings import n
+
+    return float(n)
+
+
+class Scaling(type):
+    """A class of classes."""
+
+    n = 1.0
+
+
+class Scaled(metaclass=Scaling):
+    """Something scaled."""
+
+
+@pytest.fixture(autouse=True)
+def settings(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A module that code may import while it runs."""
+    module = _module()
+    monkeypatch.setitem(sys.modules, "sicompiler_test_settings", module)
+    return module
+
+
 READ: dict[str, tuple[Callable[[], Any], Tick, Callable[[Any], Any]]] = {  # made by, read, changed by somebody
     "thread-local values": (_local, lambda held: held.n, _set),
     "a context variable": (lambda: VARIABLE, lambda held: held.get(), lambda held: held.set(5.0)),
@@ -206,6 +241,10 @@ READ: dict[str, tuple[Callable[[], Any], Tick, Callable[[Any], Any]]] = {  # mad
     "an event": (threading.Event, lambda held: 5.0 if held.is_set() else 1.0, lambda held: held.set()),
     "a weak reference": (lambda: weakref.ref(BOX), lambda held: held().n, lambda held: _set(held())),
     "a module of Python": (_module, lambda held: held.n, _set),
+    "a class of classes": (lambda: Scaled, lambda held: held.n, lambda held: _set(type(held))),
+    "a module imported while it runs": (_settings, _imported, _set),
+    "a value imported while it runs": (_settings, _taken, _set),
+    "a module by a string": (_settings, lambda held: sys.modules["sicompiler_test_settings"].n, _set),
 }
 
 
@@ -223,7 +262,7 @@ def test_what_is_read_of_it_is_followed(name: str, monkeypatch: pytest.MonkeyPat
         assert torch.equal(model(x), twin(x))
         assert not torch.equal(model(x), first)
     finally:
-        BOX.n = 0.0
+        BOX.n, Scaling.n = 0.0, 1.0
         VARIABLE.set(0.0)
 
 
@@ -237,3 +276,16 @@ def test_random_numbers_that_a_call_does_not_draw_may_be_drawn_between_calls(cap
     with caplog.at_level("INFO", logger="sicompiler"):
         model(torch.ones(4))
     assert not caplog.records
+
+
+def test_a_module_that_somebody_imports_later_is_followed(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(held: Any) -> float:
+        return float(sys.modules["sicompiler_test_settings"].n) if "sicompiler_test_settings" in sys.modules else 1.0
+
+    monkeypatch.delitem(sys.modules, "sicompiler_test_settings")
+    model, twin, x = Ticks(0, read), Ticks(0, read), torch.ones(4)
+    sicompiler.compile_for_budget(model, "1 GiB")
+    assert torch.equal(model(x), twin(x))
+    settings.n = 3.0
+    monkeypatch.setitem(sys.modules, "sicompiler_test_settings", settings)
+    assert torch.equal(model(x), twin(x))

@@ -69,6 +69,16 @@ class Visitor(Protocol):
         """Some code was met that can read these names of the globals of a Python module."""
         ...
 
+    def imported(self, module: str, names: Set[str], of: str) -> None:
+        """Some code was met that imports a module while it runs, and can read these names of it.
+
+        Args:
+            module: its name.
+            names: what may be read.
+            of: the name of the module that the code stands in.
+        """
+        ...
+
     def keep(self, value: Any, slot: str | None = None) -> None:
         """Something that can change inside itself was met: keep its content, if this walk is to be undone.
 

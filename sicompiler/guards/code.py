@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import functools
 import sys
 import types
@@ -53,6 +54,45 @@ class _Code:
 def names_of(code: types.CodeType) -> frozenset[str]:
     """Names that code may look up, of globals and of attributes; those of functions defined inside of it too."""
     return _names(_Code(code))
+
+
+_IMPORT = dis.opmap["IMPORT_NAME"]
+_BY_NAME = frozenset({"import_module", "modules", "__import__"})  # of importlib and sys: modules by strings
+
+
+@functools.lru_cache(maxsize=2**14)
+def _imports(code: _Code) -> frozenset[tuple[int, str]]:
+    found: set[tuple[int, str]] = set()
+    if _IMPORT in code.code.co_code[::2]:
+        before: list[Any] = [None, None]  # what an import takes: its level, and what is taken from the module
+        for instruction in dis.get_instructions(code.code):
+            if instruction.opcode == _IMPORT:
+                found.add((before[-2] if isinstance(before[-2], int) else 0, instruction.argval))
+            before = [before[-1], instruction.argval]
+    if not _BY_NAME.isdisjoint(code.code.co_names):
+        strings = [name for name in code.code.co_consts if isinstance(name, str) and len(name) < _LONGEST_NAME]
+        found.update((0, name) for name in strings if name.replace(".", "_").isidentifier())
+    for constant in code.code.co_consts:
+        if isinstance(constant, types.CodeType):
+            found |= _imports(_Code(constant))
+    return frozenset(found)
+
+
+def imports_of(code: types.CodeType, package: str | None) -> list[str]:
+    """Names of modules that code imports while it runs, or looks up by a string.
+
+    Args:
+        code: of a function.
+        package: of the module that it stands in, to which relative imports belong.
+    """
+    names = []
+    for level, name in sorted(_imports(_Code(code))):
+        if not level:
+            names.append(name)
+        elif package:
+            base = package.rsplit(".", level - 1)[0]
+            names.append(f"{base}.{name}" if name else base)
+    return names
 
 
 def is_read_by_syntax(name: str) -> bool:

@@ -8,7 +8,7 @@ import types
 from typing import Any
 
 from sicompiler.guards.base import Guard, Visitor
-from sicompiler.guards.code import names_of
+from sicompiler.guards.code import imports_of, names_of
 from sicompiler.guards.containers import AttributesGuard
 from sicompiler.guards.identity import token
 from sicompiler.guards.plain import is_plain
@@ -47,6 +47,8 @@ class FunctionGuard(Guard):
             walk.keep(function.__dict__)
             self.attributes = AttributesGuard(function.__dict__, function.__dict__, path, walk)
         walk.namespace(function.__globals__, names, str(scope))
+        for module in imports_of(self.code, function.__globals__.get("__package__")):
+            walk.imported(module, names, of=str(scope))
 
     def holds(self, value: Any) -> bool:
         """Whether it is the same function, and does what it did."""

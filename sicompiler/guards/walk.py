@@ -8,6 +8,7 @@ import functools
 import logging
 import queue
 import re
+import sys
 import threading
 import types
 import weakref
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 
 from sicompiler.guards.base import Guard
-from sicompiler.guards.code import computes_nothing
+from sicompiler.guards.code import computes_nothing, in_library
 from sicompiler.guards.containers import MappingGuard, NumbersGuard, ProxyGuard, SequenceGuard, SetGuard
 from sicompiler.guards.functions import PARTS, BuiltinGuard, CellGuard, FunctionGuard, PartsGuard
 from sicompiler.guards.identity import token
@@ -112,6 +113,7 @@ class Walk:
         self._tree = {id(part): ".".join(filter(None, (path, name))) for name, part in model.named_modules()}
         names = collections.Counter(id(tensor) for part in model.modules() for tensor in _registered(part))
         self._shared = {address for address, count in names.items() if count > 1}
+        self._absent: set[str] = set()  # modules that are not imported yet
         self._held: dict[str, types.ModuleType] = {}  # modules of Python that are attributes
         self._moving: list[tuple[str, Any]] = []
         self._environment = EnvironmentPlace()
@@ -148,6 +150,7 @@ class Walk:
         return (
             self.ambient.holds()
             and self._environment.holds()
+            and self._absent.isdisjoint(sys.modules)
             and self.modules[0].reference() is model
             and not any(self.nothing)
             and all_hold(self.modules)
@@ -177,6 +180,14 @@ class Walk:
         """Some code was met that reads environment variables, perhaps of these names."""
         self._environment.wants(names, self)
 
+    def imported(self, module: str, names: Set[str], of: str) -> None:
+        """Some code was met that imports a module while it runs, and can read these names of it."""
+        found = sys.modules.get(module)
+        if found is not None:
+            self.namespace(found.__dict__, names, module)
+        elif not in_library(module) and module.partition(".")[0] != of.partition(".")[0]:
+            self._absent.add(module)  # of another package: whoever imports it may set something in it
+
     def keep(self, value: Any, slot: str | None = None) -> None:
         """Keep the content of what can change inside itself."""
         if self._undo is not None:
@@ -188,7 +199,10 @@ class Walk:
 
     def kind(self, kind: type) -> Hashable:
         """Describe a class and those it inherits from."""
-        for base in kind.__mro__:
+        bases = list(kind.__mro__)
+        if not in_library(type(kind).__module__):
+            bases += type(kind).mro(type(kind))  # the class of the class
+        for base in bases:
             if base.__flags__ & _KIND_FLAGS != _HEAP_TYPE or base in self.classes or computes_nothing(base.__module__):
                 continue
             self.classes[base] = ClassPlace(base)
