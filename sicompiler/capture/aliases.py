@@ -8,6 +8,7 @@ graph writes, they are replaced by what eager torch runs: views that say so, or 
 from __future__ import annotations
 
 import collections
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -95,7 +96,17 @@ def _may_share(node: fx.Node) -> bool:
         return False
     if any(result.alias_info is not None for result in target._schema.returns):
         return False
-    return target in _SAFE or torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), "CompositeImplicitAutograd")
+    return target in _SAFE or (_has_kernel(target, "CompositeImplicitAutograd") and not _has_own_kernel(node))
+
+
+def _has_own_kernel(node: fx.Node) -> bool:
+    """Whether the device that a node runs on has a kernel of its own, which eager torch takes instead."""
+    devices = {leaf.device.type for leaf in pytree.tree_leaves(node.meta.get("val")) if isinstance(leaf, torch.Tensor)}
+    return any(_has_kernel(node.target, device.upper()) for device in devices)
+
+
+def _has_kernel(target: Any, key: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), key)
 
 
 def _as_eager_runs(node: fx.Node) -> fx.GraphModule | None:
@@ -113,8 +124,13 @@ def _as_eager_runs(node: fx.Node) -> fx.GraphModule | None:
     values = [operand.meta["val"] for operand in operands]
     if not all(isinstance(value, FakeTensor) for value in values):
         return None
-    with values[0].fake_mode:
-        if set(_memories(run(*args, **kwargs))).isdisjoint(_memories(values)):
+    mode = values[0].fake_mode
+    with mode, mode.shape_env.ignore_fresh_unbacked_symbols() if mode.shape_env else contextlib.nullcontext():
+        try:
+            result = run(*args, **kwargs)
+        except Exception:  # a kernel that asks for values, which shares nothing
+            return None
+        if set(_memories(result)).isdisjoint(_memories(values)):
             return None
         return make_fx(_of_tensors(run, node, operands))(*values)
 

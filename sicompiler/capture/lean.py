@@ -157,15 +157,19 @@ def _check_dtype(func: Any, args: Any, kwargs: Any) -> None:
     values = pytree.tree_leaves((args, kwargs))
     tensors = [value for value in values if isinstance(value, torch.Tensor)]
     given = any(isinstance(value, torch.dtype) for value in values)
-    if given or any(tensor.is_floating_point() or tensor.is_complex() for tensor in tensors):
+    if given or not all(map(_is_integral, tensors)):
         return
-    made = pytree.tree_leaves(func(*args, **kwargs))
-    if any(isinstance(value, torch.Tensor) and value.is_floating_point() for value in made):
+    made = [value for value in pytree.tree_leaves(func(*args, **kwargs)) if isinstance(value, torch.Tensor)]
+    if not all(map(_is_integral, made)):
         dtype = str(torch.get_default_dtype()).removeprefix("torch.")
         raise CaptureError(
             f"{func} takes the default dtype, which the model has set to {dtype} while it runs\n"
             f"  at {line_being_run()}\n  a graph runs with its caller's default dtype: write dtype=torch.{dtype} there"
         )
+
+
+def _is_integral(tensor: torch.Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex())
 
 
 def _drops_nothing(_: torch.Tensor, p: float, train: bool) -> bool:
