@@ -50,6 +50,7 @@ class Planner:
         bound: whether its plans can be carried out; those of regions known from another size are for their numbers.
         captured: what is planned, as it was captured; None for the numbers of another size.
         known: answers from earlier, in this process or another; what is not there is worked out and added.
+        call: what tells the call from others, the code of the model included; "" where that means nothing elsewhere.
     """
 
     model: str
@@ -60,6 +61,7 @@ class Planner:
     bound: bool = True
     captured: Program | None = None
     known: KnownPlans | None = None
+    call: str = ""
 
     @property
     def program(self) -> Program:
@@ -86,6 +88,16 @@ class Planner:
     def unsliced_bytes(self) -> int:
         """Peak of the unsliced schedule, weights included."""
         return self._numbers("unsliced", lambda: (self.graph.line.peak_bytes + self.weights_bytes, ""))[0]
+
+    def untouched_bytes(self, make: Callable[[], int | None] | None = None) -> int | None:
+        """What the model peaks at as it is; None where that is not known. Another process may have looked.
+
+        Args:
+            make: looks, where nobody has.
+        """
+        if self.known is None or not self.call:
+            return None if make is None else make()
+        return self.known.bytes_if_known(f"untouched {self.call}", make)
 
     def floor(self, far_memory: FarMemory = "none") -> tuple[int, str]:
         """The smallest budget of any plan, weights included, and the operator that sets it."""
@@ -279,6 +291,7 @@ def make_planner(
     phase: str = "denoise",
     store: Store | None = None,
     digest: str | None = None,
+    call: str = "",
 ) -> Planner:
     """Analyse a captured program; what is searched in it depends on the budgets that are asked for.
 
@@ -296,6 +309,7 @@ def make_planner(
         store: where answers of other processes lie. Then even the analysis is only made when something is asked that
             is not known.
         digest: of the program, where that is known.
+        call: what tells the call from others, the code of the model included.
     """
     machine = machine or MACHINES[device_type]
     known = None
@@ -307,7 +321,7 @@ def make_planner(
     source = Searches(analyse, machine, progress, dict(timings or {}))
     if known is None:
         _ = source.analysis
-    return Planner(model, source, weights_bytes, dtype, phase, captured=program, known=known)
+    return Planner(model, source, weights_bytes, dtype, phase, captured=program, known=known, call=call)
 
 
 def rewrite(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +22,21 @@ from sicompiler.guards import ModuleGuards
 from sicompiler.guards.durable import constants_of
 from sicompiler.passes.manager import Observer
 from sicompiler.search.search import Progress
+
+
+@dataclass(frozen=True)
+class Captured:
+    """The program of a call.
+
+    Attributes:
+        program: captured now, or by an earlier process.
+        digest: of it, where it has a form in a file.
+        call: what tells the call from others, the code of the model included; "" where that means nothing elsewhere.
+    """
+
+    program: Program
+    digest: str | None
+    call: str
 
 
 def device_type_of(model: torch.nn.Module) -> str:
@@ -98,7 +114,8 @@ def prepare(
     began = time.perf_counter()
     if progress is not None:
         progress("capture", 0, 1)
-    program, digest = captured_program(model, args, kwargs, method=method, decide=decide, store=store, guards=guards)
+    found = captured_program(model, args, kwargs, method=method, decide=decide, store=store, guards=guards)
+    program, digest = found.program, found.digest
     captured = time.perf_counter() - began
     if observer is not None:
         observer("captured", program)
@@ -113,6 +130,7 @@ def prepare(
         timings={"capture": captured},
         store=store if digest is not None else None,
         digest=digest,
+        call=found.call,
     )
     return program, planner
 
@@ -126,7 +144,7 @@ def captured_program(
     decide: Decide = decide_at_once,
     store: Store | None = None,
     guards: ModuleGuards | None = None,
-) -> tuple[Program, str | None]:
+) -> Captured:
     """The program of a call: that of an earlier process, if it is known, or captured now and kept.
 
     Args:
@@ -138,9 +156,6 @@ def captured_program(
         store: where programs lie; None to capture.
         guards: of the model, where they are kept.
 
-    Returns:
-        The program, and its digest where it has a form in a file.
-
     Raises:
         CaptureError: the model can't be traced.
     """
@@ -151,9 +166,9 @@ def captured_program(
         key = known.key(model, guards, args, kwargs)
         for program, digest in () if key is None else known.find(key, constants_of(guards.facts)):
             if _decides_alike(model, program, args, kwargs, decide):
-                return program, digest
+                return Captured(program, digest, key or "")
     program = capture(model, args, kwargs, method=method, decide=decide)
-    return program, None if known is None or key is None else known.keep(key, program)
+    return Captured(program, None if known is None or key is None else known.keep(key, program), key or "")
 
 
 def _decides_alike(
@@ -182,6 +197,7 @@ def analyse(
     timings: dict[str, float] | None = None,
     store: Store | None = None,
     digest: str | None = None,
+    call: str = "",
 ) -> Planner:
     """Analyse a program of a model: one that was captured, or a part of such.
 
@@ -196,6 +212,7 @@ def analyse(
         timings: seconds spent before.
         store: where plans of earlier processes lie.
         digest: of the program, where that is known.
+        call: what tells the call from others, the code of the model included.
     """
     return make_planner(
         program,
@@ -209,4 +226,5 @@ def analyse(
         phase="denoise" if method == FORWARD else method,
         store=store,
         digest=digest,
+        call=call,
     )

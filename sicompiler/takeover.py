@@ -33,7 +33,7 @@ from sicompiler.guards import ModuleGuards
 from sicompiler.plan import Plan
 from sicompiler.prepare import captured_program, check_weights, device_type_of, dtype_name, prepare
 from sicompiler.reports.report import Report
-from sicompiler.runtime.compiled import Compiled, call_key, check_inference
+from sicompiler.runtime.compiled import Compiled, Untouched, call_key, check_inference
 from sicompiler.runtime.examples import Inputs, checked_inputs, random_inputs, without_data
 from sicompiler.runtime.news import Known, news
 from sicompiler.runtime.placement import place, restore, streams
@@ -195,13 +195,15 @@ class State:
                 planner = self.planners.get(key) or self._prepared(args, kwargs)
                 program, plan = planner.program, self.choose(planner, args, kwargs)
         if given is not None:
-            rewritten, find_floor = rewrite(program, plan, given=True), None
+            rewritten, find_floor, untouched = rewrite(program, plan, given=True), None, Untouched()
             given.check_bytes(weights_bytes(self.model), self.budget_bytes)
         else:
             rewritten, find_floor = planner.rewrite(plan), planner.floor_of(plan)
+            untouched = Untouched(planner.untouched_bytes())
             outcomes = tuple(one.outcome for one in program.decided)
             self.keep_planner((call_key(self.guards, self.model, args, kwargs), outcomes), planner)
-        compiled = Compiled(rewritten, self._decisions.counted(plan, self.model, program.decided), find_floor)
+        plan = self._decisions.counted(plan, self.model, program.decided)
+        compiled = Compiled(rewritten, plan, find_floor, untouched)
         self.given_plan = None  # not before: a plan that was refused is not silently replaced by another
         log.info(
             "%s: %d regions, predicted peak %s of %s, planned in %s",
@@ -218,7 +220,7 @@ class State:
         model, method = self.model, self.method
         return captured_program(
             model, args, kwargs, method=method, decide=self.decide, store=self.store, guards=self.guards
-        )[0]
+        ).program
 
     def _prepared(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Planner:
         """Capture and analyse the method for the shapes of a call."""
@@ -261,14 +263,18 @@ class State:
             before = functools.partial(place, self.model, compiled.plan.streamed, device)
             restore(self.model, device)
             with self.untouched() as own:
-                return compare(self.model, compiled, args, kwargs, call=own, before=before)
+                result = compare(self.model, compiled, args, kwargs, call=own, before=before)
+            if not result.not_measured:
+                compiled.untouched.peak_bytes = result.untouched_peak_bytes
+            return result
 
     def report(self) -> Report:
         """What was planned, oldest first."""
         found = tuple(self.compiled.values())
         plans, programs = tuple(c.plan for c in found), tuple(c.program for c in found)
         name = type(self.model).__name__
-        return Report(entry_label(name, self.method), self.budget_bytes, plans, programs)
+        untouched = tuple(c.untouched.peak_bytes for c in found)
+        return Report(entry_label(name, self.method), self.budget_bytes, plans, programs, untouched)
 
     @property
     def slot(self) -> str:

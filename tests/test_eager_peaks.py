@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sicompiler.adapters.eager import eager_peak_bytes
-from sicompiler.models.build import construct, fake_buffers_
+from sicompiler.capture import capture
+from sicompiler.models.build import construct, fake_buffers_, new_fake_mode
 from sicompiler.runtime.measure import measure_peak
 
 GIB = 2**30
@@ -87,6 +90,33 @@ def test_python_lets_go_when_the_last_name_is_gone(model: nn.Module, copies: int
     assert found is not None
     assert found == pytest.approx(copies * x.nbytes, abs=SMALL)
     assert found - x.nbytes == pytest.approx(peak.bytes, abs=SMALL)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_the_collector_is_left_as_it_was(frozen: bool) -> None:
+    model, x = LetsGo(), torch.randn(8)
+    before = gc.get_freeze_count()
+    if frozen:
+        gc.freeze()
+    try:
+        kept = gc.get_freeze_count()
+        eager_peak_bytes(model, model.forward, (x,), {}, "cpu")
+        assert gc.get_freeze_count() == kept
+        assert (kept > before) == frozen
+    finally:
+        if frozen:
+            gc.unfreeze()
+
+
+def test_models_without_memory_have_the_mode_of_a_trace() -> None:
+    """Else torch looks for the layouts of results among those of another mode."""
+    mode = new_fake_mode()
+    with mode:
+        x = torch.empty(8)
+    ours, theirs = mode.shape_env, capture(LetsGo(), (x,)).fake_mode.shape_env
+    assert ours is not None
+    assert theirs is not None
+    assert ours.settings == theirs.settings
 
 
 def test_what_cannot_be_rehearsed_is_not_known() -> None:

@@ -9,9 +9,10 @@ the operator that makes it until Python lets go of it, and each kernel adds the 
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.utils._pytree as pytree
@@ -20,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from sicompiler.adapters.footprints import Footprints
 from sicompiler.adapters.rehearsal import REAL_BYTES, Rehearsal, rehearsed
 from sicompiler.capture import named_tensors
 from sicompiler.capture.quantised import storage_bytes
@@ -70,6 +72,24 @@ class _Eager(Rehearsal):
                 extra = workspace_bytes(func, operands, results, self._device_type, named)
                 self.peak = max(self.peak, self.level + extra)
 
+    def born(self, tensor: torch.Tensor) -> None:
+        """Count a tensor with memory of its own."""
+        self._note(tensor)
+
+    def reach(self, nbytes: int) -> None:
+        """Count what is held for a while, beyond what is there."""
+        self.peak = max(self.peak, self.level + nbytes)
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[Callable[[], int]]:
+        """A context that gives a function: how much was held at most since it began, beyond what was there."""
+        before, level = self.peak, self.level
+        self.peak = level
+        try:
+            yield lambda: self.peak - level
+        finally:
+            self.peak = max(self.peak, before)
+
     @contextlib.contextmanager
     def one_kernel(self) -> Iterator[None]:
         """Leave out what happens within."""
@@ -81,14 +101,39 @@ class _Eager(Rehearsal):
 
 
 class _Kernels(TorchFunctionMode):
-    """Tells a rehearsal of functions that are one kernel on the device."""
+    """Tells a rehearsal of functions that are one kernel on the device, and leaves out calls that it knows."""
 
     def __init__(self, eager: _Eager) -> None:
         super().__init__()
         self._eager = eager
 
+    def __enter__(self) -> Self:
+        """Enter."""
+        self._footprints = Footprints(self._eager.fake_mode)
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call it, or do as if."""
         kwargs = kwargs or {}
+        eager, footprints = self._eager, self._footprints
+        call = footprints.call(func, args, kwargs)
+        if call is None:
+            return self._run(func, args, kwargs)
+        known = footprints.known(call)
+        if known is not None:
+            eager.reach(known.peak_bytes)
+            return footprints.results(known, call.operands, eager.born)
+        if footprints.has_met(call):
+            return self._run(func, args, kwargs)
+        there = eager.there()
+        with eager.watched() as held:
+            result = self._run(func, args, kwargs)
+            peak_bytes = held()
+        footprints.learn(call, args, kwargs, result, peak_bytes, there)
+        return result
+
+    def _run(self, func: Any, args: Any, kwargs: Any) -> Any:
         target = ONE_KERNEL.get(func)
         if target is None:
             return func(*args, **kwargs)
@@ -122,9 +167,23 @@ def eager_peak_bytes(
         assert isinstance(rehearsal, _Eager)
         return _Kernels(rehearsal)
 
-    peak = rehearsed(model, call, args, kwargs, partial(_Eager, device_type), REAL_BYTES, beside=counted)
+    with _collecting_what_is_new():
+        peak = rehearsed(model, call, args, kwargs, partial(_Eager, device_type), REAL_BYTES, beside=counted)
     if peak is None:
         return None
     granule = ALLOCATION_GRANULE_BYTES.get(device_type, 1)
     held = storage_bytes([*named_tensors(model).values(), *tensors_of((args, kwargs))])
     return peak + sum(rounded(nbytes, granule) for nbytes in held.values())
+
+
+@contextlib.contextmanager
+def _collecting_what_is_new() -> Iterator[None]:
+    """Have the collector of cycles look at what a block makes, as it would, and at nothing that was there before."""
+    if gc.get_freeze_count():  # somebody else's
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()

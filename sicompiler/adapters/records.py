@@ -73,10 +73,11 @@ class Record:
         )
         if isinstance(self.ran, UntouchedCall):
             return replace(row, floor_operator=self.ran.culprit, note=self.ran.reason)
-        plan = self.ran.plan
+        plan, untouched = self.ran.plan, self.ran.untouched.peak_bytes
         return replace(
             row,
             activations_bytes=plan.predicted_peak_bytes - plan.weights_bytes,
+            untouched_peak_bytes=None if untouched is None else untouched + beside,
             unsliced_peak_bytes=plan.unsliced_peak_bytes + beside,
             predicted_peak_bytes=plan.predicted_peak_bytes + beside,
             floor_operator=self.ran.floor[1],

@@ -87,6 +87,10 @@ class _Level(TorchDispatchMode):
         """What a storage counts for."""
         return int(storage.nbytes())  # symbolic under a mode with sizes of its own
 
+    def there(self) -> set[int]:
+        """The storages that are counted, or were there before."""
+        return {*self._known, *self._living}
+
     def _note(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
         key, nbytes = storage._cdata, self.storage_bytes(storage)
@@ -113,15 +117,15 @@ class Rehearsal(_Level):
 
     def __init__(self, guess: int, real_bytes: int, known: set[int], mode: FakeTensorMode) -> None:
         super().__init__(known)
-        self._mode, self._guess, self._real_bytes, self.asked = mode, guess, real_bytes, False
+        self.fake_mode, self._guess, self._real_bytes, self.asked = mode, guess, real_bytes, False
 
     def run(self, func: Any, args: Any, kwargs: Any) -> Any:
         """What an operator gives: real where it is little and made of what is real."""
         fake = any(isinstance(leaf, FakeTensor) for leaf in pytree.tree_leaves((args, kwargs)))
-        if not fake and self.level + _result_bytes(self._mode, func, args, kwargs) <= self._real_bytes:
+        if not fake and self.level + _result_bytes(self.fake_mode, func, args, kwargs) <= self._real_bytes:
             return func(*args, **kwargs)
-        args, kwargs = pytree.tree_map_only(torch.Tensor, lambda t: _faked(self._mode, t), (args, kwargs))
-        with self._mode:
+        args, kwargs = pytree.tree_map_only(torch.Tensor, lambda t: _faked(self.fake_mode, t), (args, kwargs))
+        with self.fake_mode:
             return self._answer(func, args, kwargs)
 
     def _answer(self, func: Any, args: Any, kwargs: Any) -> Any:

@@ -172,6 +172,23 @@ class KnownPlans:
         self._write(question, {"bytes": nbytes, "operator": operator})
         return nbytes, operator
 
+    def bytes_if_known(self, question: str, make: Callable[[], int | None] | None = None) -> int | None:
+        """Bytes that nobody has to work out; None where they are not known, or can't be.
+
+        Args:
+            question: which.
+            make: works them out all the same.
+        """
+        found = self._read(question)
+        if found is not None and isinstance(found.get("bytes", ""), int | None):
+            known: int | None = found["bytes"]
+            return known
+        if make is None:
+            return None
+        nbytes = make()
+        self._write(question, {"bytes": nbytes})
+        return nbytes
+
     def rewritten(self, program: Program, plan: Plan, make: Callable[[], Program]) -> Program:
         """The program that a plan makes of this one.
 

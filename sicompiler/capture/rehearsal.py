@@ -12,7 +12,7 @@ leads to, a value that is neither tensor nor number) is left to a second trace.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -24,15 +24,10 @@ from torch.fx.experimental.proxy_tensor import snapshot_fake
 from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sicompiler.capture.functions import Unlike, depths, is_torchs, key_of, state_of
 from sicompiler.capture.results import Opened
 
-_ATOMS = frozenset({int, bool, str, bytes, type(None), type(...), type(NotImplemented)})
-_KINDS = frozenset({torch.dtype, torch.device, torch.layout, torch.memory_format})
 _EFFECTS = (torch._C._set_grad_enabled,)  # what is done in a rehearsal too
-
-
-class Unlike(Exception):
-    """The second call is not known to be like the first one."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +87,7 @@ class Score:
         if not self.is_whole:
             return call()
         try:
-            key = _key((args, kwargs), self.number)
+            key = key_of((args, kwargs), self.number)
         except Unlike:
             self.is_whole = False
             return call()
@@ -100,8 +95,8 @@ class Score:
         result = call()
         before = len(self.tensors)
         try:
-            _key(None if func in _EFFECTS else result, self.number)
-            self.is_whole = _is_torchs(func) and not state[-1]
+            key_of(None if func in _EFFECTS else result, self.number)
+            self.is_whole = is_torchs(func) and not state[-1]
         except Unlike:
             pass
         self.made.update(range(before, len(self.tensors)))
@@ -119,7 +114,7 @@ class _Counting(TorchFunctionMode):
 
     def __enter__(self) -> Self:
         """Enter."""
-        self._depths = _depths()
+        self._depths = depths()
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -139,7 +134,7 @@ class Recorder(_Counting):
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         """Call it."""
         kwargs = kwargs or {}
-        return self._score.record(func, args, kwargs, lambda: self._run(func, args, kwargs), _state(self._depths))
+        return self._score.record(func, args, kwargs, lambda: self._run(func, args, kwargs), state_of(self._depths))
 
 
 class _Player(_Counting):
@@ -178,8 +173,8 @@ class _Player(_Counting):
         if self._next == len(self._score.steps):
             raise Unlike("one call more")
         step = self._score.steps[self._next]
-        state = _state(self._depths)
-        if step.func != func or step.state != state or step.key != _key((args, kwargs or {}), self.number):
+        state = state_of(self._depths)
+        if step.func != func or step.state != state or step.key != key_of((args, kwargs or {}), self.number):
             raise Unlike("another call")
         self._next, self.failed = self._next + 1, False
         if func in _EFFECTS:
@@ -197,7 +192,7 @@ class _Player(_Counting):
         (ours, kind), (theirs, other) = (
             pytree.tree_flatten(found, is_leaf=_is_opened) for found in (result, self._score.result)
         )
-        if kind != other or _key(ours, self.number) != _key(theirs, self._score.number):
+        if kind != other or key_of(ours, self.number) != key_of(theirs, self._score.number):
             raise Unlike("another result")
 
 
@@ -252,12 +247,6 @@ def compiling_state() -> contextlib.AbstractContextManager[None]:
     return context()
 
 
-def _is_torchs(func: Any) -> bool:
-    """Whether a function is no code of others, which may read anything, that asks for `__torch_function__` itself."""
-    module = getattr(func, "__module__", None)
-    return module is None or str(module).partition(".")[0] == "torch"
-
-
 def is_recording() -> bool:
     """Whether the code that runs is the model's own, recorded or rehearsed, and none of torch's around it."""
     return any(isinstance(mode, _Counting) for mode in _get_current_function_mode_stack())
@@ -270,44 +259,5 @@ def _mapped(change: Callable[[torch.Tensor], torch.Tensor], result: Any) -> Any:
     return pytree.tree_map_only(torch.Tensor, change, result)
 
 
-def _key(value: Any, number: Callable[[torch.Tensor], int]) -> Any:
-    """A value as something to compare: equal for nothing but the same."""
-    kind = type(value)
-    if isinstance(value, torch.Tensor):
-        return ("tensor", number(value))
-    if kind in _ATOMS or kind in _KINDS:
-        return (kind, value)
-    if kind in (float, complex):
-        return (kind, repr(value))
-    if kind is slice:
-        return (kind, *[_key(part, number) for part in (value.start, value.stop, value.step)])
-    if kind is dict:
-        return (kind, *[(_key(name, number), _key(entry, number)) for name, entry in value.items()])
-    if isinstance(value, (list, tuple)):
-        return (kind, *[_key(entry, number) for entry in value])
-    if isinstance(value, Opened):
-        return (kind, *value.template.content, *[_key(entry, number) for entry in value.tensors])
-    raise Unlike(f"a {kind.__name__}")
-
-
 def _layout(tensor: torch.Tensor) -> Any:
     return tensor.shape, tensor.stride() if tensor.layout is torch.strided else None, tensor.dtype
-
-
-def _depths() -> tuple[int, int]:
-    return torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack()
-
-
-def _state(depths: Sequence[int]) -> tuple[Any, ...]:
-    """What of torch has a say in what a function gives; last, whether that can't be told in full."""
-    functions, operators = _depths()
-    special = torch._C._is_any_autocast_enabled() or torch._C._functorch.peek_interpreter_stack() is not None
-    return (
-        torch.get_default_dtype(),
-        torch.get_default_device(),
-        torch.is_grad_enabled(),
-        torch.is_inference_mode_enabled(),
-        functions - depths[0],
-        operators - depths[1],
-        special,
-    )

@@ -163,7 +163,7 @@ def run(options: ModelOptions, gb: str | None, *, as_json: bool, untouched: bool
             try:
                 target = Target(call.call, device)
                 planner = prepare(target, progress, label=call.label)[1]
-                eager_bytes = untouched_bytes(target, progress, label=call.label)[0] if untouched else None
+                eager_bytes = untouched_bytes(target, planner, progress, label=call.label)[0] if untouched else None
                 parts.append(Part(call, planner, eager_bytes))
             except CaptureError as error:
                 if call.phase != ENCODE:

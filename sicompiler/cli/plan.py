@@ -52,7 +52,7 @@ def run(
             plan = replace(plan, floor_bytes=floor_bytes, floor_operator=culprit)
         eager_bytes: int | None = None
         if untouched:
-            eager_bytes, seconds = untouched_bytes(target, progress)
+            eager_bytes, seconds = untouched_bytes(target, planner, progress)
             plan = replace(plan, timings={**plan.timings, "untouched": seconds})
     if as_json:
         found = summary(plan, eager_bytes)

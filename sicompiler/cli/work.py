@@ -99,12 +99,19 @@ def legal_program(target: Target, progress: Progress, upto: Stage = Stage.LEGAL)
     return program
 
 
-def untouched_bytes(target: Target, progress: Progress, *, label: str | None = None) -> tuple[int | None, float]:
+def untouched_bytes(
+    target: Target, planner: Planner, progress: Progress, *, label: str | None = None
+) -> tuple[int | None, float]:
     """What a model peaks at as it is, and the seconds it took to find out; None where it can't be rehearsed."""
     call, began = target.call, time.perf_counter()
     progress("untouched" if label is None else f"{label}: untouched", 0, 1)
+
+    def simulated() -> int | None:
+        method = getattr(call.module, call.method)
+        return eager_peak_bytes(call.module, method, call.args, call.kwargs, target.device)
+
     with quiet():
-        found = eager_peak_bytes(call.module, getattr(call.module, call.method), call.args, call.kwargs, target.device)
+        found = planner.untouched_bytes(simulated)
     return found, time.perf_counter() - began
 
 

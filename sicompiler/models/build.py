@@ -45,6 +45,15 @@ class ModelCall:
     method: str = "forward"
 
 
+def new_fake_mode() -> FakeTensorMode:
+    """A mode whose sizes are handled as `torch.export` has it: torch keeps the layouts of results by such settings."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+    sizes = ShapeEnv(tracked_fakes=[], trace_asserts=True)
+    return FakeTensorMode(allow_non_fake_inputs=True, shape_env=sizes)
+
+
 def build_preset(
     name: str, *, dtype: str = "float16", fake: bool = True, seed: int = 0, **sizes: Unpack[GivenSizes]
 ) -> ModelCall:
@@ -138,11 +147,9 @@ def build_model(
     config = family.config_for(config, pixels)
 
     import torch
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     torch_dtype: torch.dtype = getattr(torch, dtype)
-    fake_mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(tracked_fakes=[])) if fake else None
+    fake_mode = new_fake_mode() if fake else None
     with fake_mode or contextlib.nullcontext():
         module = construct(class_name, config, torch_dtype)
         if fake_mode is None:

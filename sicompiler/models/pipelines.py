@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 from sicompiler.capture import weights_bytes
 from sicompiler.entry import FORWARD, entry_label
 from sicompiler.errors import BadInput
-from sicompiler.models.build import ModelCall, construct, default_dtype, fake_buffers_
+from sicompiler.models.build import ModelCall, construct, default_dtype, fake_buffers_, new_fake_mode
 from sicompiler.models.encoders import Encoder
 from sicompiler.models.family import Draw, Inputs
 from sicompiler.models.folders import is_pipeline_folder
@@ -219,11 +219,9 @@ def _fake(
 ) -> ModelCall:
     """A component and a call of it under fake tensors."""
     import torch
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
     torch_dtype: torch.dtype = getattr(torch, dtype)
-    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(tracked_fakes=[]))
+    mode = new_fake_mode()
     with mode:
         module = make(torch_dtype)
         args, kwargs = inputs(Draw(torch_dtype))

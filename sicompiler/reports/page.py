@@ -79,21 +79,21 @@ def round_ticks(top: float) -> list[tuple[float, str]]:
     return [(i * step * unit, f"{i * step:g} {name}") for i in range(int(top / unit / step) + 1)]
 
 
-def page(model: str, budget_bytes: int, plans: Sequence[Plan], programs: Sequence[Program]) -> str:
+def page(model: str, budget_bytes: int, plans: Sequence[tuple[Plan, int | None]], programs: Sequence[Program]) -> str:
     """The text of the page.
 
     Args:
         model: its name.
         budget_bytes: what was asked for.
-        plans: one per input shape.
+        plans: one per input shape, each with what the model peaks at as it is, if that is known.
         programs: the rewritten program of each plan; may be empty, then there is no chart.
     """
     charts: list[Chart | None] = [None] * len(plans)
     if programs:
-        charts = [chart(plan, program) for plan, program in zip(plans, programs, strict=True)]
+        charts = [chart(plan, program) for (plan, _), program in zip(plans, programs, strict=True)]
     parts: list[dict[str, Any]] = [
-        {"plan": plan, "totals": totals(plan), "regions": summary(plan)["regions"], "chart": drawn}
-        for plan, drawn in zip(plans, charts, strict=True)
+        {"plan": plan, "totals": totals(plan, untouched_bytes), "regions": summary(plan)["regions"], "chart": drawn}
+        for (plan, untouched_bytes), drawn in zip(plans, charts, strict=True)
     ]
     sizes = {"width": WIDTH, "height": HEIGHT, "left": LEFT, "bottom": BOTTOM}
     return rendered("report.html.j2", model=model, budget_bytes=budget_bytes, parts=parts, size=sizes)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from sicompiler.capture import Program
@@ -23,12 +24,14 @@ class Report:
         budget_bytes: what was asked for.
         plans: one per input shape, oldest first.
         programs: the rewritten program of each plan.
+        untouched: what the model peaks at as it is, by plan; None where nobody has looked.
     """
 
     model: str
     budget_bytes: int
     plans: tuple[Plan, ...]
     programs: Sequence[Program] = ()
+    untouched: tuple[int | None, ...] = ()
 
     @property
     def plan(self) -> Plan | None:
@@ -42,14 +45,19 @@ class Report:
             )
         shapes = len(self.plans)
         head = "" if shapes == 1 else f"{shapes} input shapes are planned, oldest first\n\n"
-        return head + "\n".join(plain(plan_tables(plan)) for plan in self.plans)
+        return head + "\n".join(plain(plan_tables(*found)) for found in self._looked_at)
+
+    @property
+    def _looked_at(self) -> list[tuple[Plan, int | None]]:
+        """Every plan, with what the model peaks at as it is."""
+        return list(zip_longest(self.plans, self.untouched))
 
     def to_json(self) -> str:
         """Every plan, oldest first, as `sicompiler plan --json` prints one."""
         found = {
             "model": self.model,
             "budget_bytes": self.budget_bytes,
-            "plans": [summary(plan) for plan in self.plans],
+            "plans": [summary(*found) for found in self._looked_at],
         }
         return json.dumps(found, indent=2)
 
@@ -60,5 +68,5 @@ class Report:
             path: of the file to write.
         """
         target = Path(path)
-        target.write_text(page(self.model, self.budget_bytes, self.plans, self.programs), encoding="utf-8")
+        target.write_text(page(self.model, self.budget_bytes, self._looked_at, self.programs), encoding="utf-8")
         return target

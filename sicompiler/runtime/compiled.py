@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,6 +19,17 @@ from sicompiler.runtime.faults import settle
 from sicompiler.turns import executing
 
 
+@dataclass
+class Untouched:
+    """The model as it is, at one input shape.
+
+    Attributes:
+        peak_bytes: as measured last, else as simulated, weights and inputs included; None where nobody has looked.
+    """
+
+    peak_bytes: int | None = None
+
+
 @dataclass(frozen=True)
 class Compiled:
     """A rewritten model for one input shape.
@@ -27,11 +38,13 @@ class Compiled:
         program: the rewritten graph.
         plan: what it carries out.
         find_floor: searches for the smallest budget, and the operator that sets it, where making the plan did not.
+        untouched: the model without.
     """
 
     program: Program
     plan: Plan
     find_floor: Callable[[], tuple[int, str]] | None = None
+    untouched: Untouched = field(default_factory=Untouched, compare=False)
 
     @property
     def floor(self) -> tuple[int, str]:
