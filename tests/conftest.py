@@ -110,6 +110,14 @@ def golden(request: pytest.FixtureRequest) -> Golden:
 
 
 @pytest.fixture(scope="module")
+def cached(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The cache on disk, as users have it: what a test has captured or planned, others and further budgets read."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SICOMPILER_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
 def fast_skips() -> Iterator[None]:
     """Times that are told: skipped evaluations take a quarter of full ones, which no model of a test's size shows."""
     from tests.mini_rehash import skipping_is_fast, told_clock
