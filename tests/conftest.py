@@ -109,11 +109,17 @@ def golden(request: pytest.FixtureRequest) -> Golden:
     return compare
 
 
+@pytest.fixture(scope="session")
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of all tests of a process that want a cache, and of no other run."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture(scope="module")
-def cached(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The cache on disk, as users have it: what a test has captured or planned, others and further budgets read."""
+def cached(cache_folder: Path) -> Iterator[None]:
+    """The cache on disk, as users have it: what was captured or planned once is read at further budgets and tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SICOMPILER_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("SICOMPILER_CACHE", str(cache_folder))
         yield
 
 
