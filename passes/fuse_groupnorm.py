@@ -54,4 +54,3 @@ def _fuse(program: Program, module: fx.GraphModule) -> None:
     for child in module.children():
         if isinstance(child, fx.GraphModule):
             _fuse(program, child)
-    module.recompile()

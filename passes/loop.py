@@ -11,7 +11,7 @@ from torch import fx
 
 from sicompiler.axes.factor_map import Slicing
 from sicompiler.axes.table import Operand
-from sicompiler.capture import Program
+from sicompiler.capture import Program, module_of
 from sicompiler.facts.storages import fake_tensors
 from sicompiler.facts.strides import suggests_channels_last
 from sicompiler.graph_view import GraphView
@@ -83,7 +83,7 @@ class _Outliner:
         old = self.program.graph_module.graph.output_node()
         output = self.graph.output(fx.node.map_arg(old.args[0], self._mapped))
         output.meta.update(old.meta)
-        return self.program.with_graph(fx.GraphModule(self.root, self.graph))
+        return self.program.with_graph(module_of(self.graph, self.root))
 
     def _copy(self, positions: Iterable[int]) -> None:
         """Operators that run unsliced."""
@@ -186,7 +186,7 @@ class _Outliner:
         self._end(region.hoisted)
 
     def _call_loop(self, name: str, region: Region, slice_length: int, body: _Body) -> fx.Node:
-        loop, operands = self._submodule(name, fx.GraphModule(body.root, body.graph)), list(body.operands)
+        loop, operands = self._submodule(name, module_of(body.graph, body.root)), list(body.operands)
         if not body.streams:
             return self.graph.call_function(sliced_loop, (loop, region.size, slice_length, *operands))
         fetch, store = body.fetch, storer(self.mode, body.stored, region.halos, slice_length)

@@ -121,13 +121,13 @@ class _Wrapper:
             )
         self.body.output(None)
         root = torch.nn.Module()
-        root.add_module("sample", fx.GraphModule(rewritten.graph_module, self.body))
+        root.add_module("sample", module_of(self.body, rewritten.graph_module))
         loop = self.graph.get_attr("sample")
         self.graph.call_function(sliced_loop, (loop, self.region.size, self.inner.slice_length, *self.operands))
         old = self.program.graph_module.graph.output_node()
         output = self.graph.output(fx.node.map_arg(old.args[0], lambda n: buffers[n]))
         output.meta.update(old.meta)
-        return self.program.with_graph(fx.GraphModule(root, self.graph))
+        return self.program.with_graph(module_of(self.graph, root))
 
     def _placeholder(self, node: fx.Node) -> fx.Node:
         if node not in self.operands:

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from sicompiler.axes.factor_map import Slicing
 from sicompiler.axes.span import Span
 from sicompiler.axes.table import Operand
+from sicompiler.capture import module_of
 from sicompiler.halo import Halos
 from sicompiler.passes.edit import insert_call
 from sicompiler.passes.spans import SpanNodes
@@ -62,7 +63,7 @@ class _Builder:
     def finish(self, results: Any) -> fx.GraphModule:
         self.spans.drop_unused()
         self.graph.output(results)
-        return fx.GraphModule(torch.nn.Module(), self.graph)
+        return module_of(self.graph)
 
 
 def fetcher(

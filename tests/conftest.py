@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -33,6 +35,25 @@ def pytest_configure(config: pytest.Config) -> None:
         import torch
 
         torch.set_num_threads(1)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give each worker neighbouring tests, which share what they need, and in the end what others have left.
+
+    Args:
+        config: of the process that hands the tests out.
+        log: of xdist.
+    """
+    from xdist.scheduler import WorkStealingScheduling
+
+    return WorkStealingScheduling(config, log) if config.getoption("dist") == "load" else None
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Keep the collector from looking at what the imports made, again and again: half a million objects that stay."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -86,6 +107,20 @@ def golden(request: pytest.FixtureRequest) -> Golden:
             )
 
     return compare
+
+
+@pytest.fixture(scope="session")
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of all tests of a process that want a cache, and of no other run."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def cached(cache_folder: Path) -> Iterator[None]:
+    """The cache on disk, as users have it: what was captured or planned once is read at further budgets and tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SICOMPILER_CACHE", str(cache_folder))
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from sicompiler.axes.meanings import CHANNELS, FRAMES, HEADS, joined, piece
 from sicompiler.axes.names import Axis, AxisNames, Meanings
 from sicompiler.capture import capture
 from sicompiler.study import Graph, study
-from tests.zoo import tiny
+from tests.zoo import captured
 
 
 class Video(nn.Module):
@@ -105,7 +105,7 @@ def test_merged_axes(words: list[str], name: str) -> None:
     ],
 )
 def test_inputs_of_families(model: str, value: str, expected: list[str]) -> None:
-    graph = study(capture(*tiny(model)), "cpu")
+    graph = study(captured(model)[1], "cpu")
     found = shape_of(graph, graph.axes, value)
     assert found == [word if name != "1" else "1" for name, word in zip(found, expected, strict=True)]
 

@@ -18,7 +18,7 @@ from sicompiler.capture import Program, capture
 from sicompiler.facts.storages import fake_tensors
 from sicompiler.runtime.verify import errors
 from sicompiler.testing import run_program
-from tests.zoo import tiny
+from tests.zoo import captured
 
 FLOAT64 = 1e-12
 TEXT = 4
@@ -124,12 +124,11 @@ def test_it_is_planned_and_compiled_like_any_other(budget: str) -> None:
 
 @pytest.mark.parametrize("kept", [0, 1, 3, 7])
 def test_mochi_is_exact_for_other_masks_than_it_was_captured_with(kept: int) -> None:
-    module, args, kwargs = tiny("mochi")
-    program = capture(module, args, kwargs)
+    (module, args, kwargs), program = captured("mochi")
     assert is_static(program)
     mask = torch.arange(7).expand(2, 7) < kept
     mask = torch.stack([mask[0], mask[1].flip(0)])
-    kwargs["encoder_attention_mask"] = mask
+    kwargs = {**kwargs, "encoder_attention_mask": mask}
     with torch.no_grad():
         theirs = module(*args, **kwargs)
     assert errors(run_program(program, module, args, kwargs), theirs)[1] <= FLOAT64

@@ -6,20 +6,18 @@ import operator
 from typing import Any
 
 import pytest
-import torch
 
 from sicompiler.axes.factor_map import Kind
 from sicompiler.axes.registry import rules
-from sicompiler.capture import capture
+from sicompiler.capture import Program, capture
 from sicompiler.models import build_preset, known_presets
 from sicompiler.passes.manager import run_stage
 from sicompiler.reports.explain import missing, rule_rows
 from sicompiler.study import Graph, study
-from tests.zoo import TINY, method_of, tiny
+from tests.zoo import TINY, captured
 
 
-def legal(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], method: str, device: str) -> Graph:
-    program = capture(module, args, kwargs, method=method)
+def legal(program: Program, device: str) -> Graph:
     return study(run_stage("legal", run_stage("clean", program)), device)
 
 
@@ -42,14 +40,14 @@ def _quick() -> list[Any]:
 
 @pytest.mark.parametrize("name", _quick())
 def test_every_operator_of_a_tiny_model_has_a_rule(name: str) -> None:
-    check(legal(*tiny(name), method_of(name), "cpu"))
+    check(legal(captured(name)[1], "cpu"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", known_presets())
 def test_every_operator_of_a_preset_has_a_rule_at_full_size(name: str) -> None:
     call = build_preset(name)
-    graph = legal(call.module, call.args, call.kwargs, call.method, "cuda")
+    graph = legal(capture(call.module, call.args, call.kwargs, method=call.method), "cuda")
     check(graph)
     most = max(range(len(graph.facts.nodes)), key=lambda p: sum(t.nbytes for t in graph.facts.tensors[p]))
     rule = graph.view.table.map_of(most)

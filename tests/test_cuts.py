@@ -17,7 +17,7 @@ from sicompiler.passes.manager import run_stage
 from sicompiler.planners.cuts import Cut, candidate_cuts
 from sicompiler.search.search import whole_seconds_of
 from sicompiler.study import study
-from tests.zoo import tiny
+from tests.zoo import captured
 
 
 def _cuts(program: Program, most: float = 1.0) -> tuple[Cut, ...]:
@@ -39,8 +39,8 @@ SLOW = ("svd", "modelscope", "i2vgenxl", "cogvideox-2b", "hunyuanvideo")
 
 @pytest.mark.parametrize("name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def test_entering_at_a_cut_with_its_own_values_changes_no_bit(name: str) -> None:
-    model, args, kwargs = tiny(name)
-    clean = run_stage("clean", capture(model, args, kwargs))
+    (model, args, kwargs), program = captured(name)
+    clean = run_stage("clean", program)
     inputs, _ = flatten_inputs(args, kwargs)
     cuts = _cuts(clean)
     assert cuts, "a denoiser can be cut"

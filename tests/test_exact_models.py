@@ -9,7 +9,6 @@ there the tolerance is a few roundings of float32.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -17,14 +16,12 @@ import torch
 import torch.utils._pytree as pytree
 
 import sicompiler
-from sicompiler.api import prepare
-from sicompiler.capture import Program
-from sicompiler.compiler import Planner, rewrite
+from sicompiler.compiler import Planner
 from sicompiler.plan import Plan
 from sicompiler.runtime.measure import measure_peak
 from sicompiler.runtime.verify import errors
 from sicompiler.testing import run_program
-from tests.zoo import tiny
+from tests.zoo import prepared, tiny
 
 FLOAT64 = 1e-12
 FLOAT32_ISLANDS = 2e-6  # twenty roundings of float32, and most models stay far below
@@ -32,18 +29,6 @@ SLACK_BYTES = 2**12  # numbers and tables of a kernel, which no prediction count
 
 UNETS = ("svd", "animatediff", "modelscope", "i2vgenxl")
 TRANSFORMERS = ("cogvideox-2b", "wan2.1-1.3b", "ltx-video", "hunyuanvideo", "mochi")
-
-Call = tuple[torch.nn.Module, tuple[Any, ...], dict[str, Any]]
-Overrides = tuple[tuple[str, Any], ...]
-
-
-@lru_cache(maxsize=2)
-def prepared(name: str, overrides: Overrides) -> tuple[Call, Program, Planner, Any]:
-    """A tiny model, everything known about it and its output: once for all of its budgets."""
-    module, args, kwargs = tiny(name, **dict(overrides))
-    program, planner = prepare(module, args, kwargs)
-    with torch.no_grad():
-        return (module, args, kwargs), program, planner, module(*args, **kwargs)
 
 
 def budget_of(planner: Planner, share: float) -> int:
@@ -53,16 +38,15 @@ def budget_of(planner: Planner, share: float) -> int:
 
 
 def check(name: str, overrides: Mapping[str, Any], share: float, tolerance: float) -> Plan:
-    (module, args, kwargs), program, planner, theirs = prepared(name, tuple(overrides.items()))
+    (module, args, kwargs), _, planner, theirs = prepared(name, **overrides)
     plan = planner.plan(budget_of(planner, share))
-    done = rewrite(program, Plan.from_json(plan.to_json()))
-    ours = run_program(done, module, args, kwargs)
+    done = planner.rewrite(Plan.from_json(plan.to_json()))
+    with measure_peak("cpu") as peak:
+        ours = run_program(done, module, args, kwargs)
     assert type(ours) is type(theirs)
     assert pytree.tree_structure(ours) == pytree.tree_structure(theirs)
     _, relative, _ = errors(ours, theirs)
     assert relative <= tolerance, f"relative error {relative}"
-    with measure_peak("cpu") as peak:
-        run_program(done, module, args, kwargs)
     found = peak.bytes + planner.graph.facts.input_bytes + plan.weights_bytes
     assert found <= plan.predicted_peak_bytes + SLACK_BYTES, f"measured {found}, predicted {plan.predicted_peak_bytes}"
     assert plan.fits

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
+import torch
 
 from tests.source_tree import ROOT
 
@@ -15,8 +18,23 @@ from tests.source_tree import ROOT
 EXAMPLES = sorted(path for path in (ROOT / "examples").glob("*.py") if path.name != "train_demo.py")
 
 
-def _run(name: str) -> str:
-    """Output of an example in a process of its own: lessons register operators and rules, which would stay."""
+Run = Callable[[str], str]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs an example as a script, in this process, where torch and diffusers are there already; gives its output."""
+
+    def here(name: str) -> str:
+        with torch.random.fork_rng():
+            runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+        return capsys.readouterr().out
+
+    return here
+
+
+def _run_apart(name: str) -> str:
+    """Output of an example in a process of its own: what it registers would stay."""
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
         "OMP_NUM_THREADS": "1",
@@ -50,8 +68,8 @@ def test_the_lessons_are_numbered_and_all_tested() -> None:
     assert sorted(int(match[1]) for match in found if match) == sorted(tested)
 
 
-def test_lesson_1() -> None:
-    out = _run("lesson_1_dump_a_graph.py")
+def test_lesson_1(run: Run) -> None:
+    out = run("lesson_1_dump_a_graph.py")
     assert "stages: captured, clean, legal, rewritten" in out
     stages = dict(re.findall(r"^# stage (\w+)\n(.*?)\n\n", out, re.MULTILINE | re.DOTALL))
     assert "dropout" in stages["captured"]
@@ -68,8 +86,8 @@ def test_lesson_1() -> None:
     assert 2 * sliced < whole
 
 
-def test_lesson_2() -> None:
-    out = _run("lesson_2_read_axis_rules.py")
+def test_lesson_2(run: Run) -> None:
+    out = run("lesson_2_read_axis_rules.py")
     assert "([a, b, i], [o, i], [o]) -> ([a, b, o]) reduce={i}" in out
     assert "([b, h, q, d], [b, h, k, d], [b, h, k, e]) -> ([b, h, q, e]) whole={k, d}" in out
     tokens, heads, channels, across = out.split("\nslice linear along ")[1:]
@@ -80,8 +98,8 @@ def test_lesson_2() -> None:
     assert "runs across the factors [c d]" in across
 
 
-def test_lesson_3() -> None:
-    out = _run("lesson_3_a_first_plan.py")
+def test_lesson_3(run: Run) -> None:
+    out = run("lesson_3_a_first_plan.py")
     assert re.search(r"^refused: Block does not fit 1 MiB: the floor is .* set by ", out, re.MULTILINE)
     assert re.search(r"^ +fits +yes$", out, re.MULTILINE)
     assert re.search(r"^ axis +size +slices ", out, re.MULTILINE), "the plan has no regions to show"
@@ -92,9 +110,9 @@ def test_lesson_3() -> None:
     assert "bit for bit as before: True" in out
 
 
-def test_lesson_4() -> None:
+def test_lesson_4(run: Run) -> None:
     pytest.importorskip("diffusers")
-    out = _run("lesson_4_svd_under_a_budget.py")
+    out = run("lesson_4_svd_under_a_budget.py")
     assert re.search(r"^ +fits +yes$", out, re.MULTILINE)
     assert _is_exact(out)
     assert _fits(out)
@@ -106,7 +124,7 @@ def test_lesson_4() -> None:
 
 
 def test_lesson_5() -> None:
-    out = _run("lesson_5_write_a_rule.py")
+    out = _run_apart("lesson_5_write_a_rule.py")
     before, after = out.split("\nafter:\n")
     assert "without a rule: lessons.soft_cap" in before
     assert "lessons.soft_cap.default has no axis rule" in before
@@ -121,8 +139,8 @@ def test_lesson_5() -> None:
     assert _fits(after)
 
 
-def test_lesson_6() -> None:
-    out = _run("lesson_6_how_much_memory.py")
+def test_lesson_6(run: Run) -> None:
+    out = run("lesson_6_how_much_memory.py")
     assert "unsliced peak: 576*F*H*W + 8512 bytes, at gelu" in out
     assert "the formula gives what a capture gives" in out
     for verdict in ("fits whole", "fits in slices", "does not fit"):

@@ -14,8 +14,9 @@ from torch import fx
 
 from sicompiler import testing
 from sicompiler.capture import flatten_inputs
-from sicompiler.study import Graph
-from tests.zoo import tiny
+from sicompiler.passes.manager import run_stage
+from sicompiler.study import Graph, study
+from tests.zoo import captured
 
 
 class Recorder(fx.Interpreter):
@@ -69,5 +70,5 @@ def test_facts_are_those_of_a_real_run(data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("name", ["animatediff", "svd", "wan2.1-1.3b", "ltx-video"])
 def test_facts_of_models_are_those_of_a_real_run(name: str) -> None:
-    module, args, kwargs = tiny(name)
-    check_facts(testing.legal_graph(module, args, kwargs), module, args, kwargs)
+    (module, args, kwargs), program = captured(name)
+    check_facts(study(run_stage("legal", run_stage("clean", program)), "cpu"), module, args, kwargs)

@@ -187,12 +187,12 @@ SLOW = ("animatediff", "modelscope", "cogvideox-2b", "mochi", "svd-vae", "ltx-va
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.6])
 @pytest.mark.parametrize("name", [*QUICK, *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)])
 def test_a_model_is_exact_below_its_floor(name: str, share: float) -> None:
-    (module, args, kwargs), program, planner, theirs = prepared(name)
+    (module, args, kwargs), _, planner, theirs = prepared(name)
     low, near = planner.floor("auto")[0], planner.floor()[0]
     assert low < 0.75 * near
     plan = planner.plan(low + int(share * (near - low)), far_memory="auto")
     assert plan.uses_far_memory
-    compiled = Compiled(rewrite(program, Plan.from_json(plan.to_json())), plan)
+    compiled = Compiled(planner.rewrite(Plan.from_json(plan.to_json())), plan)
     flat = flatten_inputs(args, kwargs)[0]
     with measure_peak("cpu") as peak:
         ours = compiled.run(module, flat)

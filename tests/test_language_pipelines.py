@@ -15,6 +15,7 @@ import sicompiler
 from tests.mini_pipeline import WIDTH, MiniPipeline, MiniUNet, MiniVae, close, picture
 from tests.pipelines_llm import llama
 
+pytestmark = pytest.mark.usefixtures("cached")
 F64 = torch.float64
 
 

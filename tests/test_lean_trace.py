@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import logging
 import math
 import types
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import torch.fx.experimental.proxy_tensor as proxies
 import torch.utils._pytree as pytree
 from torch import fx, nn
 
+from sicompiler.api import prepare
 from sicompiler.capture import capture, lean
 from sicompiler.capture import trace as trace_module
 from sicompiler.capture.program import Program
@@ -159,3 +161,35 @@ def test_decompositions_are_found_where_each_version_of_torch_has_them(monkeypat
     assert lean._name_of(add, of_mode)
     of_mode.decomposition_table = {add: None}
     assert lean._name_of(add, of_mode) is None
+
+
+def test_torchs_structured_trace_turns_itself_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody asked for its files; kept waiting, it has torch describe the stack of Python at every step."""
+    monkeypatch.delenv("TORCH_TRACE", raising=False)
+    log = logging.getLogger("torch.__trace")
+    handler = torch._logging._internal.LazyTraceHandler(None)
+    log.addHandler(handler)
+    try:
+        capture(Calls(_plain), (torch.randn(1, 4, 5, 6),))
+        assert handler not in log.handlers
+    finally:
+        log.removeHandler(handler)
+
+
+def test_a_rewritten_graph_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = nn.Sequential(nn.Linear(8, 64), nn.GELU(), nn.Linear(64, 8)).eval(), torch.randn(32, 8)
+    planner = prepare(model, (x,), {})[1]
+    plan = planner.plan(planner.floor()[0])
+    assert plan.regions
+    compiled: list[fx.Graph] = []
+    python_code = fx.Graph.python_code
+
+    def counted(self: fx.Graph, *args: Any, **kwargs: Any) -> Any:
+        compiled.append(self)
+        return python_code(self, *args, **kwargs)
+
+    monkeypatch.setattr(fx.Graph, "python_code", counted)
+    module = planner.rewrite(plan).graph_module
+    assert len(compiled) == len(list(module.modules()))
+    module.code  # noqa: B018 - reading it compiles what is not
+    assert len(compiled) == len(list(module.modules()))

@@ -16,6 +16,8 @@ from torch import nn
 import sicompiler
 from tests.mini_pipeline import MiniPipeline, MiniText, MiniUNet, calls, close, mini, picture
 
+pytestmark = pytest.mark.usefixtures("cached")
+
 ROOMY = "2MiB"
 
 

@@ -14,6 +14,8 @@ from sicompiler.ops import is_far
 from tests.mini_pipeline import mini, picture
 from tests.pipelines import PIPELINES, run
 
+pytestmark = pytest.mark.usefixtures("cached")
+
 
 def far_floor(pipe: Any, call: Any) -> int:
     """The smallest budget that works: what each refusal names as the nearest, until a run goes through."""

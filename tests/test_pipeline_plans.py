@@ -15,6 +15,8 @@ from sicompiler.models.geometry import Sizes
 from sicompiler.models.pipelines import PIPELINE_PRESETS, PartCall, PartSpec, build_pipeline, part_specs
 from tests.mini_pipeline import MiniText, MiniUNet, MiniVae
 
+pytestmark = pytest.mark.usefixtures("cached")
+
 NAME = "svd-pipeline"  # its place is taken by a pipeline of a few layers
 
 

@@ -15,6 +15,8 @@ import torch
 import sicompiler
 from tests.mini_pipeline import MiniPipeline, MiniText, MiniUNet, MiniVae, close, mini, picture
 
+pytestmark = pytest.mark.usefixtures("cached")
+
 ROOMY = "2MiB"
 
 

@@ -19,6 +19,8 @@ from sicompiler.adapters.residency import Residency
 from sicompiler.adapters.weights import weights_of
 from tests.mini_pipeline import MiniPipeline, MiniText, MiniUNet, MiniVae, mini, picture
 
+pytestmark = pytest.mark.usefixtures("cached")
+
 CPU = torch.device("cpu")
 
 

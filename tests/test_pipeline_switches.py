@@ -23,6 +23,8 @@ import sicompiler
 from tests.mini_pipeline import MiniPipeline, MiniUNet, calls, close, mini, picture
 from tests.pipeline_parts import denoiser
 
+pytestmark = pytest.mark.usefixtures("cached")
+
 ROOMY = "2MiB"
 Switch = Callable[[Any], Any]
 

@@ -15,6 +15,8 @@ import sicompiler
 from tests.pipeline_parts import quiet
 from tests.pipelines import PIPELINES, run
 
+pytestmark = pytest.mark.usefixtures("cached")
+
 TOLERANCE = 4e-6
 QUICK = ("AnimateDiffPipeline",)
 

@@ -31,6 +31,8 @@ from tests.mini_rehash import (
     told_clock,
 )
 
+pytestmark = pytest.mark.usefixtures("cached")
+
 
 def test_the_output_is_near_and_the_calls_are_those_of_the_plan() -> None:
     pipe = mini()

@@ -21,7 +21,7 @@ from sicompiler.rehash.setting import Setting
 from tests.mini_pipeline import MiniUNet, mini, picture
 from tests.mini_rehash import CALL, ROOMY, STEPS, call_list, half_plan, plan_of, rehashed
 
-pytestmark = pytest.mark.usefixtures("fast_skips")
+pytestmark = pytest.mark.usefixtures("fast_skips", "cached")
 
 
 class TwoGraphs(MiniUNet):

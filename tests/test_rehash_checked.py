@@ -27,7 +27,7 @@ from tests.mini_pipeline import mini
 from tests.mini_rehash import CALL, ROOMY, STEPS, call_list, error_of, half_plan, plan_of, rehashed
 from tests.rehash_models import prompted
 
-pytestmark = pytest.mark.usefixtures("fast_skips")
+pytestmark = pytest.mark.usefixtures("fast_skips", "cached")
 
 
 def test_nothing_is_skipped_without_calls_to_check_a_plan_on(caplog: pytest.LogCaptureFixture) -> None:

@@ -23,7 +23,7 @@ from tests.source_tree import ROOT
 
 PIPELINE = "tests.rehash_models:prompted"
 BASE = ("--gb", "4MiB", "--steps", "8")
-pytestmark = pytest.mark.usefixtures("fast_skips")
+pytestmark = pytest.mark.usefixtures("fast_skips", "cached")
 
 
 class Result(NamedTuple):

@@ -23,7 +23,7 @@ from sicompiler.search.search import Progress
 from tests.mini_pipeline import MiniPipeline, mini
 from tests.mini_rehash import CALL, ROOMY, STEPS, call_list, rehashed
 
-pytestmark = pytest.mark.usefixtures("fast_skips")
+pytestmark = pytest.mark.usefixtures("fast_skips", "cached")
 
 
 def _learning(**wanted: Any) -> PipelineState:

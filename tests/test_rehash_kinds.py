@@ -14,7 +14,7 @@ from sicompiler import Rehash, RehashPlan
 from tests.mini_pipeline import MiniPipeline, MiniText, MiniUNet, MiniVae, picture
 from tests.mini_rehash import ROOMY, STEPS, error_of, skipping_is_fast, told_clock
 
-pytestmark = pytest.mark.usefixtures("fast_skips")
+pytestmark = pytest.mark.usefixtures("fast_skips", "cached")
 
 Change = Callable[[Any, int], None]  # what happens to a pipeline before a step
 

@@ -25,6 +25,8 @@ from sicompiler.rehash.setting import Setting
 from tests.mini_pipeline import MiniUNet, mini, picture
 from tests.mini_rehash import skipping_is_fast, told_clock
 
+pytestmark = pytest.mark.usefixtures("cached")
+
 STEPS = 6
 Calls = list[dict[str, Any]]
 Progress = Callable[[str, int, int], None]

@@ -12,6 +12,8 @@ from sicompiler.errors import BadInput
 from tests import pipelines, pipelines_transformers
 from tests.mini_rehash import skipping_is_fast, told_clock
 
+pytestmark = pytest.mark.usefixtures("cached")
+
 STEPS = 8
 BUDGET = "400MiB"
 

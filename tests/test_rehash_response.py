@@ -22,6 +22,8 @@ from sicompiler.rehash.response import probed, response_of, skipping_one
 from tests.mini_pipeline import mini
 from tests.mini_rehash import ROOMY, STEPS, call_list
 
+pytestmark = pytest.mark.usefixtures("cached")
+
 
 def _lessons(importance: Floats) -> Lessons:
     """Of one run whose feature walks at random, with a change of the output of two per relative error."""

@@ -29,7 +29,7 @@ from tests.mini_rehash import (
 )
 from tests.rehash_models import prompted
 
-pytestmark = pytest.mark.usefixtures("fast_skips")
+pytestmark = pytest.mark.usefixtures("fast_skips", "cached")
 
 
 @pytest.mark.parametrize(

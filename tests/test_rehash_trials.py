@@ -13,6 +13,8 @@ from sicompiler.adapters.subgraph import Part
 from tests.mini_pipeline import mini
 from tests.mini_rehash import call_list, plan_of, rehashed, skipping_is_fast, told_clock
 
+pytestmark = pytest.mark.usefixtures("cached")
+
 WHOLE, SKIP = 4.0, 1.0
 
 

@@ -30,7 +30,7 @@ from sicompiler.reports.report import Report
 from sicompiler.reports.steps import dtype_label, listing, thinned
 from tests.cli_models import Mlp, mlp, normed
 from tests.conftest import Golden
-from tests.zoo import tiny
+from tests.zoo import prepared
 
 
 @pytest.fixture(scope="module")
@@ -189,8 +189,10 @@ def test_who_is_alive_adds_up_to_the_timeline() -> None:
 @pytest.fixture(scope="module", params=["mlp", "normed", "ltx-video"])
 def planned(request: pytest.FixtureRequest) -> tuple[Program, Planner]:
     functions: dict[str, Any] = {"mlp": mlp, "normed": normed}
-    model, args, kwargs = functions[request.param]() if request.param in functions else tiny(request.param)
-    return prepare(model, args, kwargs)
+    if request.param in functions:
+        return prepare(*functions[request.param]())
+    _, program, planner, _ = prepared(request.param)
+    return program, planner
 
 
 def test_live_bytes_of_the_legal_graph_are_the_timeline(planned: tuple[Program, Planner]) -> None:

@@ -19,6 +19,8 @@ from sicompiler.adapters.pipeline import pipeline_state
 from tests.mini_pipeline import MiniPipeline, MiniText, MiniUNet, MiniVae, close, mini, picture
 from tests.threads import in_threads
 
+pytestmark = pytest.mark.usefixtures("cached")
+
 NAMES = ("text_encoder", "unet", "vae")
 SMALL, ROOMY = "150KiB", "3MiB"
 

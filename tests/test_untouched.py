@@ -15,6 +15,8 @@ from sicompiler.adapters.rehearsal import Limit, Stopped, rehearse
 from sicompiler.runtime.measure import measure_peak
 from tests.mini_pipeline import MiniText, close, mini, picture
 
+pytestmark = pytest.mark.usefixtures("cached")
+
 KIB = 1024
 
 

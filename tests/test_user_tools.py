@@ -23,6 +23,8 @@ import sicompiler
 from tests.mini_pipeline import MiniText, close, mini, picture
 from tests.threads import in_threads
 
+pytestmark = pytest.mark.usefixtures("cached")
+
 TIGHT = "150KiB"  # sliced
 PROFILER = "a profiler of yours was running"
 

@@ -10,14 +10,14 @@ from typing import Any
 
 import torch
 
-from sicompiler.api import prepare
-from sicompiler.capture import Program
+from sicompiler.capture import Program, capture
 from sicompiler.compiler import Planner
 from sicompiler.entry import bound_method
 from sicompiler.models.build import construct, randomize_
 from sicompiler.models.family import Draw
 from sicompiler.models.geometry import Sizes
 from sicompiler.models.inputs import FAMILIES
+from sicompiler.prepare import analyse
 from tests.zoo_decoders import CONFIGS
 
 Call = tuple[torch.nn.Module, tuple[Any, ...], dict[str, Any]]
@@ -198,10 +198,22 @@ def tiny(
     return module, args, kwargs | {"return_dict": return_dict}
 
 
-@lru_cache(maxsize=1)
-def prepared(name: str) -> tuple[Call, Program, Planner, Any]:
+@lru_cache(maxsize=32)
+def captured(name: str, **options: Any) -> tuple[Call, Program]:
+    """A tiny model and the program of its entry point, captured once for all tests that only read them.
+
+    Args:
+        name: a key of `TINY`.
+        options: of `tiny`.
+    """
+    module, args, kwargs = tiny(name, **options)
+    return (module, args, kwargs), capture(module, args, kwargs, method=method_of(name))
+
+
+@lru_cache(maxsize=6)
+def prepared(name: str, **options: Any) -> tuple[Call, Program, Planner, Any]:
     """A tiny model, everything known about its entry point, and what that gives: once for all of its budgets."""
-    module, args, kwargs = tiny(name)
-    program, planner = prepare(module, args, kwargs, method=method_of(name))
+    (module, args, kwargs), program = captured(name, **options)
+    planner = analyse(module, program, method=method_of(name))
     with torch.no_grad():
         return (module, args, kwargs), program, planner, bound_method(module, method_of(name))(*args, **kwargs)

@@ -11,6 +11,7 @@ program is run again, and another outcome belongs to another trace.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -87,7 +88,11 @@ class DecisionMaker:
         self._tape, self._inputs = tape, tuple(inputs)
         self._names = {id(tensor): name for name, tensor in reversed(list(tensors.items()))}
         self._trace_mode = detect_fake_mode([*tensors.values(), *inputs])
-        self._mode = FakeTensorMode()  # of the decisions: nothing that is done with them is seen by the trace
+
+    @functools.cached_property
+    def _mode(self) -> FakeTensorMode:
+        """Of the decisions: nothing that is done with them is seen by the trace. Most traces decide nothing."""
+        return FakeTensorMode()
 
     def make(self, tensors: Sequence[torch.Tensor], finish: Finish, where: str) -> Decision:
         """The decision by something computed from tensors of a trace.

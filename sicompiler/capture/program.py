@@ -100,14 +100,21 @@ class Program:
         return close_results(pytree.tree_unflatten(list(flat), self.out_spec))
 
 
-def module_of(graph: fx.Graph) -> fx.GraphModule:
-    """A module of a graph, compiled when it is run or read: most graphs on the way to a plan never are."""
-    return _LazyGraphModule(torch.nn.Module(), graph)
+def module_of(graph: fx.Graph, root: torch.nn.Module | None = None) -> fx.GraphModule:
+    """A module of a graph, compiled when it is run or read: most graphs on the way to a plan never are.
+
+    Args:
+        graph: the graph.
+        root: has the modules that the graph reads by name, if it reads any.
+    """
+    return _LazyGraphModule(root or torch.nn.Module(), graph)
 
 
 def compile_now(graph_module: fx.GraphModule) -> None:
-    """Compile a graph that is going to be run."""
-    _LazyGraphModule.force_recompile(graph_module)
+    """Compile a graph that is going to be run, and the bodies of its loops."""
+    for module in graph_module.modules():  # outer ones first: compiled, they set back those within
+        if isinstance(module, fx.GraphModule):
+            _LazyGraphModule.force_recompile(module)
 
 
 def named_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -14,6 +14,8 @@ from typing import Any
 # What torch.export warns about itself: copies of its own specs, and attributes that a trace sets and we put back.
 _WARNINGS = (".*LeafSpec.* is deprecated", "The tensor attributes? self")
 SWITCH = "TORCH_LOGS"  # torch's own: who set it wants to see what torch says
+_TRACE = "torch.__trace"  # writes files, shows nothing; where nobody asked for files, it turns itself off at its first
+# record, which it has to see for that. Until then torch describes stacks of Python for it, a tenth of a small capture.
 
 
 class _Stream:
@@ -63,4 +65,4 @@ def silent_torch() -> Iterator[None]:
 
 
 def _torch_loggers() -> list[str]:
-    return [name for name in list(logging.root.manager.loggerDict) if name.split(".")[0] == "torch"]
+    return [name for name in list(logging.root.manager.loggerDict) if name.split(".")[0] == "torch" and name != _TRACE]

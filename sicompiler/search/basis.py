@@ -62,15 +62,16 @@ def settings() -> str:
 
 def thresholds() -> dict[str, str]:
     """The constants of all modules between a captured program and a rewritten one that are numbers, by their names."""
-    return {
-        f"{module.__name__}.{name}": _plain(value)
-        for module in _threshold_modules()
-        for name, value in sorted(vars(module).items())
-        if name.lstrip("_").isupper() and _is_number(value)
-    }
+    found = ((module, name, getattr(module, name)) for module, name in _constants())
+    return {f"{module.__name__}.{name}": _plain(value) for module, name, value in found if _is_number(value)}
 
 
 @functools.cache
+def _constants() -> tuple[tuple[ModuleType, str], ...]:
+    """Every constant that may be a threshold: this is asked for with every plan, and names stay what they are."""
+    return tuple((m, name) for m in _threshold_modules() for name in sorted(vars(m)) if name.lstrip("_").isupper())
+
+
 def _threshold_modules() -> tuple[ModuleType, ...]:
     names = [
         name
