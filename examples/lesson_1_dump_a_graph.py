@@ -3,8 +3,8 @@
 A model is captured once by `torch.export`, under fake tensors: nothing of its size is allocated. From then on it is a
 plain `torch.fx` graph, and every stage can be printed as readable Python, with shapes and the bytes alive at each step:
 
-    captured    what torch.export gives: one line an operator, parameters are inputs of the graph
-    clean       without what changes nothing: dropout in eval mode, `x * 1`, copies that are none, dead code
+    captured    what torch.export gives: one line an operator, parameters are inputs of the graph; dropout is off
+    clean       without what changes nothing: `x * 1`, `x / 1`, copies that are none, dead code
     legal       in the operators that plans are made for: each group norm is two, statistics and their application
     rewritten   with the regions of a plan as loops over slices
 
