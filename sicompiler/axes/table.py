@@ -16,7 +16,6 @@ import sicompiler.axes.rules  # noqa: F401  (registers the rules)
 from sicompiler.axes.factor_map import Dims, FactorMap, Kind, Slicing, Window
 from sicompiler.axes.padding import why_not
 from sicompiler.axes.registry import TensorSpec, factor_map, op_call, rules
-from sicompiler.facts.calls import operands_of
 from sicompiler.facts.storages import GraphFacts
 
 Operand = tuple[int, int]  # position of the node that makes a value, and which of its results
@@ -46,18 +45,16 @@ class AxisTable:
 
     def __init__(self, facts: GraphFacts) -> None:
         self.facts = facts
-        self._maps: list[FactorMap | None] = []
-        self.operands: list[tuple[Operand, ...]] = []
+        self.operands: tuple[tuple[Operand, ...], ...] = facts.calls.operands
         self._transfers: dict[tuple[int, bool, int, Slicing], Transfer | str] = {}
         self._applied: dict[tuple[int, bool, int, Slicing], Transfer | str] = {}  # the same, by rule
         cache: dict[Any, FactorMap | None] = {}
-        for position, node in enumerate(facts.nodes):
-            operands = operands_of(node) if position >= facts.num_placeholders else ()
-            self.operands.append(tuple((facts.position[source], index) for source, index in operands))
-            self._maps.append(self._map(position, cache) if position >= facts.num_placeholders else None)
+        self._maps = facts.calls.each(lambda position: self._map(position, cache))
 
     def _map(self, position: int, cache: dict[Any, FactorMap | None]) -> FactorMap | None:
         node = self.facts.nodes[position]
+        if position < self.facts.num_placeholders:
+            return None
         if node.target is operator.getitem:
             shape = self.facts.tensors[position][0].shape
             names = [f"d{i}" for i in range(len(shape))]
