@@ -35,18 +35,19 @@ PIPELINE: dict[str, tuple[Pass, ...]] = {
 }
 
 
-def run_stage(stage: str, program: Program, *, observer: Observer | None = None) -> Program:
+def run_stage(stage: str, program: Program, *, observer: Observer | None = None, in_place: bool = False) -> Program:
     """Run the passes of one stage on a copy of a program.
 
     Args:
         stage: a key of `PIPELINE`.
         program: left as it is.
         observer: called with the stage and its result.
+        in_place: change the program, which nobody else reads.
 
     Raises:
         PassError: a pass left a graph that breaks the contract of its stage (a bug of ours).
     """
-    result = copy_program(program) if stage != "rewritten" else program
+    result = program if in_place or stage == "rewritten" else copy_program(program)
     for run in PIPELINE[stage]:
         began = time.perf_counter()
         run(result)
