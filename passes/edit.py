@@ -15,6 +15,7 @@ from sicompiler.axes.resize import copying_twin
 from sicompiler.capture import Program, module_of
 from sicompiler.facts.storages import fake_tensors
 from sicompiler.facts.strides import view_strides
+from sicompiler.passes.fakes import fake_result
 from sicompiler.passes.layout_rows import strided
 
 
@@ -35,8 +36,7 @@ def evaluate(node: fx.Node, mode: FakeTensorMode) -> Any:
     """The fake value a call computes."""
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
     assert callable(node.target)
-    with mode, torch.no_grad():
-        return node.target(*args, **kwargs)
+    return fake_result(node.target, args, kwargs, mode)
 
 
 class Replacements:
