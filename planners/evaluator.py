@@ -19,7 +19,7 @@ from sicompiler.facts.calls import bind
 from sicompiler.facts.storages import ALLOCATION_GRANULE_BYTES, Origin, TensorFact
 from sicompiler.facts.strides import suggests_channels_last
 from sicompiler.facts.timeline import Timeline
-from sicompiler.facts.workspace import workspace_bytes
+from sicompiler.facts.workspace import takes_workspace, workspace_bytes
 from sicompiler.graph_view import GraphView
 
 Floats = npt.NDArray[np.float64]
@@ -32,6 +32,7 @@ class Evaluator:
     def __init__(self, view: GraphView, line: Timeline, machine: Machine) -> None:
         self.view, self.line, self.machine = view, line, machine
         facts = view.facts
+        self.device_type = facts.device_type
         self.granule = ALLOCATION_GRANULE_BYTES.get(facts.device_type, 1)
         self._kinds = facts.calls.kinds
         self.work: list[Work] = facts.calls.each(lambda p: work_of(facts, p, view.table.operands[p]))
@@ -93,7 +94,7 @@ class Evaluator:
         if found is None:
             target, lengths = self.view.facts.nodes[p].target, self.grid(size)[0]
             workspace = np.zeros(len(lengths))
-            if isinstance(target, OpOverload) and self.view.made[p]:
+            if isinstance(target, OpOverload) and self.view.made[p] and takes_workspace(target, self.device_type):
                 at = functools.cache(functools.partial(self._workspace_at, target, p, transfer))
                 per_entry = sum(
                     t.nbytes // size for t, s in zip(self.view.facts.tensors[p], transfer.results, strict=True) if s

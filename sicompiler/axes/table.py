@@ -7,6 +7,7 @@ import operator
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import fx
@@ -38,6 +39,14 @@ class Transfer:
     kind: Kind
     grain: int = 1
     window: Window | None = None
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        """Worked out once: searches look things up by a transfer hundreds of thousands of times."""
+        return hash((self.operands, self.results, self.kind, self.grain, self.window))
 
 
 class AxisTable:
