@@ -45,7 +45,8 @@ class GradualProblem:
 
     def _begin(self) -> None:
         self._found: list[Candidate] = []
-        self._from: dict[int, list[tuple[int, int]]] = {}  # by start: where a candidate stops, its lowest peak
+        self._from: dict[int, list[Candidate]] = {}  # by their start
+        self._stops: dict[int, list[tuple[int, int]]] = {}  # of those asked about: where they stop, their lowest peaks
         self._behind = self.first - 1  # every candidate that starts here or before has been found
         self._rest: Iterator[Candidate] | None = self._seek()
 
@@ -78,7 +79,7 @@ class GradualProblem:
             self._go_on(barrier)
             for p in range(done, barrier + 1):
                 if reached[p]:
-                    stops = [stop for stop, lowest in self._from.get(p, ()) if lowest <= budget_bytes]
+                    stops = [stop for stop, lowest in self._lowest(p) if lowest <= budget_bytes]
                     if self.live_bytes[p] <= budget_bytes:
                         stops.append(p + 1)
                     for stop in stops:
@@ -106,4 +107,11 @@ class GradualProblem:
             return
         self._behind = max(self._behind, candidate.start - 1)
         self._found.append(candidate)
-        self._from.setdefault(candidate.start, []).append((candidate.stop, int(candidate.peak_bytes.min())))
+        self._from.setdefault(candidate.start, []).append(candidate)
+
+    def _lowest(self, start: int) -> list[tuple[int, int]]:
+        """Where candidates from a start stop, all of which have been found, and the lowest peak of each."""
+        found = self._stops.get(start)
+        if found is None:
+            found = self._stops[start] = [(c.stop, min(c.peak_bytes.tolist())) for c in self._from.get(start, ())]
+        return found
