@@ -59,7 +59,8 @@ class GradualProblem:
     def problem(self) -> Problem:
         """With all candidates."""
         self._go_on(self.end)
-        return Problem(self.first, self.live_bytes, self.seconds, self._found)
+        with self._working():
+            return Problem(self.first, self.live_bytes, self.seconds, self._found)
 
     def fits(self, budget_bytes: int) -> bool:
         """Whether any path stays within a budget; candidates are sought up to the operator that none gets past.

@@ -93,7 +93,7 @@ class Tally:
 
     def advance(self) -> None:
         """Take in what the walk has sliced since the last call."""
-        walk, view = self.walk, self.view
+        walk = self.walk
         self.hoisted.advance()
         if walk.windows:  # sums over the operators don't add up any more
             new = walk.added if self.halos is not None else sorted(walk.sliced)
@@ -103,9 +103,6 @@ class Tally:
         for p in sorted(walk.added):
             self._take(p, walk.sliced[p])
         walk.added.clear()
-        last, stop = view.lives.last, walk.stop
-        for storage in [s for s in self.outlive if last[s] < stop]:
-            del self.outlive[storage]
 
     def _take(self, p: int, transfer: Transfer) -> None:
         walk, view = self.walk, self.view
@@ -157,9 +154,12 @@ class Tally:
     def _body(self) -> _Body:
         """The body as it is now: what is hoisted behind its last operator leaves it as it was."""
         walk, taken, results = self.walk, set[int](), list[_Result]()
+        last, stop = self.view.lives.last, walk.stop
+        for storage in [s for s in self.outlive if last[s] < stop]:
+            del self.outlive[storage]
         for storage, value in self.outlive.items():
             slicing = walk.sliced[value[0]].results[value[1]]
-            reuse = None if slicing is None else walk.reusable(value, slicing, walk.stop, taken)
+            reuse = None if slicing is None else walk.reusable(value, slicing, stop, taken)
             if reuse is not None:
                 taken.add(self.view.tensor(reuse).storage)
             results.append((storage, value, reuse is not None))

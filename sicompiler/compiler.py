@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from sicompiler.cache.known import KnownPlans, program_digest
 from sicompiler.cache.store import Store
-from sicompiler.capture import Program
+from sicompiler.capture import Program, paused_gc
 from sicompiler.cost import MACHINES, Machine
 from sicompiler.errors import OverBudget
 from sicompiler.facts.modules import common_module, describe
@@ -146,7 +146,7 @@ class Planner:
             BadInput: there is no planner of that name.
             OverBudget: even the plan with the lowest peak is above the budget.
         """
-        make = functools.partial(self._find_plan, budget_bytes, planner, far_memory)
+        make = paused_gc()(functools.partial(self._find_plan, budget_bytes, planner, far_memory))
         return make() if self.known is None else self.known.plan(f"{budget_bytes} {planner} {far_memory}", make)
 
     def rewrite(self, plan: Plan) -> Program:
