@@ -90,10 +90,10 @@ def measure(series: Series, size: int) -> dict[str, Any]:
     clock.lap("analyse")
     with paused_gc():
         regions = [region for _, region in outer_loops(graph)]
-        search = make_search(graph, None, regions, MACHINES[DEVICE], None)
+        problem = make_search(graph, None, regions, MACHINES[DEVICE], None).problem
     clock.lap("search")
     gc.collect()
-    found = {"size": size, "nodes": len(graph.facts.nodes), "candidates": len(search.problem.candidates)}
+    found = {"size": size, "nodes": len(graph.facts.nodes), "candidates": len(problem.candidates)}
     return {**found, "seconds": clock.seconds}
 
 

@@ -15,6 +15,7 @@ from sicompiler.axes.resize import copying_twin
 from sicompiler.capture import Program, module_of
 from sicompiler.facts.storages import fake_tensors
 from sicompiler.facts.strides import view_strides
+from sicompiler.passes.fakes import fake_result
 from sicompiler.passes.layout_rows import strided
 
 
@@ -35,8 +36,7 @@ def evaluate(node: fx.Node, mode: FakeTensorMode) -> Any:
     """The fake value a call computes."""
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
     assert callable(node.target)
-    with mode, torch.no_grad():
-        return node.target(*args, **kwargs)
+    return fake_result(node.target, args, kwargs, mode)
 
 
 class Replacements:
@@ -53,17 +53,32 @@ class Replacements:
     def __init__(self, graph: fx.Graph, mode: FakeTensorMode) -> None:
         self.graph, self.mode = graph, mode
         self._stale: dict[fx.Node, list[torch.Tensor]] = {}  # what readers of a node may still be views of
+        self._other: set[fx.Node] = set()  # those of them that lie otherwise than what their readers were made from
 
     def replace(self, old: fx.Node, new: fx.Node) -> None:
         """Let the readers of `old` read `new`, and erase `old`."""
+        before, other = self._stale.pop(old, []), old in self._other
         old.replace_all_uses_with(new)
-        self._stale.setdefault(new, []).extend([*fake_tensors(old), *self._stale.pop(old, ())])
+        self._note(new, fake_tensors(old), fake_tensors(new))
+        if before:
+            self._stale.setdefault(new, []).extend(before)
+        if other:
+            self._other.add(new)
         self.graph.erase_node(old)
 
     def changed(self, node: fx.Node, value: object) -> None:
         """Give a node that stays another fake value."""
-        self._stale.setdefault(node, []).extend(fake_tensors(node))
+        before = fake_tensors(node)
         node.meta["val"] = value
+        self._note(node, before, fake_tensors(node))
+
+    def _note(self, node: fx.Node, before: list[torch.Tensor], after: list[torch.Tensor]) -> None:
+        """What readers of a node were made from, and what they read now; nothing where that is the same."""
+        alike = list(map(_layout, before)) == list(map(_layout, after))
+        if not alike:
+            self._other.add(node)
+        if not alike or list(map(_storage, before)) != list(map(_storage, after)):
+            self._stale.setdefault(node, []).extend(before)
 
     def finish(self) -> None:
         """Evaluate again what reads a changed value, until nothing changes."""
@@ -81,17 +96,28 @@ class Replacements:
 
     def follow(self, node: fx.Node) -> None:
         """Evaluate a node again if it reads a changed value; those before it have been looked at."""
-        changed = [source for source in node.all_input_nodes if source in self._stale]
-        if not changed or not fake_tensors(node):
+        changed = [source for source in node.all_input_nodes if source in self._stale] if self._stale else ()
+        before = fake_tensors(node) if changed else ()
+        if not before:
             return
-        before, after = fake_tensors(node), self._again(node)
+        if self._other.isdisjoint(changed):  # only views of what has lain elsewhere are not what they were
+            old = {_storage(t) for source in changed for t in self._stale[source]}
+            if all(_storage(t) not in old for t in before):
+                return
+        after = self._again(node)
         read = [t for source in node.all_input_nodes for t in (*fake_tensors(source), *self._stale.get(source, ()))]
         shared = {_storage(t) for t in read}
         now = [t for t in pytree.tree_leaves(after) if isinstance(t, torch.Tensor)]
         pairs = zip(before, now, strict=True)
         if any(_storage(a) in shared or _storage(b) in shared or a.stride() != b.stride() for a, b in pairs):
             node.meta["val"] = after
-            self._stale.setdefault(node, []).extend(before)
+            self._note(node, before, now)
+
+
+def _layout(tensor: torch.Tensor) -> tuple[object, ...]:
+    """All that decides how the results of what reads a tensor lie."""
+    nbytes = int(tensor.untyped_storage().nbytes())
+    return *strided(tensor), tensor.storage_offset(), tensor.dtype, tensor.device, nbytes
 
 
 def _storage(tensor: torch.Tensor) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -52,14 +54,12 @@ def as_made(node: fx.Node, mode: FakeTensorMode) -> Any:
     value, *rest = result if isinstance(result, (list, tuple)) and result else (result,)
     if not isinstance(value, torch.Tensor) or value.device.type != "cpu" or not value.numel():
         return result
-    with mode:
-        new = _as_made(node, value)
-    if new is None:
+    make = _maker(node, value)
+    if make is None:
         return result
-    if not rest:
-        return new
     with mode:
-        return (new, *(_laid_like(new, other) for other in rest))
+        new = make()
+        return (new, *(_laid_like(new, other) for other in rest)) if rest else new
 
 
 def _laid_like(new: torch.Tensor, other: Any) -> Any:
@@ -68,29 +68,34 @@ def _laid_like(new: torch.Tensor, other: Any) -> Any:
     return torch.empty_strided(other.shape, new.stride(), dtype=other.dtype, device=other.device)
 
 
-def _as_made(node: fx.Node, value: torch.Tensor) -> torch.Tensor | None:
-    """A fake value as the kernel would make it; None where it is so."""
-    if node.target in CLONES_STORAGE:
+def _maker(node: fx.Node, value: torch.Tensor) -> Callable[[], torch.Tensor] | None:
+    """What makes a fake value as the kernel would make it; None where it is so."""
+    target = node.target
+    if target in CLONES_STORAGE:
         return _with_storage(node, value)
-    if keeps_input_size(node):
+    if target is aten.conv_transpose3d.input and keeps_input_size(node):
         return _made_shorter(node, value)
     stride = _real_strides(node, value)
     if stride is None or stride == tuple(value.stride()):
         return None
-    if node.target in VIEWS:
-        return value.as_strided(value.shape, stride)
-    return torch.empty_strided(value.shape, stride, dtype=value.dtype, device=value.device)
+    if target in VIEWS:
+        return partial(value.as_strided, value.shape, stride)
+    return partial(torch.empty_strided, value.shape, stride, dtype=value.dtype, device=value.device)
 
 
-def _with_storage(node: fx.Node, value: torch.Tensor) -> torch.Tensor | None:
+def _with_storage(node: fx.Node, value: torch.Tensor) -> Callable[[], torch.Tensor] | None:
     """`clone_preserve_strides`: all that lies behind the operand, unless some entries of it are shown several times."""
     source: torch.Tensor = node.args[0].meta["val"]  # type: ignore[union-attr]
     nbytes = source.untyped_storage().nbytes()
     expanded = any(size > 1 and stride == 0 for size, stride in zip(source.shape, source.stride(), strict=True))
     if expanded or int(nbytes) == int(value.untyped_storage().nbytes()):
         return None
-    behind = torch.empty(int(nbytes) // value.element_size(), dtype=value.dtype, device=value.device)
-    return behind.as_strided(source.shape, source.stride(), source.storage_offset())
+
+    def make() -> torch.Tensor:
+        behind = torch.empty(int(nbytes) // value.element_size(), dtype=value.dtype, device=value.device)
+        return behind.as_strided(source.shape, source.stride(), source.storage_offset())
+
+    return make
 
 
 def keeps_input_size(node: fx.Node) -> bool:
@@ -102,12 +107,15 @@ def keeps_input_size(node: fx.Node) -> bool:
     return bool(arguments["groups"] == 1 and arguments["input"].numel() > value.numel())
 
 
-def _made_shorter(node: fx.Node, value: torch.Tensor) -> torch.Tensor | None:
+def _made_shorter(node: fx.Node, value: torch.Tensor) -> Callable[[], torch.Tensor] | None:
     entries = _bound(node)["input"].numel()
     if value.is_contiguous() and value.untyped_storage().nbytes() == entries * value.element_size():
         return None
-    behind = torch.empty(entries, dtype=value.dtype, device=value.device)
-    return behind[: value.numel()].view(value.shape)
+
+    def make() -> torch.Tensor:
+        return torch.empty(entries, dtype=value.dtype, device=value.device)[: value.numel()].view(value.shape)
+
+    return make
 
 
 def _real_strides(node: fx.Node, value: torch.Tensor) -> tuple[int, ...] | None:
@@ -147,7 +155,12 @@ def _pointwise(arguments: dict[str, Any]) -> tuple[int, ...] | None:
     if len({tensor.dtype for tensor in converted if tensor.dim()}) != 1:
         return None
     numbers: list[Strided] = [((), ())] if isinstance(arguments.get("other"), (int, float, complex)) else []
-    return pointwise_strides([*map(strided, operands), *numbers])
+    return _pointwise_strides(*map(strided, operands), *numbers)
+
+
+@lru_cache(maxsize=4096)
+def _pointwise_strides(*operands: Strided) -> tuple[int, ...]:
+    return pointwise_strides(operands)
 
 
 def _on_meta(node: fx.Node) -> tuple[int, ...]:

@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import fx
 from torch._ops import OpOverload
 
 from sicompiler.capture import Program, compile_now
@@ -23,6 +22,8 @@ from sicompiler.passes.schedule import sink_to_first_use
 
 log = logging.getLogger("sicompiler.passes")
 
+_VALUES = (torch.Tensor, int, float, bool, torch.SymInt)  # what most calls give: a tensor, or a number
+
 Pass = Callable[[Program], None]
 Observer = Callable[[str, Program], None]  # called with the name of each finished stage
 
@@ -35,18 +36,19 @@ PIPELINE: dict[str, tuple[Pass, ...]] = {
 }
 
 
-def run_stage(stage: str, program: Program, *, observer: Observer | None = None) -> Program:
+def run_stage(stage: str, program: Program, *, observer: Observer | None = None, in_place: bool = False) -> Program:
     """Run the passes of one stage on a copy of a program.
 
     Args:
         stage: a key of `PIPELINE`.
         program: left as it is.
         observer: called with the stage and its result.
+        in_place: change the program, which nobody else reads.
 
     Raises:
         PassError: a pass left a graph that breaks the contract of its stage (a bug of ours).
     """
-    result = copy_program(program) if stage != "rewritten" else program
+    result = program if in_place or stage == "rewritten" else copy_program(program)
     for run in PIPELINE[stage]:
         began = time.perf_counter()
         run(result)
@@ -78,22 +80,16 @@ def verify_graph(program: Program, after: str, *, loops: bool) -> None:
         raise PassError(f"after {after}: {error}") from error
     if len(program.placeholders) != len(program.bindings):
         raise PassError(f"after {after}: {len(program.placeholders)} placeholders for {len(program.bindings)} bindings")
-    for node in graph.nodes:
-        if node.op == "call_function" and not loops:
-            _verify_call(node, after)
-        elif node.op == "get_attr" and not loops:
+    pure: set[object] = set()  # operators that have been looked at
+    for node in () if loops else graph.nodes:
+        if node.op == "call_function":
+            if node.target not in pure and isinstance(node.target, OpOverload) and node.target._schema.is_mutable:
+                raise PassError(f"after {after}: {node.name} ({node.target}) writes into its operands")
+            pure.add(node.target)
+            if not isinstance(node.meta.get("val"), _VALUES) and node.users and not fake_tensors(node):
+                raise PassError(f"after {after}: {node.name} ({node.target}) carries no fake value")
+        elif node.op == "get_attr":
             raise PassError(f"after {after}: unexpected get_attr {node.name}")
-
-
-def _verify_call(node: fx.Node, after: str) -> None:
-    if isinstance(node.target, OpOverload) and node.target._schema.is_mutable:
-        raise PassError(f"after {after}: {node.name} ({node.target}) writes into its operands")
-    if node.users and not fake_tensors(node) and not _holds_numbers(node):
-        raise PassError(f"after {after}: {node.name} ({node.target}) carries no fake value")
-
-
-def _holds_numbers(node: fx.Node) -> bool:
-    return isinstance(node.meta.get("val"), (int, float, bool, torch.SymInt))
 
 
 def stages() -> Sequence[str]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+
 from sicompiler.capture import Program
 from sicompiler.facts.kernels import node_workspaces
-from sicompiler.facts.lifetimes import lifetimes
-from sicompiler.facts.storages import graph_facts
+from sicompiler.facts.lifetimes import Lifetimes, lifetimes
+from sicompiler.facts.storages import GraphFacts, graph_facts
 from sicompiler.facts.timeline import timeline
 
 
-def _peak_and_area(program: Program) -> tuple[int, int]:
-    facts = graph_facts(program)
-    line = timeline(facts, lifetimes(facts), node_workspaces(facts))
+def _peak_and_area(facts: GraphFacts, lives: Lifetimes, workspaces: npt.NDArray[np.int64]) -> tuple[int, int]:
+    line = timeline(facts, lives, workspaces)
     return line.peak_bytes, int(line.live_bytes.sum())
 
 
@@ -24,19 +28,28 @@ def sink_to_first_use(program: Program) -> None:
     """
     graph = program.graph_module.graph
     order = list(graph.nodes)
-    before = _peak_and_area(program)
-    _sink(program)
-    if _peak_and_area(program) > before:
+    facts = graph_facts(program)
+    lives = lifetimes(facts)
+    if not _sink(facts, lives):
+        return
+    workspaces = node_workspaces(facts)
+    placed = [facts.position[node] for node in graph.nodes if node in facts.position]
+    places = sorted(placed, key=lambda p: p >= facts.num_placeholders)
+    moved = replace(
+        facts, nodes=tuple(facts.nodes[p] for p in places), tensors=tuple(facts.tensors[p] for p in places)
+    )  # what every operator reads, makes and takes is what it was
+    after = _peak_and_area(moved, lifetimes(moved), workspaces[places])
+    if after > _peak_and_area(facts, lives, workspaces):
         anchor = order[0]
         for node in order[1:]:
             anchor.append(node)
             anchor = node
 
 
-def _sink(program: Program) -> None:
-    facts = graph_facts(program)
-    lives = lifetimes(facts)
-    position = facts.position
+def _sink(facts: GraphFacts, lives: Lifetimes) -> bool:
+    """Move operators of a graph; gives whether one was moved."""
+    position, moved = facts.position, False
+    storages: list[tuple[int, ...]] = [tuple({t.storage for t in tensors}) for tensors in facts.tensors]
     for p in range(len(facts.nodes) - 1, facts.num_placeholders - 1, -1):
         node = facts.nodes[p]
         if not node.users:
@@ -44,12 +57,19 @@ def _sink(program: Program) -> None:
         first = min(node.users)  # torch.fx keeps nodes comparable by their place, moved ones too
         if first is node.next:
             continue
+        until = position.get(first, len(facts.nodes))
         kept = {
-            t.storage
+            storage
             for source in node.all_input_nodes
-            for t in facts.tensors[position[source]]
-            if lives.first[t.storage] >= 0 and lives.last[t.storage] < position.get(first, len(facts.nodes))
+            for storage in storages[position[source]]
+            if lives.first[storage] >= 0 and lives.last[storage] < until
         }
-        made = {t.storage for t in facts.tensors[p]} - kept
-        if sum(facts.storages[s].nbytes for s in kept) <= sum(facts.storages[s].nbytes for s in made):
+        made = {storage for storage in storages[p] if storage not in kept}
+        if _nbytes(facts, kept) <= _nbytes(facts, made):
             first.prepend(node)
+            moved = True
+    return moved
+
+
+def _nbytes(facts: GraphFacts, storages: set[int]) -> int:
+    return sum(facts.storages[s].nbytes for s in storages)

@@ -68,16 +68,20 @@ class Problem:
     ) -> None:
         self.first, self.end = first, len(live_bytes)
         self.live_bytes, self.seconds = live_bytes, seconds
-        self.candidates = sorted(candidates, key=lambda c: (c.stop, c.start))
-        width = max((len(c.lengths) for c in candidates), default=1)
-        shape = (len(self.candidates), width)
+        starts = np.array([c.start for c in candidates], dtype=np.int64)
+        stops = np.array([c.stop for c in candidates], dtype=np.int64)
+        order = np.lexsort((starts, stops))
+        self.candidates = [candidates[index] for index in order.tolist()]
+        self.starts, stops = starts[order], stops[order]
+        rows: dict[int, list[int]] = {}  # of candidates with so many slice lengths
+        for row, c in enumerate(self.candidates):
+            rows.setdefault(len(c.lengths), []).append(row)
+        shape = (len(self.candidates), max(rows, default=1))
         self.peaks = np.full(shape, np.iinfo(np.int64).max, dtype=np.int64)
         self.times = np.full(shape, np.inf)
-        for row, c in enumerate(self.candidates):
-            self.peaks[row, : len(c.lengths)] = c.peak_bytes
-            self.times[row, : len(c.lengths)] = c.seconds
-        self.starts = np.array([c.start for c in self.candidates], dtype=np.int64)
-        stops = np.array([c.stop for c in self.candidates], dtype=np.int64)
+        for width, some in rows.items():
+            self.peaks[some, :width] = [self.candidates[row].peak_bytes for row in some]
+            self.times[some, :width] = [self.candidates[row].seconds for row in some]
         self.bounds = np.searchsorted(stops, np.arange(self.end + 2))
 
     @property

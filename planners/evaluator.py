@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from torch import fx
 from torch._ops import OpOverload
 
 from sicompiler.axes.factor_map import Slicing
@@ -20,7 +19,7 @@ from sicompiler.facts.calls import bind
 from sicompiler.facts.storages import ALLOCATION_GRANULE_BYTES, Origin, TensorFact
 from sicompiler.facts.strides import suggests_channels_last
 from sicompiler.facts.timeline import Timeline
-from sicompiler.facts.workspace import workspace_bytes
+from sicompiler.facts.workspace import takes_workspace, workspace_bytes
 from sicompiler.graph_view import GraphView
 
 Floats = npt.NDArray[np.float64]
@@ -33,10 +32,11 @@ class Evaluator:
     def __init__(self, view: GraphView, line: Timeline, machine: Machine) -> None:
         self.view, self.line, self.machine = view, line, machine
         facts = view.facts
+        self.device_type = facts.device_type
         self.granule = ALLOCATION_GRANULE_BYTES.get(facts.device_type, 1)
-        self.work: list[Work] = [work_of(facts, p, view.table.operands[p]) for p in range(len(facts.nodes))]
-        self.whole: Floats = np.array([whole_seconds(w, machine) for w in self.work])
-        self._kinds = self._alike()
+        self._kinds = facts.calls.kinds
+        self.work: list[Work] = facts.calls.each(lambda p: work_of(facts, p, view.table.operands[p]))
+        self.whole: Floats = np.array(facts.calls.each(lambda p: whole_seconds(self.work[p], machine)))
         self._sliced: dict[tuple[int, Transfer], tuple[Floats, Floats]] = {}
         self._halo_workspace: dict[tuple[int, Transfer], dict[tuple[float, ...], int]] = {}
         self._spans: dict[tuple[Span, int], tuple[Floats, Floats, npt.NDArray[np.bool_]]] = {}
@@ -63,20 +63,8 @@ class Evaluator:
         moving = nbytes / self.machine.far_bandwidth
         return np.asarray(np.maximum(seconds, moving) if self.machine.far_overlaps else seconds + moving)
 
-    def _alike(self) -> list[int]:
-        """For each operator, a number that those with equal arguments, work and layouts of tensors share."""
-        facts, numbers = self.view.facts, dict[object, int]()
-        found = []
-        for p, node in enumerate(facts.nodes):
-            tensors = [*map(self.view.tensor, self.view.table.operands[p]), *facts.tensors[p]]
-            layouts = tuple((t.shape, t.stride, t.dtype, t.requires_grad) for t in tensors)
-            called = (node.target, _plain(node)) if p >= facts.num_placeholders else p
-            key = (called, layouts, self.work[p], bool(self.view.made[p]))
-            found.append(numbers.setdefault(key, len(numbers)))
-        return found
-
     def kind(self, p: int) -> int:
-        """A number that operators with equal arguments, work and layouts of tensors share."""
+        """A number that calls which are alike share."""
         return self._kinds[p]
 
     def grid(self, size: int) -> tuple[tuple[int, ...], Floats]:
@@ -106,7 +94,7 @@ class Evaluator:
         if found is None:
             target, lengths = self.view.facts.nodes[p].target, self.grid(size)[0]
             workspace = np.zeros(len(lengths))
-            if isinstance(target, OpOverload) and self.view.made[p]:
+            if isinstance(target, OpOverload) and self.view.made[p] and takes_workspace(target, self.device_type):
                 at = functools.cache(functools.partial(self._workspace_at, target, p, transfer))
                 per_entry = sum(
                     t.nbytes // size for t, s in zip(self.view.facts.tensors[p], transfer.results, strict=True) if s
@@ -188,11 +176,6 @@ class Evaluator:
             facts.device_type,
             self._arguments[p],
         )
-
-
-def _plain(node: fx.Node) -> str:
-    """The arguments of a node that are not values of the graph, written out."""
-    return repr(fx.node.map_arg((node.args, node.kwargs), lambda _: None))
 
 
 def shortened(tensor: TensorFact, slicing: Slicing | None, count: int | None) -> TensorFact:

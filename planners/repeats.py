@@ -36,6 +36,7 @@ class Repeats(Generic[T]):
         self._found: dict[tuple[Hashable, int], T] = {}
         self._counts: dict[Hashable, list[int]] = {}  # after how many operators something is known
         self._places = [self._touched(p) for p in range(len(view.facts.nodes))]
+        self._earliest = [min(places, default=len(self._places)) for places in self._places]
         self._tokens = [self._token(p, (p in ends, p in deep)) for p in range(len(view.facts.nodes))]
         self._inside = [self._number((t, *(p - q for q in self._places[p]))) for p, t in enumerate(self._tokens)]
         self._start = -1
@@ -88,7 +89,7 @@ class Repeats(Generic[T]):
         """Take in the next token: what it touches is told by how far back it lies, or named if it lies before."""
         p, start = self._start + len(self._runs), self._start
         before = self._runs[-1] if self._runs else -1
-        if min(self._places[p], default=start) >= start:
+        if self._earliest[p] >= start:
             run: tuple[int, ...] = (before, self._inside[p])
         else:
             names = self._names

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from sicompiler.axes.factor_map import Slicing
 from sicompiler.axes.table import Operand, Transfer
 from sicompiler.cost import DOUBT
 from sicompiler.facts.storages import Origin
@@ -42,6 +43,28 @@ class _Body:
     moved: int
 
 
+@dataclass(frozen=True)
+class _Read:
+    """A whole value that the body reads in slices.
+
+    Attributes:
+        storage: what it lies in.
+        nbytes: of it.
+        moved: bytes that reading it moves, per slice length.
+        is_far, is_weight: whether it comes out of far memory; whether it is one.
+        readers: how many operators read it.
+        copied: whether its slices are copied for them.
+    """
+
+    storage: int
+    nbytes: int
+    moved: Floats
+    is_far: bool
+    is_weight: bool
+    readers: int
+    copied: bool
+
+
 class Tally:
     """Running sums over one growing walk, so that its peak and time at each end cost little.
 
@@ -53,8 +76,8 @@ class Tally:
     def __init__(self, evaluator: Evaluator, walk: Walk) -> None:
         self.evaluator, self.view, self.walk = evaluator, evaluator.view, walk
         self.lengths = evaluator.grid(walk.size)[1]
-        self.slices = np.ceil(walk.size / self.lengths)
-        self.seconds = np.zeros_like(self.lengths)
+        self.launching = np.ceil(walk.size / self.lengths) * evaluator.machine.launch_seconds
+        self.seconds = np.zeros(len(self.lengths))
         span = min(len(self.view.facts.nodes) - walk.start, MAX_SPAN)
         self.unit = np.zeros(span)  # live bytes per unit of slice length, at each position
         self.count = np.zeros(span)  # live slices, for the allocator's rounding
@@ -62,13 +85,15 @@ class Tally:
         self.ends: dict[int, int] = {}  # last reader so far of each storage the body makes
         self.outlive: dict[int, tuple[int, int]] = {}  # storages needed after the body: node, result
         self._known: tuple[tuple[int, list[_Result]], _Body] | None = None  # of the last end
+        self._reads: dict[tuple[int, int, Slicing], _Read] = {}
+        self._written: dict[int, Floats | int] = {}  # bytes that go to memory of results that were asked about
         self.halos: HaloTally | None = None  # where there is a window
         self.hoisted = Hoisted(evaluator, walk)
         self.fetched: set[int] = set()  # storages in far memory that the body needs whole
 
     def advance(self) -> None:
         """Take in what the walk has sliced since the last call."""
-        walk, view = self.walk, self.view
+        walk = self.walk
         self.hoisted.advance()
         if walk.windows:  # sums over the operators don't add up any more
             new = walk.added if self.halos is not None else sorted(walk.sliced)
@@ -78,34 +103,30 @@ class Tally:
         for p in sorted(walk.added):
             self._take(p, walk.sliced[p])
         walk.added.clear()
-        last, stop = view.lives.last, walk.stop
-        for storage in [s for s in self.outlive if last[s] < stop]:
-            del self.outlive[storage]
 
     def _take(self, p: int, transfer: Transfer) -> None:
-        walk, view, work = self.walk, self.view, self.work[p - self.walk.start]
-        seconds, workspace = self.evaluator.sliced(p, transfer, walk.size)
-        self.seconds += seconds
-        work += workspace
+        walk, view = self.walk, self.view
+        row = p - walk.start
+        if view.made[p]:
+            seconds, workspace = self.evaluator.sliced(p, transfer, walk.size)
+            self.seconds += seconds
+            self.work[row] += workspace
         for storage in view.made[p]:
             if transfer.results[0] is None:
-                work += view.facts.storages[storage].nbytes
+                self.work[row] += view.nbytes[storage]
             else:
-                self._live(storage, p, p)
+                self.unit[row] += view.nbytes[storage] / walk.size
+                self.count[row] += 1
                 self.ends[storage] = p
             index = next(i for i, t in enumerate(view.facts.tensors[p]) if t.storage == storage)
             self.outlive[storage] = (p, index)
         if view.far:
             self.fetched |= view.fetched(p, walk.start, transfer, walk.sliced)
-        for value in view.table.operands[p]:
-            storage = view.tensor(value).storage
+        for storage in view.storages_read[p]:
             end = self.ends.get(storage, p)
             if end < p:
-                self._live(storage, end + 1, p)
+                self._add(self.unit, self.count, view.nbytes[storage], end + 1, p)
                 self.ends[storage] = p
-
-    def _live(self, storage: int, first: int, last: int) -> None:
-        self._add(self.unit, self.count, self.view.facts.storages[storage].nbytes, first, last)
 
     def _add(self, unit: Floats, count: Floats, nbytes: int, first: int, last: int) -> None:
         start = self.walk.start
@@ -126,16 +147,19 @@ class Tally:
         peak = np.maximum(np.ceil(base + far_bytes + body.whole_bytes + self.hoisted.kept_bytes + body.bytes), before)
         seconds = self.seconds + self.hoisted.seconds + body.through / machine.memory_bandwidth
         seconds = seconds + 2 * body.copied / machine.cache_bandwidth
-        seconds = seconds + self.slices * machine.launch_seconds * (len(walk.reads) + 1)
+        seconds = seconds + self.launching * (len(walk.reads) + 1)
         moved = far_bytes + body.moved
         return peak.astype(np.int64), DOUBT * (evaluator.transfer(seconds, moved) if moved else seconds)
 
     def _body(self) -> _Body:
         """The body as it is now: what is hoisted behind its last operator leaves it as it was."""
         walk, taken, results = self.walk, set[int](), list[_Result]()
+        last, stop = self.view.lives.last, walk.stop
+        for storage in [s for s in self.outlive if last[s] < stop]:
+            del self.outlive[storage]
         for storage, value in self.outlive.items():
             slicing = walk.sliced[value[0]].results[value[1]]
-            reuse = None if slicing is None else walk.reusable(value, slicing, walk.stop, taken)
+            reuse = None if slicing is None else walk.reusable(value, slicing, stop, taken)
             if reuse is not None:
                 taken.add(self.view.tensor(reuse).storage)
             results.append((storage, value, reuse is not None))
@@ -145,40 +169,66 @@ class Tally:
         return self._known[1]
 
     def _count_body(self, results: list[_Result]) -> _Body:
-        walk, view, evaluator, storages = self.walk, self.view, self.evaluator, self.view.facts.storages
+        walk, view, evaluator = self.walk, self.view, self.evaluator
         start, end = walk.start, max(walk.sliced)
         unit, count = self.unit[: end + 1 - start].copy(), self.count[: end + 1 - start].copy()
         whole_bytes = moved = 0
-        through = np.zeros_like(self.lengths)  # bytes to and from main memory
-        copied = np.zeros_like(self.lengths)
+        through, copied = np.zeros(len(self.lengths)), np.zeros(len(self.lengths))
         for storage, value, reuses in results:
-            nbytes = storages[storage].nbytes
-            slicing = walk.sliced[value[0]].results[value[1]]
-            if slicing is not None and walk.goes_far(value):  # waits to be stored, and the slice before may still be
+            nbytes = view.nbytes[storage]
+            if self._sliced_result(value) is not None and walk.goes_far(value):
+                # It waits to be stored, and the slice before may still be.
                 self._add(unit, count, nbytes, self.ends[storage] + 1, end)
                 self._add(unit, count, nbytes, start, end)
                 moved += nbytes
                 continue
-            through += nbytes * (1.0 if slicing is None else evaluator.waste(view.tensor(value), slicing))
+            through += self._through(storage, value)
             if reuses:  # written when the input's slice has been read for the last time
                 self._add(unit, count, nbytes, self.ends[storage] + 1, end)
             else:
                 whole_bytes += nbytes
         for key, positions in walk.reads.items():
-            tensor = view.tensor((key[0], key[1]))
-            if walk.is_far((key[0], key[1])):  # this slice, and the next, which comes meanwhile
-                self._add(unit, count, 2 * tensor.nbytes, start, end)
-                moved += tensor.nbytes
+            read = self._reads.get(key)
+            if read is None or read.readers != len(positions):
+                read = self._reads[key] = self._read(key, read)
+            if read.is_far:  # this slice, and the next, which comes meanwhile
+                self._add(unit, count, 2 * read.nbytes, start, end)
+                moved += read.nbytes
                 continue
-            if storages[tensor.storage].origin is not Origin.WEIGHT:
-                through += tensor.nbytes * evaluator.waste(tensor, key[2])
-            if walk.copies(key):
-                last = max(max(positions), walk.last_needed(tensor.storage, walk.stop))
-                self._add(unit, count, tensor.nbytes, min(positions), last)
-                copied += tensor.nbytes * evaluator.waste(tensor, key[2])
-        rounding = count * evaluator.granule if evaluator.granule > 1 else np.zeros(len(count))
-        live = unit[:, None] * self.lengths + rounding[:, None] + self.work[: len(unit)]
+            if not read.is_weight:
+                through += read.moved
+            if read.copied:
+                last = max(max(positions), walk.last_needed(read.storage, walk.stop))
+                self._add(unit, count, read.nbytes, min(positions), last)
+                copied += read.moved
+        live = unit[:, None] * self.lengths + self.work[: len(unit)]
+        if evaluator.granule > 1:
+            live = unit[:, None] * self.lengths + (count * evaluator.granule)[:, None] + self.work[: len(unit)]
         return _Body(live.max(axis=0), whole_bytes, through, copied, moved)
+
+    def _sliced_result(self, value: Operand) -> Slicing | None:
+        return self.walk.sliced[value[0]].results[value[1]]
+
+    def _through(self, storage: int, value: Operand) -> Floats | int:
+        """Bytes that writing a result moves, per slice length."""
+        found = self._written.get(storage)
+        if found is None:
+            found, slicing = self.view.nbytes[storage], self._sliced_result(value)
+            if slicing is not None:
+                found = found * self.evaluator.waste(self.view.tensor(value), slicing)
+            self._written[storage] = found
+        return found
+
+    def _read(self, key: tuple[int, int, Slicing], before: _Read | None) -> _Read:
+        """What is known of a narrowed value, whoever has joined its readers."""
+        walk, readers = self.walk, len(self.walk.reads[key])
+        if before is not None:
+            return replace(before, readers=readers, copied=walk.copies(key))
+        tensor = self.view.tensor((key[0], key[1]))
+        is_weight = self.view.facts.storages[tensor.storage].origin is Origin.WEIGHT
+        moved = tensor.nbytes * self.evaluator.waste(tensor, key[2])
+        is_far = walk.is_far((key[0], key[1]))
+        return _Read(tensor.storage, tensor.nbytes, moved, is_far, is_weight, readers, walk.copies(key))
 
 
 def unsliced_at(evaluator: Evaluator, p: int) -> tuple[int, float]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from sicompiler.cache.known import KnownPlans, program_digest
 from sicompiler.cache.store import Store
-from sicompiler.capture import Program
+from sicompiler.capture import Program, paused_gc
 from sicompiler.cost import MACHINES, Machine
 from sicompiler.errors import OverBudget
 from sicompiler.facts.modules import common_module, describe
@@ -106,8 +106,10 @@ class Planner:
     def _numbers(self, question: str, make: Callable[[], tuple[int, str]]) -> tuple[int, str]:
         return make() if self.known is None else self.known.numbers(question, make)
 
-    def _find_floor(self, far_memory: FarMemory) -> tuple[int, str]:
+    def _find_floor(self, far_memory: FarMemory, *, planned: bool = False) -> tuple[int, str]:
+        """The floor; once a plan is found, only of what was searched to its end, as no other graph fits its budget."""
         searches = (*self.searches, *self.source.far) if far_memory == "auto" else self.searches
+        searches = tuple(s for s in searches if s.sought.is_complete or not planned)
         search = min(searches, key=lambda s: s.lowest.peak_bytes + self._beside(s))
         culprit = search.graph.facts.nodes[search.lowest.culprit]
         return search.lowest.peak_bytes + self._beside(search), describe(culprit)
@@ -144,7 +146,7 @@ class Planner:
             BadInput: there is no planner of that name.
             OverBudget: even the plan with the lowest peak is above the budget.
         """
-        make = functools.partial(self._find_plan, budget_bytes, planner, far_memory)
+        make = paused_gc()(functools.partial(self._find_plan, budget_bytes, planner, far_memory))
         return make() if self.known is None else self.known.plan(f"{budget_bytes} {planner} {far_memory}", make)
 
     def rewrite(self, plan: Plan) -> Program:
@@ -207,8 +209,9 @@ class Planner:
         """The floor as far as it was needed for a plan: with far memory where that is used, or nothing fits."""
         if not self.source.all_near:
             return None, ""
-        far = found is None or bool(found[1].far)
-        return self.floor(far_memory if far else "none")
+        far: FarMemory = far_memory if found is None or found[1].far else "none"
+        find = functools.partial(self._find_floor, far, planned=found is not None)
+        return self._numbers(f"floor {far}", find)
 
     def _nearby(self, budget_bytes: int, solve: Solver) -> tuple[Search, Settled] | None:
         """The fastest plan with everything on the device; where the unsliced graph fits, without outer loops.
@@ -222,7 +225,8 @@ class Planner:
         found = [
             (s, Settled(solution, frozenset(), 0, (), 0))
             for s in searches
-            for solution in [solve(s.problem, budget_bytes - self._beside(s))]
+            for room in [budget_bytes - self._beside(s)]
+            for solution in [solve(s.problem, room) if s.sought.fits(room) else None]
             if solution is not None
         ]
         return min(found, key=lambda row: row[1].solution.seconds * row[0].repeats, default=None)
@@ -232,9 +236,9 @@ class Planner:
         found = []
         for search in self.source.far:
             room = budget_bytes - self._beside(search)
-            lowest = search.lowest.peak_bytes
-            if lowest > room:
+            if not search.sought.fits(room):
                 continue
+            lowest = search.lowest.peak_bytes
             for share in TRIES:
                 solution = solve(search.problem, lowest + int(share * (room - lowest)))
                 if solution is not None:

@@ -79,12 +79,15 @@ class GraphView:
             tuple({t.storage for t in facts.tensors[p] if facts.storages[t.storage].node == node.name})
             for p, node in enumerate(facts.nodes)
         ]
-        readers: list[set[int]] = [set() for _ in facts.storages]
+        self.nbytes: list[int] = [storage.nbytes for storage in facts.storages]
+        self.storages_read: list[list[int]] = [
+            [facts.tensors[q][r].storage for q, r in operands if r < len(facts.tensors[q])]
+            for operands in table.operands
+        ]
+        self.storage_readers: list[list[int]] = [[] for _ in facts.storages]
         for p in range(facts.num_placeholders, len(facts.nodes)):
-            for q, r in table.operands[p]:
-                if r < len(facts.tensors[q]):
-                    readers[facts.tensors[q][r].storage].add(p)
-        self.storage_readers: list[list[int]] = [sorted(found) for found in readers]
+            for storage in set(self.storages_read[p]):
+                self.storage_readers[storage].append(p)
         self.born = lives.first
         self.reads_strided = [
             node.target in READS_STRIDED

@@ -300,13 +300,15 @@ class Walk:
             taken: storages that other outputs have taken over already.
             halos: of the region. A halo still has to be read when the slice before has been written.
         """
-        tensor, storages = self.view.tensor(value), self.view.facts.storages
-        unit, nbytes = tensor.stride[slicing.dim] * slicing.inner, storages[tensor.storage].nbytes
+        tensor, tensors, nbytes_of = self.view.tensor(value), self.view.facts.tensors, self.view.nbytes
+        if not tensor.is_dense:
+            return None
+        unit, nbytes = tensor.stride[slicing.dim] * slicing.inner, nbytes_of[tensor.storage]
         found = [
             ((q, r), source)
             for q, r, other in self.reads
-            for source in [self.view.tensor((q, r))]
-            if storages[source.storage].nbytes == nbytes
+            for source in (tensors[q][r],)
+            if nbytes_of[source.storage] == nbytes
             and source.storage not in taken
             and source.storage not in self.view.far
             and source.dtype == tensor.dtype
@@ -315,7 +317,7 @@ class Walk:
             and source.stride[other.dim] * other.inner == unit
             and self.view.dies_before(source.storage, stop)
         ]
-        if not found or not tensor.is_dense or self.goes_far(value):
+        if not found or self.goes_far(value):
             return None
         if self._only_moves(value[0]) or self._stores_a_view():
             return None

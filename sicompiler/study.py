@@ -76,8 +76,13 @@ class Graph:
     @functools.cached_property
     def rules(self) -> str:
         """A short hash of the axis rules as they apply here: the factor map of every call, in order."""
-        maps = (self.view.table.map_of(p) for p in range(len(self.facts.nodes)))
-        return digest("\n".join("" if m is None else f"{m} {dict(m.sizes)}" for m in maps))
+        table = self.view.table
+
+        def shown(p: int) -> str:
+            rule = table.map_of(p)
+            return "" if rule is None else f"{rule} {dict(rule.sizes)}"
+
+        return digest("\n".join(self.facts.calls.each(shown)))
 
 
 def study(program: Program, device_type: str, extra_bytes: int = 0) -> Graph:

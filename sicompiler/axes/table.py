@@ -7,6 +7,7 @@ import operator
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import fx
@@ -16,7 +17,6 @@ import sicompiler.axes.rules  # noqa: F401  (registers the rules)
 from sicompiler.axes.factor_map import Dims, FactorMap, Kind, Slicing, Window
 from sicompiler.axes.padding import why_not
 from sicompiler.axes.registry import TensorSpec, factor_map, op_call, rules
-from sicompiler.facts.calls import operands_of
 from sicompiler.facts.storages import GraphFacts
 
 Operand = tuple[int, int]  # position of the node that makes a value, and which of its results
@@ -40,24 +40,30 @@ class Transfer:
     grain: int = 1
     window: Window | None = None
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        """Worked out once: searches look things up by a transfer hundreds of thousands of times."""
+        return hash((self.operands, self.results, self.kind, self.grain, self.window))
+
 
 class AxisTable:
     """Factor maps of every node of a graph, and the transfers they allow, computed once each."""
 
     def __init__(self, facts: GraphFacts) -> None:
         self.facts = facts
-        self._maps: list[FactorMap | None] = []
-        self.operands: list[tuple[Operand, ...]] = []
+        self.operands: tuple[tuple[Operand, ...], ...] = facts.calls.operands
         self._transfers: dict[tuple[int, bool, int, Slicing], Transfer | str] = {}
         self._applied: dict[tuple[int, bool, int, Slicing], Transfer | str] = {}  # the same, by rule
         cache: dict[Any, FactorMap | None] = {}
-        for position, node in enumerate(facts.nodes):
-            operands = operands_of(node) if position >= facts.num_placeholders else ()
-            self.operands.append(tuple((facts.position[source], index) for source, index in operands))
-            self._maps.append(self._map(position, cache) if position >= facts.num_placeholders else None)
+        self._maps = facts.calls.each(lambda position: self._map(position, cache))
 
     def _map(self, position: int, cache: dict[Any, FactorMap | None]) -> FactorMap | None:
         node = self.facts.nodes[position]
+        if position < self.facts.num_placeholders:
+            return None
         if node.target is operator.getitem:
             shape = self.facts.tensors[position][0].shape
             names = [f"d{i}" for i in range(len(shape))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import resource
 import sys
 from dataclasses import replace
@@ -39,6 +40,7 @@ def run(
     with Progress() as progress:
         target = find(options)
         _, planner = prepare(target, progress)
+        gc.freeze()  # graphs stay until the command ends: to walk through them again and again takes seconds
         far = options.far
         rows = frontier(planner, progress, far) if budget is None else []
         refused: OverBudget | None = None

@@ -46,8 +46,16 @@ def operands_of(node: fx.Node) -> tuple[tuple[fx.Node, int], ...]:
         source, index = node.args[0], node.args[1]
         assert isinstance(source, fx.Node) and isinstance(index, int)
         return ((source, index),)
-    if isinstance(node.target, OpOverload):
-        found = flatten_tensors(bind(node.target, node.args, node.kwargs), lambda a: isinstance(a, fx.Node))
-    else:
-        found = list(node.all_input_nodes)
-    return tuple((source, 0) for source in found)
+    if not isinstance(node.target, OpOverload):
+        return tuple((source, 0) for source in node.all_input_nodes)
+    found: list[tuple[fx.Node, int]] = []
+    named = node.kwargs
+    arguments = node.args
+    if named:
+        arguments += tuple(named[a.name] for a in node.target._schema.arguments if a.name in named)
+    for argument in arguments:
+        if isinstance(argument, fx.Node):
+            found.append((argument, 0))
+        elif isinstance(argument, (list, tuple)):
+            found += [(item, 0) for item in argument if isinstance(item, fx.Node)]
+    return tuple(found)

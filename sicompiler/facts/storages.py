@@ -15,6 +15,7 @@ import torch.utils._pytree as pytree
 from torch import fx
 
 from sicompiler.capture import Program, Source
+from sicompiler.facts.alike import Calls, calls_of
 
 ALLOCATION_GRANULE_BYTES = {
     "cuda": 512,
@@ -138,6 +139,26 @@ class GraphFacts:
         """Where each node stands in the schedule."""
         return {node: index for index, node in enumerate(self.nodes)}
 
+    @cached_property
+    def calls(self) -> Calls:
+        """The operands of every node, and which calls are alike: in their arguments, and in what lies how and where.
+
+        Alike are tensors of equal shape, strides, dtype and requirement of a gradient, weights or not, and results
+        that have a storage of their own or not.
+        """
+        weights = {s.index for s in self.storages if s.origin is Origin.WEIGHT}
+        makers = [s.node for s in self.storages]
+        layouts = [
+            tuple(
+                [
+                    (t.shape, t.stride, t.dtype, t.requires_grad, t.storage in weights, makers[t.storage] == node.name)
+                    for t in tensors
+                ]
+            )
+            for node, tensors in zip(self.nodes, self.tensors, strict=True)
+        ]
+        return calls_of(self.nodes, self.num_placeholders, self.position, layouts)
+
     @property
     def input_bytes(self) -> int:
         """Bytes of the caller's tensors."""
@@ -151,7 +172,10 @@ class GraphFacts:
 
 def fake_tensors(node: fx.Node) -> list[torch.Tensor]:
     """The fake tensors a node stands for."""
-    return [leaf for leaf in pytree.tree_leaves(node.meta.get("val")) if isinstance(leaf, torch.Tensor)]
+    value = node.meta.get("val")
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
 
 
 def graph_facts(program: Program, *, device_type: str = "cpu") -> GraphFacts:

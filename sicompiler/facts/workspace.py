@@ -15,7 +15,7 @@ from torch._ops import OpOverload
 
 from sicompiler.facts import workspace_cpu, workspace_cuda
 from sicompiler.facts.storages import TensorFact
-from sicompiler.facts.workspace_layout import Formula, kernel_call
+from sicompiler.facts.workspace_layout import Formula, kernel_call, nothing
 
 DEVICES: Mapping[str, Mapping[OpOverload, Formula]] = {"cpu": workspace_cpu.ROWS, "cuda": workspace_cuda.ROWS}
 
@@ -23,6 +23,12 @@ DEVICES: Mapping[str, Mapping[OpOverload, Formula]] = {"cpu": workspace_cpu.ROWS
 def has_row(target: OpOverload, device_type: str) -> bool:
     """Whether something is known of what an operator allocates; else a copy of its operands is counted."""
     return target in DEVICES[device_type] or torch.Tag.pointwise in target.tags
+
+
+def takes_workspace(target: OpOverload, device_type: str) -> bool:
+    """Whether a kernel may allocate anything beside its results."""
+    formula = DEVICES["cpu" if device_type == "cpu" else "cuda"].get(target)
+    return formula is not nothing
 
 
 def workspace_bytes(

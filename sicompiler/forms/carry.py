@@ -14,8 +14,9 @@ from sicompiler.axes.factor_map import Slicing
 from sicompiler.cost import Machine
 from sicompiler.forms.template import SizedGraph, Template
 from sicompiler.planners.candidates import Candidate, cut_positions
-from sicompiler.planners.dp import Problem, floor, solve
+from sicompiler.planners.dp import floor, solve
 from sicompiler.planners.evaluator import Evaluator
+from sicompiler.planners.gradual import GradualProblem
 from sicompiler.planners.tally import MAX_OPERATORS, MAX_SPAN, Tally
 from sicompiler.region import Walk
 from sicompiler.search.search import HOT_SHARE, Search
@@ -76,9 +77,9 @@ def carried(sized: SizedGraph, regions: list[Known], outer: OuterGraph | None, m
     """
     graph = sized.graph()
     evaluator = Evaluator(graph.view, graph.line, machine)
-    found = list(_candidates(sized, graph, evaluator, regions))
-    problem = Problem(graph.facts.num_placeholders, graph.line.live_bytes, evaluator.whole, found)
-    return Search(graph, outer, [{}] * len(graph.facts.nodes), evaluator, problem)
+    found = sorted(_candidates(sized, graph, evaluator, regions), key=lambda candidate: candidate.start)
+    sought = GradualProblem(graph.facts.num_placeholders, graph.line.live_bytes, evaluator.whole, lambda: iter(found))
+    return Search(graph, outer, [{}] * len(graph.facts.nodes), evaluator, sought)
 
 
 def _candidates(sized: SizedGraph, graph: Graph, evaluator: Evaluator, regions: list[Known]) -> Iterator[Candidate]:

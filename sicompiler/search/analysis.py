@@ -77,4 +77,5 @@ def analyze(program: Program, device_type: str, *, observer: Observer | None = N
         observer: shown every stage.
     """
     clean = run_stage("clean", program, observer=observer)
-    return Analysis(study(run_stage("legal", clean, observer=observer), device_type))
+    legal = run_stage("legal", clean, observer=observer, in_place=observer is None)  # an observer may keep what it sees
+    return Analysis(study(legal, device_type))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -20,11 +21,13 @@ from sicompiler.passes.recompute import compute_again
 from sicompiler.planners.candidates import axis_labels, candidates
 from sicompiler.planners.dp import Problem, Solution, floor
 from sicompiler.planners.evaluator import Evaluator
+from sicompiler.planners.gradual import GradualProblem
 from sicompiler.planners.tally import unsliced
 from sicompiler.sliced import Region
 from sicompiler.study import Graph, OuterGraph, named_axes, study
 
 Progress = Callable[[str, int, int], None]  # what is being done, how much of it is done, out of how much
+Working = Callable[[], AbstractContextManager[None]]
 
 RECOMPUTED_SHARE = 0.15  # of the unsliced peak; a smaller value is not worth making again
 HOT_SHARE = 0.002  # an operator is hot when it makes this share of the unsliced peak
@@ -41,7 +44,7 @@ class Search:
         outer: the loop it is the body of, if any.
         labels: names of slicings, per node.
         evaluator: peaks and times of its regions.
-        problem: all candidates of it.
+        sought: its candidates, as far as they have been asked for.
         skip: (position, slicing of the first result) from which no region is sought: axes of loops around the graph.
         streamed_bytes: of the weights that lie in far memory.
         rematerialized_bytes: values of so many bytes or more are rematerialized in it; 0 for none.
@@ -51,7 +54,7 @@ class Search:
     outer: OuterGraph | None
     labels: list[dict[Slicing, str]]
     evaluator: Evaluator
-    problem: Problem
+    sought: GradualProblem
     skip: frozenset[tuple[int, Slicing | None]] = frozenset()
     streamed_bytes: int = 0
     rematerialized_bytes: int = 0
@@ -60,6 +63,11 @@ class Search:
     def recomputed(self) -> bool:
         """Whether it is the graph in which large values are rematerialized."""
         return self.rematerialized_bytes > 0
+
+    @property
+    def problem(self) -> Problem:
+        """All candidates of it."""
+        return self.sought.problem
 
     @functools.cached_property
     def lowest(self) -> Solution:
@@ -81,8 +89,9 @@ def make_search(
     *,
     rematerialized_bytes: int = 0,
     evaluator: Evaluator | None = None,
+    working: Working = nullcontext,
 ) -> Search:
-    """Collect the candidates of a graph.
+    """Search a graph, as far as its candidates are asked for.
 
     Args:
         graph: what to search.
@@ -92,6 +101,7 @@ def make_search(
         progress: told about long work.
         rematerialized_bytes: values of so many bytes or more are rematerialized in it; 0 for none.
         evaluator: of the graph, where there is one.
+        working: entered while candidates are sought.
     """
     labels = axis_labels(graph.view, named_axes(graph))
     evaluator = evaluator or Evaluator(graph.view, graph.line, machine)
@@ -99,8 +109,8 @@ def make_search(
     skip = frozenset(
         (p, slicing) for region in regions for p, transfer in region.sliced.items() for slicing in transfer.results[:1]
     )
-    problem = _problem(evaluator, graph, labels, skip, what, progress)
-    return Search(graph, outer, labels, evaluator, problem, skip, rematerialized_bytes=rematerialized_bytes)
+    sought = _sought(evaluator, graph, labels, skip, what, progress, working)
+    return Search(graph, outer, labels, evaluator, sought, skip, rematerialized_bytes=rematerialized_bytes)
 
 
 def whole_seconds_of(graph: Graph, machine: Machine) -> Sequence[float]:
@@ -130,7 +140,7 @@ def recomputed_graph(graph: Graph, least_bytes: int | None = None) -> Graph | No
     return study(program, graph.facts.device_type)
 
 
-def with_far(search: Search, progress: Progress | None) -> Search:
+def with_far(search: Search, progress: Progress | None, working: Working = nullcontext) -> Search:
     """Search the same graph with everything in far memory that may lie there.
 
     A candidate then counts what it needs on the device, whatever is done between candidates; which of all that really
@@ -139,33 +149,32 @@ def with_far(search: Search, progress: Progress | None) -> Search:
     Args:
         search: with everything near.
         progress: told about long work.
+        working: entered while candidates are sought.
     """
     weights = streamable(search.graph)
     graph = graph_with_far(search.graph, spillable(search.graph) | weights)
     evaluator = search.evaluator.with_far(graph.view, graph.line)
     what = "far memory" if search.outer is None else f"far memory, one {search.outer.loop.axis} at a time"
-    problem = _problem(evaluator, search.graph, search.labels, search.skip, what, progress)
-    return replace(
-        search, graph=graph, evaluator=evaluator, problem=problem, streamed_bytes=graph.view.bytes_of(weights)
-    )
+    sought = _sought(evaluator, search.graph, search.labels, search.skip, what, progress, working)
+    return replace(search, graph=graph, evaluator=evaluator, sought=sought, streamed_bytes=graph.view.bytes_of(weights))
 
 
-def _problem(
+def _sought(
     evaluator: Evaluator,
     near: Graph,
     labels: list[dict[Slicing, str]],
     skip: frozenset[tuple[int, Slicing | None]],
     what: str,
     progress: Progress | None,
-) -> Problem:
+    working: Working,
+) -> GradualProblem:
     def told(done: int, total: int) -> None:
         if progress is not None:
             progress(what, done, total)
 
     hot = int(near.line.peak_bytes * HOT_SHARE)
-    found = list(candidates(evaluator, labels, skip=skip, hot_bytes=hot, near=near.line, progress=told))
-    live, seconds = unsliced(evaluator)
-    return Problem(near.facts.num_placeholders, live, seconds, found)
+    seek = functools.partial(candidates, evaluator, labels, skip=skip, hot_bytes=hot, near=near.line, progress=told)
+    return GradualProblem(near.facts.num_placeholders, *unsliced(evaluator), seek, working)
 
 
 def graph_with_far(graph: Graph, far: frozenset[int]) -> Graph:

@@ -5,18 +5,20 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sicompiler.capture import paused_gc
 from sicompiler.cost import Machine
-from sicompiler.planners.dp import Problem
 from sicompiler.planners.evaluator import Evaluator
 from sicompiler.planners.gains import most_saved_seconds
+from sicompiler.planners.gradual import GradualProblem
 from sicompiler.planners.tally import unsliced
 from sicompiler.search.analysis import Analysis
-from sicompiler.search.search import Progress, Search, make_search, rematerialized_bytes, with_far
-from sicompiler.study import Graph
+from sicompiler.search.search import Progress, Search, Working, make_search, rematerialized_bytes, with_far
+from sicompiler.sliced import Region
+from sicompiler.study import Graph, OuterGraph
 
 # Of the unsliced time: where loops save less, by an upper bound, they are not worth a search (see decision 33).
 SPEED_SHARE = 0.15
@@ -54,7 +56,8 @@ class Searches:
         """The legal graph with no candidates at all."""
         graph = self.graph
         evaluator = Evaluator(graph.view, graph.line, self.machine)
-        return Search(graph, None, [], evaluator, Problem(graph.facts.num_placeholders, *unsliced(evaluator), []))
+        nothing = GradualProblem(graph.facts.num_placeholders, *unsliced(evaluator), lambda: iter(()))
+        return Search(graph, None, [], evaluator, nothing)
 
     @functools.cached_property
     def may_save_time(self) -> bool:
@@ -66,8 +69,7 @@ class Searches:
         """The legal graph."""
         with self._timed("regions"):
             regions = [region for _, region in self.analysis.loops]
-            evaluator = self.unsliced.evaluator
-            return make_search(self.graph, None, regions, self.machine, self.progress, evaluator=evaluator)
+            return self._search(self.graph, None, regions, evaluator=self.unsliced.evaluator)
 
     @functools.cached_property
     def near(self) -> tuple[Search, ...]:
@@ -75,23 +77,34 @@ class Searches:
         found = [self.whole]
         with self._timed("regions"):
             for outer in self.analysis.outers:
-                found.append(make_search(outer.graph, outer, [], self.machine, self.progress))
+                found.append(self._search(outer.graph, outer))
             least = rematerialized_bytes(self.graph)
             again = self.analysis.rematerialized(least)
             if again is not None:
-                found.append(make_search(again, None, [], self.machine, self.progress, rematerialized_bytes=least))
+                found.append(self._search(again, rematerialized_bytes=least))
         return tuple(found)
+
+    def _search(
+        self,
+        graph: Graph,
+        outer: OuterGraph | None = None,
+        regions: Sequence[Region] = (),
+        **options: Any,
+    ) -> Search:
+        working = functools.partial(self._timed, "regions")
+        return make_search(graph, outer, regions, self.machine, self.progress, working=working, **options)
 
     @functools.cached_property
     def far(self) -> tuple[Search, ...]:
         """The same with everything in far memory that may lie there."""
         near = self.near
-        with self._timed("regions with far memory"):
-            return _with_far(near, self.progress)
+        timed = functools.partial(self._timed, "regions with far memory")
+        with timed():
+            return _with_far(near, self.progress, timed)
 
     @property
     def all_near(self) -> bool:
-        """Whether everything on the device has been searched already."""
+        """Whether a budget has asked for all graphs with everything on the device."""
         return "near" in self.__dict__
 
     @contextlib.contextmanager
@@ -138,6 +151,7 @@ class KnownSearches:
         return _with_far(self.near, self.progress)
 
 
-def _with_far(searches: tuple[Search, ...], progress: Progress | None) -> tuple[Search, ...]:
-    with paused_gc():
-        return tuple(with_far(search, progress) for search in searches)
+def _with_far(
+    searches: tuple[Search, ...], progress: Progress | None, working: Working = paused_gc
+) -> tuple[Search, ...]:
+    return tuple(with_far(search, progress, working) for search in searches)
