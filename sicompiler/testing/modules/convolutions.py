@@ -123,6 +123,13 @@ class CausalConvolution(Block):
         return self.conv(x)
 
 
+def _group_norm(draw: Draw, channels: int, space: int) -> nn.GroupNorm:
+    """Of some groups, each of more than one entry."""
+    groups = draw.divisor(channels)
+    need(space * channels > groups)
+    return nn.GroupNorm(groups, channels)
+
+
 class Residual(Block):
     """The block of a UNet: norm, silu, convolution, the time embedding, norm, silu, convolution; added to its input."""
 
@@ -132,10 +139,11 @@ class Residual(Block):
         super().__init__()
         conv, _, _ = CONVOLUTIONS[form.kind]
         out = channels(draw, form)
-        self.norm1 = nn.GroupNorm(draw.divisor(form.c), form.c)
+        space = form.numel // (form.shape[0] * form.c)
+        self.norm1 = _group_norm(draw, form.c, space)
         self.conv1 = conv(form.c, out, 3, padding=1)
         self.embed = nn.Linear(8, out) if draw.flag() else None
-        self.norm2 = nn.GroupNorm(draw.divisor(out), out)
+        self.norm2 = _group_norm(draw, out, space)
         self.conv2 = conv(out, out, 3, padding=1)
         self.shortcut = conv(form.c, out, 1) if out != form.c else nn.Identity()
         self.scale = draw.pick((1.0, 2.0**0.5))
