@@ -21,7 +21,7 @@ from sicompiler.facts.strides import suggests_channels_last
 from sicompiler.graph_view import GraphView
 from sicompiler.ops.slices import in_order_fake
 from sicompiler.passes.edit import evaluate, inherit, insert_call
-from sicompiler.passes.layout_rows import VIEWS, strided
+from sicompiler.passes.layout_rows import COMPOSITE, VIEWS, strided
 from sicompiler.passes.layouts import as_made, keeps_input_size
 from sicompiler.passes.spans import SpanNodes
 from sicompiler.sliced import Region
@@ -106,6 +106,7 @@ class BodyEmitter:
 
         - What copies a whole value may be a view of a slice, in an order that its readers would copy, unseen; or one
           that keeps more memory alive than a copy would, as of the values in a slice of queries, keys and values.
+        - An einsum multiplies a slice in another way than the whole, so that its result lies in another order.
         - Views give dims of one entry, as slices have, strides that say nothing, yet pass for a memory format.
         - ATen's transposed convolution in 3-D keeps memory of the size of its input, for a smaller result too.
         """
@@ -118,6 +119,8 @@ class BodyEmitter:
             return self._then(aten.contiguous.default, node)
         if copies and self._is_part(value):
             return self._then(aten.clone.default, node)
+        if node.target in COMPOSITE and not _lies_like(value, whole) and self._is_computed_with(position):
+            return self._in_order_of(whole, node)
         if isinstance(self.length, fx.Node) and node.target in VIEWS and len(whole.shape) > 3 and 1 in value.shape:
             return inherit(in_format(self.graph, self.mode, node, whole), node)
         if keeps_input_size(node):
@@ -129,6 +132,19 @@ class BodyEmitter:
         call = insert_call(self.graph, self.mode, target, (node,))
         call.meta["val"] = as_made(call, self.mode)
         return inherit(call, node)
+
+    def _is_computed_with(self, position: int) -> bool:
+        """Whether an operator of the body computes with a value; what only views or writes it takes it as it lies."""
+        inside = [p for p in self.view.lives.readers[position] if p in self.region.sliced]
+        return any(self.view.facts.nodes[p].target not in VIEWS or self._is_computed_with(p) for p in inside)
+
+    def _in_order_of(self, whole: TensorFact, node: fx.Node) -> fx.Node:
+        """Copy what a node gives to the order in which a whole value lies."""
+        order = sorted(range(len(whole.shape)), key=lambda dim: -whole.stride[dim])
+        back = [order.index(dim) for dim in range(len(order))]
+        there = insert_call(self.graph, self.mode, aten.permute.default, (node, order))
+        copy = insert_call(self.graph, self.mode, aten.contiguous.default, (there,))
+        return inherit(insert_call(self.graph, self.mode, aten.permute.default, (copy, back)), node)
 
     def _is_part(self, value: torch.Tensor) -> bool:
         """Whether a value is a part of a larger one that lives in the body only."""
@@ -195,6 +211,12 @@ class BodyEmitter:
         return narrowed_again(
             self.graph, self.mode, spans, node, slicing, held, asked, self.view.fits_by_copy(position, value, slicing)
         )
+
+
+def _lies_like(value: torch.Tensor, whole: TensorFact) -> bool:
+    """Whether the dims of a slice that have several entries are in the order of those of the whole value."""
+    dims = [dim for dim, size in enumerate(value.shape) if size > 1]
+    return sorted(dims, key=value.stride) == sorted(dims, key=whole.stride.__getitem__)
 
 
 def in_format(graph: fx.Graph, mode: FakeTensorMode, node: fx.Node, whole: TensorFact) -> fx.Node:

@@ -327,6 +327,18 @@ class OverFrames(nn.Module):
         return self.norm(frames.reshape(35, 16, 5)).relu_()
 
 
+class OneImage(nn.Module):
+    """Channels mixed by an einsum, which multiplies one image in another way than several; then normalised."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(6)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        mixed = torch.einsum("nchw,oc->nohw", x + x.mean(1, keepdim=True), torch.ones(6, 6, dtype=x.dtype))
+        return self.norm(mixed.movedim(1, -1).reshape(1, 30, 6)).flatten(0, 1).cumsum(0)
+
+
 MODULES: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "slices of slices": (WrittenWithin(), (1, 6, 4, 7, 3)),
     "frames": (Frames(), (1, 2000, 16)),
@@ -335,6 +347,7 @@ MODULES: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "narrower": (Narrower(), (1, 8, 2, 3, 4)),
     "sorted": (Sorted(), (8, 4, 1, 4)),
     "padded frames": (PaddedFrames(), (6, 2, 1, 4)),
+    "one image": (OneImage(), (3, 6, 5, 2)),
     "over frames": (OverFrames(), (1, 175, 8)),
     "doubled rows": (Doubled(), (8, 4, 1, 4)),
     "pixels in a line": (nn.Sequential(Line(), nn.GroupNorm(1, 4), nn.Conv2d(4, 4, 3, padding=1)), (15, 4, 2, 1)),
