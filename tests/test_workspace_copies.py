@@ -58,3 +58,13 @@ def test_row_major_copies_of_a_transposed_matrix(dtype: torch.dtype) -> None:
         done = allocated(target, args, {})
         assert done.measured <= done.predicted, f"{target}: {done}"
     assert allocated(aten.contiguous.default, (x[:, :10],), {}).predicted == 0
+
+
+@dtypes
+@pytest.mark.parametrize("layout", ["dense", "narrowed", "permuted"])
+@pytest.mark.parametrize("target", [aten.cummax.default, aten.cummin.default], ids=str)
+def test_running_extremes_copy_nothing(target: OpOverload, layout: str, dtype: torch.dtype) -> None:
+    x = LAYOUTS[layout](torch.randn(4, 30, 8).to(dtype))
+    for dim in range(3):
+        done = allocated(target, [x, dim], {})
+        assert done.measured == done.predicted == 0, done

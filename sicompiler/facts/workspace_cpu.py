@@ -56,6 +56,8 @@ ROWS: dict[OpOverload, Formula] = {
     aten.conv_transpose2d.input: transposed_convolution,
     aten.conv_transpose3d.input: transposed_convolution,
     aten.convolution.default: convolution,
+    aten.cummax.default: nothing,
+    aten.cummin.default: nothing,
     aten.group_norm.default: norms.group_norm,
     aten.layer_norm.default: norms.layer_norm,
     aten.linear.default: product,
