@@ -10,7 +10,24 @@ from typing import Any
 
 # Compared by identity, their globals are not followed: nobody edits these from the inside.
 _RUNNERS = frozenset({"_pytest", "hypothesis", "pluggy", "pytest", "xdist"})  # pytest puts its own calls into asserts
-_HELPERS = frozenset({"filelock", "fsspec", "httpx", "huggingface_hub", "packaging", "requests", "safetensors", "tqdm"})
+_HELPERS = frozenset(
+    {
+        *(
+            "anyio",
+            "certifi",
+            "filelock",
+            "fsspec",
+            "h11",
+            "h2",
+            "hf_xet",
+            "httpcore",
+            "httpx",
+            "huggingface_hub",
+            "idna",
+        ),
+        *("packaging", "requests", "safetensors", "sniffio", "tqdm", "urllib3", "yaml"),
+    }
+)
 _COMPUTE_NOTHING = _RUNNERS | _HELPERS
 _LIBRARIES = frozenset({"torch", "numpy", "sicompiler", "einops", *sys.stdlib_module_names}) | _COMPUTE_NOTHING
 _LONGEST_NAME = 64
@@ -58,6 +75,7 @@ def names_of(code: types.CodeType) -> frozenset[str]:
 
 _IMPORT = dis.opmap["IMPORT_NAME"]
 _BY_NAME = frozenset({"import_module", "modules", "__import__"})  # of importlib and sys: modules by strings
+INSTALLED = ("site-packages", "dist-packages")  # folders of packages that nobody edits
 
 
 @functools.lru_cache(maxsize=2**14)
@@ -69,30 +87,39 @@ def _imports(code: _Code) -> frozenset[tuple[int, str]]:
             if instruction.opcode == _IMPORT:
                 found.add((before[-2] if isinstance(before[-2], int) else 0, instruction.argval))
             before = [before[-1], instruction.argval]
-    if not _BY_NAME.isdisjoint(code.code.co_names):
-        strings = [name for name in code.code.co_consts if isinstance(name, str) and len(name) < _LONGEST_NAME]
-        found.update((0, name) for name in strings if name.replace(".", "_").isidentifier())
     for constant in code.code.co_consts:
         if isinstance(constant, types.CodeType):
             found |= _imports(_Code(constant))
     return frozenset(found)
 
 
+def packages_imported(code: types.CodeType) -> frozenset[str]:
+    """Top-level modules that code imports while it runs, but for the package that it is of itself."""
+    return frozenset(name.partition(".")[0] for level, name in _imports(_Code(code)) if not level)
+
+
 def imports_of(code: types.CodeType, package: str | None) -> list[str]:
     """Names of modules that code imports while it runs, or looks up by a string.
+
+    Nothing for code that is installed: what that imports is its own.
 
     Args:
         code: of a function.
         package: of the module that it stands in, to which relative imports belong.
     """
-    names = []
-    for level, name in sorted(_imports(_Code(code))):
+    if any(folder in code.co_filename for folder in INSTALLED):
+        return []
+    names = set()
+    for level, name in _imports(_Code(code)):
         if not level:
-            names.append(name)
+            names.add(name)
         elif package:
             base = package.rsplit(".", level - 1)[0]
-            names.append(f"{base}.{name}" if name else base)
-    return names
+            names.add(f"{base}.{name}" if name else base)
+    if not _BY_NAME.isdisjoint(code.co_names):
+        strings = [name for name in code.co_consts if isinstance(name, str) and len(name) < _LONGEST_NAME]
+        names.update(name for name in strings if name.replace(".", "_").isidentifier())
+    return sorted(names)
 
 
 def is_read_by_syntax(name: str) -> bool:

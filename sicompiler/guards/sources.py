@@ -7,7 +7,6 @@ in the same files. Installed packages are told by their versions.
 
 from __future__ import annotations
 
-import dis
 import functools
 import hashlib
 import importlib.util
@@ -18,10 +17,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from sicompiler.guards.code import INSTALLED, packages_imported
+
 MOST_FILES, MOST_BYTES = 2000, 2**26  # of one package: more takes too long to look at
-_INSTALLED = ("site-packages", "dist-packages")
 _BEGAN = time.time()
-_IMPORT = dis.opmap["IMPORT_NAME"]
 
 
 class NotDurable(Exception):
@@ -31,20 +30,9 @@ class NotDurable(Exception):
 def modules_of(found: Any) -> frozenset[str]:
     """The top-level modules that a class or function is of, and those that code imports while it runs."""
     if isinstance(found, types.CodeType):
-        return _imported(found)
+        return packages_imported(found)
     module = getattr(found, "__module__", None)
     return frozenset({module.partition(".")[0]}) if isinstance(module, str) else frozenset()
-
-
-@functools.lru_cache(maxsize=2**14)
-def _imported(code: types.CodeType) -> frozenset[str]:
-    names: set[str] = set()
-    if _IMPORT in code.co_code[::2]:
-        names = {str(row.argval).partition(".")[0] for row in dis.get_instructions(code) if row.opcode == _IMPORT}
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            names |= _imported(constant)
-    return frozenset(names - {""})  # a relative import is of the package that the code itself is of
 
 
 def sources_of(modules: Iterable[str]) -> str:
@@ -76,7 +64,7 @@ def _source(name: str) -> str:
     if spec is None:
         return "missing"
     places = [Path(place) for place in (spec.submodule_search_locations or [spec.origin or ""])]
-    if any(part in _INSTALLED for place in places for part in place.parts) or spec.origin in ("built-in", "frozen"):
+    if any(part in INSTALLED for place in places for part in place.parts) or spec.origin in ("built-in", "frozen"):
         return ""
     files = [file for place in places for file in (place.rglob("*.py") if place.is_dir() else [place])]
     return _digest(files)
