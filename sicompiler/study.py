@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-import torch
+from torch import fx
 
 from sicompiler.axes.factor_map import Kind, Slicing
 from sicompiler.axes.names import AxisNames, Origins
@@ -85,9 +85,19 @@ class Graph:
         return digest("\n".join(self.facts.calls.each(shown)))
 
 
-def study(program: Program, device_type: str, extra_bytes: int = 0) -> Graph:
-    """Collect the facts of a program."""
+def study(program: Program, device_type: str, extra_bytes: int = 0, released: Collection[fx.Node] = ()) -> Graph:
+    """Collect the facts of a program.
+
+    Args:
+        program: a legal graph.
+        device_type: where it runs.
+        extra_bytes: what is held beside it.
+        released: placeholders whose values were made for it alone, and go with their last reader.
+    """
     facts = graph_facts(program, device_type=device_type)
+    if released:
+        own = {tensor.storage for node in released for tensor in facts.tensors[facts.position[node]]}
+        facts = replace(facts, released=frozenset(own))
     lives = lifetimes(facts)
     view = GraphView(facts, lives, AxisTable(facts))
     return Graph(program, view, timeline(facts, lives, node_workspaces(facts)), extra_bytes)
@@ -122,7 +132,7 @@ def outer_region(graph: Graph, seeds: dict[int, Slicing]) -> Region | None:
         if walk.extend() is not None:
             return None
     region = walk.region()
-    owners: dict[int, torch.fx.Node] = {}
+    owners: dict[int, fx.Node] = {}
     for node in graph.facts.outputs:
         transfer = region.sliced.get(graph.facts.position[node])
         made = graph.view.tensor((graph.facts.position[node], 0)).storage
@@ -188,8 +198,13 @@ def make_outer(graph: Graph, loop: OuterLoop, region: Region) -> OuterGraph:
     """Cut out the graph of one slice and study it."""
     inner = extract_inner(graph.program, graph.view, region, loop.slice_length)
     dense_factors(inner.program)  # one sample may be a view, expanded, where all of them had to be copied
-    alone = study(inner.program, graph.facts.device_type)
     whole = _held_storages(graph, region)
+    copies = [
+        node
+        for node, (_, slicing) in zip(inner.program.placeholders, inner.operands, strict=True)
+        if slicing is not None and all(t.untyped_storage()._cdata not in whole for t in fake_tensors(node))
+    ]
+    alone = study(inner.program, graph.facts.device_type, released=copies)
     seen = {t.untyped_storage()._cdata for node in inner.program.placeholders for t in fake_tensors(node)}
     extra = sum(nbytes for storage, nbytes in whole.items() if storage not in seen) + _results_bytes(graph)
     outside = (graph, inner.operands)

@@ -109,3 +109,32 @@ def test_at_the_floor_a_big_table_does_not_live_through_the_loop() -> None:
     _, planner = prepare(model, (x,), {})
     outer = next(search for search in planner.searches if search.outer is not None)
     assert outer.graph.extra_bytes == x.nbytes, "what the loop holds is its result"
+
+
+class Compresses(nn.Module):
+    """Reads a large input once, and computes something as large of what is left of it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        few = torch.nn.functional.avg_pool1d(x, 8)
+        many = torch.nn.functional.interpolate(few, scale_factor=8.0).sin()
+        return torch.nn.functional.avg_pool1d(many, 8) + few
+
+
+def test_the_copied_slice_of_an_input_goes_with_its_last_reader() -> None:
+    # samples that lie beside one another are copied out of the whole, one after the other
+    x = torch.randn(TOKENS, CHANNELS, 16, dtype=torch.float64).movedim(-1, 0)
+    model = Compresses()
+    graph = testing.legal_graph(model, (x,), {})
+    (loop, region) = next((loop, region) for loop, region in outer_loops(graph) if loop.size == 16)
+    outer = make_outer(graph, loop, region)
+    facts, line = outer.graph.facts, outer.graph.line
+    (copy,) = (facts.storages[s] for s in facts.released)
+    assert copy.nbytes == x.nbytes // 16
+    assert line.crossing_bytes[1] >= copy.nbytes > line.crossing_bytes[-1]
+
+    program = wrap_outer(graph.program, graph.view, region, outer.inner, outer.inner.program)
+    with torch.no_grad(), measure_peak("cpu") as peak:
+        ours = testing.run_program(program, model, (x,), {})
+    assert errors(ours, model(x))[1] <= 1e-12
+    predicted = outer.graph.line.peak_bytes + outer.graph.extra_bytes - x.nbytes
+    assert 0.85 * predicted <= peak.bytes <= predicted

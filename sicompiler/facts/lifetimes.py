@@ -40,7 +40,9 @@ def lifetimes(facts: GraphFacts) -> Lifetimes:
                 last[tensor.storage] = max(last[tensor.storage], p)
     for storage in facts.storages:
         if storage.origin is not Origin.VALUE:  # held by the model or by the caller
-            first[storage.index], last[storage.index] = -1, end
+            first[storage.index] = -1
+            if storage.index not in facts.released:
+                last[storage.index] = end
     for node in facts.outputs:
         for tensor in facts.tensors[position[node]]:
             last[tensor.storage] = end

@@ -125,6 +125,7 @@ class GraphFacts:
         storages: every storage.
         outputs: nodes the graph returns.
         device_type: where the graph runs, "cpu" or "cuda".
+        released: storages of inputs that were made for the graph alone: they go with their last reader.
     """
 
     nodes: tuple[fx.Node, ...]
@@ -133,6 +134,7 @@ class GraphFacts:
     storages: tuple[Storage, ...]
     outputs: tuple[fx.Node, ...]
     device_type: str
+    released: frozenset[int] = frozenset()
 
     @cached_property
     def position(self) -> Mapping[fx.Node, int]:

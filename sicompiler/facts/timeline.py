@@ -58,10 +58,10 @@ def timeline(
         if storage.origin is Origin.WEIGHT or storage.index in far:
             continue
         first, last = lives.first[storage.index], lives.last[storage.index]
-        if first < 0:
+        if first < 0 and last >= count:
             base += storage.nbytes
             continue
-        change[first] += storage.nbytes
+        change[max(first, 0)] += storage.nbytes
         change[min(last, count - 1) + 1] -= storage.nbytes
         crossing[first + 1] += storage.nbytes
         crossing[min(last, count) + 1] -= storage.nbytes
