@@ -107,12 +107,15 @@ class Planner:
         return make() if self.known is None else self.known.numbers(question, make)
 
     def _find_floor(self, far_memory: FarMemory, *, planned: bool = False) -> tuple[int, str]:
-        """The floor; once a plan is found, only of what was searched to its end, as no other graph fits its budget."""
-        searches = (*self.searches, *self.source.far) if far_memory == "auto" else self.searches
+        """The floor; once every graph was tried for a plan, of those searched to their end: no other fits."""
+        searches = self._floor_searches(far_memory)
         searches = tuple(s for s in searches if s.sought.is_complete or not planned)
         search = min(searches, key=lambda s: s.lowest.peak_bytes + self._beside(s))
         culprit = search.graph.facts.nodes[search.lowest.culprit]
         return search.lowest.peak_bytes + self._beside(search), describe(culprit)
+
+    def _floor_searches(self, far_memory: FarMemory) -> tuple[Search, ...]:
+        return (*self.searches, *self.source.far) if far_memory == "auto" else self.searches
 
     def floor_of(self, plan: Plan) -> Callable[[], tuple[int, str]]:
         """The floor beside a plan, for later: searched for when it is asked for, if this planner is still there.
@@ -161,7 +164,7 @@ class Planner:
         found = self._nearby(budget_bytes, solve)
         if found is None and far_memory == "auto":
             found = self._faraway(budget_bytes, solve)
-        floor_bytes, culprit = self._known_floor(found, far_memory)
+        floor_bytes, culprit = self._known_floor(found, far_memory, budget_bytes)
         if found is None:
             assert floor_bytes is not None
             parts = (
@@ -205,11 +208,20 @@ class Planner:
             **_far_fields(search, settled),
         )
 
-    def _known_floor(self, found: tuple[Search, Settled] | None, far_memory: FarMemory) -> tuple[int | None, str]:
-        """The floor as far as it was needed for a plan: with far memory where that is used, or nothing fits."""
+    def _known_floor(
+        self, found: tuple[Search, Settled] | None, far_memory: FarMemory, budget_bytes: int
+    ) -> tuple[int | None, str]:
+        """The floor as far as it was needed for a plan: with far memory where that is used, or nothing fits.
+
+        None where it would take a search that another budget has left off, and this one did not try.
+        """
         if not self.source.all_near:
             return None, ""
         far: FarMemory = far_memory if found is None or found[1].far else "none"
+        complete = [search.sought.is_complete for search in self._floor_searches(far)]
+        tried = self.unsliced_bytes > budget_bytes and any(complete)
+        if found is not None and not (tried or all(complete)):
+            return None, ""
         find = functools.partial(self._find_floor, far, planned=found is not None)
         return self._numbers(f"floor {far}", find)
 

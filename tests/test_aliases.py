@@ -115,3 +115,22 @@ def test_lists_that_do_not_overlap_are_written_into() -> None:
             return a * b
 
     _assert_equal(Adds(), torch.randn(4, 4))
+
+
+@pytest.mark.parametrize("inside", [True, False], ids=["written inside", "written outside"])
+@pytest.mark.parametrize("name", ["einsum that permutes", "unsafe chunk"])
+def test_a_write_is_seen_on_both_sides_of_an_autocast_that_casts(name: str, inside: bool) -> None:
+    class Casts(nn.Module):
+        def forward(self, x: torch.Tensor) -> Any:
+            y = x * 1.5
+            z = SHARING[name](y) if inside else y
+            with torch.autocast("cpu", torch.bfloat16):
+                z = z if inside else SHARING[name](y)
+                if inside:
+                    z.add_(1)
+                w = y @ y
+            if not inside:
+                z.add_(1)
+            return y, z, w
+
+    _assert_equal(Casts(), torch.randn(4, 4))

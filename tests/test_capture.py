@@ -276,3 +276,19 @@ def test_a_default_dtype_that_a_call_leaves_behind_is_refused_and_put_back(x: to
     with pytest.raises(sicompiler.CaptureError, match="what all of the process sees: `the default dtype` is changed"):
         capture(OwnDtype(lambda x: x, back=False), (x,))
     assert torch.get_default_dtype() is torch.float32
+
+
+def test_a_constant_is_written_into_once_under_a_default_dtype_of_the_model(x: torch.Tensor) -> None:
+    class Counts(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            before = torch.get_default_dtype()
+            torch.set_default_dtype(torch.float64)
+            size = torch.tensor([1, 2])
+            size.add_(1)
+            torch.set_default_dtype(before)
+            return x[:, : int(size[0])]
+
+    model = Counts()
+    expected = model(x)
+    sicompiler.compile_for_budget(model, "1 GiB")
+    assert torch.equal(model(x), expected)

@@ -131,3 +131,25 @@ def test_a_graph_that_does_not_fit_is_not_searched_to_its_end() -> None:
     with pytest.raises(sicompiler.OverBudget) as refused:
         planned().plan(floor[0] - 1)
     assert refused.value.floor_bytes == floor[0]
+
+
+def test_a_budget_that_fits_after_one_that_left_searches_off_has_no_floor_of_a_part() -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(2))
+            self.norm, self.linear = nn.GroupNorm(2, 8), nn.Linear(64, 64)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.a(x)
+            u = self.linear(self.b(self.norm(torch.sigmoid(y))))
+            return u + y + torch.softmax(u, -1)
+
+    model, x = Model().eval(), torch.randn(4, 8, 64, 64)
+    _, whole = prepare(model, (x,), {})
+    near, far = (whole.floor(way)[0] for way in ("none", "auto"))
+    _, planner = prepare(model, (x,), {})
+    assert planner.plan((near + far) // 2, far_memory="auto").uses_far_memory
+    plan = planner.plan(2 * planner.unsliced_bytes, far_memory="auto")
+    assert plan.floor_bytes in (None, near)
+    assert planner.floor("none")[0] == near

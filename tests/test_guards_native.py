@@ -7,6 +7,7 @@ import contextvars
 import ctypes
 import io
 import itertools
+import mmap
 import multiprocessing
 import os
 import queue
@@ -192,6 +193,19 @@ def _set(held: Any) -> None:
     held.n = 5.0
 
 
+SCALE = "SICOMPILER_TEST_SCALE"
+
+
+def _flag(name: str) -> float:
+    return float(os.environ.get(name, "1"))
+
+
+def _mapped() -> Any:
+    held = mmap.mmap(-1, 8)
+    held[0] = 1
+    return held
+
+
 def _imported(held: Any) -> float:
     import sicompiler_test_settings  # type: ignore[import-not-found]
 
@@ -229,6 +243,22 @@ READ: dict[str, tuple[Callable[[], Any], Tick, Callable[[Any], Any]]] = {  # mad
         lambda: 0,
         lambda held: float(os.environ.get("SICOMPILER_TEST_SCALE", "1")),
         lambda held: os.environ.__setitem__("SICOMPILER_TEST_SCALE", "5"),
+    ),
+    "the environment by a helper": (
+        lambda: "SICOMPILER_TEST_SCALE",
+        lambda held: _flag(held),
+        lambda held: os.environ.__setitem__("SICOMPILER_TEST_SCALE", "5"),
+    ),
+    "the environment by a constant": (
+        lambda: 0,
+        lambda held: _flag(SCALE),
+        lambda held: os.environ.__setitem__("SICOMPILER_TEST_SCALE", "5"),
+    ),
+    "a map of memory": (_mapped, lambda held: float(held[0]), lambda held: held.__setitem__(0, 5)),
+    "a record of NumPy": (
+        lambda: np.zeros(1, dtype=[("n", "f8")])[0],
+        lambda held: float(held["n"]),
+        lambda held: held.__setitem__("n", 5.0),
     ),
     "a bytearray": (lambda: bytearray(b"\1"), lambda held: float(held[0]), lambda held: held.__setitem__(0, 5)),
     "an array": (lambda: array.array("d", [1.0]), lambda held: held[0], lambda held: held.__setitem__(0, 5.0)),

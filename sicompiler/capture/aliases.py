@@ -46,13 +46,16 @@ def spell_out_aliases(graph_module: fx.GraphModule, name: str) -> None:
     Raises:
         CaptureError: an operator that writes into a list of tensors reads the same memory at another place.
     """
-    for graph in graphs(graph_module):
+    every = list(graphs(graph_module))
+    # memory is not followed from one graph into another: where any of several writes, all operators are looked at
+    across = len(every) > 1 and any(_writes(node) for graph in every for node in graph.nodes)
+    for graph in every:
         written = {memory for node in graph.nodes for memory in _written(node)}
         left = [node for node in graph.nodes if _may_share(node)]
         known = -1
         while len(written) != known:  # what shares memory carries a write on to others
             known = len(written)
-            for node in [node for node in left if not written.isdisjoint(_around(node))]:
+            for node in [node for node in left if across or not written.isdisjoint(_around(node))]:
                 made = _as_eager_runs(node)
                 left.remove(node)
                 if made is not None:
@@ -79,10 +82,15 @@ def _around(node: fx.Node) -> Iterator[int]:
     yield from _memories_of(node.all_input_nodes)
 
 
+def _writes(node: fx.Node) -> bool:
+    return isinstance(node.target, OpOverload) and node.target._schema.is_mutable
+
+
 def _written(node: fx.Node) -> Iterator[int]:
     """The memory that a node writes into."""
-    if not isinstance(node.target, OpOverload) or not node.target._schema.is_mutable:
+    if not _writes(node):
         return
+    assert isinstance(node.target, OpOverload)
     for position, argument in enumerate(node.target._schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             operand = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)

@@ -88,8 +88,8 @@ class Visitor(Protocol):
         """
         ...
 
-    def environment(self, names: Set[str]) -> None:
-        """Some code was met that reads environment variables, perhaps of these names."""
+    def environment(self) -> None:
+        """Some code was met that reads environment variables, of names that it or other code spells out."""
         ...
 
     def tensor(self, path: str, tensor: Any) -> None:

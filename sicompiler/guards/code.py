@@ -84,6 +84,8 @@ def _imports(code: _Code) -> frozenset[tuple[int, str]]:
     if _IMPORT in code.code.co_code[::2]:
         before: list[Any] = [None, None]  # what an import takes: its level, and what is taken from the module
         for instruction in dis.get_instructions(code.code):
+            if instruction.opcode == dis.EXTENDED_ARG:
+                continue
             if instruction.opcode == _IMPORT:
                 found.add((before[-2] if isinstance(before[-2], int) else 0, instruction.argval))
             before = [before[-1], instruction.argval]

@@ -30,7 +30,7 @@ class FunctionGuard(Guard):
         names = names_of(self.code)
         walk.reads(names)
         if not names.isdisjoint(_ENVIRONMENT):
-            walk.environment(names)
+            walk.environment()
         self.defaults = function.__defaults__ if is_plain(function.__defaults__) else None
         self.guards: list[tuple[str, Guard]] = []
         for part in ("__defaults__", "__kwdefaults__"):

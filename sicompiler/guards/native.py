@@ -7,6 +7,7 @@ import contextvars
 import ctypes
 import hashlib
 import io
+import mmap
 import queue
 import random
 import types
@@ -100,7 +101,10 @@ def _write_numpy(value: Any, content: Any) -> None:
 
 ROWS = (
     Native(
-        "buffer", (bytearray, array.array, memoryview, *_C_DATA), lambda value: bytes(memoryview(value)), _write_buffer
+        "buffer",
+        (bytearray, array.array, memoryview, mmap.mmap, *_C_DATA),
+        lambda value: bytes(memoryview(value)),
+        _write_buffer,
     ),
     Native("stream", (io.BytesIO, io.StringIO), _read_stream, _write_stream),
     Native("random", (random.Random,), _read_random, _write_random, moves=True),

@@ -156,7 +156,7 @@ class NamespacePlace:
 
 
 class EnvironmentPlace:
-    """Environment variables that some code of the model may read: those whose names stand in it."""
+    """Environment variables that some code of the model may read: those whose names stand in code or in attributes."""
 
     def __init__(self) -> None:
         self._values: dict[str, str | None] = {}
@@ -166,14 +166,15 @@ class EnvironmentPlace:
     def wants(self, names: Set[str], walk: Visitor) -> None:
         """More names that may be read."""
         for name in sorted(names - self._values.keys()):
-            self._values[name] = os.environ.get(name)
-            walk.note(f"the environment variable {name}", ("plain", str, self._values[name]))
+            self._values[name] = value = os.environ.get(name) if name.isascii() else None
+            if value is not None:
+                walk.note(f"the environment variable {name}", ("variable", value))
 
     def holds(self) -> bool:
         """Whether all of them are as they were."""
         now = version(self._entries)
         if now != self._version:
-            if any(os.environ.get(name) != value for name, value in self._values.items()):
+            if any(os.environ.get(name) != value for name, value in self._values.items() if name.isascii()):
                 return False
             self._version = now
         return True

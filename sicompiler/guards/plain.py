@@ -28,7 +28,7 @@ def is_plain(value: Any) -> bool:
         return True
     if kind is tuple or kind is frozenset:
         return all(map(is_plain, value))
-    return isinstance(value, (enum.Enum, np.generic))
+    return isinstance(value, (enum.Enum, np.generic)) and not isinstance(value, np.void)  # a record can be written into
 
 
 def plain_fact(value: Any) -> Hashable:

@@ -116,7 +116,8 @@ class Walk:
         self._absent: set[str] = set()  # modules that are not imported yet
         self._held: dict[str, types.ModuleType] = {}  # modules of Python that are attributes
         self._moving: list[tuple[str, Any]] = []
-        self._environment = EnvironmentPlace()
+        self._environment, self._reads_environment = EnvironmentPlace(), False
+        self._strings: set[str] = set()  # which code may look up by
         self.ambient = AmbientPlace(self)
         self._met[id(model)] = "the model"
         self.modules: list[ModuleGuard] = []
@@ -139,6 +140,8 @@ class Walk:
         for path, module in self._held.items():
             if self._is_read(path):
                 self.namespace(module.__dict__, self.reach, module.__name__)
+        if self._reads_environment:
+            self._environment.wants(self.reach | self._strings, self)
         grown = [place.grow(self.reach, self) for place in list(self.classes.values())]
         grown += [place.grow(self) for place in list(self.namespaces.values())]
         grown += [owner.grow(value, self.reach, self) for owner, value in list(self._owners)]
@@ -164,6 +167,8 @@ class Walk:
             self._doubles[path] += 1
             path = f"{path} ({self._doubles[path]})"
         self.facts[path] = fact
+        if isinstance(fact, tuple) and fact[:2] == ("plain", str):
+            self._strings.add(fact[2])
 
     def reads(self, names: Iterable[str]) -> None:
         """Some code was met that can read these names."""
@@ -176,9 +181,9 @@ class Walk:
             place = self.namespaces[id(entries)] = NamespacePlace(entries, path)
         place.wants(names)
 
-    def environment(self, names: Set[str]) -> None:
-        """Some code was met that reads environment variables, perhaps of these names."""
-        self._environment.wants(names, self)
+    def environment(self) -> None:
+        """Some code was met that reads environment variables, of names that it or other code spells out."""
+        self._reads_environment = True
 
     def imported(self, module: str, names: Set[str], of: str) -> None:
         """Some code was met that imports a module while it runs, and can read these names of it."""
