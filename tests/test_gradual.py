@@ -143,7 +143,8 @@ def test_a_budget_that_fits_after_one_that_left_searches_off_has_no_floor_of_a_p
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             y = self.a(x)
             u = self.linear(self.b(self.norm(torch.sigmoid(y))))
-            return u + y + torch.softmax(u, -1)
+            result: torch.Tensor = u + y + torch.softmax(u, -1)
+            return result
 
     model, x = Model().eval(), torch.randn(4, 8, 64, 64)
     _, whole = prepare(model, (x,), {})
