@@ -238,6 +238,30 @@ class HaloOperators:
             found = operator.shares[core, cuts] = self._share(operator, self.step(operator, core).step, cuts, size)
         return found
 
+    def _edge_workspace(self, operator: HaloOperator, step: Step, size: int) -> Floats:
+        """What a kernel takes for the shortest slice, beyond what its results are smaller than the longest.
+
+        On the CPU small convolutions unfold their input, which takes more than what large ones do.
+        """
+        evaluator, view, p, transfer = self.evaluator, self.view, operator.position, operator.transfer
+        lengths = evaluator.grid(size)[1]
+
+        def shortest(span: Span | None) -> Floats | None:
+            return None if span is None else np.maximum(span.shortest(size, lengths), 1)
+
+        results = [shortest(span) for span in step.held]
+        counts = [shortest(span) for span in step.asked]
+        if operator.pads:
+            assert transfer.window is not None and results[0] is not None, "a window has one sliced result"
+            counts = [None if count is None else transfer.window.reads(results[0]) for count in counts]
+        smaller = np.zeros_like(lengths)
+        for index, storage in operator.made:
+            held, few, slicing = step.held[index], results[index], transfer.results[index]
+            if held is not None and few is not None and slicing is not None:
+                each = view.facts.storages[storage].nbytes / entries(self.table, (p, index), slicing)
+                smaller = smaller + each * (evaluator.span(held, size)[0] - few)
+        return evaluator.halo_workspace(p, transfer, counts, results) - smaller
+
     def _share(self, operator: HaloOperator, step: Step, cuts: Cuts, size: int) -> Share:
         evaluator, view, machine = self.evaluator, self.view, self.evaluator.machine
         p, transfer = operator.position, operator.transfer
@@ -272,7 +296,10 @@ class HaloOperators:
                 seconds = seconds + slices * machine.launch_seconds
             counts[read.index] = count
         results = [None if held is None else longest(held) for held in step.held]
-        rows.append(evaluator.halo_workspace(p, transfer, counts, results))
+        workspace = evaluator.halo_workspace(p, transfer, counts, results)
+        if view.facts.device_type == "cpu":
+            workspace = np.maximum(workspace, self._edge_workspace(operator, step, size))
+        rows.append(workspace)
         spans = {span for span in (*step.held, *step.asked) if span is not None}
         fits = np.logical_and.reduce([evaluator.span(span, size)[2] for span in spans])
         return Share(seconds, np.array(rows), None if fits.all() else fits)

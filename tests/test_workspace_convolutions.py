@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch._ops import OpOverload
 
 from sicompiler.facts import workspace_onednn as onednn
-from sicompiler.testing.checks import run_budgets
+from sicompiler.prepare import prepare
+from sicompiler.runtime.compiled import Compiled
+from sicompiler.testing.checks import carry_out, run_budgets
 from tests.kernel_calls import allocated
 
 aten = torch.ops.aten
@@ -150,3 +153,29 @@ def test_groups_of_innermost_channels_are_filled_up_one_by_one(
         assert done.measured <= done.predicted, done
         if not frames:  # in 3-D it is a bound: small groups are not always filled up
             assert done.predicted <= done.measured + 0.15 * done.total + 2**16, done
+
+
+class Narrowing(torch.nn.Module):
+    """Convolutions that leave oneDNN for unfolding where a slice is a column shorter than the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.Conv2d(24, 24, 3, padding=1, groups=4)
+        self.wide, self.last = torch.nn.Conv2d(24, 48, 1), torch.nn.Conv2d(48, 24, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of [n, 24, h, w]."""
+        y: Tensor = self.last(F.silu(self.wide(F.silu(self.first(x)))))
+        return y + x
+
+
+def test_a_shorter_slice_at_an_edge_stays_below_its_prediction() -> None:
+    torch.manual_seed(0)
+    model, x = Narrowing().eval(), torch.randn(1, 24, 33, 31)
+    _, planner = prepare(model, (x,), {})
+    low, high = planner.floor()[0], planner.unsliced_bytes
+    plans = {str(plan.regions): plan for n in range(25) for plan in [planner.plan(low + (high - low) * n // 24)]}
+    for plan in plans.values():
+        done = carry_out(model, (x,), {}, Compiled(planner.rewrite(plan), plan)).verification
+        assert done.max_rel_error <= 1e-5
+        assert done.measured_peak_bytes <= plan.predicted_peak_bytes, plan.regions
