@@ -9,7 +9,6 @@ the operator that makes it until Python lets go of it, and each kernel adds the 
 from __future__ import annotations
 
 import contextlib
-import gc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Self
@@ -23,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from sicompiler.adapters.footprints import Footprints
 from sicompiler.adapters.rehearsal import REAL_BYTES, Rehearsal, rehearsed
-from sicompiler.capture import named_tensors
+from sicompiler.capture import frozen_gc, named_tensors
 from sicompiler.capture.quantised import storage_bytes
 from sicompiler.capture.results import tensors_of
 from sicompiler.facts.calls import bind, flatten_tensors
@@ -167,23 +166,10 @@ def eager_peak_bytes(
         assert isinstance(rehearsal, _Eager)
         return _Kernels(rehearsal)
 
-    with _collecting_what_is_new():
+    with frozen_gc():
         peak = rehearsed(model, call, args, kwargs, partial(_Eager, device_type), REAL_BYTES, beside=counted)
     if peak is None:
         return None
     granule = ALLOCATION_GRANULE_BYTES.get(device_type, 1)
     held = storage_bytes([*named_tensors(model).values(), *tensors_of((args, kwargs))])
     return peak + sum(rounded(nbytes, granule) for nbytes in held.values())
-
-
-@contextlib.contextmanager
-def _collecting_what_is_new() -> Iterator[None]:
-    """Have the collector of cycles look at what a block makes, as it would, and at nothing that was there before."""
-    if gc.get_freeze_count():  # somebody else's
-        yield
-        return
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()

@@ -12,7 +12,7 @@ from sicompiler.capture.program import (
     structure,
     weights_bytes,
 )
-from sicompiler.capture.trace import capture, check_no_autocast, paused_gc
+from sicompiler.capture.trace import capture, check_no_autocast, frozen_gc, paused_gc
 
 __all__ = [
     "Binding",
@@ -23,6 +23,7 @@ __all__ = [
     "compile_now",
     "fingerprint",
     "flatten_inputs",
+    "frozen_gc",
     "module_of",
     "named_tensors",
     "paused_gc",

@@ -236,6 +236,19 @@ def paused_gc() -> Iterator[None]:
             gc.enable()
 
 
+@contextlib.contextmanager
+def frozen_gc() -> Iterator[None]:
+    """Have the cyclic collector look at what a block makes, as it would, and at nothing that was there before."""
+    if gc.get_freeze_count():  # somebody else's
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def _mutates(graph_module: fx.GraphModule) -> bool:
     targets = {node.target for graph in graphs(graph_module) for node in graph.nodes}
     return any(isinstance(target, OpOverload) and target._schema.is_mutable for target in targets)
