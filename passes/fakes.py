@@ -75,9 +75,9 @@ def fake_result(
     except _NotPlain:
         return _evaluated(target, args, kwargs, mode)
     known = _known.setdefault(mode, {})
-    found = known.get(key)
-    if found is not None:
-        return _made(found, tensors, mode)
+    results = known.get(key)
+    if results is not None:
+        return _made(results, tensors, mode)
     value = _evaluated(target, args, kwargs, mode)
     with contextlib.suppress(_NotPlain):
         known[key] = _results(value, tensors, mode)

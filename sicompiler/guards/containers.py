@@ -44,10 +44,11 @@ def _numbers_fact(entries: Sequence[Any]) -> Hashable:
     if len(facts) <= _SHOWN:
         return facts
     printed = list(map(repr, facts))
-    return (len(facts), _short(printed), _short(sorted(printed)))
+    return (len(facts), short_digest(printed), short_digest(sorted(printed)))
 
 
-def _short(texts: list[str]) -> str:
+def short_digest(texts: list[str]) -> str:
+    """A hash of texts, where only whether they are the same matters."""
     return hashlib.blake2b("\n".join(texts).encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
 
 

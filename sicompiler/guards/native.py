@@ -5,7 +5,6 @@ from __future__ import annotations
 import array
 import contextvars
 import ctypes
-import hashlib
 import io
 import mmap
 import queue
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from sicompiler.guards.base import Guard, Visitor
+from sicompiler.guards.containers import short_digest
 
 _C_DATA = (ctypes.Array, ctypes.Structure, ctypes.Union, ctypes.c_int.__mro__[1])  # the last: all single numbers
 UNSET = object()
@@ -130,7 +130,7 @@ class NativeGuard(Guard):
 
     def __init__(self, value: Any, path: str, walk: Visitor, row: Native) -> None:
         self.address, self.row = id(value), row
-        self.content = None if row.moves and walk.looks_inside else _short(row.read(value))
+        self.content = None if row.moves and walk.looks_inside else short_digest([repr(row.read(value))])
         walk.note(path, (row.name, type(value), self.content))
         walk.keep(value)
 
@@ -138,11 +138,7 @@ class NativeGuard(Guard):
         """Whether it is the same object with the same content."""
         if id(value) != self.address:
             return False
-        return self.content is None or _short(self.row.read(value)) == self.content
-
-
-def _short(content: Any) -> str:
-    return hashlib.blake2b(repr(content).encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
+        return self.content is None or short_digest([repr(self.row.read(value))]) == self.content
 
 
 def is_moved_by_reading(value: Any) -> bool:

@@ -165,8 +165,8 @@ class EnvironmentPlace:
 
     def wants(self, names: Set[str], walk: Visitor) -> None:
         """More names that may be read."""
-        for name in sorted(names - self._values.keys()):
-            self._values[name] = value = os.environ.get(name) if name.isascii() else None
+        for name in sorted(name for name in names - self._values.keys() if name.isascii()):
+            self._values[name] = value = os.environ.get(name)
             if value is not None:
                 walk.note(f"the environment variable {name}", ("variable", value))
 
@@ -174,7 +174,7 @@ class EnvironmentPlace:
         """Whether all of them are as they were."""
         now = version(self._entries)
         if now != self._version:
-            if any(os.environ.get(name) != value for name, value in self._values.items() if name.isascii()):
+            if any(os.environ.get(name) != value for name, value in self._values.items()):
                 return False
             self._version = now
         return True

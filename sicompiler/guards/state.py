@@ -40,8 +40,10 @@ def keep_state(model: torch.nn.Module, method: str) -> Undo:
 
 
 def _set_environment(variables: Mapping[str, str]) -> None:
-    os.environ.clear()
-    os.environ.update(variables)
+    """Set what differs: other threads read the rest meanwhile."""
+    for name in os.environ.keys() - variables.keys():
+        del os.environ[name]
+    os.environ.update({name: value for name, value in variables.items() if os.environ.get(name) != value})
 
 
 @dataclass(frozen=True)
