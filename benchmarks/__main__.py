@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import coverage, demo_quality, demo_sheet, full_width, guards, planning, random_modules
+from benchmarks import coverage, demo_quality, demo_sheet, full_width, guards, planning, random_calls, random_modules
 
 BENCHMARKS = {
     "coverage": coverage.main,
@@ -13,6 +13,7 @@ BENCHMARKS = {
     "full_width": full_width.main,
     "guards": guards.main,
     "planning": planning.main,
+    "random_calls": random_calls.main,
     "random_modules": random_modules.main,
 }
 

@@ -92,6 +92,8 @@ class BodyEmitter:
             shape = self.view.facts.tensors[position][0].shape
             size = self._entries(position, result)
             args, kwargs = resize(target, args, kwargs, len(shape), result.dim, size, old_size=shape[result.dim])
+        if target is ops.group_apply.default and self._is_row_major(position, args[0]):
+            kwargs = {"row_major": True}  # one sample of a tensor in no format would pass for channels-last
         if isinstance(target, OpOverload):
             target = copying_twin(target)  # a slice may not be viewable where the whole value is
         assert callable(target)
@@ -100,6 +102,10 @@ class BodyEmitter:
         node.meta["val"] = as_made(node, self.mode)
         self.made[position] = self._copied(position, inherit(node, old))
         return self.made[position]
+
+    def _is_row_major(self, position: int, operand: fx.Node) -> bool:
+        """Whether the whole of a result is row-major, and the slice of its operand is not."""
+        return self.view.tensor((position, 0)).is_contiguous and not operand.meta["val"].is_contiguous()
 
     def _copied(self, position: int, node: fx.Node) -> fx.Node:
         """A slice that lies as the planner takes it to.

@@ -19,7 +19,7 @@ def fuse_groupnorm(program: Program) -> None:
     Before: `s = group_stats(x, groups); y = group_apply(x, s, w, b, eps)`
     After:  `y = group_norm(x, groups, w, b, eps)`
     Exact: it is the operator the model called. Refuses a strided `x`, which the fused kernel would copy whole, where
-    the two passes need no copy.
+    the two passes need no copy, and results that have to be row-major where their operand is not.
     """
     _fuse(program, program.graph_module)
 
@@ -41,6 +41,7 @@ def _fuse(program: Program, module: fx.GraphModule) -> None:
         x, stats, *rest = node.args
         if (
             stats.target is ops.group_stats.default
+            and not node.kwargs
             and stats.args[0] is x
             and len(stats.users) == 1
             and _is_taken_as_it_is(x.meta["val"])

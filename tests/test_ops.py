@@ -360,3 +360,14 @@ def test_parameters_that_require_grad_do_no_harm() -> None:
     whole = torch.zeros(1, 4, 18)
     ops.write_slice_(whole, found, 2, 1, 1, 9, 9)
     assert torch.equal(whole[..., 9:], found)
+
+
+@pytest.mark.pure
+def test_group_apply_of_one_sample_is_row_major_where_the_whole_is() -> None:
+    x = torch.randn(7, 6, 8).permute(1, 2, 0)[:, :, None]
+    stats = ops.group_stats(x, 2)
+    whole, alone = ops.group_apply(x, stats, None, None, 1e-5), (x[:1], stats[:1], None, None, 1e-5)
+    assert whole.is_contiguous()
+    assert not ops.group_apply(*alone).is_contiguous()
+    assert torch.equal(ops.group_apply(*alone, row_major=True), whole[:1])
+    assert ops.group_apply(*alone, row_major=True).is_contiguous()

@@ -119,7 +119,21 @@ class ChannelsLast(torch.nn.Module):
         return y * 2
 
 
+class Columns(torch.nn.Module):
+    """A normalised image of one row per sample, its samples side by side in memory: in no format, one alone in one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.convolution = torch.nn.GroupNorm(2, 8), torch.nn.Conv2d(8, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of [w, n, c]."""
+        y: Tensor = self.convolution(F.silu(self.norm((x * 2).permute(1, 2, 0)[:, :, None])))
+        return y * 2
+
+
 MODULES = {
+    "samples side by side": (Columns(), (7, 6, 8)),
     "an uneven padding": (torch.nn.Conv1d(3, 3, 4, padding="same", groups=3), (63, 3, 1)),
     "a dilation": (ChannelsLast(dilation=2), (4, 6, 1, 9)),
     "groups": (ChannelsLast(groups=2), (4, 6, 4, 9)),
@@ -153,6 +167,19 @@ def test_groups_of_innermost_channels_are_filled_up_one_by_one(
         assert done.measured <= done.predicted, done
         if not frames:  # in 3-D it is a bound: small groups are not always filled up
             assert done.predicted <= done.measured + 0.15 * done.total + 2**16, done
+
+
+@pytest.mark.pure
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("size", [5, 17])
+@pytest.mark.parametrize(("inputs", "outputs"), [(64, 20), (96, 40), (24, 72), (64, 160), (33, 96), (3, 16)])
+def test_weights_are_filled_up_to_blocks(inputs: int, outputs: int, size: int, dtype: torch.dtype) -> None:
+    if not onednn.takes(dtype) or onednn.works_channels_last(dtype):
+        pytest.skip(f"oneDNN works otherwise in {dtype} on this processor")
+    x = torch.randn(2, size, size, inputs).to(dtype).movedim(-1, 1)
+    weight = torch.randn(outputs, inputs, 3, 3).to(dtype)
+    done = allocated(aten.conv2d.default, [x, weight, None, [1, 1], [1, 1], [1, 1], 1], {})
+    assert done.measured <= done.predicted <= done.measured + 0.05 * done.total + 2**15, done
 
 
 class Narrowing(torch.nn.Module):

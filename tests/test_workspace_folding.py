@@ -40,6 +40,23 @@ def test_a_batch_times_a_weight(layout: str, dtype: torch.dtype, requires_grad: 
         assert done.predicted <= done.measured + 0.05 * done.total + SLACK_BYTES, (name, done)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("space", [(1200,), (31, 33), (9, 11, 13)], ids=str)
+def test_a_linear_layer_over_the_channels_of_a_video(space: tuple[int, ...], dtype: torch.dtype, bias: bool) -> None:
+    x = torch.randn(1, 24, *space).to(dtype).movedim(1, -1)
+    weight = torch.randn(48, 24).to(dtype)
+    done = allocated(aten.linear.default, [x, weight, weight[:, 0] if bias else None], {})
+    assert done.measured <= done.predicted <= done.measured + 0.05 * done.total + SLACK_BYTES, done
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(17, 24), (24, 19), (33, 24)])
+def test_an_einsum_of_a_transposed_factor(rows: int, columns: int) -> None:
+    x, y = torch.randn(1, 12, rows).bfloat16().transpose(1, 2), torch.randn(1, columns, 12).bfloat16()
+    done = allocated(aten.einsum.default, ["bnc,bmc->bnm", [x, y]], {})
+    assert done.measured <= done.predicted <= done.measured + 0.05 * done.total + SLACK_BYTES, done
+
+
 # Shapes and strides of two factors: rows or columns of one entry, whose stride is not that of a row.
 MATRICES = [
     (((9, 6, 1), (6, 1, 6)), ((2, 1), (1, 1))),

@@ -66,7 +66,7 @@ def _convolution(groups: int, x: TensorFact, weight: TensorFact, y: TensorFact) 
     copied = 0 if channels_last(weight) and len(weight.shape) == 4 else row_major_copy(weight)
     if onednn.works_channels_last(x.dtype):
         return copied + _half(x, weight, y, groups)
-    return copied + _onednn(x, weight, y, groups) + 256
+    return copied + _onednn(x, weight, y, groups) + 512
 
 
 def _by_layout(
@@ -144,19 +144,16 @@ def _onednn(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int) -> in
     """Copies of input, weight and result in the layouts of oneDNN.
 
     - Row-major input: X + W, then Y, each with its channels filled up to a block of 8 (the input's not if it has less).
-    - Channels-last input or weight: W, and W again unless the weight is channels-last; an upper bound, as W is not
-      always filled up, but for groups, each of which is (`_filled_by_group`). No copies of input or result.
+    - Channels-last input or weight: W in blocks (`_filled_weight`), and W again unless the weight is channels-last;
+      an upper bound for groups (`_filled_by_group`). No copies of input or result.
     - A kernel of 1 in bfloat16: float32 sums of one sample per thread.
     - Groups of some channels that don't fill blocks: the unfolded input of one group and frame, per thread; an upper
-      bound. (One channel per group: as without groups.)
+      bound. Or copies of X and W, where those are more. (One channel per group: as without groups.)
     """
     if suggested(x) or suggested(weight):
-        filled = weight.nbytes * round_up(weight.shape[0], 24) // weight.shape[0]
-        filled += torch.get_num_threads() * (40960 if x.shape[2] == 1 else 2**14)
-        if x.dtype in HALF:
-            filled = filled * round_up(weight.shape[1], 2) // weight.shape[1]
+        filled = _filled_weight(weight, y) + torch.get_num_threads() * (40960 if x.shape[2] == 1 else 2**14)
         if groups > 1:
-            filled = max(filled, _filled_by_group(weight, groups) + torch.get_num_threads() * 2**14)
+            filled = max(filled, _filled_by_group(weight, y, groups) + torch.get_num_threads() * 2**14)
         if x.dtype in HALF:
             filled += _point_sums(weight, y)
             filled += _positions_read(x, y) if math.prod(weight.shape[2:]) == 1 else 0
@@ -169,7 +166,8 @@ def _onednn(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int) -> in
         positions = math.prod(y.shape[-2:])
         columns = math.prod(weight.shape[1:]) * positions * x.dtype.itemsize
         columns += (4 * outputs * positions + 256) if x.dtype in HALF else 0  # float32 sums
-        return row_major_copy(x) + max(torch.get_num_threads() * columns + 128, y.nbytes)
+        unfolded = torch.get_num_threads() * columns + 512
+        return row_major_copy(x) + max(unfolded, y.nbytes, x.nbytes + weight.nbytes)
     strided_point = math.prod(weight.shape[2:]) == 1 and x.shape[2:] != y.shape[2:]
     point = math.prod(weight.shape[2:]) == 1  # with AVX512 its few channels are filled up like more
     few = x.shape[1] < block and not strided_point and not (point and block == 16)
@@ -182,13 +180,37 @@ def _onednn(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int) -> in
         w_filled = w_filled * round_up(inputs, block) // inputs
     after = 2 * y.nbytes if groups > 1 and few else y_filled
     if x.dtype in HALF and math.prod(weight.shape[2:]) == 1:
-        w_filled += _point_sums(weight, y) + (x.nbytes // x.shape[0] if x.shape[2:] != y.shape[2:] else 0)
+        w_filled += _point_sums(weight, y) + max(_positions_read(x, y), x.nbytes // x.shape[0] if strided_point else 0)
     elif strided_point:  # the positions that are read, of one sample
         w_filled += _positions_read(x, y)
     return row_major_copy(x) + max(x_filled + w_filled + y_filled - y.nbytes, after)
 
 
-def _filled_by_group(weight: TensorFact, groups: int) -> int:
+def _filled_weight(weight: TensorFact, y: TensorFact) -> int:
+    """The weight of a channels-last call with its results filled up to blocks, in bfloat16 its inputs too.
+
+    In float32 with AVX512 more than four blocks of results are taken two, three or four at a time, whichever fills up
+    least, and three are filled up to four in images of fewer than 100 positions. In bfloat16 more inputs than a block
+    are filled up, fewer to pairs.
+    """
+    block, (outputs, inputs) = _onednn_block(), weight.shape[:2]
+    if weight.dtype in HALF:
+        inputs = round_up(inputs, block if inputs > block else 2)
+    filled = round_up(outputs, 24) if block == 8 else _filled_outputs(outputs, y)
+    return filled * inputs * math.prod(weight.shape[2:]) * weight.dtype.itemsize
+
+
+def _filled_outputs(outputs: int, y: TensorFact) -> int:
+    block = _onednn_block()
+    filled = round_up(outputs, block)
+    if y.dtype in HALF or block == 8:
+        return filled
+    if filled > 4 * block:
+        return min(round_up(outputs, parts * block) for parts in (2, 3, 4))
+    return 4 * block if filled == 3 * block and math.prod(y.shape[2:]) < 100 else filled
+
+
+def _filled_by_group(weight: TensorFact, y: TensorFact, groups: int) -> int:
     """The weight of a channels-last call with inputs and results of each group filled up to a block.
 
     Not where a group is one channel; nor half a block or a quarter, whose kernels take it as it is (in 3-D those of
@@ -201,7 +223,7 @@ def _filled_by_group(weight: TensorFact, groups: int) -> int:
         return weight.nbytes
     if inputs < block or weight.dtype in HALF:
         inputs = round_up(inputs, block)
-    entries = groups * inputs * round_up(outputs, block) * math.prod(weight.shape[2:])
+    entries = groups * inputs * _filled_outputs(outputs, y) * math.prod(weight.shape[2:])
     return entries * weight.dtype.itemsize
 
 
@@ -214,11 +236,10 @@ def _positions_read(x: TensorFact, y: TensorFact) -> int:
 
 
 def _point_sums(weight: TensorFact, y: TensorFact) -> int:
-    """Float32 sums of a kernel of 1 in half dtypes: of one sample per thread."""
+    """Float32 sums of a kernel of 1 in half dtypes: of one sample per thread, also where there are fewer samples."""
     if math.prod(weight.shape[2:]) > 1:
         return 0
-    samples = min(y.shape[0], torch.get_num_threads())
-    return samples * (4 * round_up(y.shape[1], _onednn_block()) * math.prod(y.shape[2:]) + 1024)
+    return torch.get_num_threads() * (4 * round_up(y.shape[1], _onednn_block()) * (math.prod(y.shape[2:]) + 16) + 1024)
 
 
 def transposed_convolution(call: KernelCall) -> int:

@@ -13,16 +13,18 @@ from sicompiler.facts.storages import TensorFact
 from sicompiler.facts.strides import view_strides
 from sicompiler.facts.workspace_layout import KernelCall, mergeable, row_major
 
+aten = torch.ops.aten
+
 
 def _as_batches(first: TensorFact, second: TensorFact) -> tuple[int, TensorFact, TensorFact]:
     """Factors as `matmul` and `linear` give them to `bmm`, [b, n, m] and [b, m, k], and bytes of the copies for that.
 
     What can't be viewed so is copied. A view computes strides of dims of one entry anew. Two matrices, vectors, and a
-    batch that is one large matrix stay as they are.
+    batch that is one large matrix (`_is_one_matrix`) stay as they are.
     """
     if min(len(first.shape), len(second.shape)) < 2:
         return 0, first, second
-    if len(second.shape) == 2 and mergeable(first.shape[:-1], first.stride[:-1]):
+    if len(second.shape) == 2 and _is_one_matrix(first):
         return 0, first, second
     batch = torch.broadcast_shapes(first.shape[:-2], second.shape[:-2])
     copied, made = 0, []
@@ -38,6 +40,15 @@ def _as_batches(first: TensorFact, second: TensorFact) -> tuple[int, TensorFact,
             copied, stride = copied + math.prod(shape) * factor.dtype.itemsize, (rows * columns, columns, 1)
         made.append(replace(factor, shape=shape, stride=stride))
     return copied, made[0], made[1]
+
+
+def _is_one_matrix(tensor: TensorFact) -> bool:
+    """Whether `matmul` takes a batch as one matrix, by `should_fold` in aten/src/ATen/native/LinearAlgebra.cpp.
+
+    Strides of dims of one entry count, though they say nothing.
+    """
+    outer = zip(tensor.stride[:-2], tensor.stride[1:-1], tensor.shape[1:-1], strict=True)
+    return all(step == inner * size for step, inner, size in outer)
 
 
 def _is_taken(shape: Sequence[int], stride: Sequence[int]) -> bool:
@@ -68,7 +79,12 @@ def product(call: KernelCall) -> int:
     permuted [b, f, n, c] it copies. Half dtypes, where
     oneDNN takes them: see `_half`.
     """
-    return _folded(call.operands[0], call.operands[1], call.results[0], _multiplied)
+    first, second, y = call.operands[0], call.operands[1], call.results[0]
+    if call.target is aten.linear.default and len(second.shape) == 2:
+        second = _turned(second)
+        if first.is_contiguous and call["bias"] is not None:  # seen as one matrix before it is multiplied
+            return _multiplied(first, second, y)
+    return _folded(first, second, y, _multiplied)
 
 
 def _multiplied(first: TensorFact, second: TensorFact, y: TensorFact) -> int:
@@ -174,5 +190,9 @@ def _half(first: TensorFact, second: TensorFact, y: TensorFact) -> int:
 
 
 def _dense_batch(factor: TensorFact) -> bool:
-    """Whether a batch of matrices lies densely, each row-major or transposed, and isn't broadcast."""
-    return factor.is_contiguous or _turned(factor).is_contiguous
+    """`is_mkldnn_optimized_format` in aten/src/ATen/native/mkldnn/Matmul.cpp: dense, each row-major or transposed.
+
+    The stride between transposed matrices counts where there is one, too: `einsum` gives it one that says nothing.
+    """
+    rows, columns = factor.shape[-2:]
+    return factor.is_contiguous or factor.stride == (rows * columns, 1, rows)

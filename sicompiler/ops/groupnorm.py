@@ -232,20 +232,25 @@ def merge_stats_(acc: torch.Tensor, part: torch.Tensor) -> None:
 
 
 def _group_apply_fake(
-    x: torch.Tensor, stats: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float
+    x: torch.Tensor,
+    stats: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    eps: float,
+    row_major: bool = False,
 ) -> torch.Tensor:
     _check(x, stats.shape[1])
-    return torch.empty_like(x, memory_format=_result_format(x))
+    return torch.empty_like(x, memory_format=_result_format(x, row_major))
 
 
-def _result_format(x: torch.Tensor) -> torch.memory_format:
+def _result_format(x: torch.Tensor, row_major: bool) -> torch.memory_format:
     """That of aten.native_group_norm: on the CPU channels-last for channels-last `x`, else contiguous.
 
     The strides of dims of one entry say nothing: one sample of a channels-last batch stays channels-last, whatever is
     told of its first dim (which is where the native kernel gives up).
     """
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    if x.device.type != "cpu" or x.dim() not in formats or x.is_contiguous():
+    if row_major or x.device.type != "cpu" or x.dim() not in formats or x.is_contiguous():
         return torch.contiguous_format
     least = 1
     for dim in (1, *reversed(range(2, x.dim())), 0):
@@ -257,11 +262,16 @@ def _result_format(x: torch.Tensor) -> torch.memory_format:
 
 
 @operator(
-    "group_apply(Tensor x, Tensor stats, Tensor? weight, Tensor? bias, float eps) -> Tensor",
+    "group_apply(Tensor x, Tensor stats, Tensor? weight, Tensor? bias, float eps, bool row_major=False) -> Tensor",
     _group_apply_fake,
 )
 def group_apply(
-    x: torch.Tensor, stats: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float
+    x: torch.Tensor,
+    stats: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    eps: float,
+    row_major: bool = False,
 ) -> torch.Tensor:
     """Normalise each group of channels with given statistics, then scale and shift each channel.
 
@@ -275,6 +285,8 @@ def group_apply(
         weight: [c] or None.
         bias: [c] or None.
         eps: added to the variance.
+        row_major: whether the result is contiguous in any case. One sample of a tensor that is in no memory format may
+            pass for channels-last, where the result of the whole tensor is contiguous.
 
     Returns:
         A tensor of the shape and dtype of `x`, in the memory format of that of aten.native_group_norm: on the CPU
@@ -295,7 +307,7 @@ def group_apply(
         shift = shift + bias.view(groups, -1)
     scale = scale.expand(per_group).reshape(n, channels).to(dtype).contiguous()
     shift = shift.expand(per_group).reshape(n, channels).to(dtype).contiguous()
-    result = torch.empty_like(x, memory_format=_result_format(x))
+    result = torch.empty_like(x, memory_format=_result_format(x, row_major))
     if result.numel() == 0:
         return result
     if x.device.type == "cpu" and (x.dtype in _HALF or x.is_contiguous()):
