@@ -40,7 +40,7 @@ class GradualProblem:
     ) -> None:
         self.first, self.end = first, len(live_bytes)
         self.live_bytes, self.seconds = live_bytes, seconds
-        self._seek, self._working, self._lock = seek, working, threading.Lock()
+        self._seek, self._working, self._lock = seek, working, threading.RLock()
         self._begin()
 
     def _begin(self) -> None:
@@ -58,16 +58,23 @@ class GradualProblem:
     @cached_property
     def problem(self) -> Problem:
         """With all candidates."""
-        self._go_on(self.end)
-        with self._working():
-            return Problem(self.first, self.live_bytes, self.seconds, self._found)
+        with self._lock:
+            self._go_on(self.end)
+            with self._working():
+                return Problem(self.first, self.live_bytes, self.seconds, self._found)
 
     def fits(self, budget_bytes: int) -> bool:
         """Whether any path stays within a budget; candidates are sought up to the operator that none gets past.
 
+        One thread asks at a time: what is found begins anew where the search of another is interrupted.
+
         Args:
             budget_bytes: of activations (weights left out).
         """
+        with self._lock:
+            return self._fits(budget_bytes)
+
+    def _fits(self, budget_bytes: int) -> bool:
         above = self.first + np.flatnonzero(self.live_bytes[self.first :] > budget_bytes)
         reached = bytearray(self.end + 1)
         reached[self.first] = True

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -87,6 +89,43 @@ def test_an_interrupted_search_begins_anew() -> None:
         gradual.fits(1)
     assert gradual.fits(1)
     assert gradual.problem.candidates == found
+
+
+class Watched(np.ndarray):
+    """A peak; when it is read, something happens."""
+
+    on_read: Callable[[], object]
+
+    def tolist(self) -> list[int]:  # type: ignore[override]
+        self.on_read()
+        return [1]
+
+
+def test_a_search_that_another_thread_interrupts_is_answered_all_the_same() -> None:
+    live, found = np.array([0, 1, 9, 1, 1]), candidates([(1, 1, 1), (2, 1, 1), (3, 1, 1)], 5)
+    interrupts = [True, False]
+
+    def seek() -> Iterator[Candidate]:
+        yield from found
+        if interrupts.pop(0):
+            raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with contextlib.suppress(KeyboardInterrupt):
+            _ = gradual.problem
+
+    other = threading.Thread(target=interrupted)
+
+    def interrupt() -> None:
+        other.start()
+        other.join(0.2)  # it has to wait, or is interrupted now
+
+    peak = np.array([1]).view(Watched)
+    peak.on_read = interrupt
+    object.__setattr__(found[0], "peak_bytes", peak)
+    gradual = GradualProblem(1, live, np.ones(len(live)), seek)
+    assert gradual.fits(1)
+    other.join()
 
 
 class Mixing(nn.Module):
