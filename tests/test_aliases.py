@@ -103,7 +103,7 @@ def test_lists_that_overlap_are_refused_by_name() -> None:
 
     model = Swaps()
     sicompiler.compile_for_budget(model, "1 GiB")
-    with pytest.raises(sicompiler.CaptureError, match=r"_foreach_add_.* reads at another place\n.*test_aliases"):
+    with pytest.raises(sicompiler.CaptureError, match=r"_foreach_add_.* writes into one of them\n.*test_aliases"):
         model(torch.ones(4))
 
 

@@ -177,12 +177,12 @@ def _replace(node: fx.Node, made: fx.GraphModule) -> None:
 
 
 def _check_list(node: fx.Node, name: str) -> None:
-    """Refuse what eager torch writes one after the other, and reads in between."""
+    """Refuse lists with two tensors of one storage: eager torch writes one after the other, and may read in between."""
     if not str(node.target).startswith("aten._foreach_"):
         return
     read = collections.Counter(_memories_of((node.args, node.kwargs)))
     if any(read[memory] > 1 for memory in _written(node)):
         raise CaptureError(
-            f"{name} can't be captured: {node.target} writes into memory that it reads at another place\n"
+            f"{name} can't be captured: {node.target} gets two tensors of one storage, and writes into one of them\n"
             f"  at {source_line(node)}\n  write into them one by one"
         )
