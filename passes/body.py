@@ -177,22 +177,22 @@ class BodyEmitter:
         index = next(i for i, s in enumerate(transfer.operands) if s is not None)
         value, slicing = self.view.table.operands[position][index], transfer.operands[index]
         assert slicing is not None
-        rank = len(self.view.tensor(value).shape)
-        before, behind = spans.padding(
-            transfer.window, halos.held[(position, 0)], self.view.tensor(value).shape[slicing.dim]
-        )
+        whole = self.view.tensor(value)
+        rank, channels = len(whole.shape), suggests_channels_last((whole.shape, whole.stride))
+        before, behind = spans.padding(transfer.window, halos.held[(position, 0)], whole.shape[slicing.dim])
         if pads_by_itself(target):
             again = repadded(target, args, kwargs, rank, slicing.dim, (before, behind))
             filled = padding_value(target, args, kwargs)
             if filled is None:
                 return target, again, {}
-            channels = suggests_channels_last(strided(args[0].meta["val"]))
             return ops.pad_copy.default, (args[0], again[1], filled, channels), {}
         call = unpadded(target, args, kwargs, rank, slicing.dim, transfer.window)
         if transfer.window.pad_lo or transfer.window.pad_hi:
             padded = insert_call(
                 self.graph, self.mode, ops.pad_slice.default, (args[0], slicing.dim, before, behind, call.value)
             )
+            if suggests_channels_last(strided(padded.meta["val"])) != channels:
+                padded = in_format(self.graph, self.mode, padded, whole)
             return call.target, (padded, *call.args[1:]), call.kwargs
         return call.target, call.args, call.kwargs
 

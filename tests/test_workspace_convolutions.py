@@ -132,7 +132,21 @@ class Columns(torch.nn.Module):
         return y
 
 
+class Tokens(torch.nn.Module):
+    """A convolution over tokens of one column: a view of theirs is in no format, a padded slice of it would be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = torch.nn.Conv2d(8, 8, (3, 1), padding=(1, 0), groups=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of [b, f, h, w, c]."""
+        y: Tensor = self.convolution(x.movedim(-1, 2).reshape(-1, 8, *x.shape[2:4]))
+        return y
+
+
 MODULES = {
+    "tokens of one column": (Tokens(), (1, 1, 40, 1, 8)),
     "samples side by side": (Columns(), (5, 40, 16)),
     "an uneven padding": (torch.nn.Conv1d(3, 3, 4, padding="same", groups=3), (63, 3, 1)),
     "a dilation": (ChannelsLast(dilation=2), (4, 6, 1, 9)),
