@@ -17,7 +17,7 @@ from sicompiler.axes.resize import bakes_sizes, copying_twin, resize
 from sicompiler.axes.span import Span
 from sicompiler.axes.table import Operand, Transfer
 from sicompiler.facts.storages import TensorFact
-from sicompiler.facts.strides import suggests_channels_last
+from sicompiler.facts.strides import format_strides, suggests_channels_last
 from sicompiler.graph_view import GraphView
 from sicompiler.ops.slices import in_order_fake
 from sicompiler.passes.edit import evaluate, inherit, insert_call
@@ -104,8 +104,10 @@ class BodyEmitter:
         return self.made[position]
 
     def _is_row_major(self, position: int, operand: fx.Node) -> bool:
-        """Whether the whole of a result is row-major, and the slice of its operand is not."""
-        return self.view.tensor((position, 0)).is_contiguous and not operand.meta["val"].is_contiguous()
+        """Whether the whole of a result is row-major alone, and the slice of its operand is not."""
+        whole = self.view.tensor((position, 0))
+        channels = suggests_channels_last((whole.shape, whole.stride))
+        return whole.is_contiguous and not channels and not operand.meta["val"].is_contiguous()
 
     def _copied(self, position: int, node: fx.Node) -> fx.Node:
         """A slice that lies as the planner takes it to.
@@ -113,7 +115,7 @@ class BodyEmitter:
         - What copies a whole value may be a view of a slice, in an order that its readers would copy, unseen; or one
           that keeps more memory alive than a copy would, as of the values in a slice of queries, keys and values.
         - An einsum multiplies a slice in another way than the whole, so that its result lies in another order.
-        - Views give dims of one entry, as slices have, strides that say nothing, yet pass for a memory format.
+        - Dims of one entry, as slices have, get strides that say nothing, yet pass for a memory format.
         - ATen's transposed convolution in 3-D keeps memory of the size of its input, for a smaller result too.
         """
         value = node.meta["val"]
@@ -127,11 +129,22 @@ class BodyEmitter:
             return self._then(aten.clone.default, node)
         if node.target in COMPOSITE and not _lies_like(value, whole) and self._is_computed_with(position):
             return self._in_order_of(whole, node)
-        if isinstance(self.length, fx.Node) and node.target in VIEWS and len(whole.shape) > 3 and 1 in value.shape:
-            return inherit(in_format(self.graph, self.mode, node, whole), node)
+        slicing = self.region.sliced[position].results[0]
+        dim = None if slicing is None else slicing.dim
+        if isinstance(self.length, fx.Node) and self._is_undecided(node, whole, dim):
+            return inherit(in_format(self.graph, self.mode, node, whole, dim), node)
         if keeps_input_size(node):
             return self._then(aten.clone.default, node)
         return node
+
+    def _is_undecided(self, node: fx.Node, whole: TensorFact, dim: int | None) -> bool:
+        """Whether dims of one entry alone may tell the memory format of a slice."""
+        value = node.meta["val"]
+        if len(whole.shape) < 4 or 1 not in value.shape:
+            return False
+        planned = suggests_channels_last((whole.shape, whole.stride))
+        differs = any(suggests_channels_last(strided(part)) != planned for part in slices_of(value, dim))
+        return node.target in VIEWS or (differs and _lies_like(value, whole))
 
     def _then(self, target: OpOverload, node: fx.Node) -> fx.Node:
         """Call an operator on what a node gives."""
@@ -192,7 +205,7 @@ class BodyEmitter:
                 self.graph, self.mode, ops.pad_slice.default, (args[0], slicing.dim, before, behind, call.value)
             )
             if suggests_channels_last(strided(padded.meta["val"])) != channels:
-                padded = in_format(self.graph, self.mode, padded, whole)
+                padded = in_format(self.graph, self.mode, padded, whole, slicing.dim)
             return call.target, (padded, *call.args[1:]), call.kwargs
         return call.target, call.args, call.kwargs
 
@@ -225,7 +238,14 @@ def _lies_like(value: torch.Tensor, whole: TensorFact) -> bool:
     return sorted(dims, key=value.stride) == sorted(dims, key=whole.stride.__getitem__)
 
 
-def in_format(graph: fx.Graph, mode: FakeTensorMode, node: fx.Node, whole: TensorFact) -> fx.Node:
+def slices_of(part: torch.Tensor, dim: int | None) -> Iterator[torch.Tensor]:
+    """A slice as it is planned, and one of a single entry, as there may be at an edge: a dim that says nothing then."""
+    yield part
+    if dim is not None:
+        yield part.as_strided([*part.shape[:dim], 1, *part.shape[dim + 1 :]], part.stride())
+
+
+def in_format(graph: fx.Graph, mode: FakeTensorMode, node: fx.Node, whole: TensorFact, dim: int | None) -> fx.Node:
     """A slice that kernels take for the memory format of the whole value, whatever its dims of one entry said before.
 
     Args:
@@ -233,11 +253,13 @@ def in_format(graph: fx.Graph, mode: FakeTensorMode, node: fx.Node, whole: Tenso
         mode: the fake mode of its values.
         node: the slice.
         whole: what it is of.
+        dim: where it is sliced; None for what is not.
     """
-    part, like = node.meta["val"], list(whole.stride)
     planned = suggests_channels_last((whole.shape, whole.stride))
-    ordered = in_order_fake(part, like)
-    alike = suggests_channels_last((ordered.shape, ordered.stride())) == planned
+    # of one channel, or one column, strides alone don't tell the order of the format
+    part, like = node.meta["val"], list(format_strides([2] * len(whole.shape), True) if planned else whole.stride)
+    ordered = [in_order_fake(each, like) for each in slices_of(part, dim)]
+    alike = all(suggests_channels_last(strided(each)) == planned for each in ordered)
     return insert_call(graph, mode, ops.in_order.default, (node, like) if alike else (node, like, False))
 
 

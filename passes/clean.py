@@ -97,6 +97,27 @@ def name_dtypes(program: Program) -> None:
                 node.target, node.args = aten.to.dtype, (source, value.dtype)
 
 
+_SHAPED_LIKE = {
+    aten.expand_as.default: aten.expand.default,
+    aten.reshape_as.default: aten.reshape.default,
+    aten.view_as.default: aten.view.default,
+}
+
+
+def name_shapes(program: Program) -> None:
+    """Write down the shape that a view takes from another tensor.
+
+    Before: `y = expand_as(x, other)`, after: `y = expand(x, [2, 8, 64, 64])`.
+    Exact because it is the same view; and `other`, which lends its shape only, need not be there. Refuses shapes that
+    are not numbers.
+    """
+    for target, named in _SHAPED_LIKE.items():
+        for node in program.graph_module.graph.find_nodes(op="call_function", target=target):
+            shape = list(node.meta["val"].shape)
+            if all(isinstance(size, int) for size in shape) and len(node.args) == 2:
+                node.target, node.args = named, (node.args[0], shape)
+
+
 def forward_copies(program: Program) -> None:
     """Let the readers of a functional `copy` read what was copied.
 

@@ -12,7 +12,7 @@ from torch._ops import OpOverload
 from sicompiler.capture import Program, compile_now
 from sicompiler.errors import PassError
 from sicompiler.facts.storages import fake_tensors
-from sicompiler.passes.clean import drop_dead_code, drop_noops, forward_copies, name_dtypes
+from sicompiler.passes.clean import drop_dead_code, drop_noops, forward_copies, name_dtypes, name_shapes
 from sicompiler.passes.dense_factors import dense_factors
 from sicompiler.passes.edit import copy_program
 from sicompiler.passes.fuse_groupnorm import fuse_groupnorm
@@ -30,7 +30,10 @@ Observer = Callable[[str, Program], None]  # called with the name of each finish
 # The whole pipeline on one screen. A plan is made between `legal` and `rewritten`: it chooses the regions that
 # `passes.outer` and `passes.loop` carry out.
 PIPELINE: dict[str, tuple[Pass, ...]] = {
-    "clean": (real_layouts, name_dtypes, drop_noops, forward_copies, drop_dead_code, sink_to_first_use),
+    "clean": (
+        *(real_layouts, name_dtypes, name_shapes, drop_noops, forward_copies),
+        *(drop_dead_code, sink_to_first_use),
+    ),
     "legal": (split_groupnorm, dense_factors, real_layouts),
     "rewritten": (fuse_groupnorm,),
 }

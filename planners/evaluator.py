@@ -17,7 +17,7 @@ from sicompiler.axes.table import Transfer
 from sicompiler.cost import Cut, Machine, Work, slice_lengths, sliced_seconds, waste, whole_seconds, work_of
 from sicompiler.facts.calls import bind
 from sicompiler.facts.storages import ALLOCATION_GRANULE_BYTES, Origin, TensorFact
-from sicompiler.facts.strides import suggests_channels_last
+from sicompiler.facts.strides import format_strides, suggests_channels_last
 from sicompiler.facts.timeline import Timeline
 from sicompiler.facts.workspace import takes_workspace, workspace_bytes
 from sicompiler.graph_view import GraphView
@@ -182,8 +182,8 @@ def shortened(tensor: TensorFact, slicing: Slicing | None, count: int | None) ->
     """A tensor cut to one slice of so many entries, as it lies in a loop's body: strides of the same order.
 
     What was dense is dense again; what is a part of something, or expanded, keeps its gaps and its strides of 0: the
-    dims that lie outside the sliced one move together as it gets shorter. What is in no memory format of torch's does
-    not get into one, as loops see to (`passes.body.in_format`).
+    dims that lie outside the sliced one move together as it gets shorter. What is in a memory format of torch's stays
+    in it, and what is in none does not get into one, as loops see to (`passes.body.in_format`).
     """
     if slicing is None or count is None:
         return tensor
@@ -202,6 +202,7 @@ def shortened(tensor: TensorFact, slicing: Slicing | None, count: int | None) ->
         stride[other] = expected
         expected *= shape[other]
     planned = suggests_channels_last((tensor.shape, tensor.stride))
-    if 1 in shape and not planned and suggests_channels_last((tuple(shape), tuple(stride))):
-        stride = [1 if size == 1 else step for size, step in zip(shape, stride, strict=True)]
+    if 1 in shape and planned != suggests_channels_last((tuple(shape), tuple(stride))):
+        ones = [1 if size == 1 else step for size, step in zip(shape, stride, strict=True)]
+        stride = list(format_strides(shape, True)) if planned else ones
     return TensorFact(tuple(shape), tuple(stride), tensor.dtype, tensor.storage, tensor.requires_grad)

@@ -17,7 +17,7 @@ from sicompiler.errors import PassError
 from sicompiler.facts.lifetimes import lifetimes
 from sicompiler.facts.storages import graph_facts
 from sicompiler.facts.timeline import timeline
-from sicompiler.passes.clean import drop_dead_code, drop_noops, name_dtypes
+from sicompiler.passes.clean import drop_dead_code, drop_noops, name_dtypes, name_shapes
 from sicompiler.passes.edit import Replacements, copy_program, insert_call
 from sicompiler.passes.legalise_groupnorm import split_groupnorm
 from sicompiler.passes.manager import PIPELINE, run_stage, verify_graph
@@ -134,6 +134,21 @@ def test_a_dtype_is_written_down() -> None:
     (converted,) = program.graph_module.graph.find_nodes(op="call_function", target=aten.to.dtype)[-1:]
     assert converted.args[1:] == (torch.float64,)
     assert not program.placeholders[1].users
+
+
+def test_a_shape_is_written_down() -> None:
+    """Else the tensor that lends it has to be there, and is made again where only the view is left of it."""
+
+    def function(x: torch.Tensor, lender: torch.Tensor) -> torch.Tensor:
+        return x.expand_as(lender) + x.reshape(4).view_as(x) * x.reshape_as(x)
+
+    shapes = (2, 1, 2), (2, 3, 2)
+    program = captured(function, *shapes)
+    name_shapes(program)
+    check(program, function, *shapes)
+    assert not any(name.endswith("_as") for name in targets(program))
+    assert not program.placeholders[1].users
+
 
 
 def test_dead_code_goes() -> None:

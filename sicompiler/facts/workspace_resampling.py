@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from sicompiler.facts.strides import has_format
 from sicompiler.facts.workspace_layout import KernelCall, channels_last, image_copy
 
 aten = torch.ops.aten
@@ -40,9 +41,14 @@ def max_pool(call: KernelCall) -> int:
 
 
 def resample_indices(call: KernelCall) -> int:
-    """Indices and weights for each row and column of the result."""
-    y = call.results[0]
-    return 4 * (8 + y.dtype.itemsize) * sum(y.shape[2:])
+    """Indices and weights for each row and column of the result; Y where a channels-last input gives another layout.
+
+    Volumes are read as channels-last where they lie so, whatever the strides of dims of one entry say
+    (`upsample_nearest3d_kernel_impl` in aten/src/ATen/native/cpu/UpSampleKernel.cpp); the result goes by those too.
+    """
+    x, y = call.operands[0], call.results[0]
+    copied = len(x.shape) == 5 and has_format((x.shape, x.stride), True) and not has_format((y.shape, y.stride), True)
+    return 4 * (8 + y.dtype.itemsize) * sum(y.shape[2:]) + (y.nbytes if copied else 0)
 
 
 def antialiased(call: KernelCall) -> int:

@@ -27,6 +27,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import torch
+from torch._prims_common import suggest_memory_format
 
 from sicompiler.errors import BadInput
 from sicompiler.ops.library import operator
@@ -112,8 +113,12 @@ def _joined(found: tuple[torch.Tensor, torch.Tensor, torch.Tensor], shape: tuple
 
 
 def channels_innermost(shape: Sequence[int], stride: Sequence[int]) -> bool:
-    """Whether channels lie beside each other, as in channels-last tensors and slices of them."""
-    return len(shape) > 2 and shape[1] > 1 and stride[1] == 1 and stride[-1] != 1
+    """Whether channels lie beside each other, as in channels-last tensors and slices of them.
+
+    Strides of dims of one entry say nothing; slices and views give them what they like.
+    """
+    apart = any(size > 1 and step != 1 for size, step in zip(shape[2:], stride[2:], strict=True))
+    return shape[1] > 1 and stride[1] == 1 and apart
 
 
 def _moments_by_rows(sample: torch.Tensor, groups: int) -> torch.Tensor:
@@ -250,8 +255,10 @@ def _result_format(x: torch.Tensor, row_major: bool) -> torch.memory_format:
     told of its first dim (which is where the native kernel gives up).
     """
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    if row_major or x.device.type != "cpu" or x.dim() not in formats or x.is_contiguous():
+    if row_major or x.device.type != "cpu" or x.dim() not in formats:
         return torch.contiguous_format
+    if x.is_contiguous():
+        return suggest_memory_format(x)  # one channel, or one position: it may lie in both formats
     least = 1
     for dim in (1, *reversed(range(2, x.dim())), 0):
         if x.shape[dim] > 1:
