@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks import coverage, demo_quality, demo_sheet, full_width, guards, planning, random_calls, random_modules
+from benchmarks import (
+    coverage,
+    demo_quality,
+    demo_sheet,
+    full_width,
+    guards,
+    planning,
+    random_calls,
+    random_layouts,
+    random_modules,
+)
 
 BENCHMARKS = {
     "coverage": coverage.main,
@@ -14,6 +24,7 @@ BENCHMARKS = {
     "guards": guards.main,
     "planning": planning.main,
     "random_calls": random_calls.main,
+    "random_layouts": random_layouts.main,
     "random_modules": random_modules.main,
 }
 

@@ -150,7 +150,6 @@ def test_a_shape_is_written_down() -> None:
     assert not program.placeholders[1].users
 
 
-
 def test_dead_code_goes() -> None:
     def function(x: torch.Tensor) -> torch.Tensor:
         x.sin().cos()
