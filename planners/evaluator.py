@@ -204,5 +204,5 @@ def shortened(tensor: TensorFact, slicing: Slicing | None, count: int | None) ->
     planned = suggests_channels_last((tensor.shape, tensor.stride))
     if 1 in shape and planned != suggests_channels_last((tuple(shape), tuple(stride))):
         ones = [1 if size == 1 else step for size, step in zip(shape, stride, strict=True)]
-        stride = list(format_strides(shape, True)) if planned else ones
+        stride = list(format_strides(shape if max(shape) > 1 else [2] * len(shape), True)) if planned else ones
     return TensorFact(tuple(shape), tuple(stride), tensor.dtype, tensor.storage, tensor.requires_grad)

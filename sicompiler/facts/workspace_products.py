@@ -66,10 +66,10 @@ def _is_taken_in_batch(tensor: TensorFact) -> bool:
 
 
 def _merged_is_taken(tensor: TensorFact) -> bool:
-    """Whether `addmm_impl_cpu_` takes the matrix that all dims but the last make as it lies."""
+    """Whether `addmm_impl_cpu_` takes the matrix that all dims but the last make as it lies; a number it may copy."""
     shape = (math.prod(tensor.shape[:-1]), tensor.shape[-1])
     stride = view_strides((tensor.shape, tensor.stride), shape) if tensor.numel else None
-    return stride is None or _is_taken(shape, stride)
+    return stride is None or (tensor.numel > 1 and _is_taken(shape, stride))
 
 
 def product(call: KernelCall) -> int:
