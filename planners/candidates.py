@@ -19,7 +19,7 @@ from sicompiler.facts.calls import takes_statistics
 from sicompiler.facts.timeline import Timeline
 from sicompiler.graph_view import GraphView
 from sicompiler.planners.evaluator import Evaluator, Floats
-from sicompiler.planners.repeats import Repeats
+from sicompiler.planners.repeats import Answers, Repeats
 from sicompiler.planners.tally import MAX_OPERATORS, MAX_SPAN, MAX_WINDOWS, Tally
 from sicompiler.region import HOISTED_BYTES, Walk
 
@@ -182,6 +182,7 @@ def candidates(
     hot_bytes: int,
     near: Timeline | None = None,
     progress: Callable[[int, int], None] | None = None,
+    known: Regions | None = None,
 ) -> Iterator[Candidate]:
     """All regions between cut positions that contain a hot operator.
 
@@ -192,11 +193,12 @@ def candidates(
         hot_bytes: an operator is hot when it makes a storage at least this big.
         near: timeline with nothing in far memory, by which cuts are chosen; that of the evaluator if not given.
         progress: called with (done, total).
+        known: what grew in graphs that have most of their operators in common with this one; it is added to.
     """
     line = near or evaluator.line
     starts, stops = cut_positions(evaluator.view, line)
     starts = sorted({*starts, *births(evaluator.view, hot_bytes)})
-    search = _Search(evaluator, set(stops), deep_cuts(evaluator.view, line), hot_bytes)
+    search = _Search(evaluator, set(stops), deep_cuts(evaluator.view, line), hot_bytes, known)
     for done, begin in enumerate(starts):  # which grow while the loop runs
         if progress is not None:
             progress(done, len(starts))
@@ -237,6 +239,8 @@ class _Grown:
         coarser: the same axis in units that would have gone on, if there are such.
         ended: why it grew no further.
         windows: whether it contains a hot operator and runs through a window.
+        base_bytes: what was alive around it.
+        deep: where it might end with halos, counted from its start; None where it runs through no window.
     """
 
     start: int
@@ -246,15 +250,18 @@ class _Grown:
     coarser: Slicing | None
     ended: Ended
     windows: bool
+    base_bytes: int
+    deep: tuple[int, ...] | None
 
     def moved(self, start: int, base_bytes: int) -> _Grown:
-        """The same of a start where the graph goes on in the same way, with so many bytes more alive around it."""
-        by, found = start - self.start, self.candidates
+        """The same of a start where the graph goes on in the same way, with so many bytes alive around it."""
+        by, found, more_bytes = start - self.start, self.candidates, base_bytes - self.base_bytes
         if found:
             beyond = self._peaks == np.iinfo(np.int64).max  # what no budget allows
-            peaks = np.where(beyond, self._peaks, self._peaks + base_bytes)
+            peaks = np.where(beyond, self._peaks, self._peaks + more_bytes)
             found = tuple(c.moved(by, row) for c, row in zip(found, peaks, strict=True))
-        return replace(self, start=start, stop=self.stop + by, blocked=self.blocked + by, candidates=found)
+        stop, blocked = self.stop + by, self.blocked + by
+        return replace(self, start=start, stop=stop, blocked=blocked, candidates=found, base_bytes=base_bytes)
 
     @cached_property
     def _peaks(self) -> npt.NDArray[np.int64]:
@@ -262,27 +269,43 @@ class _Grown:
         return np.array([c.peak_bytes for c in self.candidates])
 
 
-class _Search:
-    """Grows regions, and remembers them for blocks that repeat."""
+Regions = Answers[_Grown]  # what grew, by what it grew from
 
-    def __init__(self, evaluator: Evaluator, ends: Set[int], deep: set[int], hot_bytes: int) -> None:
+
+class _Search:
+    """Grows regions, and remembers them for blocks that repeat, in this graph and in others."""
+
+    def __init__(
+        self, evaluator: Evaluator, ends: Set[int], deep: set[int], hot_bytes: int, known: Regions | None
+    ) -> None:
         self.evaluator, self.view, self.ends, self.deep = evaluator, evaluator.view, ends, deep
         self.end = len(self.view.facts.nodes)
         self._hot = [any(self.view.facts.storages[s].nbytes >= hot_bytes for s in made) for made in self.view.made]
-        self._repeats: Repeats[_Grown] = Repeats(self.view, ends, set(deep))
+        self._repeats = Repeats(self.view, ends, set(deep), self._hot, known)
+        # An answer of another graph is right here if that is searched alike; one of this graph in any case.
+        self._others = (evaluator.device_type, repr(evaluator.machine), bool(self.view.far))
+        self._own = self._repeats.fresh_number()
         self._crossed: set[tuple[int, Slicing | None]] = set()  # where a region without a limit has passed
 
     def grow(self, start: int, seed: Slicing) -> _Grown:
         """All regions from a start along one slicing."""
-        key = (seed, start in self.deep)
-        known = self._repeats.find(start, key)
+        key, base_bytes = (seed, start in self.deep), int(self.evaluator.line.crossing_bytes[start])
+        known = self._repeats.find(start, (*key, self._own))
         if known is not None:
-            crossing = self.evaluator.line.crossing_bytes
-            return known.moved(start, int(crossing[start] - crossing[known.start]))
-        found = self._grow(start, seed)
+            return known.moved(start, base_bytes)
+        other = self._repeats.find(start, (*key, self._others))
+        if other is not None and other.deep in (None, self._deep_in(start, start + other.stop - other.start)):
+            found = other.moved(start, base_bytes)
+        else:
+            found = self._grow(start, seed)
         if max(found.stop, found.blocked) < self.end:
-            self._repeats.keep(start, key, max(found.stop, found.blocked) + 1 - start, found)
+            for asked in (self._own, self._others):
+                self._repeats.keep(start, (*key, asked), max(found.stop, found.blocked) + 1 - start, found)
         return found
+
+    def _deep_in(self, start: int, stop: int) -> tuple[int, ...]:
+        """Where a region with halos may end, counted from its start; more places are added during a search."""
+        return tuple(p - start for p in range(start + 1, stop + 1) if p in self.deep)
 
     def _grow(self, start: int, seed: Slicing) -> _Grown:
         view = self.view
@@ -318,7 +341,9 @@ class _Search:
             # Whole strides of a window, whole blocks of an upsampled axis, whole heads.
             coarser = Slicing(seed.dim, seed.outer, seed.size // walk.coarser, seed.inner * walk.coarser)
         blocked = blocked if walk.stop > start else start
-        return _Grown(start, walk.stop, blocked, tuple(found), coarser, ended, seen_hot and bool(walk.windows))
+        windows, base_bytes = bool(walk.windows), int(self.evaluator.line.crossing_bytes[start])
+        deep = self._deep_in(start, walk.stop) if windows else None
+        return _Grown(start, walk.stop, blocked, tuple(found), coarser, ended, seen_hot and windows, base_bytes, deep)
 
     def go_on(self, grown: _Grown, seed: Slicing) -> Iterator[Candidate]:
         """The region that a limit ended, run on to where its axis ends, if little else is alive meanwhile.

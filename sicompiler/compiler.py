@@ -20,6 +20,7 @@ from sicompiler.passes.loop import outline_loops
 from sicompiler.passes.manager import Observer, run_stage
 from sicompiler.passes.outer import wrap_outer
 from sicompiler.plan import Plan, RegionPlan
+from sicompiler.planners.candidates import Regions
 from sicompiler.planners.dp import Choice
 from sicompiler.planners.registry import Solver, planner_named
 from sicompiler.search.analysis import Analysis, analyze
@@ -308,6 +309,7 @@ def make_planner(
     store: Store | None = None,
     digest: str | None = None,
     call: str = "",
+    regions: Regions | None = None,
 ) -> Planner:
     """Analyse a captured program; what is searched in it depends on the budgets that are asked for.
 
@@ -326,6 +328,7 @@ def make_planner(
             is not known.
         digest: of the program, where that is known.
         call: what tells the call from others, the code of the model included.
+        regions: what grew in programs that are like this one; it is added to.
     """
     machine = machine or MACHINES[device_type]
     known = None
@@ -334,7 +337,7 @@ def make_planner(
         told = (model, weights_bytes, dtype, device_type, machine, phase)
         known = None if digest is None else KnownPlans.of(store, digest, *told)
     analyse = functools.partial(analyze, program, device_type, observer=observer)
-    source = Searches(analyse, machine, progress, dict(timings or {}))
+    source = Searches(analyse, machine, progress, dict(timings or {}), regions)
     if known is None:
         _ = source.analysis
     return Planner(model, source, weights_bytes, dtype, phase, captured=program, known=known, call=call)

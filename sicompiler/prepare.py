@@ -21,6 +21,7 @@ from sicompiler.errors import BadInput
 from sicompiler.guards import ModuleGuards
 from sicompiler.guards.durable import constants_of
 from sicompiler.passes.manager import Observer
+from sicompiler.planners.candidates import Regions
 from sicompiler.search.search import Progress
 
 
@@ -198,6 +199,7 @@ def analyse(
     store: Store | None = None,
     digest: str | None = None,
     call: str = "",
+    regions: Regions | None = None,
 ) -> Planner:
     """Analyse a program of a model: one that was captured, or a part of such.
 
@@ -213,6 +215,7 @@ def analyse(
         store: where plans of earlier processes lie.
         digest: of the program, where that is known.
         call: what tells the call from others, the code of the model included.
+        regions: what grew in programs that are like this one; it is added to.
     """
     return make_planner(
         program,
@@ -227,4 +230,5 @@ def analyse(
         store=store,
         digest=digest,
         call=call,
+        regions=regions,
     )

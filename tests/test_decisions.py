@@ -198,6 +198,32 @@ def test_where_a_bound_serves_nothing_is_decided() -> None:
     assert capture(Asking(attend).eval(), x_and_mask()).decided == ()
 
 
+def test_a_yes_or_no_is_decided_in_the_first_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No bound stands for it, and what a bound stands for stays open beside it."""
+
+    def checked(model: Any, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        torch._check((mask.sum() > 0).item())
+        q, text = x.view(1, 1, 2, 8), x.view(1, 1, 2, 8).repeat(1, 1, 4, 1)
+        kv = torch.cat([q, text[:, :, torch.nonzero(mask).flatten()]], dim=2)
+        result: torch.Tensor = nn.functional.scaled_dot_product_attention(q, kv, kv)
+        return result if not torch.equal(x[0], x[1]) else -result
+
+    traces: list[int] = []
+    export = torch.export.export
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        traces.append(1)
+        return export(*args, **kwargs)
+
+    monkeypatch.setattr(torch.export, "export", counted)
+    model = Asking(checked).eval()
+    program = capture(model, x_and_mask())
+    assert [one.outcome for one in program.decided] == [(True,), (False,)]
+    assert len(traces) == 1
+    for call in (x_and_mask(3), x_and_mask(5, -2.0)):
+        assert errors(run_program(program, model, call, {}), model(*call))[1] <= FLOAT64
+
+
 def test_weights_buffers_and_plain_tensors_that_change_are_asked_again() -> None:
     def function(model: Any, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         y = x[:, : int(model.limits[0])] * int(model.plain[0])

@@ -84,6 +84,21 @@ def test_release_leaves_nothing_behind() -> None:
         sicompiler.report(pipe)
 
 
+def test_the_registry_that_a_first_call_ends_with_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
+    """Models of diffusers that may be cached get an attribute where their first call ends."""
+    from diffusers import CacheMixin
+
+    pipe = mini()
+    pipe.unet.__class__ = type("CachedUNet", (CacheMixin, type(pipe.unet)), {})
+    reference = pipe(picture())
+    vars(pipe.unet).pop("_diffusers_hook")
+    sicompiler.compile_for_budget(pipe, ROOMY)
+    for _ in range(2):
+        assert close(pipe(picture()), reference)
+    assert "_diffusers_hook" in vars(pipe.unet)
+    assert not [message for message in caplog.messages if "planned again" in message]
+
+
 def test_offloading_switched_on_afterwards_keeps_the_patch_for_every_run() -> None:
     pipe = mini()
     reference = pipe(picture())

@@ -91,7 +91,7 @@ def test_where_fewer_steps_are_nearer_nothing_is_skipped(
     calls, asked = _prompted_calls(3), list[int]()
     wanted: dict[str, Any] = {"calls": calls, "held_out": 1, "order": 0, **target}
 
-    def fewer(self: Trials, share: float) -> tuple[list[Difference], int]:
+    def fewer(self: Trials, share: float, _: object = None) -> tuple[list[Difference], int]:
         asked.append(round(share * STEPS))
         nearer = where == "learned" or self.calls == 1
         return [Difference(1e-6, 99.0, {}, 1e-6 if nearer else math.inf)] * self.calls, asked[-1]

@@ -11,12 +11,14 @@ import torch
 
 import sicompiler
 from sicompiler import Rehash
+from sicompiler.adapters import learning
 from sicompiler.adapters.calibrate import learn
 from sicompiler.adapters.component import ComponentState
 from sicompiler.adapters.pipeline import PipelineState, pipeline_state
 from sicompiler.adapters.references import References
 from sicompiler.adapters.runs import ending_after, run_call
 from sicompiler.adapters.script import Script
+from sicompiler.planners import cuts
 from sicompiler.planners.cuts import Cut
 from sicompiler.rehash.recorder import Recorder, Turn
 from sicompiler.search.search import Progress
@@ -28,7 +30,9 @@ pytestmark = pytest.mark.usefixtures("fast_skips", "cached")
 
 def _learning(**wanted: Any) -> PipelineState:
     pipe = sicompiler.compile_for_budget(mini(), ROOMY, rehash=Rehash(speedup=1.5, **wanted))
-    return pipeline_state(pipe, "learn")
+    state = pipeline_state(pipe, "learn")
+    state.patch("_alive", pipe)  # a state keeps no pipeline: without a circle it could go before it is called
+    return state
 
 
 @pytest.fixture
@@ -112,6 +116,20 @@ def test_runs_that_are_learned_from_take_turns_at_probing() -> None:
         }
         assert len(probed) == 4 * 7, "together they probe every cut at every evaluation"
         assert len([n for n in range(4) if Recorder(cuts, Turn(0, runs)).probes(n, 3)]) == 4 // min(runs, 4)
+
+
+def test_cuts_are_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[int] = []
+    search = cuts.candidate_cuts
+
+    def counted(*args: Any) -> Any:
+        looked.append(1)
+        return search(*args)
+
+    monkeypatch.setattr(learning, "candidate_cuts", counted)
+    state = _learning()
+    learn(state, call_list(3))
+    assert len(looked) == 1
 
 
 def test_features_that_take_too_much_room_are_not_watched(monkeypatch: pytest.MonkeyPatch) -> None:

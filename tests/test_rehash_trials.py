@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+import torch
 
 import sicompiler
 from sicompiler import RehashPlan
 from sicompiler.adapters.component import ComponentState
+from sicompiler.adapters.contest import Contest
+from sicompiler.adapters.runs import Difference, Run
 from sicompiler.adapters.subgraph import Part
+from sicompiler.adapters.trials import Trials, key_of, typical_seconds
+from sicompiler.planners.steps import Prediction
+from sicompiler.rehash.evaluation import Evaluation
+from sicompiler.rehash.timings import Seconds, Timings
 from tests.mini_pipeline import mini
-from tests.mini_rehash import call_list, plan_of, rehashed, skipping_is_fast, told_clock
+from tests.mini_rehash import call_list, half_plan, plan_of, rehashed, skipping_is_fast, told_clock
 
 pytestmark = pytest.mark.usefixtures("cached")
 
@@ -96,3 +106,104 @@ def test_a_speed_is_met_without_held_out_runs_too(monkeypatch: pytest.MonkeyPatc
     plan = plan_of(pipe)
     assert not plan.certified
     assert plan.speedup >= 1.5
+
+
+def _run(seconds: Sequence[tuple[bool, float]]) -> Run:
+    """A run whose evaluations are skipped or not, and take so long."""
+    last = Prediction((0,), (1.0,))
+    rows = [Evaluation(n, 0, last if skipped else None, seconds=taken) for n, (skipped, taken) in enumerate(seconds)]
+    return Run([], torch.zeros(1), tuple(rows), 0.0)
+
+
+def test_what_else_the_machine_did_for_a_moment_does_not_count() -> None:
+    rows = [(False, 4.0), (False, 4.0), (False, 40.0), (True, 1.0), (False, 6.0), (True, 1.0), (False, 6.0)]
+    rows += [(True, 9.0), (True, 1.0), (False, 6.0)]
+    assert typical_seconds(_run(rows), skipped=False) == pytest.approx((3 * 4.0 + 3 * 6.0) / 6)
+    assert typical_seconds(_run(rows), skipped=True) == 1.0
+    assert math.isnan(typical_seconds(_run(rows[:3]), skipped=True))
+
+
+def test_an_evaluation_that_keeps_features_is_no_faster_than_one_that_keeps_none() -> None:
+    """The machine was busy while evaluations in full were timed beside the run of a plan."""
+    plan, timings = half_plan(mini()), Timings()
+    timings.measured(plan, Seconds(whole=6.0, full=4.0, skip=1.0, step=0.0, outside=0.0))
+    (corrected,) = timings.corrected([plan])
+    assert (corrected.whole_seconds, corrected.full_seconds) == (6.0, 6.0)
+    assert corrected.speedup < len(plan.steps) / len(plan.full)
+    timings.measured(plan, Seconds(whole=4.0, full=6.0, skip=1.0, step=0.0, outside=0.0))
+    assert timings.corrected([plan])[0].full_seconds == 6.0
+
+
+class _Told(Trials):
+    """Trials that are told what each plan shows: its error, and how slow it turns out to be."""
+
+    def __init__(self, shown: dict[object, tuple[float, float]]) -> None:
+        self.shown, self.tried = shown, list[object]()
+
+    def corrected(self, plans: Sequence[RehashPlan]) -> list[RehashPlan]:
+        slow = {key: self.shown[key][1] for key in self.tried}
+        return [dataclasses.replace(p, step_seconds=slow.get(key_of(p), p.step_seconds)) for p in plans]
+
+    def try_on(self, plan: RehashPlan, number: int, limit: float = math.inf) -> Difference:
+        self.tried.append(key_of(plan))
+        error = self.shown[key_of(plan)][0]
+        return Difference(error, 0.0, {}, error)
+
+    def _tell(self, *_: Any) -> None:
+        pass
+
+
+def test_what_is_estimated_further_than_a_beaten_plan_of_the_same_cut_is_not_tried() -> None:
+    plan = dataclasses.replace(half_plan(mini()), whole_seconds=4.0, full_seconds=4.0, skip_seconds=1.0, step_seconds=0)
+    steps = plan.steps
+
+    def other(cut: int, size: int, predicted: float, skipped: int) -> RehashPlan:
+        left = [index for index, prediction in enumerate(steps) if prediction is not None][skipped:]
+        fewer = tuple(None if index in left else prediction for index, prediction in enumerate(steps))
+        return dataclasses.replace(plan, cut=(cut,), snapshot_bytes=size, predicted_error=predicted, steps=fewer)
+
+    small, large, more = other(1, 1, 0.01, 4), other(2, 2, 0.01, 3), other(2, 2, 0.012, 4)
+    trials = _Told({key_of(small): (0.015, 0.0), key_of(large): (0.02, 100.0), key_of(more): (0.01, 0.0)})
+    trials._try_on_one([small, large, more], 1.3, 16, {})
+    assert trials.tried == [key_of(small), key_of(large)]
+    trials = _Told({key_of(small): (0.015, 0.0), key_of(large): (0.014, 100.0), key_of(more): (0.01, 0.0)})
+    trials._try_on_one([small, large, more], 1.3, 16, {})
+    assert trials.tried == [key_of(small), key_of(large), key_of(more)], "it was too slow, and nearer than the best"
+
+
+class _Shorter(Trials):
+    """Calls with fewer steps that are told how far they end from the full ones."""
+
+    def __init__(self, frames: Sequence[float]) -> None:
+        self.frames, self.made = frames, 0
+
+    @property
+    def calls(self) -> int:
+        return len(self.frames)
+
+    def fewer_steps(
+        self, share: float, enough: Callable[[Sequence[Difference]], bool] = lambda _: False
+    ) -> tuple[list[Difference], int]:
+        found = [Difference(f, 0.0, {}, f) for f in self.frames]
+        self.made = next((n for n in range(1, len(found)) if enough(found[:n])), len(found))
+        return found[: self.made], 4
+
+
+@pytest.mark.parametrize(
+    ("frames", "made", "won"),
+    [
+        ([0.1, 0.1, 0.1, 0.1], 2, True),
+        ([0.02, 0.1, 0.02, 0.1], 3, True),
+        ([0.0, 0.0, 0.1, 0.1], 4, True),
+        ([0.0, 0.0, 0.0, 0.1], 4, False),
+        ([0.011, 0.011, 0.011, 0.011], 4, False),
+    ],
+)
+def test_fewer_steps_are_made_until_it_is_certain_that_a_plan_wins(frames: list[float], made: int, won: bool) -> None:
+    plan, own = half_plan(mini()), [Difference(0.01, 0.0, {}, 0.01)] * 4
+    learned, held_out = _Shorter(frames), _Shorter(frames)
+    contest = Contest(learned, held_out, accept_worse=False)
+    assert contest.won(plan, own, held_out=False) == won
+    assert learned.made == made
+    assert contest.won(plan, own, held_out=True) == won
+    assert held_out.made == 4, "what these show is told"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -10,9 +11,11 @@ from torch import nn
 
 from sicompiler.api import prepare
 from sicompiler.capture import capture
+from sicompiler.cost import MACHINES
 from sicompiler.planners import candidates as searching
 from sicompiler.planners.repeats import Repeats
-from sicompiler.study import study
+from sicompiler.search.search import make_search
+from sicompiler.study import Graph, study
 from tests.zoo import tiny
 
 Row = tuple[Any, ...]
@@ -117,3 +120,59 @@ def test_candidates_are_those_of_a_search_without_repeats(name: str, monkeypatch
     monkeypatch.setattr(Repeats, "find", lambda *_: None)
     assert rows(prepare(module, args, kwargs)[1]) == ours
     assert with_repeats < len(grown), "a block that repeats is searched once"
+
+
+class Stages(nn.Module):
+    """Convolutions and layers of tokens one after the other; shows what some of them give beside its result."""
+
+    def __init__(self, shown: int) -> None:
+        super().__init__()
+        self.shown = shown
+        self.convs = nn.ModuleList(nn.Conv2d(4, 4, 3, padding=1) for _ in range(6))
+        self.layers = nn.ModuleList(nn.Linear(16, 16) for _ in range(6))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        found = []
+        for conv, layer in zip(self.convs, self.layers, strict=True):
+            x = x + torch.relu(layer(conv(x))) * 2.0
+            found.append(x)
+        return (x.mean(dim=1), *found[len(found) - self.shown :])
+
+
+def candidates_of(graph: Graph, known: searching.Regions | None) -> list[Row]:
+    found = make_search(graph, None, [], MACHINES["cpu"], None, known=known).problem.candidates
+    return [(c.start, c.stop, c.seed, c.lengths, c.peak_bytes.tolist(), c.seconds.tolist()) for c in found]
+
+
+def test_a_graph_is_searched_with_what_others_have_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for the parts of a denoiser: one graph, more or less of which is shown, planned one after the other."""
+    graphs = [study(capture(Stages(shown).eval(), (torch.zeros(2, 4, 16, 16),), {}), "cpu") for shown in (2, 1, 0)]
+    grown: list[int] = []
+    grow = searching._Search._grow
+
+    def counted(self: Any, *args: Any) -> Any:
+        grown.append(1)
+        return grow(self, *args)
+
+    monkeypatch.setattr(searching._Search, "_grow", counted)
+    alone = [candidates_of(graph, None) for graph in graphs]
+    apart, known = len(grown), searching.Regions()
+    grown.clear()
+    assert [candidates_of(graph, known) for graph in graphs] == alone
+    assert len(grown) < 0.9 * apart
+    known.forget()
+    assert candidates_of(graphs[0], known) == alone[0]
+
+
+def test_answers_of_another_machine_are_no_answers() -> None:
+    graph = study(capture(Stages(0).eval(), (torch.zeros(2, 4, 16, 16),), {}), "cpu")
+    slow = dataclasses.replace(MACHINES["cpu"], memory_bandwidth=1e6)
+    known = searching.Regions()
+    alone: list[list[Row]] = []
+    found: list[list[Row]] = []
+    for machine in (MACHINES["cpu"], slow):
+        for rows, shared in ((alone, None), (found, known)):
+            problem = make_search(graph, None, [], machine, None, known=shared).problem
+            rows.append([candidate.seconds.tolist() for candidate in problem.candidates])
+    assert found == alone
+    assert alone[0] != alone[1]

@@ -113,6 +113,8 @@ def learn(state: PipelineState, calls: Sequence[Mapping[str, Any]], references: 
     rehash, references, scripts = state.rehash, references or References(state, calls), dict[int, Script]()
     assert rehash is not None
     notes = Notes(rehash, state.pipe, calls)
+    for component in state.components.values():
+        component.analyses.keep()
     try:
         for number in notes.waiting:
             tell(state, "learning", number, len(calls))
@@ -256,7 +258,7 @@ def _compared(plan: RehashPlan, contest: Contest, even: RehashPlan) -> RehashPla
     others = []
     if key_of(even) != key_of(plan) and (found := contest.verifying.run(even)) is not None:
         others.append(worst_of("uniform", len(even.full), found))
-    if (fewer := contest.fewer(plan, held_out=True)) is not None:
+    if (fewer := contest.fewer(plan)) is not None:
         others.append(fewer)
     verified = replace(plan.verified, others=tuple(others))
     for line in verified.nearer:

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 
+from sicompiler.adapters.analyses import Analyses
 from sicompiler.adapters.records import Record, Shortage
 from sicompiler.adapters.rehearsal import Stopped
 from sicompiler.adapters.roles import check_component
-from sicompiler.adapters.subgraph import Kind, Part
+from sicompiler.adapters.subgraph import Part
 from sicompiler.adapters.tenants import SharedState, Tenant
 from sicompiler.adapters.untouched import UntouchedCall, check_inputs, key_of, untouched_call
 from sicompiler.adapters.weights import storages, weights_of
@@ -57,7 +58,7 @@ class ComponentState(SharedState):
         self.beside: dict[int, frozenset[str]] = {}  # by id of a plan: what else was on the device when it was made
         self.programs: dict[Hashable, Program] = {}  # clean and whole, of which parts are made
         self.parts: dict[tuple[Hashable, Part], Compiled] = {}  # by call
-        self.analyses: dict[tuple[Hashable, Kind, tuple[int, ...]], Planner] | None = None
+        self.analyses = Analyses()
         self.planning_seconds = 0.0  # spent so far, in calls that were timed otherwise
         self._room: dict[tuple[Hashable, Part], int] = {}  # bytes of features beside each part, at each shape
 
@@ -241,7 +242,7 @@ class ComponentState(SharedState):
         program = self.programs.get(self.key_of(args, kwargs))
         if program is None:
             return super()._prepared(args, kwargs)
-        return analyse(self.model, program, method=self.method, progress=self.progress)
+        return self._analysis_of(program)
 
     @contextlib.contextmanager
     def _planning(self) -> Iterator[None]:
@@ -252,26 +253,21 @@ class ComponentState(SharedState):
             self.planning_seconds += time.perf_counter() - began
 
     def _analysed(self, call: Hashable, part: Part, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Planner:
-        """The planner of a part; while `analyses` is a dict it is kept there.
+        """The planner of a part; parts that differ in what is held beside them have the same."""
+        return self.analyses.planner(
+            (call, part.kind, part.cut),
+            lambda: self._analysis_of(part.of(self.whole_program(args, kwargs, call))),
+        )
 
-        Parts that differ in what is held beside them are planned from one analysis, and analyses are large.
-        """
-        key, kept = (call, part.kind, part.cut), self.analyses
-        if kept is not None and key in kept:
-            return kept[key]
-        cut = part.of(self.whole_program(args, kwargs, call))
-        found = analyse(self.model, cut, method=self.method, progress=self.progress, store=self.store)
-        if kept is not None:
-            kept[key] = found
-        return found
-
-    def keep_analyses(self) -> None:
-        """Keep what parts are planned from, until they are forgotten: many parts of the same cut are to come."""
-        self.analyses = self.analyses or {}
+    def _analysis_of(self, program: Program) -> Planner:
+        regions = self.analyses.regions
+        return analyse(
+            self.model, program, method=self.method, progress=self.progress, store=self.store, regions=regions
+        )
 
     def forget_parts(self, but: Collection[Part]) -> None:
         """Let go of all parts but some, and of what they were planned from."""
-        self.analyses = None
+        self.analyses.forget()
         gone = {id(compiled) for key, compiled in self.parts.items() if key[1] not in but}
         self.parts = {key: compiled for key, compiled in self.parts.items() if id(compiled) not in gone}
         self.records = [record for record in self.records if id(record.ran) not in gone]

@@ -42,6 +42,9 @@ def without_a_call(
     return refit
 
 
+EXACT = Difference(0.0, math.inf, {}, 0.0)  # no run can be nearer
+
+
 class Contest:
     """Plans against fewer steps, on calls that each plan was checked on.
 
@@ -56,7 +59,6 @@ class Contest:
 
     def __init__(self, trials: Trials, verifying: Trials, *, accept_worse: bool) -> None:
         self.trials, self.verifying, self._accept_worse = trials, verifying, accept_worse
-        self._fewer: dict[tuple[int, bool], tuple[list[Difference], int] | None] = {}
         self.lost: list[str] = []
 
     def won(self, plan: RehashPlan, found: Sequence[Difference], *, held_out: bool) -> bool:
@@ -67,11 +69,11 @@ class Contest:
             found: on which calls it ended how far from the full run.
             held_out: whether these are the calls that were held out.
         """
-        other = self.fewer(plan, held_out=held_out)
+        own = worst_of("plan", len(plan.full), found)
+        other = self._fewer(plan, own, held_out=held_out)
         if other is None:
             return True  # the pipeline can't take fewer steps
-        own = worst_of("plan", len(plan.full), found)
-        if own.frames < MARGIN * other.frames and own.median_frames < MARGIN * other.median_frames:
+        if _is_nearer(own, other):
             return True
         line = (
             f"{other.full} steps in full end nearer to the full run, or not clearly further from it, than the best "
@@ -84,20 +86,36 @@ class Contest:
             self.lost.append(line)
         return self._accept_worse
 
-    def fewer(self, plan: RehashPlan, *, held_out: bool) -> Other | None:
-        """What fewer steps make of the calls in the time of a plan; None where a pipeline can't take fewer.
+    def fewer(self, plan: RehashPlan) -> Other | None:
+        """What fewer steps make of the calls held out in the time of a plan; None where a pipeline can't take fewer."""
+        return self._fewer(plan, None, held_out=True)
+
+    def _fewer(self, plan: RehashPlan, own: Other | None, *, held_out: bool) -> Other | None:
+        """What fewer steps make of some calls in the time of a plan; None where a pipeline can't take fewer.
 
         Args:
             plan: whose time they take.
-            held_out: whether of the calls that were held out, or else of those that were learned from.
+            own: what it has shown. Of calls that were learned from, no more are made than it takes to see that it wins:
+                the others, however near, would not change that.
+            held_out: whether of the calls that were held out, all of which are told of.
         """
         trials = self.verifying if held_out else self.trials
         steps = math.ceil(plan.evaluations / plan.loop_speedup)  # for them: seconds are not that exact
-        key = steps, held_out
-        if key not in self._fewer:
-            self._fewer[key] = trials.fewer_steps(steps / plan.evaluations)
-        runs = self._fewer[key]
-        return None if runs is None else worst_of(FEWER, runs[1], runs[0])
+
+        def enough(found: Sequence[Difference]) -> bool:
+            rest = [EXACT] * (trials.calls - len(found))
+            return own is not None and not held_out and _is_nearer(own, worst_of(FEWER, steps, [*found, *rest]))
+
+        runs = trials.fewer_steps(steps / plan.evaluations, enough)
+        if runs is None:
+            return None
+        rest = [EXACT] * (trials.calls - len(runs[0]))
+        return worst_of(FEWER, runs[1], [*runs[0], *rest])
+
+
+def _is_nearer(own: Other, other: Other) -> bool:
+    """Whether a plan wins: its worst frames and their median are clearly below those of fewer steps."""
+    return own.frames < MARGIN * other.frames and own.median_frames < MARGIN * other.median_frames
 
 
 def worst_of(method: str, full: int, runs: Sequence[Difference]) -> Other:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,11 +13,10 @@ from sicompiler.adapters.parts import distance, held_bytes, watching
 from sicompiler.capture import Program, flatten_inputs
 from sicompiler.cost import MACHINES
 from sicompiler.errors import BadInput, OverBudget
-from sicompiler.planners.cuts import candidate_cuts
+from sicompiler.planners.cuts import Cut, candidate_cuts
 from sicompiler.rehash.evaluation import Evaluation
 from sicompiler.rehash.lessons import Lessons
 from sicompiler.rehash.loop import DenoisingLoop, NextCall
-from sicompiler.rehash.recorder import Recorder, Turn
 from sicompiler.search.search import whole_seconds_of
 from sicompiler.study import study
 from sicompiler.units import format_bytes
@@ -29,13 +28,12 @@ MOST_LEFT = 0.35  # share of the time a skipped evaluation may cost
 MOST_HELD = 0.25  # share of the room that features may take: beside larger ones, the rest runs in small slices
 
 
-def recorder_for(component: ComponentState, program: Program, turn: Turn) -> Recorder:
-    """What watches the features of a few cuts.
+def cuts_of(component: ComponentState, program: Program) -> dict[Cut, tuple[str, ...]]:
+    """The cuts whose features are watched while learning, with the names of their nodes.
 
     Args:
         component: the denoiser.
         program: of it, clean.
-        turn: at which evaluations each cut is probed.
 
     Raises:
         BadInput: there is no legal cut.
@@ -50,7 +48,7 @@ def recorder_for(component: ComponentState, program: Program, turn: Turn) -> Rec
             "its time left: Step Rehash can't skip any of it"
         )
     names = [node.name for node in program.graph_module.graph.nodes]
-    return Recorder({cut: tuple(names[p] for p in cut.positions) for cut in found[:CUTS]}, turn)
+    return {cut: tuple(names[p] for p in cut.positions) for cut in found[:CUTS]}
 
 
 def record(
@@ -61,6 +59,7 @@ def record(
     device: torch.device,
     now: Callable[[torch.device], float],
     *,
+    key: Hashable,
     same: bool,
 ) -> Any:
     """Run the denoiser in full and write down what it shows: its features, and what errors of them do to the output.
@@ -74,6 +73,7 @@ def record(
         kwargs: of the same.
         device: where it runs.
         now: the time, once the device has done what it was asked for.
+        key: of the call (`ComponentState.key_of`).
         same: whether the call has the graph of the first one.
 
     Returns:
@@ -83,8 +83,8 @@ def record(
         OverBudget: there is no room to watch even one cut at the first call.
     """
     call = loop.next_call()
-    if same and _has_room(component, loop, args, kwargs):
-        return _watched(component, loop, call, (args, kwargs), device, now)
+    if same and _has_room(component, loop, args, kwargs, key):
+        return _watched(component, loop, call, (args, kwargs, key), device, now)
     loop.unwatched()
     started = now(device)
     result = component.run_whole(args, kwargs, device)
@@ -92,13 +92,15 @@ def record(
     return result
 
 
-def _has_room(component: ComponentState, loop: DenoisingLoop, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+def _has_room(
+    component: ComponentState, loop: DenoisingLoop, args: Sequence[Any], kwargs: Mapping[str, Any], key: Hashable
+) -> bool:
     """Whether all cuts can be watched in this call; in the first one, those that can't are left out.
 
     Raises:
         OverBudget: there is no room to watch even one cut at the first call.
     """
-    recorder, whole = loop.recorder, component.whole_program(args, kwargs)
+    recorder, whole = loop.recorder, component.whole_program(args, kwargs, key)
     assert recorder is not None
     if not recorder.recorded(0):
         while len(recorder.cuts) > 1 and held_bytes(recorder, whole) > MOST_HELD * component.room_bytes:
@@ -107,7 +109,7 @@ def _has_room(component: ComponentState, loop: DenoisingLoop, args: Sequence[Any
     while True:
         try:
             for part in watching(recorder, whole):
-                component.part_for(part, args, kwargs)
+                component.part_for(part, args, kwargs, key)
         except OverBudget:
             if recorder.recorded(0):
                 return False
@@ -124,15 +126,15 @@ def _watched(
     component: ComponentState,
     loop: DenoisingLoop,
     call: NextCall,
-    inputs: tuple[Sequence[Any], Mapping[str, Any]],
+    inputs: tuple[Sequence[Any], Mapping[str, Any], Hashable],
     device: torch.device,
     now: Callable[[torch.device], float],
 ) -> Any:
-    recorder, branch, (args, kwargs) = loop.recorder, call.branch, inputs
+    recorder, branch, (args, kwargs, key) = loop.recorder, call.branch, inputs
     assert recorder is not None
     flat = flatten_inputs(args, kwargs)[0]
-    watched, *probes = watching(recorder, component.whole_program(args, kwargs))
-    full = component.part_for(watched, args, kwargs)
+    watched, *probes = watching(recorder, component.whole_program(args, kwargs, key))
+    full = component.part_for(watched, args, kwargs, key)
     started = now(device)
     result, values = component.run_part(full, flat, recorder.held, device)
     seconds = now(device) - started
@@ -141,7 +143,7 @@ def _watched(
         before = recorder.previous(number, branch)
         if before is None or not recorder.probes(number, loop.step):
             continue
-        skip = component.part_for(probes[number], args, kwargs)
+        skip = component.part_for(probes[number], args, kwargs, key)
         component.place_weights(skip, device)  # other parts are watched here than will run: they move other weights
         started = now(device)
         moved = component.run_part(skip, [*flat, *before], [*recorder.held, *values], device)

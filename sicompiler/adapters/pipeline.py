@@ -22,6 +22,7 @@ from sicompiler.adapters.residency import Residency
 from sicompiler.adapters.roles import (
     Phase,
     Role,
+    as_after_a_call,
     check_component,
     check_pipeline,
     modules_of,
@@ -162,6 +163,8 @@ class PipelineState:
         @functools.wraps(entrance)
         def watched(*args: Any, **kwargs: Any) -> Any:
             self.check()
+            for part in modules_of(pipe).values():
+                as_after_a_call(part)
             return entrance(*args, **kwargs)
 
         self.patch(ENTRANCE, watched)

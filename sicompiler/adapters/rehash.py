@@ -14,20 +14,21 @@ import torch.utils._pytree as pytree
 
 from sicompiler.adapters.component import ComponentState
 from sicompiler.adapters.guidance import guidance_of
-from sicompiler.adapters.learning import learn_from, nothing_learned, record, recorder_for
+from sicompiler.adapters.learning import cuts_of, learn_from, nothing_learned, record
 from sicompiler.adapters.looping import BAR
 from sicompiler.adapters.parts import kind_of, named_inputs, parts_of
 from sicompiler.adapters.roles import Phase
 from sicompiler.adapters.script import Script
 from sicompiler.capture import flatten_inputs, structure
 from sicompiler.errors import BadInput
+from sicompiler.planners.cuts import Cut
 from sicompiler.rehash.choose import Subject, by_rule, fastest_within, most_exact_at, planned, with_frontier
 from sicompiler.rehash.evaluation import Evaluation
 from sicompiler.rehash.kinds import TIME
 from sicompiler.rehash.lessons import Lessons
 from sicompiler.rehash.loop import CURRENT, DenoisingLoop, NextCall
 from sicompiler.rehash.plan import RehashPlan
-from sicompiler.rehash.recorder import Turn
+from sicompiler.rehash.recorder import Recorder, Turn
 from sicompiler.rehash.request import Rehash
 from sicompiler.rehash.setting import Setting
 from sicompiler.rehash.timings import Timings
@@ -63,6 +64,7 @@ class PipelineRehash:
         self.timings = Timings()
         self.lessons: dict[Setting, list[Lessons]] = {}
         self._marks: dict[Hashable, str] = {}  # by call: the structure of the denoiser's graph
+        self._cuts: dict[Hashable, Mapping[Cut, tuple[str, ...]]] = {}  # by call: what is watched while learning
         self.expected: Setting | None = None  # of lessons from a file: loops of any other are refused
         self.last: DenoisingLoop | None = None  # the newest loop that has begun
         self.resting = False  # loops run in full for a while
@@ -150,12 +152,13 @@ class PipelineRehash:
         loop.begins(kind_of(component, loop, key, guidance, args, kwargs))
         if not loop.resolved:
             began = time.perf_counter()
-            self._resolve(component, loop, args, kwargs)
+            self._resolve(component, loop, args, kwargs, key)
+            key = component.key_of(args, kwargs)  # what the call decides by may be known only now
             loop.busy += time.perf_counter() - began
         if loop.recorder is not None:
             began = time.perf_counter()
             same = loop.setting is not None and self._mark(component, key, args, kwargs) == loop.setting.structure
-            result = record(component, loop, args, kwargs, device, self._now, same=same)
+            result = record(component, loop, args, kwargs, device, self._now, key=key, same=same)
             if self.script is not None:
                 self.script.write(loop, args, kwargs, result)
             loop.busy += time.perf_counter() - began
@@ -191,7 +194,12 @@ class PipelineRehash:
         return self._marks[key]
 
     def _resolve(
-        self, component: ComponentState, loop: DenoisingLoop, args: Sequence[Any], kwargs: Mapping[str, Any]
+        self,
+        component: ComponentState,
+        loop: DenoisingLoop,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        key: Hashable,
     ) -> None:
         """Find the plan of a loop, now that the denoiser's graph is known.
 
@@ -209,7 +217,6 @@ class PipelineRehash:
             loop.why = NO_CALLS
             self.say(f"Step Rehash skips nothing: {loop.why}")
             return
-        key = component.key_of(args, kwargs)
         mark, size = self._mark(component, key, args, kwargs), _size_of(args, kwargs)
         loop.setting = setting = replace(loop.setting, structure=mark, size=size)
         if self.expected is not None:
@@ -226,7 +233,7 @@ class PipelineRehash:
             loop.why = "" if self.request.accept_worse else self.given.unmeasured(setting)
             loop.plan = None if loop.why else self.given
         elif self.learning:
-            loop.recorder = recorder_for(component, component.whole_program(args, kwargs, key), self.turn)
+            loop.recorder = self._recorder(component, args, kwargs, key)
         elif setting in self.plans:
             loop.plan = self.plans[setting]
         elif setting in self.unskippable:
@@ -239,9 +246,21 @@ class PipelineRehash:
             loop.why = self.unskippable[setting]
         else:
             log.warning("Step Rehash: this call runs in full and is learned from; later ones will skip")
-            loop.recorder = recorder_for(component, component.whole_program(args, kwargs, key), self.turn)
+            loop.recorder = self._recorder(component, args, kwargs, key)
         if loop.why:
             self.say(f"Step Rehash skips nothing: {loop.why}")
+
+    def _recorder(
+        self, component: ComponentState, args: Sequence[Any], kwargs: Mapping[str, Any], key: Hashable
+    ) -> Recorder:
+        """What watches the features of a few cuts; where those are is worked out once for a graph.
+
+        Raises:
+            BadInput: there is no legal cut.
+        """
+        if key not in self._cuts:
+            self._cuts[key] = cuts_of(component, component.whole_program(args, kwargs, key))
+        return Recorder(self._cuts[key], self.turn)
 
     @property
     def _knows_nothing(self) -> bool:

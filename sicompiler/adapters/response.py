@@ -40,7 +40,7 @@ def measure_response(state: PipelineState, notes: Notes, references: References,
     wanted = [(number, step) for number in range(len(calls)) for step in steps[number :: len(calls)]]
     waiting = [(number, step) for number, step in wanted if step not in notes.errors_of(number)]
     for component in state.components.values():
-        component.keep_analyses()
+        component.analyses.keep()
     try:
         for number, step in waiting:
             reference = references.of(number).final

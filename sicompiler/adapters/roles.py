@@ -52,6 +52,7 @@ class Role:
 
 
 _HOOKS = "_diffusers_hook"  # where diffusers keeps those of a module
+_RESET = "_reset_stateful_cache"  # the method of a module by which pipelines of diffusers end a call
 # diffusers names components by what they do, in every pipeline alike.
 _ROWS = (
     (re.compile(r"text_encoder(_\d+)?|image_encoder|prompt_encoder"), "forward", Phase.ENCODE),
@@ -69,6 +70,16 @@ def pipeline_class() -> type | None:
     """The base class of diffusers pipelines; None while diffusers has not loaded it, and so no pipeline can exist."""
     found = getattr(sys.modules.get("diffusers.pipelines.pipeline_utils"), "DiffusionPipeline", None)
     return found if isinstance(found, type) else None
+
+
+def as_after_a_call(part: torch.nn.Module) -> None:
+    """Have diffusers put its registry of hooks on a component, as it does where a pipeline ends its first call.
+
+    A plan of that call is guarded by what the component holds: were the registry new, the second call would plan again.
+    """
+    reset = getattr(part, _RESET, None)
+    if reset is not None and _HOOKS not in vars(part):
+        reset()
 
 
 def modules_of(pipe: Any) -> dict[str, torch.nn.Module]:

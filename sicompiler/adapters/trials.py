@@ -65,8 +65,9 @@ class Trials:
         self._references, self._timed = references or References(state, calls), timed
         self._known: dict[tuple[object, int], Difference] = {}  # by plan and call
         self._seen: dict[object, list[Seconds]] = {}  # by plan, one a run
+        self._shorter: dict[float, list[tuple[Difference, int]]] = {}  # by share of the steps, one a call
         for component in state.components.values():
-            component.keep_analyses()
+            component.analyses.keep()
 
     @property
     def calls(self) -> int:
@@ -142,31 +143,37 @@ class Trials:
             self._known[key, number] = found
         return found
 
-    def fewer_steps(self, share: float) -> tuple[list[Difference], int] | None:
+    def fewer_steps(
+        self, share: float, enough: Callable[[Sequence[Difference]], bool] = lambda _: False
+    ) -> tuple[list[Difference], int] | None:
         """Make the calls in full with a share of their steps, and compare each with its full run.
 
         Args:
             share: of the steps, above 0.
+            enough: whether what the first calls have shown will do, so that the others need not be made.
 
         Returns:
             The differences, and the evaluations of one call; None where the pipeline takes no `num_inference_steps`,
             or takes its steps from elsewhere, so that there are as many as before.
         """
-        fewer = [shortened(self._state.pipe, call, share) for call in self._calls]
-        references, runs = self.references(), list[Run]()
+        references, rows = self.references(), self._shorter.setdefault(share, [])
         expected, self._rehash.expected = self._rehash.expected, None  # these are of another setting
         try:
-            with self._rehash.switched("exact"):
-                for number, call in enumerate(fewer):
-                    if call is None:
-                        return None
-                    self._tell("runs of fewer steps", number)
-                    runs.append(run_call(self._state, call))
+            for number in range(len(rows), len(self._calls)):
+                if rows and enough([found for found, _ in rows]):
+                    break
+                call = shortened(self._state.pipe, self._calls[number], share)
+                if call is None:
+                    return None
+                self._tell("runs of fewer steps", number)
+                with self._rehash.switched("exact"):
+                    run = run_call(self._state, call)
+                if len(run.evaluations) >= len(references[number].evaluations):
+                    return None
+                rows.append((difference(run, references[number]), run.steps))
         finally:
             self._rehash.expected = expected
-        if len(runs[0].evaluations) >= len(references[0].evaluations):
-            return None
-        return [difference(run, own) for run, own in zip(runs, references, strict=True)], runs[0].steps
+        return [found for found, _ in rows], rows[0][1]
 
     def fast_enough(
         self, plans: Sequence[RehashPlan], speedup: float, tries: int = MOST_TRIES
@@ -217,13 +224,21 @@ class Trials:
         """Try what may be fast enough on the first call; what was is added to those tried.
 
         Estimates are rather too small: what is estimated further from the full run than another plan was measured to be
-        is not tried.
+        is not tried. Within a cut they order plans well: neither is what is estimated further than a plan there that
+        was measured to be no nearer than the best.
         """
         while len(tried) < tries:
             enough = [p for p in self.corrected(plans) if p.speedup >= speedup]
             met = [d.rel_error for own, d in tried.values() if d for p in self.corrected([own]) if p.speedup >= speedup]
             best = min(met, default=math.inf)
-            waiting = [p for p in worth_trying(enough) if key_of(p) not in tried and p.predicted_error < best]
+            beaten = [own for own, d in tried.values() if d is not None and d.rel_error >= best]
+            waiting = [
+                p
+                for p in worth_trying(enough)
+                if key_of(p) not in tried
+                and p.predicted_error < best
+                and all(p.cut != own.cut or p.predicted_error < own.predicted_error for own in beaten)
+            ]
             if not waiting:
                 return
             self._tell("trying plans on one call", len(tried), tries)
@@ -246,20 +261,20 @@ class Trials:
 
     def _time_whole(self, run: Run | None) -> None:
         if run is not None and run.evaluations:
-            self._rehash.timings.seen(_mean(run, skipped=False), _beside(run), run.outside)
+            self._rehash.timings.seen(typical_seconds(run, skipped=False), _beside(run), run.outside)
 
     def _measure(self, plan: RehashPlan, run: Run) -> None:
-        """Means of a run, as an evaluation in full is slower where weights have to be moved after a skipped one.
+        """Put down what a run took.
 
         Machines are faster now and slower then: the beginning of a call in full is timed beside every run.
         """
         with self._rehash.switched("exact"):
             whole = run_call(self._state, self._calls[0], ending_after(PACED))
         paced = [e.seconds for e in whole.evaluations if e.step > 0] or [e.seconds for e in whole.evaluations]
-        full, skip, outside = _mean(run, skipped=False), _mean(run, skipped=True), self._rehash.timings.outside
+        full, skip = typical_seconds(run, skipped=False), typical_seconds(run, skipped=True)
         if not math.isnan(full + skip):
             rows = self._seen.setdefault(key_of(plan), [])
-            rows.append(Seconds(statistics.median(paced), full, skip, _beside(run), outside))
+            rows.append(Seconds(statistics.median(paced), full, skip, _beside(run), self._rehash.timings.outside))
             self._rehash.timings.measured(plan, median_of(rows))
 
     def _tell(self, what: str, number: int, total: int | None = None) -> None:
@@ -276,10 +291,20 @@ def key_of(plan: RehashPlan) -> object:
     return plan.cut, plan.steps
 
 
-def _mean(run: Run, *, skipped: bool) -> float:
-    """Seconds of evaluations that were skipped, or of those in full; nan where there are none."""
-    seconds = [e.seconds for e in run.evaluations if (e.prediction is not None) == skipped]
-    return statistics.fmean(seconds) if seconds else math.nan
+def typical_seconds(run: Run, *, skipped: bool) -> float:
+    """Mean seconds of evaluations that were skipped, or of those in full; nan where there are none.
+
+    An evaluation in full is slower where weights have to be moved after a skipped one, so of those alike the median
+    stands for all: what else the machine did for a moment counts for nothing.
+    """
+    alike: dict[bool, list[float]] = {}
+    before = None
+    for evaluation in run.evaluations:
+        if (evaluation.prediction is not None) == skipped:
+            alike.setdefault((before is None) == skipped, []).append(evaluation.seconds)
+        before = evaluation.prediction
+    rows = [statistics.median(seconds) for seconds in alike.values() for _ in seconds]
+    return statistics.fmean(rows) if rows else math.nan
 
 
 def _beside(run: Run) -> float:

@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+import re
 from pathlib import Path
 
 # They decide what a preset is, and what becomes of it.
@@ -36,8 +37,17 @@ def is_edited(package: str) -> bool:
 @functools.cache
 def installed() -> str:
     """A digest of Python, of all packages that are installed, and of all our code."""
-    found = sorted({f"{d.name} {d.version}" for d in importlib.metadata.distributions()})
+    found = sorted({_named(distribution) for distribution in importlib.metadata.distributions()})
     return digest_of(platform.python_version(), *found, _sources())
+
+
+def _named(distribution: importlib.metadata.Distribution) -> str:
+    """Name and version of a package: two lines of a text that would else be parsed twice."""
+    header = (distribution.read_text("METADATA") or "").partition("\n\n")[0]
+    found = [re.search(rf"^{field}: *(.+?)\r?$", header, re.MULTILINE) for field in ("Name", "Version")]
+    if all(found):
+        return " ".join(match[1] for match in found if match)
+    return f"{distribution.name} {distribution.version}"
 
 
 def _sources() -> str:

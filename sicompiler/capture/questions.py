@@ -24,7 +24,10 @@ MAX_ENTRIES = 2**16  # of a tensor that is read number by number; more are data
 
 
 class Decides(IntEnum):
-    """How much of what is asked is decided by the values of the call that is traced; the rest stays a symbol."""
+    """How much of what is asked is decided by the values of the call that is traced; the rest stays a symbol.
+
+    What is answered by yes or no is decided in any case, as long as there are values.
+    """
 
     NOTHING = 0
     NUMBERS = 1
@@ -69,6 +72,24 @@ class Decider:
             return False
         self.left_open = True
         return True
+
+    def truth(self, tensors: Sequence[torch.Tensor], answer: Callable[[], Any]) -> Any:
+        """A yes or no about tensors, decided where numbers are left open too: no bound stands for it.
+
+        Args:
+            tensors: what is asked about.
+            answer: decides it.
+
+        Returns:
+            What comes out; `NO_ANSWER` where it is like any number, or can't be decided: why is told by a trace in
+            which it must be.
+        """
+        if self._decides >= Decides.NUMBERS or not all(isinstance(tensor, FakeTensor) for tensor in tensors):
+            return NO_ANSWER
+        try:
+            return answer()
+        except CaptureError:
+            return NO_ANSWER
 
     def number(self, tensor: torch.Tensor) -> Any:
         """The one number in a tensor; of numbers that are read one by one (`tolist`), all are decided at once."""
@@ -123,13 +144,17 @@ class Decider:
 
 
 def _number(decider: Decider, tensor: torch.Tensor) -> Any:
+    found = decider.truth([tensor], lambda: decider.number(tensor)) if tensor.dtype is torch.bool else NO_ANSWER
+    if found is not NO_ANSWER:
+        return found
     return NO_ANSWER if decider.is_open(Decides.NUMBERS, tensor) else decider.number(tensor)
 
 
 def _equal(decider: Decider, one: torch.Tensor, other: torch.Tensor) -> Any:
-    if decider.is_open(Decides.NUMBERS, one, other):
-        return NO_ANSWER
-    return one.shape == other.shape and decider.ask([one, other], lambda a, b: torch.eq(a, b).all())[0]
+    def answer() -> Any:
+        return one.shape == other.shape and decider.ask([one, other], lambda a, b: torch.eq(a, b).all())[0]
+
+    return _yes_or_no(decider, one, other, answer)
 
 
 def _allclose(
@@ -140,15 +165,19 @@ def _allclose(
     atol: float = 1e-8,
     equal_nan: bool = False,
 ) -> Any:
-    if decider.is_open(Decides.NUMBERS, one, other):
-        return NO_ANSWER
-
     def finish(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:  # as `torch.isclose` computes it, but in place
         error = (a - b).abs()
         close = (a == b) | (error.isfinite() & (error <= atol + (rtol * b).abs()))
         return (close | ((a != a) & (b != b)) if equal_nan else close).all()
 
-    return decider.ask([one, other], finish)[0]
+    return _yes_or_no(decider, one, other, lambda: decider.ask([one, other], finish)[0])
+
+
+def _yes_or_no(decider: Decider, one: torch.Tensor, other: torch.Tensor, answer: Callable[[], Any]) -> Any:
+    found = decider.truth([one, other], answer)
+    if found is not NO_ANSWER:
+        return found
+    return NO_ANSWER if decider.is_open(Decides.NUMBERS, one, other) else answer()
 
 
 def _nonzero(decider: Decider, mask: torch.Tensor) -> Any:

@@ -8,11 +8,12 @@ there is no such text, and nothing is kept for another process.
 from __future__ import annotations
 
 import enum
+import functools
 import hashlib
 import re
 import threading
 import types
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,9 @@ _SERVICES = (
 )
 # A sentinel is told by the places where it stands, compiled code by its name and the version of its library.
 _EMPTY = ("<capsule object", "<object object", "<instancemethod ", "<pybind11_builtins.")
-_PRINTED = (bool, int, float, complex, str, bytes, range, slice, type(None), type(Ellipsis), type(NotImplemented))
+_PRINTED = frozenset(
+    {bool, int, float, complex, str, bytes, range, slice, type(None), type(Ellipsis), type(NotImplemented)}
+)
 _TORCH = (torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size)
 _NAMED = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, types.MethodDescriptorType)
 
@@ -62,8 +65,7 @@ def durable_digest(facts: Mapping[str, Hashable]) -> str:
         NotDurable: a fact has no such form.
     """
     digest = hashlib.sha256()
-    modules: set[str] = set()
-    named: dict[str, Any] = {}
+    met: dict[int, Any] = {}
     for path in sorted(path for path in facts if not path.endswith(_OF_PROCESS)):
         fact: Any = facts[path]
         form = _unordered if path.endswith(_UNORDERED) else _FORMS.get(fact[0], durable)
@@ -71,25 +73,29 @@ def durable_digest(facts: Mapping[str, Hashable]) -> str:
         if _ADDRESS.search(line):
             raise NotDurable(f"{line.strip():.120} has an address in it")
         digest.update(line.encode("utf-8", "surrogatepass"))
-        for found in _objects(fact):
-            modules |= modules_of(found)
-            if isinstance(found, type) and named.setdefault(durable(found), found) is not found:
-                raise NotDurable(f"two classes with the name {found.__module__}.{found.__qualname__}")
+        _meet(fact, met)
+    modules: set[str] = set()
+    named: dict[str, Any] = {}
+    for found in met.values():
+        modules |= modules_of(found)
+        if isinstance(found, type) and named.setdefault(durable(found), found) is not found:
+            raise NotDurable(f"two classes with the name {found.__module__}.{found.__qualname__}")
     digest.update(sources_of(modules).encode())
     return digest.hexdigest()
 
 
-def _objects(fact: Any) -> Iterator[Any]:
-    """The classes, functions and code that a fact is about."""
+def _meet(fact: Any, met: dict[int, Any]) -> None:
+    """Put down the classes, functions and code that a fact is about, by their addresses."""
     if isinstance(fact, Token):
         found = None if fact.reference is None else fact.reference()
         if isinstance(found, (type, types.FunctionType, types.CodeType)):
-            yield found
+            met[id(found)] = found
     elif isinstance(fact, type):
-        yield fact
+        met[id(fact)] = fact
     elif isinstance(fact, (tuple, frozenset)) and not isinstance(fact, torch.Size):
         for part in fact:
-            yield from _objects(part)
+            if type(part) not in _PRINTED:
+                _meet(part, met)
 
 
 def durable(value: Any) -> str:
@@ -98,6 +104,11 @@ def durable(value: Any) -> str:
     Raises:
         NotDurable: it has none.
     """
+    kind = type(value)  # nearly all are plain, or tuples
+    if kind in _PRINTED:
+        return repr(value)
+    if kind is tuple:
+        return f"({','.join([durable(part) for part in value])})"
     if isinstance(value, Token):
         return _object(value)
     if isinstance(value, type):
@@ -108,7 +119,7 @@ def durable(value: Any) -> str:
         return f"{{{','.join(sorted(map(durable, value)))}}}"
     if isinstance(value, enum.Enum):
         return f"{durable(type(value))}.{value.name}={value.value!r}"
-    if type(value) in _PRINTED or isinstance(value, _TORCH):
+    if isinstance(value, _TORCH):
         return repr(value)
     if isinstance(value, np.generic):
         return f"{value.dtype}:{value.tobytes().hex()}"
@@ -121,7 +132,7 @@ def _object(token: Token) -> str:
     if isinstance(found, type):
         return durable(found)
     if isinstance(found, types.CodeType):
-        return _code(found)
+        return _code_of(token)
     if isinstance(found, types.ModuleType):
         return f"module {found.__name__}"
     if isinstance(found, torch.Tensor):
@@ -149,6 +160,14 @@ def _library(fact: Any) -> str:
     found = None if token.reference is None else token.reference()
     name = getattr(found, "__qualname__", token.kind.__qualname__)
     return durable((fact[0], token.kind, str(getattr(found, "__module__", "")), str(name)))
+
+
+@functools.lru_cache(maxsize=2**14)
+def _code_of(token: Token) -> str:
+    """What the code does that a token stands for, which never changes."""
+    code = None if token.reference is None else token.reference()
+    assert isinstance(code, types.CodeType)
+    return _code(code)
 
 
 def _code(code: types.CodeType) -> str:

@@ -18,7 +18,7 @@ from sicompiler.facts.storages import Origin
 from sicompiler.facts.timeline import timeline
 from sicompiler.passes.edit import copy_program
 from sicompiler.passes.recompute import compute_again
-from sicompiler.planners.candidates import axis_labels, candidates
+from sicompiler.planners.candidates import Regions, axis_labels, candidates
 from sicompiler.planners.dp import Problem, Solution, floor
 from sicompiler.planners.evaluator import Evaluator
 from sicompiler.planners.gradual import GradualProblem
@@ -90,6 +90,7 @@ def make_search(
     rematerialized_bytes: int = 0,
     evaluator: Evaluator | None = None,
     working: Working = nullcontext,
+    known: Regions | None = None,
 ) -> Search:
     """Search a graph, as far as its candidates are asked for.
 
@@ -102,6 +103,7 @@ def make_search(
         rematerialized_bytes: values of so many bytes or more are rematerialized in it; 0 for none.
         evaluator: of the graph, where there is one.
         working: entered while candidates are sought.
+        known: what grew in graphs like this one; it is added to.
     """
     labels = axis_labels(graph.view, named_axes(graph))
     evaluator = evaluator or Evaluator(graph.view, graph.line, machine)
@@ -109,7 +111,7 @@ def make_search(
     skip = frozenset(
         (p, slicing) for region in regions for p, transfer in region.sliced.items() for slicing in transfer.results[:1]
     )
-    sought = _sought(evaluator, graph, labels, skip, what, progress, working)
+    sought = _sought(evaluator, graph, labels, skip, what, progress, working, known)
     return Search(graph, outer, labels, evaluator, sought, skip, rematerialized_bytes=rematerialized_bytes)
 
 
@@ -167,13 +169,16 @@ def _sought(
     what: str,
     progress: Progress | None,
     working: Working,
+    known: Regions | None = None,
 ) -> GradualProblem:
     def told(done: int, total: int) -> None:
         if progress is not None:
             progress(what, done, total)
 
     hot = int(near.line.peak_bytes * HOT_SHARE)
-    seek = functools.partial(candidates, evaluator, labels, skip=skip, hot_bytes=hot, near=near.line, progress=told)
+    seek = functools.partial(
+        candidates, evaluator, labels, skip=skip, hot_bytes=hot, near=near.line, progress=told, known=known
+    )
     return GradualProblem(near.facts.num_placeholders, *unsliced(evaluator), seek, working)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from sicompiler.capture import paused_gc
 from sicompiler.cost import Machine
+from sicompiler.planners.candidates import Regions
 from sicompiler.planners.evaluator import Evaluator
 from sicompiler.planners.gains import most_saved_seconds
 from sicompiler.planners.gradual import GradualProblem
@@ -33,12 +34,14 @@ class Searches:
         machine: cost model.
         progress: told about long work.
         timings: seconds spent, by stage; what is searched later is added.
+        known: what grew in graphs that are like these; it is added to.
     """
 
     analyse: Callable[[], Analysis]
     machine: Machine
     progress: Progress | None
     timings: dict[str, float]
+    known: Regions | None = None
 
     @functools.cached_property
     def analysis(self) -> Analysis:
@@ -92,7 +95,9 @@ class Searches:
         **options: Any,
     ) -> Search:
         working = functools.partial(self._timed, "regions")
-        return make_search(graph, outer, regions, self.machine, self.progress, working=working, **options)
+        return make_search(
+            graph, outer, regions, self.machine, self.progress, working=working, known=self.known, **options
+        )
 
     @functools.cached_property
     def far(self) -> tuple[Search, ...]:
