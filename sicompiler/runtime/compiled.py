@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.overrides import _get_current_function_mode_stack
 
-from sicompiler.capture import Program, check_no_autocast, flatten_inputs
+from sicompiler.capture import Program, check_no_autocast, flatten_inputs, same_inputs
 from sicompiler.errors import BadInput
 from sicompiler.guards import ModuleGuards
 from sicompiler.plan import Plan
@@ -124,15 +125,33 @@ def call_key(guards: ModuleGuards, model: torch.nn.Module, args: Sequence[Any], 
         kwargs: keyword inputs.
     """
     leaves, spec = flatten_inputs(args, kwargs)
-    return (str(spec), tuple(map(_leaf_key, leaves)), guards.key(model))
+    return (str(spec), tuple(map(_leaf_key, leaves)), same_inputs(leaves), guards.key(model))
+
+
+def _tool_around() -> str:
+    """A tool of torch around a call that calls with something else than tensors, for people; "" where there is none."""
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "a transform of torch.func (vmap, grad, jvp, functionalize)"
+    if torch.jit.is_tracing():
+        return "torch.jit.trace"
+    if get_proxy_mode() is not None:
+        return "a trace (torch.export, make_fx)"
+    return ""
 
 
 def check_inference(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Refuse calls that want gradients, and those whose functions somebody replaces from outside of the model.
+    """Refuse calls that want gradients, and those that somebody traces or changes from outside of the model.
 
     Raises:
-        BadInput: an input requires a gradient, or a `TorchFunctionMode` that is not torch's own is active.
+        BadInput: an input requires a gradient, a `TorchFunctionMode` that is not torch's own is active, or something
+            of torch traces or transforms the call.
     """
+    tool = _tool_around()
+    if tool:
+        raise BadInput(
+            f"called inside of {tool}, which sees stand-ins for tensors where a plan needs tensors; call the compiled "
+            "model outside of it, or sicompiler.release(model) before"
+        )
     for mode in _get_current_function_mode_stack():
         if type(mode).__module__.partition(".")[0] != "torch":
             raise BadInput(
