@@ -136,6 +136,8 @@ def compile_for_budget(
     device_type_of(model)
     if isinstance(plan, (str, Path)):
         plan = Plan.load(plan)
+    elif plan is not None and not isinstance(plan, Plan):
+        raise BadInput(f"plan is a Plan or the path of one, got {type(plan).__name__}")
     previous = installed_state(model)
     if isinstance(previous, ComponentState) and previous.tenants.any_alive:
         raise BadInput(f"{_belongs(previous)}, whose budget holds for it: compile that again, or release it first")

@@ -181,3 +181,30 @@ def test_an_object_that_goes_when_python_ends_is_forgotten_silently(monkeypatch:
     monkeypatch.setattr(identity, "_tokens", None)  # as Python leaves globals of modules in the end
     del held
     assert not told
+
+
+class HalfScripted(nn.Module):
+    """A layer that Python runs, and one that it does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain, self.scripted = nn.Linear(8, 8), torch.jit.script(nn.Linear(8, 8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scripted(self.plain(x))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("model", "told"),
+    [(HalfScripted, "`scripted` can't be captured"), (lambda: HalfScripted().scripted, "the model can't be captured")],
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@torch.no_grad()
+def test_a_module_of_torch_jit_is_refused_by_name(model: Callable[[], nn.Module], told: str) -> None:
+    ours: Any = model().double().eval()
+    expected = ours(X)
+    sicompiler.compile_for_budget(ours, "64MiB")
+    with pytest.raises(sicompiler.CaptureError, match=told):
+        ours(X)
+    sicompiler.release(ours)
+    assert torch.equal(ours(X), expected)
