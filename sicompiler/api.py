@@ -131,6 +131,10 @@ def compile_for_budget(
         raise BadInput(
             f"compile_for_budget takes a torch.nn.Module or a diffusers pipeline, got {type(model).__name__}"
         )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise BadInput(
+            f"this {type(model).__name__} of torch.jit runs past Python; compile the module that it was made from"
+        )
     budget = parse_bytes(gb)
     check_weights(model)
     device_type_of(model)

@@ -111,7 +111,7 @@ class State:
 
         entry.__name__ = entry.__qualname__ = self.method
         entry.__dict__[OURS] = operator.attrgetter("own")
-        with contextlib.suppress(AttributeError, TypeError, ValueError):  # pipelines ask which arguments a component takes
+        with contextlib.suppress(TypeError, ValueError):  # pipelines ask which arguments a component takes
             entry.__dict__["__signature__"] = inspect.signature(getattr(type(model), self.method))
         return types.MethodType(entry, self)
 

@@ -258,8 +258,11 @@ def test_what_was_never_compiled(block: Block, verb: Callable[[nn.Module], Any])
 def test_what_is_no_module_is_refused() -> None:
     with pytest.raises(sicompiler.BadInput, match=r"takes a torch\.nn\.Module"):
         sicompiler.compile_for_budget("unet", gb=1)  # type: ignore[type-var]
+
+
+def test_what_is_no_plan_nor_the_path_of_one_is_refused(block: Block) -> None:
     with pytest.raises(sicompiler.BadInput, match="plan is a Plan or the path of one, got int"):
-        sicompiler.compile_for_budget(torch.nn.Identity(), plan=3)  # type: ignore[arg-type]
+        sicompiler.compile_for_budget(block, plan=3)  # type: ignore[arg-type]
 
 
 def test_a_device_that_is_not_known_is_refused() -> None:

@@ -14,6 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import sicompiler
 from sicompiler.guards import identity
+from tests.mini_pipeline import mini, picture
 
 X = torch.linspace(-2, 2, 2 * 16 * 8, dtype=torch.float64).reshape(2, 16, 8)
 
@@ -183,6 +184,43 @@ def test_an_object_that_goes_when_python_ends_is_forgotten_silently(monkeypatch:
     assert not told
 
 
+class Marked(torch.Tensor):
+    """Replaces nothing."""
+
+
+class Doubled(torch.Tensor):
+    """Replaces what a function computes."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = super().__torch_function__(func, types, args, kwargs or {})
+        return found * 2 if func is nn.functional.linear else found
+
+
+@torch.no_grad()
+def test_an_input_that_may_replace_functions_is_refused_by_name() -> None:
+    model, expected = compiled(Net()), Net().double()(X)
+    for _ in range(2):
+        with pytest.raises(sicompiler.BadInput, match=r"class Doubled, .*as_subclass\(torch\.Tensor\)"):
+            model(X.as_subclass(Doubled))
+        for x in (X, X.as_subclass(Marked), nn.Parameter(X, requires_grad=False)):
+            assert close(model(x), expected)
+
+
+class DividesBy(nn.Module):
+    """The sign of zero decides."""
+
+    def forward(self, x: torch.Tensor, divisor: float) -> torch.Tensor:
+        return x * (1 / torch.tensor(divisor, dtype=x.dtype)).clamp(-1, 1)
+
+
+@torch.no_grad()
+def test_the_sign_of_zero_is_part_of_the_call() -> None:
+    model = compiled(DividesBy())
+    for divisor in (0.0, -0.0):
+        assert torch.equal(model(X, divisor), DividesBy()(X, divisor))
+
+
 class HalfScripted(nn.Module):
     """A layer that Python runs, and one that it does not."""
 
@@ -194,17 +232,29 @@ class HalfScripted(nn.Module):
         return self.scripted(self.plain(x))  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize(
-    ("model", "told"),
-    [(HalfScripted, "`scripted` can't be captured"), (lambda: HalfScripted().scripted, "the model can't be captured")],
-)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @torch.no_grad()
-def test_a_module_of_torch_jit_is_refused_by_name(model: Callable[[], nn.Module], told: str) -> None:
-    ours: Any = model().double().eval()
+def test_a_module_of_torch_jit_is_refused_by_name() -> None:
+    ours: Any = HalfScripted().double().eval()
     expected = ours(X)
+    with pytest.raises(sicompiler.BadInput, match=r"of torch\.jit runs past Python"):
+        sicompiler.compile_for_budget(ours.scripted, "64MiB")
     sicompiler.compile_for_budget(ours, "64MiB")
-    with pytest.raises(sicompiler.CaptureError, match=told):
+    with pytest.raises(sicompiler.CaptureError, match="`scripted` is a RecursiveScriptModule"):
         ours(X)
     sicompiler.release(ours)
     assert torch.equal(ours(X), expected)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_of_a_pipeline_an_encoder_with_a_part_of_torch_jit_runs_untouched_and_a_whole_one_is_refused() -> None:
+    pipe, expected = mini(), mini()(picture())
+    text: Any = pipe.text_encoder
+    text.noted = torch.jit.script(nn.Linear(2, 2))  # nobody calls it
+    sicompiler.compile_for_budget(pipe, "8MiB")
+    assert close(pipe(picture()), expected)
+    sicompiler.release(pipe)
+    del text.noted
+    pipe.vae = torch.jit.script(nn.Linear(2, 2))
+    with pytest.raises(sicompiler.BadInput, match="vae is a module of torch"):
+        sicompiler.compile_for_budget(pipe, "8MiB")

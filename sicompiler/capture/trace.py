@@ -115,6 +115,12 @@ def capture(
     scheme = scheme_of(model)
     if scheme:
         raise CaptureError(refusal(type(model).__name__, scheme))
+    for path, part in model.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            raise CaptureError(
+                f"{type(model).__name__} can't be captured: `{path}` is a {type(part).__name__} of torch.jit, which "
+                "runs past Python\n  take the module that it was scripted or traced from"
+            )
     mode = _fake_mode_of([*leaves, *tensors.values()])
     refused: CaptureError | None = None
     for decides in Decides:  # first without values, as a graph for all of them is better

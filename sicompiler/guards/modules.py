@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from sicompiler.errors import CaptureError
 from sicompiler.guards.base import Guard, Visitor
 from sicompiler.guards.containers import AttributesGuard
 from sicompiler.guards.identity import version
@@ -61,9 +60,6 @@ class ModuleGuard(Guard):
         view: what of its attributes counts, of the model itself; None for all.
         foreign: it is no submodule of the model, but somebody holds it: to a trace its weights are constants.
         layouts: whether layouts of parameters and buffers are looked at, or their names only.
-
-    Raises:
-        CaptureError: it is a module of torch.jit.
     """
 
     __slots__ = ("attributes", "below", "children", "empty", "hooks", "kind", "reference", "registered", "view")
@@ -77,11 +73,6 @@ class ModuleGuard(Guard):
         foreign: bool = False,
         layouts: bool = True,
     ) -> None:
-        if isinstance(module, torch.jit.ScriptModule):
-            raise CaptureError(
-                f"{f'`{path}`' if path else 'the model'} can't be captured: it is a {type(module).__name__} of "
-                "torch.jit, which runs past Python\n  take the module that it was scripted or traced from"
-            )
         own = module.__dict__
         self.reference, self.kind, self.view = weakref.ref(module), type(module), view
         walk.note(f"{path} class", ("class", walk.kind(self.kind)))

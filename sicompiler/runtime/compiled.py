@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -105,6 +106,9 @@ class Compiled:
         return self.program.results(flat)
 
 
+_PLAIN: tuple[Any, ...] = (torch.Tensor.__torch_function__.__func__, torch._C._disabled_torch_function_impl)
+
+
 def _leaf_key(leaf: Any) -> Hashable:
     if isinstance(leaf, torch.Tensor):
         return (tuple(leaf.shape), leaf.stride(), leaf.dtype, leaf.device)
@@ -112,6 +116,8 @@ def _leaf_key(leaf: Any) -> Hashable:
         hash(leaf)
     except TypeError:
         return repr(leaf)
+    if isinstance(leaf, float):
+        return (type(leaf), math.copysign(1.0, leaf), leaf)  # 0.0 == -0.0
     return (type(leaf), leaf)
 
 
@@ -143,8 +149,8 @@ def check_inference(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
     """Refuse calls that want gradients, and those that somebody traces or changes from outside of the model.
 
     Raises:
-        BadInput: an input requires a gradient, a `TorchFunctionMode` that is not torch's own is active, or something
-            of torch traces or transforms the call.
+        BadInput: an input requires a gradient, an input or an active `TorchFunctionMode` may replace functions of
+            torch, or something of torch traces or transforms the call.
     """
     tool = _tool_around()
     if tool:
@@ -159,10 +165,17 @@ def check_inference(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
                 "torch compute, which a graph does not follow; call the compiled model outside of it, or use a "
                 "TorchDispatchMode, which sees every operator"
             )
-    if torch.is_grad_enabled():
-        for leaf in pytree.tree_leaves((args, kwargs)):
-            if isinstance(leaf, torch.Tensor) and leaf.requires_grad:
-                raise BadInput(
-                    "an input requires a gradient, but a compiled model runs without autograd; "
-                    "call it with detached inputs, or sicompiler.release(model) before training"
-                )
+    for leaf in pytree.tree_leaves((args, kwargs)):
+        if not isinstance(leaf, torch.Tensor):
+            continue
+        function: Any = type(leaf).__torch_function__
+        if getattr(function, "__func__", function) not in _PLAIN:
+            raise BadInput(
+                f"an input is of class {type(leaf).__qualname__}, which may replace what functions of torch compute on "
+                "it, which a graph does not follow; call the compiled model with x.as_subclass(torch.Tensor)"
+            )
+        if leaf.requires_grad and torch.is_grad_enabled():
+            raise BadInput(
+                "an input requires a gradient, but a compiled model runs without autograd; "
+                "call it with detached inputs, or sicompiler.release(model) before training"
+            )
