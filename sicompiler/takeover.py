@@ -103,7 +103,8 @@ class State:
     def _bound_entry(self, model: torch.nn.Module) -> types.MethodType:
         """What is put on the instance: bound to this state, with the signature of the method it stands for."""
 
-        @torch.compiler.disable  # a torch.compile around the model leaves it to us, and does not go through our code
+        # A torch.compile around the model leaves it to us, and does not go through our code.
+        @torch.compiler.disable  # type: ignore[untyped-decorator]
         def entry(state: State, *args: Any, **kwargs: Any) -> Any:
             if state._untouched_in == threading.get_ident():
                 return state.own_method()(*args, **kwargs)

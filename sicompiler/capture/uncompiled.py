@@ -1,7 +1,7 @@
 """Where a model computes something else while it is traced than in a plain call: it is kept from that, or refused.
 
-A model that asks whether it is compiled or exported is told that it is not. Installed packages go on hearing that it
-is: they ask so as not to keep tensors of a trace in caches of theirs.
+A model that asks whether it is compiled is told that it is not; whether it is exported, that it is. Installed packages
+go on hearing that they are compiled: they ask so as not to keep tensors of a trace in caches of theirs.
 
 `nn.TransformerEncoder` goes by nested tensors where it is told of padding, and gives zeros there; in a trace it can't,
 and leaves in the padding what comes out.
@@ -22,7 +22,6 @@ import torch
 from sicompiler.errors import CaptureError
 from sicompiler.guards.code import INSTALLED
 
-_QUESTIONS = ("is_compiling", "is_exporting")
 _ON_BEHALF = frozenset({"torch.compiler", "torch._utils", "torch._dynamo.external_utils"})  # ask for their callers
 _BATCHED = 3  # dims
 
@@ -30,15 +29,13 @@ _BATCHED = 3  # dims
 @contextlib.contextmanager
 def as_in_a_plain_call() -> Iterator[None]:
     """Have models do in a trace, in this thread, what they do without."""
-    rows: list[tuple[Any, str, Any]] = [(torch.compiler, name, _answering) for name in _QUESTIONS]
-    rows.append((torch.nn.TransformerEncoder, "forward", _without_nested))
-    before = [getattr(owner, name) for owner, name, _ in rows]
-    for (owner, name, make), own in zip(rows, before, strict=True):
+    before = [getattr(owner, name) for owner, name, _ in _ROWS]
+    for (owner, name, make), own in zip(_ROWS, before, strict=True):
         setattr(owner, name, make(own, threading.get_ident()))
     try:
         yield
     finally:
-        for (owner, name, _), own in zip(rows, before, strict=True):
+        for (owner, name, _), own in zip(_ROWS, before, strict=True):
             setattr(owner, name, own)
 
 
@@ -83,3 +80,9 @@ def _without_nested(forward: Callable[..., Any], thread: int) -> Callable[..., A
         return forward(encoder, src, mask, src_key_padding_mask, is_causal)
 
     return checked
+
+
+_ROWS: tuple[tuple[Any, str, Callable[[Callable[..., Any], int], Callable[..., Any]]], ...] = (
+    (torch.compiler, "is_compiling", _answering),
+    (torch.nn.TransformerEncoder, "forward", _without_nested),
+)

@@ -106,7 +106,7 @@ class Compiled:
         return self.program.results(flat)
 
 
-_PLAIN: tuple[Any, ...] = (torch.Tensor.__torch_function__.__func__, torch._C._disabled_torch_function_impl)
+_PLAIN = (vars(torch.Tensor)["__torch_function__"].__func__, torch._C._disabled_torch_function_impl)
 
 
 def _leaf_key(leaf: Any) -> Hashable:
@@ -138,7 +138,7 @@ def _tool_around() -> str:
     """A tool of torch around a call that calls with something else than tensors, for people; "" where there is none."""
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return "a transform of torch.func (vmap, grad, jvp, functionalize)"
-    if torch.jit.is_tracing():
+    if torch._C._is_tracing():
         return "torch.jit.trace"
     if get_proxy_mode() is not None:
         return "a trace (torch.export, make_fx)"
