@@ -131,11 +131,17 @@ def compile_for_budget(
         raise BadInput(
             f"compile_for_budget takes a torch.nn.Module or a diffusers pipeline, got {type(model).__name__}"
         )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise BadInput(
+            f"this {type(model).__name__} of torch.jit runs past Python; compile the module that it was made from"
+        )
     budget = parse_bytes(gb)
     check_weights(model)
     device_type_of(model)
     if isinstance(plan, (str, Path)):
         plan = Plan.load(plan)
+    elif plan is not None and not isinstance(plan, Plan):
+        raise BadInput(f"plan is a Plan or the path of one, got {type(plan).__name__}")
     previous = installed_state(model)
     if isinstance(previous, ComponentState) and previous.tenants.any_alive:
         raise BadInput(f"{_belongs(previous)}, whose budget holds for it: compile that again, or release it first")

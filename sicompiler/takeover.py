@@ -80,6 +80,7 @@ class State:
         self.budget_bytes, self.given_plan, self.progress, self.method = budget_bytes, plan, progress, method
         self.home = next(iter(named_tensors(model).values()), torch.empty(0)).device  # where its weights are
         self.own: Callable[..., Any] | None = None  # what the instance itself had in the place of our patch
+        self._owns = False  # the patch was put there; whoever has put something else there since may lead back to it
         self.compiled: dict[Hashable, Compiled] = {}
         self.planners: dict[Hashable, Planner] = {}  # by call, for another budget or reservation
         self.last: tuple[Compiled, Inputs] | None = None
@@ -102,6 +103,8 @@ class State:
     def _bound_entry(self, model: torch.nn.Module) -> types.MethodType:
         """What is put on the instance: bound to this state, with the signature of the method it stands for."""
 
+        # A torch.compile around the model leaves it to us, and does not go through our code.
+        @torch.compiler.disable  # type: ignore[untyped-decorator]
         def entry(state: State, *args: Any, **kwargs: Any) -> Any:
             if state._untouched_in == threading.get_ident():
                 return state.own_method()(*args, **kwargs)
@@ -184,6 +187,7 @@ class State:
 
     def compile(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Compiled:
         """Capture, plan and rewrite for the shapes of a call; the live model is left alone."""
+        _check_parts(self.model)
         restore(self.model, self.device_of(args, kwargs))  # a trace reads where the weights are
         key = self.key_of(args, kwargs)
         with self.untouched():
@@ -293,7 +297,7 @@ class State:
         names = (HOOKED, HOOK) if self.method == FORWARD else (HOOK,)
         with self.turn.taken():
             before = self.own, self._untouched_in
-            if not self.installed:
+            if not self._owns:
                 self.own = self.model.__dict__.get(self.slot)
             self._untouched_in = threading.get_ident()
             try:
@@ -311,7 +315,9 @@ class State:
         """What of the attributes of the model its own method would see: our patches and hooks of accelerate go."""
         hooked = {HOOK, HOOKED, FORWARD} if HOOK in attributes else {HOOK, HOOKED}
         seen = {name: value for name, value in attributes.items() if name not in hooked and not _is_ours(value)}
-        own = self.own if self.installed else attributes.get(self.slot)
+        if self._owns:
+            seen.pop(self.method, None)  # what is around the patch by now runs around it
+        own = self.own if self._owns else attributes.get(self.slot)
         if own is not None and not _is_ours(own) and not _is_plain(own, self.model, self.method):
             seen[self.method] = own
         return seen
@@ -320,12 +326,14 @@ class State:
         """Let the live model run by its plans."""
         self.own = self.model.__dict__.get(self.slot)
         self.model.__dict__[self.slot] = self._entry
+        self._owns = True
 
     def uninstall(self) -> None:
         """Let the live model run its own method, as before."""
         with self.turn.taken():
             if streams(self.model):
                 restore(self.model, self.home)
+        self._owns = False
         attributes = self.model.__dict__
         for slot in (self.method, HOOKED):
             if attributes.get(slot) != self._entry:
@@ -353,6 +361,20 @@ def installed_state(model: torch.nn.Module, method: str = FORWARD) -> State | No
         if isinstance(owner, State) and owner.method == method:
             return owner
     return None
+
+
+def _check_parts(model: torch.nn.Module) -> None:
+    """Refuse a model of which a part is compiled on its own.
+
+    Raises:
+        BadInput: names the part.
+    """
+    for path, part in model.named_modules():
+        if part is not model and any(map(_is_ours, part.__dict__.values())):
+            raise BadInput(
+                f"`{path}` of this {type(model).__name__} is compiled on its own, within a budget of its own: "
+                "sicompiler.release it first, the plan of the whole model holds for it too"
+            )
 
 
 def _is_ours(value: Any) -> bool:

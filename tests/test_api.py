@@ -260,6 +260,11 @@ def test_what_is_no_module_is_refused() -> None:
         sicompiler.compile_for_budget("unet", gb=1)  # type: ignore[type-var]
 
 
+def test_what_is_no_plan_nor_the_path_of_one_is_refused(block: Block) -> None:
+    with pytest.raises(sicompiler.BadInput, match="plan is a Plan or the path of one, got int"):
+        sicompiler.compile_for_budget(block, plan=3)  # type: ignore[arg-type]
+
+
 def test_a_device_that_is_not_known_is_refused() -> None:
     with pytest.raises(sicompiler.BadInput, match="meta"):
         sicompiler.compile_for_budget(Block().to("meta"), gb=1)

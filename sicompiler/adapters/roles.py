@@ -141,6 +141,8 @@ def _check_all(label: str, part: torch.nn.Module, *, planned: bool) -> None:
             f"the weights of {label} are on the meta device, as enable_sequential_cpu_offload() leaves them; call "
             "pipe.remove_all_hooks() and load the weights again, or use enable_model_cpu_offload(), which is followed"
         )
+    if isinstance(part, torch.jit.ScriptModule):
+        raise BadInput(f"{label} is a module of torch.jit, which runs past Python; give the module it was made from")
     if hasattr(part, "_orig_mod"):
         raise BadInput(f"{label} is wrapped by torch.compile; compile_for_budget takes the model itself (._orig_mod)")
     if getattr(part, SWITCH, False) and not any(runs_only_tiled(part, method) for method in ("decode", "encode")):

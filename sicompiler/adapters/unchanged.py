@@ -31,5 +31,7 @@ class Structure:
         return True
 
     def _versions(self, module: torch.nn.Module) -> tuple[int, ...]:
+        if isinstance(module, torch.jit.ScriptModule):
+            return ()  # nothing can be put into it
         registered = version(module._modules), version(module._parameters), version(module._buffers)
         return (*registered, version(module.__dict__)) if self._attributes else registered

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from sicompiler.cache.versions import digest_of, installed
-from sicompiler.capture import flatten_inputs
+from sicompiler.capture import flatten_inputs, same_inputs
 from sicompiler.guards.durable import durable, durable_digest
 from sicompiler.guards.sources import NotDurable
 
@@ -80,7 +80,8 @@ def call_digest(
     leaves, spec = flatten_inputs(args, kwargs)
     if "0x" in str(spec):
         raise NotDurable("an argument of a class that prints its address")
-    return digest_of(versions(), _settings(), devices, method, str(spec), *map(_leaf, leaves), durable_digest(facts))
+    inputs = (*map(_leaf, leaves), str(same_inputs(leaves)))
+    return digest_of(versions(), _settings(), devices, method, str(spec), *inputs, durable_digest(facts))
 
 
 def _leaf(leaf: Any) -> str:

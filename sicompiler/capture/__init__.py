@@ -9,6 +9,7 @@ from sicompiler.capture.program import (
     flatten_inputs,
     module_of,
     named_tensors,
+    same_inputs,
     structure,
     weights_bytes,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "module_of",
     "named_tensors",
     "paused_gc",
+    "same_inputs",
     "structure",
     "weights_bytes",
 ]

@@ -143,6 +143,19 @@ def flatten_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list
     return pytree.tree_flatten((tuple(args), {name: kwargs[name] for name in sorted(kwargs)}))
 
 
+def same_inputs(leaves: Sequence[Any]) -> tuple[int, ...]:
+    """Which inputs are one and the same tensor, as models ask (`if key is query`): the first position of each.
+
+    Args:
+        leaves: flattened by `flatten_inputs`.
+
+    Returns:
+        Nothing, where no tensor is there twice.
+    """
+    numbers = [id(leaf) for leaf in leaves if isinstance(leaf, torch.Tensor)]
+    return tuple(map(numbers.index, numbers)) if len(set(numbers)) < len(numbers) else ()
+
+
 def weights_bytes(model: torch.nn.Module) -> int:
     """Bytes of the storages behind the parameters and buffers of a model, shared ones once."""
     return sum(storage_bytes(named_tensors(model).values()).values())

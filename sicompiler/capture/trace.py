@@ -35,12 +35,14 @@ from sicompiler.capture.program import Binding, Program, Source, flatten_inputs,
 from sicompiler.capture.quantised import refusal, scheme_of
 from sicompiler.capture.questions import Decider, Decides, NoValues
 from sicompiler.capture.reasons import advice, reason, source_line
+from sicompiler.capture.rehearsal import Score
 from sicompiler.capture.results import with_open_results
 from sicompiler.capture.selections import spell_out_sizes
 from sicompiler.capture.silence import silent_torch
 from sicompiler.capture.state import Entry, graph_shown, state_kept
 from sicompiler.capture.taped import Stopped, taped
 from sicompiler.capture.tiling import check_tiling
+from sicompiler.capture.uncompiled import as_in_a_plain_call
 from sicompiler.entry import FORWARD, entry_module, has_method
 from sicompiler.errors import BadInput, CaptureError, SicompilerError
 from sicompiler.guards import keep_state
@@ -113,6 +115,12 @@ def capture(
     scheme = scheme_of(model)
     if scheme:
         raise CaptureError(refusal(type(model).__name__, scheme))
+    for path, part in model.named_modules():
+        if isinstance(part, torch.jit.ScriptModule):
+            raise CaptureError(
+                f"{type(model).__name__} can't be captured: `{path}` is a {type(part).__name__} of torch.jit, which "
+                "runs past Python\n  take the module that it was scripted or traced from"
+            )
     mode = _fake_mode_of([*leaves, *tensors.values()])
     refused: CaptureError | None = None
     for decides in Decides:  # first without values, as a graph for all of them is better
@@ -152,9 +160,9 @@ def _trace(
         once: answers what one more call asks, which is traced where the first leaves something behind.
         twice: answers what two calls in a row ask, which are traced where that does not settle it.
     """
-    module = entry_module(model, method)
     with (
         tracing(),
+        as_in_a_plain_call(),
         _capture_errors(model),
         silent_torch(),
         torch.no_grad(),
@@ -164,7 +172,7 @@ def _trace(
         branches_in_python(),
         dense_flex_attention(),
         state_kept(model, method) as undo,
-        taped(module, decider) as scores,
+        _stand_in(model, method, decider) as (module, scores),
     ):
         keep = functools.partial(keep_state, model, method)
         entry = Entry(module, method, type(model).__name__, undo, keep, with_open_results(module.forward, model))
@@ -183,6 +191,14 @@ def _trace(
         if program is None:
             exported = _pure(exported, type(model).__name__)
     return replace(program or _program(model, exported), decided=tuple(decider.decided))
+
+
+@contextlib.contextmanager
+def _stand_in(model: torch.nn.Module, method: str, decider: Decider) -> Iterator[tuple[torch.nn.Module, list[Score]]]:
+    """What is traced in the place of a model, on tape; made here, where all that a trace patches is patched."""
+    module = entry_module(model, method)
+    with taped(module, decider) as scores:
+        yield module, scores
 
 
 def _pure(exported: torch.export.ExportedProgram, name: str) -> torch.export.ExportedProgram:

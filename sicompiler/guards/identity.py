@@ -40,8 +40,13 @@ def token(value: Any) -> Token:
     known = _tokens.get(address)
     if known is not None and known[0]() is value:
         return known[1]
+    forget = _tokens.pop  # bound here: objects that outlive this module, when Python ends, still call back
+
+    def gone(_: object) -> None:
+        forget(address, None)
+
     try:
-        reference = weakref.ref(value, lambda _: _tokens.pop(address, None) and None)
+        reference = weakref.ref(value, gone)
     except TypeError:
         return Token.of(-address, value, None)
     number = Token.of(next(_fresh), value, reference)

@@ -227,6 +227,9 @@ class Walk:
         """Describe a submodule at its place."""
         if self._again(module, path):
             return AgainGuard(module)
+        if isinstance(module, torch.jit.ScriptModule):  # no Python's; captured, it is refused
+            self.note(path, ("opaque", token(module)))
+            return OpaqueGuard(module)
         return ModuleGuard(module, path, self, foreign=id(module) not in self._tree, layouts=self._layouts)
 
     def _again(self, value: Any, path: str) -> bool:

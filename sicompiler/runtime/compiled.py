@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,9 +10,10 @@ from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.overrides import _get_current_function_mode_stack
 
-from sicompiler.capture import Program, check_no_autocast, flatten_inputs
+from sicompiler.capture import Program, check_no_autocast, flatten_inputs, same_inputs
 from sicompiler.errors import BadInput
 from sicompiler.guards import ModuleGuards
 from sicompiler.plan import Plan
@@ -104,6 +106,9 @@ class Compiled:
         return self.program.results(flat)
 
 
+_PLAIN = (vars(torch.Tensor)["__torch_function__"].__func__, torch._C._disabled_torch_function_impl)
+
+
 def _leaf_key(leaf: Any) -> Hashable:
     if isinstance(leaf, torch.Tensor):
         return (tuple(leaf.shape), leaf.stride(), leaf.dtype, leaf.device)
@@ -111,6 +116,8 @@ def _leaf_key(leaf: Any) -> Hashable:
         hash(leaf)
     except TypeError:
         return repr(leaf)
+    if isinstance(leaf, float):
+        return (type(leaf), math.copysign(1.0, leaf), leaf)  # 0.0 == -0.0
     return (type(leaf), leaf)
 
 
@@ -124,15 +131,33 @@ def call_key(guards: ModuleGuards, model: torch.nn.Module, args: Sequence[Any], 
         kwargs: keyword inputs.
     """
     leaves, spec = flatten_inputs(args, kwargs)
-    return (str(spec), tuple(map(_leaf_key, leaves)), guards.key(model))
+    return (str(spec), tuple(map(_leaf_key, leaves)), same_inputs(leaves), guards.key(model))
+
+
+def _tool_around() -> str:
+    """A tool of torch around a call that calls with something else than tensors, for people; "" where there is none."""
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return "a transform of torch.func (vmap, grad, jvp, functionalize)"
+    if torch._C._is_tracing():
+        return "torch.jit.trace"
+    if get_proxy_mode() is not None:
+        return "a trace (torch.export, make_fx)"
+    return ""
 
 
 def check_inference(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Refuse calls that want gradients, and those whose functions somebody replaces from outside of the model.
+    """Refuse calls that want gradients, and those that somebody traces or changes from outside of the model.
 
     Raises:
-        BadInput: an input requires a gradient, or a `TorchFunctionMode` that is not torch's own is active.
+        BadInput: an input requires a gradient, an input or an active `TorchFunctionMode` may replace functions of
+            torch, or something of torch traces or transforms the call.
     """
+    tool = _tool_around()
+    if tool:
+        raise BadInput(
+            f"called inside of {tool}, which sees stand-ins for tensors where a plan needs tensors; call the compiled "
+            "model outside of it, or sicompiler.release(model) before"
+        )
     for mode in _get_current_function_mode_stack():
         if type(mode).__module__.partition(".")[0] != "torch":
             raise BadInput(
@@ -140,10 +165,17 @@ def check_inference(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
                 "torch compute, which a graph does not follow; call the compiled model outside of it, or use a "
                 "TorchDispatchMode, which sees every operator"
             )
-    if torch.is_grad_enabled():
-        for leaf in pytree.tree_leaves((args, kwargs)):
-            if isinstance(leaf, torch.Tensor) and leaf.requires_grad:
-                raise BadInput(
-                    "an input requires a gradient, but a compiled model runs without autograd; "
-                    "call it with detached inputs, or sicompiler.release(model) before training"
-                )
+    for leaf in pytree.tree_leaves((args, kwargs)):
+        if not isinstance(leaf, torch.Tensor):
+            continue
+        function: Any = type(leaf).__torch_function__
+        if getattr(function, "__func__", function) not in _PLAIN:
+            raise BadInput(
+                f"an input is of class {type(leaf).__qualname__}, which may replace what functions of torch compute on "
+                "it, which a graph does not follow; call the compiled model with x.as_subclass(torch.Tensor)"
+            )
+        if leaf.requires_grad and torch.is_grad_enabled():
+            raise BadInput(
+                "an input requires a gradient, but a compiled model runs without autograd; "
+                "call it with detached inputs, or sicompiler.release(model) before training"
+            )

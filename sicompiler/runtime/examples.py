@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -40,10 +41,13 @@ def without_data(args: Sequence[Any], kwargs: Mapping[str, Any], keep: Collectio
         keep: positions among the flat inputs of tensors that are copied instead: a model decides by their values.
     """
     leaves, spec = flatten_inputs(args, kwargs)
-    specs = [
-        (leaf.clone() if position in keep else leaf.to("meta")) if isinstance(leaf, torch.Tensor) else leaf
-        for position, leaf in enumerate(leaves)
-    ]
+    kept = {id(leaves[position]) for position in keep}
+
+    @functools.cache
+    def held(leaf: torch.Tensor) -> torch.Tensor:  # one for each tensor, however often it is passed
+        return leaf.clone() if id(leaf) in kept else leaf.to("meta")
+
+    specs = [held(leaf) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
     inputs: Inputs = pytree.tree_unflatten(specs, spec)
     return inputs
 
@@ -52,6 +56,7 @@ def random_inputs(specs: Inputs, device: torch.device) -> Inputs:
     """Random tensors on a device in the place of meta tensors."""
     generator = torch.Generator().manual_seed(0)
 
+    @functools.cache
     def fill(spec: torch.Tensor) -> torch.Tensor:
         if not spec.is_meta:
             return spec

@@ -34,10 +34,12 @@ def news(before: Known | None, after: Known) -> str:
     of_the_model = changes(before.facts, after.facts)
     if of_the_model:
         return of_the_model
-    (spec, leaves, *_), (new_spec, new_leaves, *_) = _parts(before.key), _parts(after.key)
+    (spec, leaves, same, *_), (new_spec, new_leaves, new_same, *_) = _parts(before.key), _parts(after.key)
     if spec != new_spec or len(leaves) != len(new_leaves):
         return "it is called with other arguments"
     pairs = [(old, new) for old, new in zip(leaves, new_leaves, strict=True) if old != new]
+    if not pairs and same != new_same:
+        return "other arguments are one and the same tensor"
     if not pairs:
         return "its plan was dropped"
     old, new = pairs[0]
