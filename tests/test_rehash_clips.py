@@ -31,7 +31,7 @@ pytestmark = pytest.mark.usefixtures("fast_skips", "cached")
 def _learning(**wanted: Any) -> PipelineState:
     pipe = sicompiler.compile_for_budget(mini(), ROOMY, rehash=Rehash(speedup=1.5, **wanted))
     state = pipeline_state(pipe, "learn")
-    state.patch("_alive", pipe)  # a state keeps no pipeline: without a circle it could go before it is called
+    vars(state)["alive"] = pipe  # a state keeps no pipeline
     return state
 
 
