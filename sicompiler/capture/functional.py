@@ -33,7 +33,9 @@ from sicompiler.capture.program import module_of
 from sicompiler.capture.rehearsal import compiling_state
 from sicompiler.capture.symbols import depends_on_data, is_symbolic
 
-_SIZES = (torch.ops.aten.size.default, torch.ops.aten.stride.default, torch.ops.aten.storage_offset.default)
+aten = torch.ops.aten
+
+_SIZES = (aten.size.default, aten.stride.default, aten.storage_offset.default)
 _META = ("nn_module_stack", "stack_trace")
 
 
@@ -101,8 +103,15 @@ def _is_plain(node: fx.Node) -> bool:
     if is_symbolic(node):
         return False
     if isinstance(node.target, OpOverload):
-        return torch.Tag.inplace_view not in node.target.tags
+        return torch.Tag.inplace_view not in node.target.tags or node.target is aten.detach_.default
     return node.target is operator.getitem or node.op in ("placeholder", "output")
+
+
+def _makes_symbols(target: OpOverload, args: Any) -> bool:
+    """Whether a call gives a number, or a size, that depends on data; places told by number do not."""
+    if target is not aten.index.Tensor:
+        return depends_on_data(target)
+    return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
 
 
 class _Recorder(python_dispatch.TorchDispatchMode):
@@ -160,7 +169,7 @@ class _Recorder(python_dispatch.TorchDispatchMode):
         kwargs = kwargs or {}
         if func == torch.ops.prim.device.default:
             return func(*args, **kwargs)
-        if not isinstance(func, OpOverload) or depends_on_data(func):
+        if not isinstance(func, OpOverload) or _makes_symbols(func, args):
             raise _LeftToTorch  # before it runs: torch does not forget a symbol that it has made
         if func not in _SIZES and python_dispatch.autograd_would_have_decomposed(
             func, pytree.tree_leaves((args, kwargs))
@@ -175,7 +184,7 @@ class _Recorder(python_dispatch.TorchDispatchMode):
         named = {key: self._operand(arg) for key, arg in kwargs.items()}
         node = self._node(func, operands, named, self._names[func])
         result = func(*args, **kwargs)
-        if func is torch.ops.aten.copy.default and result.storage_offset():
+        if func is aten.copy.default and result.storage_offset():
             result = func(*args, **kwargs)  # only the first of its kind has the offset of what it replaces
         self._bind(node, result)
         return result
