@@ -148,7 +148,9 @@ def test_a_graph_without_writing_is_torchs(call: Any, monkeypatch: pytest.Monkey
     assert torchs or call is _buffer
 
 
-@pytest.mark.parametrize("call", [_slices, _views_of_views, _literals, _several_results, _loop], ids=lambda c: c.__name__)
+@pytest.mark.parametrize(
+    "call", [_slices, _views_of_views, _literals, _several_results, _loop], ids=lambda c: c.__name__
+)
 def test_torch_is_not_asked_where_nothing_is_open(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: Any, **__: Any) -> Any:
         raise AssertionError("torch is asked")
