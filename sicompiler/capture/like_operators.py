@@ -23,10 +23,11 @@ from sicompiler.capture.tape import Entry, Tape
 
 
 class LikeOperators:
-    """What operators of one trace give."""
+    """What operators give, of one trace after the other: each has a fake mode of its own."""
 
     def __init__(self) -> None:
         self._known: dict[Any, Results | None] = {}
+        self._mode: FakeTensorMode | None = None
 
     def run(self, func: OpOverload, args: Any, kwargs: Any) -> tuple[Any, Results | None]:
         """What an operator gives; with what told it, where the operator was not run.
@@ -42,6 +43,8 @@ class LikeOperators:
         mode, tape = modes
         if not isinstance(mode, FakeTensorMode) or not isinstance(tape, Tape):
             return func(*args, **kwargs), None
+        if mode is not self._mode:
+            self._known, self._mode = {}, mode
         operands: list[FakeTensor] = []
         with torch._C.DisableTorchFunction():
             try:

@@ -118,7 +118,7 @@ class Tape(TorchDispatchMode):
         for tensor in reads:
             if id(tensor) not in self._makers:
                 self._leaves[id(tensor)] = tensor
-        number, writes = len(self.entries), _writes(func, args, kwargs)
+        number, writes = len(self.entries), written_into(func, args, kwargs)
         for tensor in made:
             if id(tensor) not in self._leaves:
                 self._makers.setdefault(id(tensor), number)
@@ -197,7 +197,8 @@ def storage_of(tensor: torch.Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def _writes(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> frozenset[int]:
+def written_into(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> frozenset[int]:
+    """The storages that a call of an operator writes into."""
     if not isinstance(func, OpOverload) or not func._schema.is_mutable:
         return frozenset()
     given = dict(enumerate(args))
