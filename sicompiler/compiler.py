@@ -235,16 +235,23 @@ class Planner:
     def _known_floor(self, settled: Settled, budget_bytes: int) -> tuple[int | None, str]:
         """The floor beside a plan as far as it was needed for it: with far memory where the plan uses that.
 
-        None where it would take a search that another budget has left off, and this one did not try.
+        None where it would take a search that was left off: by another budget while this one did not try, or because
+        fewer candidates decide about this one.
         """
         if not self.source.all_near:
             return None, ""
         far: FarMemory = "auto" if settled.far else "none"
         complete = [search.sought.is_complete for search in self._floor_searches(far)]
-        tried = self.unsliced_bytes > budget_bytes and any(complete)
-        if not tried and not all(complete):
-            return None, ""
-        return self._numbers(f"floor {far}", lambda: self._find_floor(far, planned=True))
+        if all(complete) or (
+            any(complete) and self.unsliced_bytes > budget_bytes and not self._may_be_lower(budget_bytes)
+        ):
+            return self._numbers(f"floor {far}", lambda: self._find_floor(far, planned=True))
+        return None, ""
+
+    def _may_be_lower(self, budget_bytes: int) -> bool:
+        """Whether some graph fits a budget that it was tried for, of which not all is known."""
+        rooms = [(s, budget_bytes - self._beside(s)) for s in self.searches if not s.sought.is_complete]
+        return any(search.within(room).fits(room) for search, room in rooms)
 
     def _nearby(self, budget_bytes: int, solve: Solver) -> tuple[Search, Settled] | None:
         """The fastest plan with everything on the device; where the unsliced graph fits, without outer loops.
@@ -254,12 +261,13 @@ class Planner:
         if self.unsliced_bytes > budget_bytes:
             searches = self.searches
         else:
-            searches = (self.source.whole if self.source.may_save_time else self.source.unsliced,)
+            searches = (self.source.whole if self.source.unsliced.may_save_time else self.source.unsliced,)
         found = [
             (s, Settled(solution, frozenset(), 0, (), 0))
             for s in searches
             for room in [budget_bytes - self._beside(s)]
-            for solution in [solve(s.problem, room) if s.sought.fits(room) else None]
+            for sought in [s.within(room)]
+            for solution in [solve(sought.problem, room) if sought.fits(room) else None]
             if solution is not None
         ]
         return min(found, key=lambda row: row[1].solution.seconds * row[0].repeats, default=None)

@@ -157,15 +157,15 @@ def test_candidates_are_found_in_the_order_of_their_starts() -> None:
 
 
 def test_a_graph_that_does_not_fit_is_not_searched_to_its_end() -> None:
-    """The graph of one sample fits where the whole one does not; the floor beside its plan is that of all graphs."""
+    """The graph of one sample fits where the whole one does not; a floor beside its plan is that of all graphs."""
     floor = planned().floor()
     planner = planned()
     plan = planner.plan(floor[0])
     assert plan.outer is not None
-    whole, *others = (search.sought.is_complete for search in planner.searches)
+    whole, *others = (s.within(floor[0] - planner._beside(s)).is_complete for s in planner.searches)
     assert not whole
     assert all(others)
-    assert (plan.floor_bytes, plan.floor_operator) == floor
+    assert (plan.floor_bytes, plan.floor_operator) in (floor, (None, ""))
     assert planner.floor() == floor
     with pytest.raises(sicompiler.OverBudget) as refused:
         planned().plan(floor[0] - 1)
@@ -193,3 +193,29 @@ def test_a_budget_that_fits_after_one_that_left_searches_off_has_no_floor_of_a_p
     plan = planner.plan(2 * planner.unsliced_bytes, far_memory="auto")
     assert plan.floor_bytes in (None, near)
     assert planner.floor("none")[0] == near
+
+
+def test_where_loops_save_no_time_only_what_a_budget_asks_for_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = (
+        nn.Sequential(*(nn.Sequential(nn.Linear(8, 8 * i), nn.SiLU(), nn.Linear(8 * i, 8)) for i in (1, 4, 2, 8))),
+        torch.randn(4096, 8),
+    )
+    _, whole = prepare(model, (x,), {}, device_type="cuda")
+    floor, most = whole.floor(), whole.unsliced_bytes
+    _, planner = prepare(model, (x,), {}, device_type="cuda")
+    for share in (0, 0.3, 0.6, 0.9):
+        budget = floor[0] + int(share * (most - floor[0]))
+        plan, theirs = planner.plan(budget), whole.plan(budget)
+        assert plan.regions == theirs.regions
+        assert (plan.floor_bytes, theirs.floor_bytes) == (None, floor[0])
+        search = planner.source.whole
+        assert not search.may_save_time
+        assert not search.sought.is_complete
+        some = {(c.start, c.stop, c.seed) for c in search.within(budget - planner.weights_bytes).problem.candidates}
+        above = search.sought.live_bytes > budget - planner.weights_bytes
+        all_of_them = whole.source.whole.problem.candidates
+        assert some == {(c.start, c.stop, c.seed) for c in all_of_them if above[c.start : c.stop].any()}
+    assert planner.plan_within(floor[0] - 1) is None
+    assert not planner.source.whole.sought.is_complete
+    assert planner.floor() == floor
+    assert planner.plan(floor[0]).floor_bytes == floor[0]
