@@ -18,7 +18,7 @@ from sicompiler.facts.storages import Origin
 from sicompiler.facts.timeline import timeline
 from sicompiler.passes.edit import copy_program
 from sicompiler.passes.recompute import compute_again
-from sicompiler.planners.candidates import Regions, axis_labels, candidates
+from sicompiler.planners.candidates import SMALL_GRAPH, Regions, axis_labels, candidates
 from sicompiler.planners.dp import Problem, Solution, floor
 from sicompiler.planners.evaluator import Evaluator
 from sicompiler.planners.gains import most_saved_seconds
@@ -81,12 +81,13 @@ class Search:
         return most_saved_seconds(self.evaluator) > SPEED_SHARE * float(self.sought.seconds[self.sought.first :].sum())
 
     def within(self, budget_bytes: int) -> GradualProblem:
-        """What decides about a budget: where loops save no time worth a search, those that the budget asks for.
+        """What decides about a budget: of a large graph whose loops save no time, the candidates that it asks for.
 
         Args:
             budget_bytes: of activations.
         """
-        if self.sought.is_complete or self.may_save_time:
+        is_small = sum(map(bool, self.graph.view.made)) <= SMALL_GRAPH
+        if self.sought.is_complete or is_small or self.may_save_time:
             return self.sought
         return self.sought_above(budget_bytes)
 
