@@ -150,7 +150,13 @@ def test_no_floor_is_looked_for_while_idle_components_can_leave(
 ) -> None:
     monkeypatch.setattr(pipelines, "idle_weights", lambda name, dtype: {"large": 2**40})
     asked: list[str] = []
-    monkeypatch.setattr(Planner, "_find_floor", lambda self, *_, **__: asked.append(self.model) or (2**50, ""))
+    find = Planner._find_floor
+
+    def told(self: Planner, *args: Any, planned: bool = False) -> tuple[int, str]:
+        asked.extend([] if planned else [self.model])  # one beside a plan is of what was searched for it
+        return find(self, *args, planned=planned)
+
+    monkeypatch.setattr(Planner, "_find_floor", told)
     code, text = run(capsys, "plan", NAME, "--gb", "1000", "--json", "--frames", "2", "--height", "64", "--width", "64")
     found = json.loads(text)
     assert (code, found["fits"]) == (0, True)
