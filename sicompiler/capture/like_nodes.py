@@ -131,7 +131,7 @@ class LikeNodes:
                 made.meta[key] = dict(told) if isinstance(told, dict) else told
             made.meta["val"] = None if step.val is None else step.val.again(pool)
             nodes.append(made)
-            pool += tensors_in(made.meta["val"])
+            pool += _fakes(made.meta["val"])
         return True, _mapped(recipe.result, at)
 
     def learn(self, node: LikeNode, made: Sequence[tuple[fx.Node, str | None]], result: Any) -> None:
@@ -145,18 +145,21 @@ class LikeNodes:
         self._known[node.key] = None
         places = {each: _Place(number) for number, each in enumerate((*node.inputs, *(step for step, _ in made)))}
         pool, steps = _tensors(node.inputs), list[_Step]()
+
+        def at(leaf: Any) -> Any:
+            return places[leaf] if isinstance(leaf, fx.Node) else leaf
+
         for each, name in made:
             val = each.meta["val"]
             layouts = None if val is None else results_of(val, pool)
             if (val is not None and layouts is None) or not places.keys() >= set(each.all_input_nodes):
                 return
-            args, kwargs = fx.node.map_arg((each.args, each.kwargs), places.__getitem__)
+            args, kwargs = _mapped((each.args, each.kwargs), at)
             steps.append(_Step(each.target, args, kwargs, name, layouts))
-            pool += tensors_in(val)
+            pool += _fakes(val)
         leaves = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, fx.Node)]
         if places.keys() >= set(leaves):
-            found = _mapped(result, lambda leaf: places[leaf] if isinstance(leaf, fx.Node) else leaf)
-            self._known[node.key] = _Recipe(tuple(steps), found)
+            self._known[node.key] = _Recipe(tuple(steps), _mapped(result, at))
 
 
 def untouched_nodes(graph: fx.Graph) -> frozenset[fx.Node]:
@@ -176,7 +179,11 @@ def untouched_nodes(graph: fx.Graph) -> frozenset[fx.Node]:
 
 
 def _tensors(nodes: Sequence[fx.Node]) -> list[FakeTensor]:
-    return [tensor for node in nodes for tensor in tensors_in(node.meta["val"])]  # type: ignore[misc]
+    return [tensor for node in nodes for tensor in _fakes(node.meta["val"])]
+
+
+def _fakes(value: Any) -> list[FakeTensor]:
+    return [tensor for tensor in tensors_in(value) if isinstance(tensor, FakeTensor)]
 
 
 def _mapped(value: Any, change: Any) -> Any:
