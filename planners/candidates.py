@@ -181,6 +181,7 @@ def candidates(
     skip: Set[tuple[int, Slicing | None]],
     hot_bytes: int,
     near: Timeline | None = None,
+    above: Set[int] | None = None,
     progress: Callable[[int, int], None] | None = None,
     known: Regions | None = None,
 ) -> Iterator[Candidate]:
@@ -192,13 +193,14 @@ def candidates(
         skip: (position, slicing of the first result) from which no region is grown.
         hot_bytes: an operator is hot when it makes a storage at least this big.
         near: timeline with nothing in far memory, by which cuts are chosen; that of the evaluator if not given.
+        above: positions of which a region must contain one; None for all regions.
         progress: called with (done, total).
         known: what grew in graphs that have most of their operators in common with this one; it is added to.
     """
     line = near or evaluator.line
     starts, stops = cut_positions(evaluator.view, line)
     starts = sorted({*starts, *births(evaluator.view, hot_bytes)})
-    search = _Search(evaluator, set(stops), deep_cuts(evaluator.view, line), hot_bytes, known)
+    search = _Search(evaluator, set(stops), deep_cuts(evaluator.view, line), hot_bytes, known, above)
     for done, begin in enumerate(starts):  # which grow while the loop runs
         if progress is not None:
             progress(done, len(starts))
@@ -276,12 +278,19 @@ class _Search:
     """Grows regions, and remembers them for blocks that repeat, in this graph and in others."""
 
     def __init__(
-        self, evaluator: Evaluator, ends: Set[int], deep: set[int], hot_bytes: int, known: Regions | None
+        self,
+        evaluator: Evaluator,
+        ends: Set[int],
+        deep: set[int],
+        hot_bytes: int,
+        known: Regions | None,
+        above: Set[int] | None,
     ) -> None:
         self.evaluator, self.view, self.ends, self.deep = evaluator, evaluator.view, ends, deep
         self.end = len(self.view.facts.nodes)
         self._hot = [any(self.view.facts.storages[s].nbytes >= hot_bytes for s in made) for made in self.view.made]
-        self._repeats = Repeats(self.view, ends, set(deep), self._hot, known)
+        self._above = None if above is None else sorted(above)
+        self._repeats = Repeats(self.view, ends, set(deep), self._hot, above or frozenset(), known)
         # An answer of another graph is right here if that is searched alike; one of this graph in any case.
         self._others = (evaluator.device_type, repr(evaluator.machine), bool(self.view.far))
         self._own = self._repeats.fresh_number()
@@ -315,13 +324,14 @@ class _Search:
         found: list[Candidate] = []
         seen_hot = False
         operators = 0
+        counts_from = self._counts_from(start)
         ended = Ended.LENGTH
 
         def is_cut() -> bool:
             return walk.stop in (self.deep if walk.windows else self.ends)
 
         def take() -> None:
-            if seen_hot:
+            if seen_hot and walk.stop > counts_from:
                 found.append(Candidate(start, walk.stop, seed, lengths, *tally.evaluate()))
 
         while walk.stop < self.end and operators < MAX_OPERATORS and walk.stop - start < MAX_SPAN:
@@ -330,7 +340,8 @@ class _Search:
                 break
             seen_hot = seen_hot or self._hot[walk.stop - 1]
             operators += bool(view.made[walk.stop - 1])
-            tally.advance()
+            if walk.stop > counts_from:
+                tally.advance()
             if is_cut():
                 take()
         blocked = next((p for p in range(walk.stop, self.end) if view.made[p]), self.end)
@@ -345,6 +356,13 @@ class _Search:
         deep = self._deep_in(start, walk.stop) if windows else None
         return _Grown(start, walk.stop, blocked, tuple(found), coarser, ended, seen_hot and windows, base_bytes, deep)
 
+    def _counts_from(self, start: int) -> int:
+        """The position behind which a region from a start contains one of those that it must contain."""
+        if self._above is None:
+            return start
+        index = bisect_left(self._above, start)
+        return self._above[index] if index < len(self._above) else self.end
+
     def go_on(self, grown: _Grown, seed: Slicing) -> Iterator[Candidate]:
         """The region that a limit ended, run on to where its axis ends, if little else is alive meanwhile.
 
@@ -358,7 +376,7 @@ class _Search:
         while walk.stop < self.end and walk.extend() is None:
             pass
         self._crossed.update((p, transfer.results[0]) for p, transfer in walk.sliced.items())
-        if walk.stop <= grown.stop:
+        if walk.stop <= max(grown.stop, self._counts_from(start)):
             return
         tally = Tally(self.evaluator, walk)
         tally.advance()

@@ -150,8 +150,44 @@ class Planner:
             BadInput: there is no planner of that name.
             OverBudget: even the plan with the lowest peak is above the budget.
         """
+        plan = self.plan_within(budget_bytes, planner=planner, far_memory=far_memory)
+        if plan is None:
+            raise self._refusal(budget_bytes, far_memory)
+        return plan
+
+    def plan_within(self, budget_bytes: int, *, planner: str = "dp", far_memory: FarMemory = "none") -> Plan | None:
+        """The fastest plan within a budget; None where none fits, for those who then try a larger one.
+
+        A refusal names the floor, and that takes all candidates; whether any plan fits takes those up to the operator
+        that none gets past.
+
+        Args:
+            budget_bytes: weights, inputs, activations and workspace together.
+            planner: which search to use, see `planners.registry`.
+            far_memory: "auto" allows to spill values and to stream weights, if no plan fits otherwise.
+
+        Raises:
+            BadInput: there is no planner of that name.
+        """
         make = paused_gc()(functools.partial(self._find_plan, budget_bytes, planner, far_memory))
         return make() if self.known is None else self.known.plan(f"{budget_bytes} {planner} {far_memory}", make)
+
+    def _refusal(self, budget_bytes: int, far_memory: FarMemory) -> OverBudget:
+        """The error of a budget that no plan fits."""
+        floor_bytes, culprit = self.floor(far_memory)
+        parts = (
+            "with far memory"
+            if far_memory == "auto"
+            else f"{format_bytes(self.weights_bytes)} of weights + "
+            f"{format_bytes(floor_bytes - self.weights_bytes)} of activations; far memory is not allowed"
+        )
+        return OverBudget(
+            f"{self.model} does not fit {format_bytes(budget_bytes)}: the floor is {format_bytes(floor_bytes)} "
+            f"({parts}), set by {culprit}. The nearest budget that works is {budget_hint(floor_bytes)}",
+            budget_bytes=budget_bytes,
+            floor_bytes=floor_bytes,
+            culprit=culprit,
+        )
 
     def rewrite(self, plan: Plan) -> Program:
         """Carry a plan of this planner out."""
@@ -159,28 +195,15 @@ class Planner:
             return rewrite(self.analysis, plan)
         return self.known.rewritten(self.program, plan, lambda: rewrite(self.analysis, plan))
 
-    def _find_plan(self, budget_bytes: int, planner: str, far_memory: FarMemory) -> Plan:
+    def _find_plan(self, budget_bytes: int, planner: str, far_memory: FarMemory) -> Plan | None:
         began, before = time.perf_counter(), dict(self.source.timings)
         solve = planner_named(planner)
         found = self._nearby(budget_bytes, solve)
         if found is None and far_memory == "auto":
             found = self._faraway(budget_bytes, solve)
-        floor_bytes, culprit = self._known_floor(found, far_memory, budget_bytes)
         if found is None:
-            assert floor_bytes is not None
-            parts = (
-                "with far memory"
-                if far_memory == "auto"
-                else f"{format_bytes(self.weights_bytes)} of weights + "
-                f"{format_bytes(floor_bytes - self.weights_bytes)} of activations; far memory is not allowed"
-            )
-            raise OverBudget(
-                f"{self.model} does not fit {format_bytes(budget_bytes)}: the floor is {format_bytes(floor_bytes)} "
-                f"({parts}), set by {culprit}. The nearest budget that works is {budget_hint(floor_bytes)}",
-                budget_bytes=budget_bytes,
-                floor_bytes=floor_bytes,
-                culprit=culprit,
-            )
+            return None
+        floor_bytes, culprit = self._known_floor(found[1], budget_bytes)
         search, settled = found
         solution, facts = settled.solution, search.graph.facts
         view = search.graph.view.with_far(settled.far) if self.bound else None
@@ -209,22 +232,26 @@ class Planner:
             **_far_fields(search, settled),
         )
 
-    def _known_floor(
-        self, found: tuple[Search, Settled] | None, far_memory: FarMemory, budget_bytes: int
-    ) -> tuple[int | None, str]:
-        """The floor as far as it was needed for a plan: with far memory where that is used, or nothing fits.
+    def _known_floor(self, settled: Settled, budget_bytes: int) -> tuple[int | None, str]:
+        """The floor beside a plan as far as it was needed for it: with far memory where the plan uses that.
 
-        None where it would take a search that another budget has left off, and this one did not try.
+        None where it would take a search that was left off: by another budget while this one did not try, or because
+        fewer candidates decide about this one.
         """
         if not self.source.all_near:
             return None, ""
-        far: FarMemory = far_memory if found is None or found[1].far else "none"
+        far: FarMemory = "auto" if settled.far else "none"
         complete = [search.sought.is_complete for search in self._floor_searches(far)]
-        tried = self.unsliced_bytes > budget_bytes and any(complete)
-        if found is not None and not (tried or all(complete)):
-            return None, ""
-        find = functools.partial(self._find_floor, far, planned=found is not None)
-        return self._numbers(f"floor {far}", find)
+        if all(complete) or (
+            any(complete) and self.unsliced_bytes > budget_bytes and not self._may_be_lower(budget_bytes)
+        ):
+            return self._numbers(f"floor {far}", lambda: self._find_floor(far, planned=True))
+        return None, ""
+
+    def _may_be_lower(self, budget_bytes: int) -> bool:
+        """Whether some graph fits a budget that it was tried for, of which not all is known."""
+        rooms = [(s, budget_bytes - self._beside(s)) for s in self.searches if not s.sought.is_complete]
+        return any(search.within(room).fits(room) for search, room in rooms)
 
     def _nearby(self, budget_bytes: int, solve: Solver) -> tuple[Search, Settled] | None:
         """The fastest plan with everything on the device; where the unsliced graph fits, without outer loops.
@@ -234,12 +261,13 @@ class Planner:
         if self.unsliced_bytes > budget_bytes:
             searches = self.searches
         else:
-            searches = (self.source.whole if self.source.may_save_time else self.source.unsliced,)
+            searches = (self.source.whole if self.source.unsliced.may_save_time else self.source.unsliced,)
         found = [
             (s, Settled(solution, frozenset(), 0, (), 0))
             for s in searches
             for room in [budget_bytes - self._beside(s)]
-            for solution in [solve(s.problem, room) if s.sought.fits(room) else None]
+            for sought in [s.within(room)]
+            for solution in [solve(sought.problem, room) if sought.fits(room) else None]
             if solution is not None
         ]
         return min(found, key=lambda row: row[1].solution.seconds * row[0].repeats, default=None)

@@ -15,6 +15,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 import sicompiler
 from sicompiler.capture import Program, capture
+from sicompiler.capture.questions import Decider
 from sicompiler.facts.storages import fake_tensors
 from sicompiler.runtime.verify import errors
 from sicompiler.testing import run_program
@@ -61,6 +62,20 @@ class OnlyKeys(nn.Module):
         return out.transpose(1, 2).flatten(2)
 
 
+class Blocks(nn.Module):
+    """Four blocks that select by the same mask, by its opposite, and by the mask that a block has written into."""
+
+    def forward(self, image: torch.Tensor, text: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        written = mask.clone()
+        for i in range(4):
+            for which in (mask, ~mask, written[None][0]):
+                valid = torch.nonzero(which.flatten()).flatten()
+                tokens = torch.cat([image, text[:, :, valid]], dim=2)
+                image = nn.functional.scaled_dot_product_attention(image, tokens, tokens)
+            written[i] = mask[i - 1]
+        return image
+
+
 def inputs(mask: Any = (1, 0, 1, 1)) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(1, 2, 5, 8, generator=generator, dtype=torch.float64)
@@ -93,6 +108,30 @@ def test_one_graph_is_exact_for_every_mask(model: nn.Module) -> None:
         ours = run_program(program, model, (image, text, valid), {})
         assert ours.shape == theirs.shape
         assert errors(ours, theirs)[1] <= FLOAT64, mask
+
+
+def test_masks_with_the_same_entries_share_a_symbol(monkeypatch: pytest.MonkeyPatch) -> None:
+    programs: list[Program] = []
+    symbols: list[int] = []
+    for shared in (True, False):
+        made: list[Any] = []
+        create = ShapeEnv.create_unbacked_symint
+
+        def counted(self: ShapeEnv, *args: Any, made: list[Any] = made, create: Any = create, **kwargs: Any) -> Any:
+            made.append(create(self, *args, **kwargs))
+            return made[-1]
+
+        with monkeypatch.context() as patch:
+            patch.setattr(ShapeEnv, "create_unbacked_symint", counted)
+            if not shared:
+                patch.setattr(Decider, "count_as_before", lambda self, mask: None)
+            programs.append(capture(Blocks(), inputs()))
+        symbols.append(len(made))
+    assert programs[0].graph_module.code == programs[1].graph_module.code
+    assert symbols[0] <= symbols[1] - 3  # the opposite of the mask is computed four times
+    for mask in itertools.product((0, 1), repeat=TEXT):
+        ours = run_program(programs[0], Blocks(), inputs(mask), {})
+        assert errors(ours, Blocks()(*inputs(mask)))[1] <= FLOAT64, mask
 
 
 def test_other_dtypes_of_masks_select_what_is_not_zero() -> None:

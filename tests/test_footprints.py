@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sicompiler.adapters.eager import eager_peak_bytes
 from sicompiler.adapters.footprints import Footprints
+from sicompiler.capture.like_calls import Results
 
 Block = Callable[["Model", torch.Tensor], torch.Tensor]
 TIMES = 3
@@ -210,13 +211,13 @@ def _simulated(block: Block, device_type: str) -> tuple[int | None, Any]:
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.__name__.strip("_"))
 def test_the_peak_is_that_of_all_calls_run(block: Block, device_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
     left_out: list[Any] = []
-    results = Footprints.results
+    again = Results.again
 
-    def counted(self: Footprints, *args: Any) -> Any:
-        left_out.append(args[0])
-        return results(self, *args)
+    def counted(self: Results, *args: Any) -> Any:
+        left_out.append(self)
+        return again(self, *args)
 
-    monkeypatch.setattr(Footprints, "results", counted)
+    monkeypatch.setattr(Results, "again", counted)
     known = _simulated(block, device_type)
     monkeypatch.setattr(Footprints, "call", lambda self, func, args, kwargs: None)
     assert known == _simulated(block, device_type)
@@ -238,7 +239,7 @@ def test_a_tensor_is_what_its_class_makes() -> None:
         known = footprints.known(call)
         assert known is not None
         noted: list[torch.Tensor] = []
-        made = footprints.results(known, call.operands, noted.append)
+        made = known.results.again(call.operands, noted.append)
     assert type(made) is FakeTensor
     assert noted == [made]
     assert made.untyped_storage()._cdata != first.untyped_storage()._cdata

@@ -58,6 +58,13 @@ def _masks(model: Any, x: torch.Tensor) -> Any:
     return y.softmax(-1)
 
 
+def _literals(model: Any, x: torch.Tensor) -> Any:
+    y = model.linear(x) * torch.tensor(0.5)
+    y += torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0, 6.0])
+    z = torch.tensor(2.0).detach_().expand(6)
+    return y[torch.tensor([2, 0])], y[:, torch.arange(3)[:, None]], z
+
+
 def _several_results(model: Any, x: torch.Tensor) -> Any:
     a, b = model.linear(x).chunk(2, dim=-1)
     b += a.sin()
@@ -110,7 +117,7 @@ def _buffer(model: Any, x: torch.Tensor) -> Any:
 
 
 CALLS = (
-    *(_slices, _views_of_views, _masks, _several_results, _loop, _casts, _laid_out_anew),
+    *(_slices, _views_of_views, _masks, _literals, _several_results, _loop, _casts, _laid_out_anew),
     *(_draws_in_vain, _draws, _input, _buffer),
 )
 
@@ -139,3 +146,14 @@ def test_a_graph_without_writing_is_torchs(call: Any, monkeypatch: pytest.Monkey
     monkeypatch.setattr(trace_module, "functionalized", decomposed)
     assert ours == _told(call)
     assert torchs or call is _buffer
+
+
+@pytest.mark.parametrize(
+    "call", [_slices, _views_of_views, _literals, _several_results, _loop], ids=lambda c: c.__name__
+)
+def test_torch_is_not_asked_where_nothing_is_open(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: Any, **__: Any) -> Any:
+        raise AssertionError("torch is asked")
+
+    monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", refused)
+    assert capture(Model(call), (torch.randn(4, 6),))

@@ -21,6 +21,7 @@ from sicompiler.planners.candidates import Candidate
 from sicompiler.planners.dp import Problem, solve
 from sicompiler.planners.gradual import GradualProblem
 from sicompiler.prepare import prepare
+from sicompiler.search import search as search_module
 
 Region = tuple[int, int, int]  # start, how many operators, peak
 
@@ -193,3 +194,30 @@ def test_a_budget_that_fits_after_one_that_left_searches_off_has_no_floor_of_a_p
     plan = planner.plan(2 * planner.unsliced_bytes, far_memory="auto")
     assert plan.floor_bytes in (None, near)
     assert planner.floor("none")[0] == near
+
+
+def test_where_loops_save_no_time_only_what_a_budget_asks_for_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = (
+        nn.Sequential(*(nn.Sequential(nn.Linear(8, 8 * i), nn.SiLU(), nn.Linear(8 * i, 8)) for i in (1, 4, 2, 8))),
+        torch.randn(4096, 8),
+    )
+    _, whole = prepare(model, (x,), {}, device_type="cuda")
+    floor, most = whole.floor(), whole.unsliced_bytes
+    monkeypatch.setattr(search_module, "SMALL_GRAPH", 0)
+    _, planner = prepare(model, (x,), {}, device_type="cuda")
+    for share in (0, 0.3, 0.6, 0.9):
+        budget = floor[0] + int(share * (most - floor[0]))
+        plan, theirs = planner.plan(budget), whole.plan(budget)
+        assert plan.regions == theirs.regions
+        assert (plan.floor_bytes, theirs.floor_bytes) == (None, floor[0])
+        search = planner.source.whole
+        assert not search.may_save_time
+        assert not search.sought.is_complete
+        some = {(c.start, c.stop, c.seed) for c in search.within(budget - planner.weights_bytes).problem.candidates}
+        above = search.sought.live_bytes > budget - planner.weights_bytes
+        all_of_them = whole.source.whole.problem.candidates
+        assert some == {(c.start, c.stop, c.seed) for c in all_of_them if above[c.start : c.stop].any()}
+    assert planner.plan_within(floor[0] - 1) is None
+    assert not planner.source.whole.sought.is_complete
+    assert planner.floor() == floor
+    assert planner.plan(floor[0]).floor_bytes == floor[0]

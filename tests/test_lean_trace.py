@@ -19,6 +19,7 @@ from torch import fx, nn
 from sicompiler.api import prepare
 from sicompiler.capture import capture, lean
 from sicompiler.capture import trace as trace_module
+from sicompiler.capture.like_calls import Results
 from sicompiler.capture.program import Program
 from sicompiler.capture.reasons import source_line
 from sicompiler.facts.modules import module_path
@@ -88,7 +89,41 @@ def _reads_code(model: Any, x: torch.Tensor) -> Any:
     return traced(model.block(x)) * len(lines) + len(inputs)
 
 
-CALLS = (_plain, _several, _literals, _in_place, _picks, _contexts, _maps, _complex, _reads_code)
+def _repeats(model: Any, x: torch.Tensor) -> Any:
+    found = []
+    for _ in range(3):
+        y = model.block(x).to(torch.float32)
+        head, *tail = y.unflatten(1, (2, 4)).chunk(2, dim=1)
+        x = (head.flatten(1, 2) + tail[0][:, 0]).contiguous()
+        found += [y, head, x.expand(2, *x.shape), torch.atleast_3d(x), nn.functional.pad(x, (1, 0))[..., 1:]]
+    return found
+
+
+def _repeats_beside_writes(model: Any, x: torch.Tensor) -> Any:
+    y = torch.zeros(3, 4, 5, 6)
+    for i in range(3):
+        y[i].view(-1)[::2] = x.flatten()[::2] * i
+        x = x + y[i]
+        x.unsqueeze(0).mul_(2)
+        x = x.permute(0, 3, 2, 1).permute(0, 3, 2, 1) if i == 1 else x.contiguous()
+    return y, x
+
+
+def _repeats_in_contexts(model: Any, x: torch.Tensor) -> Any:
+    for _ in range(2):
+        x = x * model.table[:6]
+        with torch.autocast("cpu", torch.bfloat16):
+            x = model.block(x)[:, :4].float()
+        with torch.enable_grad():
+            x = x * model.table[:6]
+        x = torch.vmap(lambda each: each * 2)(x)
+    return x
+
+
+CALLS = (
+    *(_plain, _several, _literals, _in_place, _picks, _contexts, _maps, _complex, _reads_code),
+    *(_repeats, _repeats_beside_writes, _repeats_in_contexts),
+)
 
 
 def _scaled(model: Any, x: torch.Tensor) -> Any:
@@ -119,6 +154,53 @@ def test_the_graph_is_torchs(call: Any, monkeypatch: pytest.MonkeyPatch) -> None
     ours = capture(model, (x,))
     monkeypatch.setattr(trace_module, "lean_trace", contextlib.nullcontext)
     assert _told(ours) == _told(capture(model, (x,)))
+
+
+def test_like_operators_are_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    again: list[Results] = []
+    made = Results.again
+
+    def counted(self: Results, *args: Any) -> Any:
+        again.append(self)
+        return made(self, *args)
+
+    monkeypatch.setattr(Results, "again", counted)
+    model = nn.Sequential(
+        *(nn.Sequential(nn.Linear(6, 6), nn.SiLU(), nn.Unflatten(1, (2, 3)), nn.Flatten()) for _ in range(5))
+    )
+    graph = capture(model, (torch.randn(4, 6),)).graph_module.graph
+    calls = [node for node in graph.nodes if node.op == "call_function"]
+    assert len(calls) == 20
+    assert len(again) >= 15
+
+
+class Asks(nn.Module):
+    """Asks in each of its like steps for a value that the steps before have a say in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Compute."""
+        for _ in range(4):
+            x = nn.functional.normalize(self.linear(x).unflatten(1, (2, 3)).flatten(1))
+            x = -x if x.sum() > 0 else x * 2
+        return x
+
+
+def test_what_is_asked_of_like_operators_is_answered() -> None:
+    torch.manual_seed(0)
+    model = Asks().double().eval()
+    outcomes = set()
+    for _ in range(6):
+        x = torch.randn(4, 6, dtype=torch.float64)
+        program = capture(model, (x,))
+        outcomes.add(tuple(one.outcome for one in program.decided))
+        arguments = program.arguments_of(dict(model.named_parameters()), [x])
+        with torch.no_grad():
+            assert torch.equal(program.graph_module.forward(*arguments)[0], model(x))
+    assert len(outcomes) > 2
 
 
 def test_every_node_tells_the_line_of_the_users_code() -> None:

@@ -10,6 +10,7 @@ import torch
 
 import sicompiler.cli
 from sicompiler.cli import pipelines, subjects
+from sicompiler.compiler import Planner
 from sicompiler.models.build import ModelCall
 from sicompiler.models.geometry import Sizes
 from sicompiler.models.pipelines import PIPELINE_PRESETS, PartCall, PartSpec, build_pipeline, part_specs
@@ -142,3 +143,22 @@ def test_the_components_of_a_pipeline_are_built_without_memory(name: str) -> Non
         tensors = [*part.call.module.parameters(), *part.call.module.buffers()]
         assert all(type(t).__name__ in ("FakeTensor", "Parameter") for t in tensors)
         assert part.call.fake_mode is not None
+
+
+def test_no_floor_is_looked_for_while_idle_components_can_leave(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipelines, "idle_weights", lambda name, dtype: {"large": 2**40})
+    asked: list[str] = []
+    find = Planner._find_floor
+
+    def told(self: Planner, *args: Any, planned: bool = False) -> tuple[int, str]:
+        asked.extend([] if planned else [self.model])  # one beside a plan is of what was searched for it
+        return find(self, *args, planned=planned)
+
+    monkeypatch.setattr(Planner, "_find_floor", told)
+    code, text = run(capsys, "plan", NAME, "--gb", "1000", "--json", "--frames", "2", "--height", "64", "--width", "64")
+    found = json.loads(text)
+    assert (code, found["fits"]) == (0, True)
+    assert all("large" not in row["resident"] for row in found["phases"])
+    assert not asked

@@ -311,16 +311,15 @@ class ComponentState(SharedState):
         """
         far_memory: FarMemory = "none"
         while True:
-            try:
-                plan = planner.plan(self.budget_bytes - self.reserved.total_bytes, far_memory=far_memory)
+            plan = planner.plan_within(self.budget_bytes - self.reserved.total_bytes, far_memory=far_memory)
+            if plan is not None:
                 self.beside[id(plan)] = frozenset(name for name, _ in self.reserved.weights)
                 return plan
-            except OverBudget as error:
-                if self._make_room(args, kwargs):
-                    continue
-                if far_memory == self.far_memory:
-                    raise self._over_budget(Shortage(error.floor_bytes, error.culprit)) from None
-                far_memory = self.far_memory
+            if self._make_room(args, kwargs):
+                continue
+            if far_memory == self.far_memory:
+                raise self._over_budget(Shortage(*planner.floor(far_memory)))
+            far_memory = self.far_memory
 
     def _make_room(self, args: Sequence[Any], kwargs: Mapping[str, Any], keep: frozenset[str] = frozenset()) -> bool:
         device = self.device_of(args, kwargs)

@@ -122,7 +122,7 @@ class _Kernels(TorchFunctionMode):
         known = footprints.known(call)
         if known is not None:
             eager.reach(known.peak_bytes)
-            return footprints.results(known, call.operands, eager.born)
+            return known.results.again(call.operands, eager.born)
         if footprints.has_met(call):
             return self._run(func, args, kwargs)
         there = eager.there()

@@ -17,7 +17,7 @@ from sicompiler.cache.programs import pack_program, unpack_program
 from sicompiler.cache.store import Store
 from sicompiler.cache.versions import digest_of, digest_of_bytes
 from sicompiler.capture import Program, named_tensors
-from sicompiler.errors import OverBudget, StalePlan
+from sicompiler.errors import StalePlan
 from sicompiler.guards import ModuleGuards
 from sicompiler.guards.sources import NotDurable
 from sicompiler.plan import Plan
@@ -93,22 +93,9 @@ def _packed(program: Program) -> bytes | None:
     return None
 
 
-def _refusal(found: Mapping[str, Any]) -> OverBudget:
-    """The error that was kept.
-
-    Raises:
-        KeyError, TypeError: it is none.
-    """
-    message, numbers = found["refused"], found["numbers"]
-    budget_bytes, floor_bytes, culprit = numbers["budget_bytes"], numbers["floor_bytes"], numbers["culprit"]
-    if [type(part) for part in (message, budget_bytes, floor_bytes, culprit)] != [str, int, int, str]:
-        raise TypeError("it is of other types")
-    return OverBudget(message, budget_bytes=budget_bytes, floor_bytes=floor_bytes, culprit=culprit)
-
-
 @dataclass(frozen=True)
 class KnownPlans:
-    """Answers about one program, each looked up before it is worked out: plans, refusals, floors, rewritten programs.
+    """Answers about one program, each looked up before it is worked out: plans, floors, rewritten programs.
 
     Attributes:
         store: where they lie.
@@ -129,34 +116,26 @@ class KnownPlans:
         """
         return KnownPlans(store, digest_of(versions(), processor(), *map(repr, told), program))
 
-    def plan(self, question: str, make: Callable[[], Plan]) -> Plan:
-        """The plan that answers a question.
+    def plan(self, question: str, make: Callable[[], Plan | None]) -> Plan | None:
+        """The plan that answers a question; None where none fits.
 
         Args:
             question: the budget and what is allowed.
             make: searches for it.
-
-        Raises:
-            OverBudget: none fits; that is an answer which is kept as well.
         """
         began = time.perf_counter()
         found = self._read(question)
         if found is not None:
             try:
-                if "refused" in found:
-                    raise _refusal(found)
+                if found["plan"] is None:
+                    return None
                 plan = Plan.from_json(json.dumps(found["plan"]))
                 return replace(plan, timings={"cache": time.perf_counter() - began})
             except (KeyError, TypeError, StalePlan) as error:
                 self.store.drop(self._name(question), f"is no plan ({error})")
-        try:
-            plan = make()
-        except OverBudget as error:
-            numbers = {"budget_bytes": error.budget_bytes, "floor_bytes": error.floor_bytes, "culprit": error.culprit}
-            self._write(question, {"refused": str(error), "numbers": numbers})
-            raise
-        self._write(question, {"plan": json.loads(plan.to_json())})
-        return plan
+        made = make()
+        self._write(question, {"plan": None if made is None else json.loads(made.to_json())})
+        return made
 
     def numbers(self, question: str, make: Callable[[], tuple[int, str]]) -> tuple[int, str]:
         """Bytes, and the operator that sets them.

@@ -238,7 +238,9 @@ def _nonzero(bounded: _Bounded, node: fx.Node) -> None:
         node, aten.argsort.stable, bounded.call(node, aten.to.dtype, false, torch.uint8), stable=True, dim=0
     )
     count = bounded.call(node, aten.sum.default, bounded.call(node, aten.ne.Scalar, mask, 0))
-    bounded.selections[size.node.expr] = _Selection(int(mask.meta["val"].shape[0]), order, count)
+    symbol = size.node.expr  # of several masks with the same entries, each is selected by its own
+    bounded.ends = {key: end for key, end in bounded.ends.items() if key[0] != symbol}
+    bounded.selections[symbol] = _Selection(int(mask.meta["val"].shape[0]), order, count)
     bounded.keep(node, bounded.call(node, aten.unsqueeze.default, order, 1), "positions")
 
 

@@ -29,11 +29,14 @@ from torch.fx import traceback as fx_traceback
 from torch.fx.experimental.proxy_tensor import snapshot_fake
 from torch.utils import _python_dispatch as python_dispatch
 
+from sicompiler.capture.like_nodes import LikeNodes, untouched_nodes
 from sicompiler.capture.program import module_of
 from sicompiler.capture.rehearsal import compiling_state
 from sicompiler.capture.symbols import depends_on_data, is_symbolic
 
-_SIZES = (torch.ops.aten.size.default, torch.ops.aten.stride.default, torch.ops.aten.storage_offset.default)
+aten = torch.ops.aten
+
+_SIZES = (aten.size.default, aten.stride.default, aten.storage_offset.default)
 _META = ("nn_module_stack", "stack_trace")
 
 
@@ -68,9 +71,8 @@ def _functional_graph(exported: torch.export.ExportedProgram) -> fx.Graph:
     recorder = _Recorder()
     with _as_torch_does(modes[0]), FunctionalTensorMode(export=True, _allow_token_discovery=True):
         with recorder:
-            values = [recorder.placeholder(node) for node in inputs]
-            results = recorder.run(graph, dict(zip(inputs, values, strict=True)))
-        recorder.finish(results)
+            recorder.run(graph, inputs, modes[0])
+        recorder.finish()
     made = recorder.graph
     names = {node.name for node in inputs}
     if any(node.name in names for node in made.nodes if node.op != "placeholder"):
@@ -101,8 +103,15 @@ def _is_plain(node: fx.Node) -> bool:
     if is_symbolic(node):
         return False
     if isinstance(node.target, OpOverload):
-        return torch.Tag.inplace_view not in node.target.tags
+        return torch.Tag.inplace_view not in node.target.tags or node.target is aten.detach_.default
     return node.target is operator.getitem or node.op in ("placeholder", "output")
+
+
+def _makes_symbols(target: OpOverload, args: Any) -> bool:
+    """Whether a call gives a number, or a size, that depends on data; places told by number do not."""
+    if target is not aten.index.Tensor:
+        return depends_on_data(target)
+    return any(index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1])
 
 
 class _Recorder(python_dispatch.TorchDispatchMode):
@@ -116,6 +125,10 @@ class _Recorder(python_dispatch.TorchDispatchMode):
         self.tensor_tracker = _Tracker()
         self._source: fx.Node | None = None
         self._names: dict[Any, str] = {}
+        self._values: dict[fx.Node, Any] = {}  # of nodes of the old graph
+        self._found: dict[fx.Node, Any] = {}  # the nodes that stand for them
+        self._made: list[tuple[fx.Node, str | None]] = []  # for the one that is run
+        self._results: list[Any] = []
         self._functional: list[torch.Tensor] = []
 
     @classmethod
@@ -138,21 +151,69 @@ class _Recorder(python_dispatch.TorchDispatchMode):
         self._functional.append(outer)
         return outer
 
-    def run(self, graph: fx.Graph, values: dict[fx.Node, Any]) -> list[Any]:
-        """Run a graph; gives its results."""
+    def run(self, graph: fx.Graph, inputs: list[fx.Node], mode: FakeTensorMode) -> None:
+        """Run a graph; what is like something that was run before is not.
+
+        Args:
+            graph: which may write.
+            inputs: its placeholders.
+            mode: of its fake values.
+        """
+        self._values = {node: self.placeholder(node) for node in inputs}
+        untouched, alike = untouched_nodes(graph), LikeNodes(self.graph, mode)
         for node in graph.nodes:
             self._source = node
-            if node.op == "call_function":
-                args, kwargs = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
-                values[node] = node.target(*args, **kwargs)
+            if node.op != "call_function":
+                continue
+            like = None
+            if node in untouched:
+                args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._node_of)
+                like = alike.node(node.target, args, kwargs)
+                done, found = (False, None) if like is None else alike.again(like, self._meta(node))
+                if done:
+                    self._found[node] = found
+                    continue
+            elif node.target is operator.getitem and node.args[0] in self._found:
+                self._found[node] = self._found[node.args[0]][node.args[1]]
+                continue
+            self._made.clear()
+            args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._value_of)
+            self._values[node] = node.target(*args, **kwargs)
+            if like is not None:
+                alike.learn(like, self._made, self._node_of(node))
         (output,) = graph.find_nodes(op="output")
-        return [from_fun(value) for value in fx.node.map_arg(output.args[0], values.__getitem__)]
+        self._results = [from_fun(value) for value in fx.node.map_arg(output.args[0], self._value_of)]
 
-    def finish(self, results: list[Any]) -> None:
+    def _value_of(self, node: fx.Node) -> Any:
+        """What a node of the old graph gives, as something that may be written into."""
+        if node not in self._values:
+            self._values[node] = pytree.tree_map(self._wrapped, self._found[node])
+        return self._values[node]
+
+    def _wrapped(self, made: Any) -> Any:
+        if not isinstance(made, fx.Node):
+            return made
+        inner = snapshot_fake(made.meta["val"])
+        assert inner is not None
+        self.tensor_tracker.track(inner, made)
+        return to_fun(inner)
+
+    def _node_of(self, node: fx.Node) -> Any:
+        """The nodes of the new graph that stand for one of the old graph, on memory that nothing writes into."""
+        if node not in self._found:
+            found = pytree.tree_map_only(torch.Tensor, lambda t: self._operand(from_fun(t)), self._values[node])
+            self._found[node] = found
+        return self._found[node]
+
+    @staticmethod
+    def _meta(source: fx.Node) -> dict[str, Any]:
+        return {key: source.meta[key] for key in _META if key in source.meta}
+
+    def finish(self) -> None:
         """Give the graph its results."""
         if any(map(has_data_mutation, self._functional)):
             raise _LeftToTorch
-        nodes = tuple(self._operand(result) for result in results)
+        nodes = tuple(self._operand(result) for result in self._results)
         self.graph.output(nodes)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -160,7 +221,7 @@ class _Recorder(python_dispatch.TorchDispatchMode):
         kwargs = kwargs or {}
         if func == torch.ops.prim.device.default:
             return func(*args, **kwargs)
-        if not isinstance(func, OpOverload) or depends_on_data(func):
+        if not isinstance(func, OpOverload) or _makes_symbols(func, args):
             raise _LeftToTorch  # before it runs: torch does not forget a symbol that it has made
         if func not in _SIZES and python_dispatch.autograd_would_have_decomposed(
             func, pytree.tree_leaves((args, kwargs))
@@ -175,13 +236,14 @@ class _Recorder(python_dispatch.TorchDispatchMode):
         named = {key: self._operand(arg) for key, arg in kwargs.items()}
         node = self._node(func, operands, named, self._names[func])
         result = func(*args, **kwargs)
-        if func is torch.ops.aten.copy.default and result.storage_offset():
+        if func is aten.copy.default and result.storage_offset():
             result = func(*args, **kwargs)  # only the first of its kind has the offset of what it replaces
         self._bind(node, result)
         return result
 
     def _node(self, target: Callable[..., Any], args: Any, kwargs: Any, name: str | None = None) -> fx.Node:
         node = self.graph.create_node("call_function", target, args, kwargs, name)
+        self._made.append((node, name))
         assert self._source is not None
         again = fx_traceback.get_current_replay_node()
         for key in _META:

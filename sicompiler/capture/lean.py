@@ -29,6 +29,7 @@ from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx import traceback as fx_traceback
 
+from sicompiler.capture.like_operators import LikeOperators
 from sicompiler.capture.reasons import UNKNOWN_LINE, line_being_run, place_being_run
 from sicompiler.capture.rehearsal import is_recording
 from sicompiler.capture.symbols import depends_on_data
@@ -113,6 +114,7 @@ def _recorded(proxy_call: Callable[..., Any]) -> Callable[..., Any]:
     default = torch.get_default_dtype()
     plain: dict[Any, str | None] = {}
     modules: dict[Any, dict[str, tuple[str, str]]] = {}
+    alike = LikeOperators()
 
     def call(mode: Any, func: Any, pre_dispatch: bool, args: Any, kwargs: Any) -> Any:
         if func in _DROPOUTS and _drops_nothing(*args, **kwargs):
@@ -137,9 +139,9 @@ def _recorded(proxy_call: Callable[..., Any]) -> Callable[..., Any]:
         node.meta["nn_module_stack"] = dict(modules[scopes])
         node.meta["stack_trace"] = _line()
         proxy = tracer.proxy(node)
-        result = func(*args, **kwargs)
+        result, known = alike.run(func, args, kwargs)
         if type(result) is FakeTensor and not result._has_symbolic_sizes_strides:
-            node.meta["val"] = proxies.snapshot_fake(result)
+            node.meta["val"] = proxies.snapshot_fake(result) if known is None else known.beside(result)
             proxies.set_proxy_slot(result, tracer, proxies._ProxyTensor(proxy, None))
         else:
             proxies.track_tensor_tree(result, proxy, constant=None, tracer=tracer)

@@ -5,7 +5,7 @@ Answered where no bound serves (`capture.bounded`): a graph that holds for all v
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from enum import IntEnum
 from typing import Any
 
@@ -59,6 +59,7 @@ class Decider:
         """Start over with the weights and inputs of a trace."""
         self.tape, self.decided = Tape(self._answer), list[Decided]()
         self._maker = DecisionMaker(self.tape, tensors, inputs)
+        self._masks: dict[Hashable, FakeTensor] = {}  # with an open count, by how they were computed
         self._lists: dict[int, tuple[int, list[Any]]] = {}  # by id of a tensor: its entries, and when that was
         return self.tape
 
@@ -138,6 +139,14 @@ class Decider:
             self.decided.append(Decided(decision, outcome_of(numbers)))
         return numbers
 
+    def count_as_before(self, mask: torch.Tensor) -> None:
+        """Give an open count of a mask the symbol of an earlier one with the same entries: torch is slow with many."""
+        origin = self.tape.origin(mask)
+        if origin is not None and isinstance(mask, FakeTensor):
+            before = self._masks.setdefault(origin, mask)
+            if before is not mask:
+                mask.nonzero_memo = before.nonzero_memo
+
     def fake(self, make: Callable[[], torch.Tensor]) -> torch.Tensor:
         """A fake tensor of the trace, made without leaving traces."""
         return elsewhere(lambda: self._maker.fake(make))
@@ -183,6 +192,8 @@ def _yes_or_no(decider: Decider, one: torch.Tensor, other: torch.Tensor, answer:
 def _nonzero(decider: Decider, mask: torch.Tensor) -> Any:
     if not decider.is_open(Decides.SIZES, mask):
         _count(decider, mask)
+    else:
+        decider.count_as_before(mask)
     return NO_ANSWER
 
 

@@ -10,7 +10,7 @@ The tape is a dispatch mode below autograd and autocast: it sees the operators t
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,8 @@ Answer = Callable[[Any, tuple[Any, ...], Mapping[str, Any]], Any]
 
 NO_ANSWER = object()
 LITERALS = {aten.lift_fresh.default, aten.lift_fresh_copy.default, aten.lift.default}
+MAX_ORIGIN = 16  # operators on the way to a tensor, of which is told whether it is like another one
+_DRAWS = torch.Tag.nondeterministic_seeded
 _NOTHING_NEW = {torch.ops.prim.device.default}
 
 
@@ -79,6 +81,7 @@ class Tape(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self._answer = answer
         self.entries: list[Entry] = []
+        self.num_without_tensors = 0  # operators that gave a number, or nothing
         self.literals: dict[int, torch.Tensor] = {}  # numbers that the code spells out, by id of what stands for them
         self._leaves: dict[int, torch.Tensor] = {}
         self._makers: dict[int, int] = {}  # by id of a tensor, which its entry keeps alive: the entry that made it
@@ -98,12 +101,14 @@ class Tape(TorchDispatchMode):
         if result is NO_ANSWER:
             result = func(*args, **kwargs)
         if func not in _NOTHING_NEW:
-            self._record(func, args, kwargs, result)
+            self.record(func, args, kwargs, result)
         return result
 
-    def _record(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
+    def record(self, func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Any) -> None:
+        """Write down what one operator gave."""
         made = tensors_in(result)
         if not made:
+            self.num_without_tensors += 1
             return
         if func in LITERALS:
             self._leaves[id(result)] = result
@@ -113,13 +118,37 @@ class Tape(TorchDispatchMode):
         for tensor in reads:
             if id(tensor) not in self._makers:
                 self._leaves[id(tensor)] = tensor
-        number, writes = len(self.entries), _writes(func, args, kwargs)
+        number, writes = len(self.entries), written_into(func, args, kwargs)
         for tensor in made:
             if id(tensor) not in self._leaves:
                 self._makers.setdefault(id(tensor), number)
         for storage in writes:
             self._writers.setdefault(storage, []).append(number)
         self.entries.append(Entry(func, args, kwargs, result, reads, writes))
+
+    def origin(self, tensor: torch.Tensor) -> Hashable | None:
+        """How a tensor was computed: two of one origin have equal entries; None where that can't be told."""
+        return self._origin(tensor, {}, MAX_ORIGIN)
+
+    def _origin(self, tensor: torch.Tensor, known: dict[int, Hashable], depth: int) -> Hashable | None:
+        if id(tensor) in known:
+            return known[id(tensor)]
+        if not depth or self.writes_into(tensor):
+            return None
+        number = self._makers.get(id(tensor))
+        if number is None:
+            return ("leaf", id(tensor))
+        entry = self.entries[number]
+        if not isinstance(entry.target, OpOverload) or _DRAWS in entry.target.tags or not entry.reads:
+            return None
+        operands = [self._origin(read, known, depth - 1) for read in entry.reads]
+        if None in operands:
+            return None
+        leaves, form = pytree.tree_flatten((entry.args, dict(entry.kwargs)))
+        rest = [repr(leaf) for leaf in leaves if not isinstance(leaf, torch.Tensor)]
+        place = next(i for i, made in enumerate(tensors_in(entry.result)) if made is tensor)
+        known[id(tensor)] = found = (entry.target, tuple(operands), tuple(rest), repr(form), place)
+        return found
 
     def writes_into(self, tensor: torch.Tensor) -> int:
         """How often the memory of a tensor was written into so far."""
@@ -168,7 +197,8 @@ def storage_of(tensor: torch.Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def _writes(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> frozenset[int]:
+def written_into(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> frozenset[int]:
+    """The storages that a call of an operator writes into."""
     if not isinstance(func, OpOverload) or not func._schema.is_mutable:
         return frozenset()
     given = dict(enumerate(args))

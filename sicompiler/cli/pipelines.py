@@ -81,7 +81,7 @@ class Pipeline:
     def floor(self, part: Part, far_memory: FarMemory) -> tuple[int, str]:
         """The smallest budget of a phase, idle components moved away if they can be, and what sets it."""
         floor_bytes, culprit = part.planner.floor(far_memory)
-        return floor_bytes + self.held + (0 if self.movable else self._others(part)), culprit
+        return floor_bytes + self._always_beside(part), culprit
 
     def eviction_order(self, part: Part) -> tuple[str, ...]:
         """The other components while a part runs, in the order in which a running pipeline would move them away."""
@@ -111,18 +111,17 @@ class Pipeline:
         while plan is None:
             beside = sum(self.weights[name] for name in here) + self.held
             far_memory: FarMemory = "none" if self.movable and here else self.far_memory
-            try:
-                plan = part.planner.plan(budget - beside, far_memory=far_memory)
-            except OverBudget as error:
-                if self.movable and here:
-                    here.pop(0)
-                else:
-                    plan = part.planner.plan(error.floor_bytes, far_memory=far_memory)
-        floor_bytes, culprit = None, ""
-        if plan.uses_far_memory or plan.predicted_peak_bytes + beside > budget:
-            floor_bytes, culprit = self.floor(part, self.far_memory)
-        elif floors or plan.floor_bytes is not None:
-            floor_bytes, culprit = self.floor(part, "none")
+            plan = part.planner.plan_within(budget - beside, far_memory=far_memory)
+            if plan is None and self.movable and here:
+                here.pop(0)
+            elif plan is None:
+                plan = part.planner.plan(part.planner.floor(far_memory)[0], far_memory=far_memory)
+        is_above = plan.predicted_peak_bytes + beside > budget
+        floor_bytes, culprit = plan.floor_bytes, plan.floor_operator
+        if is_above or floors:
+            floor_bytes, culprit = part.planner.floor(self.far_memory if is_above or plan.uses_far_memory else "none")
+        if floor_bytes is not None:
+            floor_bytes += self._always_beside(part)
         row = PhaseRow(
             phase=part.call.phase,
             component=part.call.label,
@@ -138,6 +137,10 @@ class Pipeline:
             budget_bytes=budget,
         )
         return PlannedPart(row, plan)
+
+    def _always_beside(self, part: Part) -> int:
+        """What can't be moved away while a part runs."""
+        return self.held + (0 if self.movable else self._others(part))
 
     def _others(self, part: Part) -> int:
         """Weights of all other components."""

@@ -79,7 +79,7 @@ def carried(sized: SizedGraph, regions: list[Known], outer: OuterGraph | None, m
     evaluator = Evaluator(graph.view, graph.line, machine)
     found = sorted(_candidates(sized, graph, evaluator, regions), key=lambda candidate: candidate.start)
     sought = GradualProblem(graph.facts.num_placeholders, graph.line.live_bytes, evaluator.whole, lambda: iter(found))
-    return Search(graph, outer, [{}] * len(graph.facts.nodes), evaluator, sought)
+    return Search(graph, outer, [{}] * len(graph.facts.nodes), evaluator, sought, lambda _: sought)
 
 
 def _candidates(sized: SizedGraph, graph: Graph, evaluator: Evaluator, regions: list[Known]) -> Iterator[Candidate]:

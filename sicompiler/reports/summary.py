@@ -83,7 +83,7 @@ def summary(plan: Plan, untouched_bytes: int | None = None) -> dict[str, Any]:
 def floor_text(plan: Plan) -> str:
     """The floor, for people."""
     if plan.floor_bytes is None:
-        return "not looked for: the unsliced graph fits"
+        return "not looked for: this budget did not ask for it"
     where = " with far memory" if plan.uses_far_memory else ""
     return f"{format_bytes(plan.floor_bytes)}{where}, set by {plan.floor_operator}"
 

@@ -18,9 +18,10 @@ from sicompiler.facts.storages import Origin
 from sicompiler.facts.timeline import timeline
 from sicompiler.passes.edit import copy_program
 from sicompiler.passes.recompute import compute_again
-from sicompiler.planners.candidates import Regions, axis_labels, candidates
+from sicompiler.planners.candidates import SMALL_GRAPH, Regions, axis_labels, candidates
 from sicompiler.planners.dp import Problem, Solution, floor
 from sicompiler.planners.evaluator import Evaluator
+from sicompiler.planners.gains import most_saved_seconds
 from sicompiler.planners.gradual import GradualProblem
 from sicompiler.planners.tally import unsliced
 from sicompiler.sliced import Region
@@ -32,6 +33,9 @@ Working = Callable[[], AbstractContextManager[None]]
 RECOMPUTED_SHARE = 0.15  # of the unsliced peak; a smaller value is not worth making again
 HOT_SHARE = 0.002  # an operator is hot when it makes this share of the unsliced peak
 SPILL_SHARE = 0.002  # of the unsliced peak: anything smaller gains nothing in far memory
+# Of the unsliced time: where loops save less, by an upper bound, they are not worth a search (see decision 33).
+SPEED_SHARE = 0.15
+MOST_BUDGETS = 2  # whose candidates are kept
 STREAM_SHARE = 1e-4  # of the weights: anything smaller stays resident
 
 
@@ -45,6 +49,7 @@ class Search:
         labels: names of slicings, per node.
         evaluator: peaks and times of its regions.
         sought: its candidates, as far as they have been asked for.
+        sought_above: those that contain an operator which unsliced is above a budget, for the last budgets asked for.
         skip: (position, slicing of the first result) from which no region is sought: axes of loops around the graph.
         streamed_bytes: of the weights that lie in far memory.
         rematerialized_bytes: values of so many bytes or more are rematerialized in it; 0 for none.
@@ -55,6 +60,7 @@ class Search:
     labels: list[dict[Slicing, str]]
     evaluator: Evaluator
     sought: GradualProblem
+    sought_above: Callable[[int], GradualProblem]
     skip: frozenset[tuple[int, Slicing | None]] = frozenset()
     streamed_bytes: int = 0
     rematerialized_bytes: int = 0
@@ -68,6 +74,22 @@ class Search:
     def problem(self) -> Problem:
         """All candidates of it."""
         return self.sought.problem
+
+    @functools.cached_property
+    def may_save_time(self) -> bool:
+        """Whether loops may make the graph faster, where memory asks for none."""
+        return most_saved_seconds(self.evaluator) > SPEED_SHARE * float(self.sought.seconds[self.sought.first :].sum())
+
+    def within(self, budget_bytes: int) -> GradualProblem:
+        """What decides about a budget: of a large graph whose loops save no time, the candidates that it asks for.
+
+        Args:
+            budget_bytes: of activations.
+        """
+        is_small = sum(map(bool, self.graph.view.made)) <= SMALL_GRAPH
+        if self.sought.is_complete or is_small or self.may_save_time:
+            return self.sought
+        return self.sought_above(budget_bytes)
 
     @functools.cached_property
     def lowest(self) -> Solution:
@@ -111,8 +133,8 @@ def make_search(
     skip = frozenset(
         (p, slicing) for region in regions for p, transfer in region.sliced.items() for slicing in transfer.results[:1]
     )
-    sought = _sought(evaluator, graph, labels, skip, what, progress, working, known)
-    return Search(graph, outer, labels, evaluator, sought, skip, rematerialized_bytes=rematerialized_bytes)
+    sought, above = _sought(evaluator, graph, labels, skip, what, progress, working, known)
+    return Search(graph, outer, labels, evaluator, sought, above, skip, rematerialized_bytes=rematerialized_bytes)
 
 
 def whole_seconds_of(graph: Graph, machine: Machine) -> Sequence[float]:
@@ -157,8 +179,11 @@ def with_far(search: Search, progress: Progress | None, working: Working = nullc
     graph = graph_with_far(search.graph, spillable(search.graph) | weights)
     evaluator = search.evaluator.with_far(graph.view, graph.line)
     what = "far memory" if search.outer is None else f"far memory, one {search.outer.loop.axis} at a time"
-    sought = _sought(evaluator, search.graph, search.labels, search.skip, what, progress, working)
-    return replace(search, graph=graph, evaluator=evaluator, sought=sought, streamed_bytes=graph.view.bytes_of(weights))
+    sought, above = _sought(evaluator, search.graph, search.labels, search.skip, what, progress, working)
+    streamed_bytes = graph.view.bytes_of(weights)
+    return replace(
+        search, graph=graph, evaluator=evaluator, sought=sought, sought_above=above, streamed_bytes=streamed_bytes
+    )
 
 
 def _sought(
@@ -170,16 +195,23 @@ def _sought(
     progress: Progress | None,
     working: Working,
     known: Regions | None = None,
-) -> GradualProblem:
+) -> tuple[GradualProblem, Callable[[int], GradualProblem]]:
+    """All candidates of a graph, and those that a budget asks for, which say nothing about other graphs."""
+
     def told(done: int, total: int) -> None:
         if progress is not None:
             progress(what, done, total)
 
     hot = int(near.line.peak_bytes * HOT_SHARE)
-    seek = functools.partial(
-        candidates, evaluator, labels, skip=skip, hot_bytes=hot, near=near.line, progress=told, known=known
-    )
-    return GradualProblem(near.facts.num_placeholders, *unsliced(evaluator), seek, working)
+    seek = functools.partial(candidates, evaluator, labels, skip=skip, hot_bytes=hot, near=near.line, progress=told)
+    first, (live, seconds) = near.facts.num_placeholders, unsliced(evaluator)
+
+    @functools.lru_cache(MOST_BUDGETS)
+    def above(budget_bytes: int) -> GradualProblem:
+        positions = frozenset(np.flatnonzero(live > budget_bytes).tolist())
+        return GradualProblem(first, live, seconds, functools.partial(seek, above=positions), working)
+
+    return GradualProblem(first, live, seconds, functools.partial(seek, known=known), working), above
 
 
 def graph_with_far(graph: Graph, far: frozenset[int]) -> Graph:

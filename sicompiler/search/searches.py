@@ -13,16 +13,12 @@ from sicompiler.capture import paused_gc
 from sicompiler.cost import Machine
 from sicompiler.planners.candidates import Regions
 from sicompiler.planners.evaluator import Evaluator
-from sicompiler.planners.gains import most_saved_seconds
 from sicompiler.planners.gradual import GradualProblem
 from sicompiler.planners.tally import unsliced
 from sicompiler.search.analysis import Analysis
 from sicompiler.search.search import Progress, Search, Working, make_search, rematerialized_bytes, with_far
 from sicompiler.sliced import Region
 from sicompiler.study import Graph, OuterGraph
-
-# Of the unsliced time: where loops save less, by an upper bound, they are not worth a search (see decision 33).
-SPEED_SHARE = 0.15
 
 
 @dataclass(frozen=True)
@@ -60,12 +56,7 @@ class Searches:
         graph = self.graph
         evaluator = Evaluator(graph.view, graph.line, self.machine)
         nothing = GradualProblem(graph.facts.num_placeholders, *unsliced(evaluator), lambda: iter(()))
-        return Search(graph, None, [], evaluator, nothing)
-
-    @functools.cached_property
-    def may_save_time(self) -> bool:
-        """Whether loops may make the graph faster, where memory asks for none."""
-        return most_saved_seconds(self.unsliced.evaluator) > SPEED_SHARE * self.unsliced.problem.unsliced_seconds
+        return Search(graph, None, [], evaluator, nothing, lambda _: nothing)
 
     @functools.cached_property
     def whole(self) -> Search:
@@ -135,7 +126,6 @@ class KnownSearches:
     near: tuple[Search, ...]
     progress: Progress | None
     timings: dict[str, float]
-    may_save_time: bool = True
     all_near: bool = True
 
     @property
