@@ -133,6 +133,16 @@ def test_padding_that_an_encoder_of_torch_sets_to_zero_is_no_silent_difference()
     assert close(model(X), expected)
     with pytest.raises(sicompiler.CaptureError, match="nested"):
         model(X, src_key_padding_mask=padding)
+    sicompiler.release(model)
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        left = model(X, src_key_padding_mask=padding)
+        sicompiler.compile_for_budget(model, "64MiB")
+        assert close(model(X, src_key_padding_mask=padding), left)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+    with pytest.raises(sicompiler.CaptureError, match="nested"):
+        model(X, src_key_padding_mask=padding)
 
 
 @torch.no_grad()

@@ -180,12 +180,16 @@ class EnvironmentPlace:
         return True
 
 
+_FAST = "torch.backends.mha.get_fastpath_enabled()"
+
+
 class AmbientPlace:
-    """What torch itself holds for all modules: global forward hooks, the default dtype and device."""
+    """What torch itself holds for all modules: global hooks, default dtype and device, the fast path of attention."""
 
     def __init__(self, walk: Visitor) -> None:
         self._dtype, self._device = torch.get_default_dtype(), torch.get_default_device()
-        for path, value in zip(DEFAULTS, (self._dtype, self._device), strict=True):
+        self._fast = torch.backends.mha.get_fastpath_enabled()
+        for path, value in zip((*DEFAULTS, _FAST), (self._dtype, self._device, self._fast), strict=True):
             walk.note(path, ("plain", type(value), value))
         self._hooks = [version(getattr(torch_module, name)) for name in _GLOBAL_HOOKS]
         for name in _GLOBAL_HOOKS:
@@ -195,6 +199,7 @@ class AmbientPlace:
         """Whether all of it is as it was."""
         return (
             torch.get_default_dtype() is self._dtype
+            and torch.backends.mha.get_fastpath_enabled() == self._fast
             and torch.get_default_device() == self._device
             and [version(getattr(torch_module, name)) for name in _GLOBAL_HOOKS] == self._hooks
         )
