@@ -60,27 +60,27 @@ def rows(preset: str, budgets: Sequence[int] | None) -> Iterator[dict[str, Any]]
         began = time.process_time()
         try:
             plan = planner.plan(budget)
-            found = {"peak_bytes": plan.predicted_peak_bytes, "seconds": plan.seconds, "regions": len(plan.regions)}
+            answer = {"peak_bytes": plan.predicted_peak_bytes, "seconds": plan.seconds, "regions": len(plan.regions)}
         except OverBudget as error:
-            found = {"floor_bytes": error.floor_bytes}
+            answer = {"floor_bytes": error.floor_bytes}
         seconds = {"capture": captured, "plan": time.process_time() - began}
-        yield {"preset": preset, "budget_bytes": budget, **found, "cpu_seconds": seconds}
+        yield {"preset": preset, "budget_bytes": budget, **answer, "cpu_seconds": seconds}
 
 
 def differences(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Each row after with that before; `worse` says in what."""
     known = {(row["preset"], row["budget_bytes"]): row for row in before}
-    found = []
+    compared = []
     for row in after:
         old = known[row["preset"], row["budget_bytes"]]
         worse = [] if "peak_bytes" in row or "peak_bytes" not in old else ["does not fit"]
         if "peak_bytes" in row and "peak_bytes" in old:
             worse += ["peak"] if row["peak_bytes"] > old["peak_bytes"] else []
             worse += ["seconds"] if row["seconds"] > SLOWER * old["seconds"] else []
-        found.append(
+        compared.append(
             {"preset": row["preset"], "budget_bytes": row["budget_bytes"], "before": old, "after": row, "worse": worse}
         )
-    return found
+    return compared
 
 
 def main() -> None:
@@ -94,25 +94,25 @@ def main() -> None:
     warnings.filterwarnings("ignore")  # of the models, about devices this machine lacks
     before = [] if options.like is None else json.loads(options.like.read_text())["rows"]
     presets = options.presets or list(dict.fromkeys(row["preset"] for row in before))
-    found: list[dict[str, Any]] = []
+    done: list[dict[str, Any]] = []
     if options.against is not None:
-        found = differences(before, json.loads(options.against.read_text())["rows"])
+        done = differences(before, json.loads(options.against.read_text())["rows"])
     for preset in () if options.against else presets:
         budgets = [row["budget_bytes"] for row in before if row["preset"] == preset] or None
         for row in rows(preset, budgets):
-            found.append(row)
+            done.append(row)
             print(json.dumps(row), flush=True)
-            write(options.output, found)
-    write(options.output, found)
-    worse = [row for row in found if row.get("worse")]
-    print(f"{len(found)} rows, {len(worse)} worse")
+            write(options.output, done)
+    write(options.output, done)
+    worse = [row for row in done if row.get("worse")]
+    print(f"{len(done)} rows, {len(worse)} worse")
     sys.exit(bool(worse))
 
 
-def write(output: Path | None, found: Sequence[dict[str, Any]]) -> None:
-    """Write what was found so far: a long run that is interrupted leaves it."""
+def write(output: Path | None, done: Sequence[dict[str, Any]]) -> None:
+    """Write the rows there are: a long run that is interrupted leaves it."""
     if output is not None:
-        output.write_text(json.dumps({"torch": torch.__version__, "rows": list(found)}, indent=1) + "\n")
+        output.write_text(json.dumps({"torch": torch.__version__, "rows": list(done)}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

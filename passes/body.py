@@ -18,6 +18,7 @@ from sicompiler.axes.span import Span
 from sicompiler.axes.table import Operand, Transfer
 from sicompiler.facts.storages import TensorFact
 from sicompiler.facts.strides import format_strides, suggests_channels_last
+from sicompiler.facts.workspace_layout import suggested
 from sicompiler.graph_view import GraphView
 from sicompiler.ops.slices import in_order_fake
 from sicompiler.passes.edit import evaluate, inherit, insert_call
@@ -106,8 +107,7 @@ class BodyEmitter:
     def _is_row_major(self, position: int, operand: fx.Node) -> bool:
         """Whether the whole of a result is row-major alone, and the slice of its operand is not."""
         whole = self.view.tensor((position, 0))
-        channels = suggests_channels_last((whole.shape, whole.stride))
-        return whole.is_contiguous and not channels and not operand.meta["val"].is_contiguous()
+        return whole.is_contiguous and not suggested(whole) and not operand.meta["val"].is_contiguous()
 
     def _copied(self, position: int, node: fx.Node) -> fx.Node:
         """A slice that lies as the planner takes it to.
@@ -142,9 +142,7 @@ class BodyEmitter:
         value = node.meta["val"]
         if len(whole.shape) < 4 or 1 not in value.shape:
             return False
-        planned = suggests_channels_last((whole.shape, whole.stride))
-        differs = any(suggests_channels_last(strided(part)) != planned for part in slices_of(value, dim))
-        return node.target in VIEWS or (differs and _lies_like(value, whole))
+        return node.target in VIEWS or (not passes_for(value, whole, dim) and _lies_like(value, whole))
 
     def _then(self, target: OpOverload, node: fx.Node) -> fx.Node:
         """Call an operator on what a node gives."""
@@ -191,20 +189,20 @@ class BodyEmitter:
         value, slicing = self.view.table.operands[position][index], transfer.operands[index]
         assert slicing is not None
         whole = self.view.tensor(value)
-        rank, channels = len(whole.shape), suggests_channels_last((whole.shape, whole.stride))
+        rank = len(whole.shape)
         before, behind = spans.padding(transfer.window, halos.held[(position, 0)], whole.shape[slicing.dim])
         if pads_by_itself(target):
             again = repadded(target, args, kwargs, rank, slicing.dim, (before, behind))
             filled = padding_value(target, args, kwargs)
             if filled is None:
                 return target, again, {}
-            return ops.pad_copy.default, (args[0], again[1], filled, channels), {}
+            return ops.pad_copy.default, (args[0], again[1], filled, suggested(whole)), {}
         call = unpadded(target, args, kwargs, rank, slicing.dim, transfer.window)
         if transfer.window.pad_lo or transfer.window.pad_hi:
             padded = insert_call(
                 self.graph, self.mode, ops.pad_slice.default, (args[0], slicing.dim, before, behind, call.value)
             )
-            if suggests_channels_last(strided(padded.meta["val"])) != channels:
+            if not passes_for(padded.meta["val"], whole, None):
                 padded = in_format(self.graph, self.mode, padded, whole, slicing.dim)
             return call.target, (padded, *call.args[1:]), call.kwargs
         return call.target, call.args, call.kwargs
@@ -238,7 +236,18 @@ def _lies_like(value: torch.Tensor, whole: TensorFact) -> bool:
     return sorted(dims, key=value.stride) == sorted(dims, key=whole.stride.__getitem__)
 
 
-def slices_of(part: torch.Tensor, dim: int | None) -> Iterator[torch.Tensor]:
+def passes_for(part: torch.Tensor, whole: TensorFact, dim: int | None) -> bool:
+    """Whether kernels take a slice for the memory format of the whole value; also one of a single entry at an edge.
+
+    Args:
+        part: the slice.
+        whole: what it is of.
+        dim: where it is sliced; None for what is not, or never has a single entry.
+    """
+    return all(suggests_channels_last(strided(each)) == suggested(whole) for each in _slices_of(part, dim))
+
+
+def _slices_of(part: torch.Tensor, dim: int | None) -> Iterator[torch.Tensor]:
     """A slice as it is planned, and one of a single entry, as there may be at an edge: a dim that says nothing then."""
     yield part
     if dim is not None:
@@ -255,10 +264,10 @@ def in_format(graph: fx.Graph, mode: FakeTensorMode, node: fx.Node, whole: Tenso
         whole: what it is of.
         dim: where it is sliced; None for what is not.
     """
-    planned = suggests_channels_last((whole.shape, whole.stride))
+    planned = suggested(whole)
     # of one channel, or one column, strides alone don't tell the order of the format
-    part, like = node.meta["val"], list(format_strides([2] * len(whole.shape), True) if planned else whole.stride)
-    ordered = [in_order_fake(each, like) for each in slices_of(part, dim)]
+    like = list(format_strides([2] * len(whole.shape), True) if planned else whole.stride)
+    ordered = [in_order_fake(each, like) for each in _slices_of(node.meta["val"], dim)]
     alike = all(suggests_channels_last(strided(each)) == planned for each in ordered)
     return insert_call(graph, mode, ops.in_order.default, (node, like) if alike else (node, like, False))
 

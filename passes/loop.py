@@ -13,12 +13,10 @@ from sicompiler.axes.factor_map import Slicing
 from sicompiler.axes.table import Operand
 from sicompiler.capture import Program, module_of
 from sicompiler.facts.storages import fake_tensors
-from sicompiler.facts.strides import suggests_channels_last
 from sicompiler.graph_view import GraphView
 from sicompiler.ops import arrive, far_tensor, sliced_loop, streamed_loop
-from sicompiler.passes.body import BodyEmitter, Length, in_format, narrowed_again, slices_of
+from sicompiler.passes.body import BodyEmitter, Length, in_format, narrowed_again, passes_for
 from sicompiler.passes.edit import evaluate, inherit, insert_call
-from sicompiler.passes.layout_rows import strided
 from sicompiler.passes.spans import SpanNodes
 from sicompiler.passes.stream import fetcher, storer
 from sicompiler.sliced import Output, Read, Region
@@ -376,7 +374,6 @@ class _Body:
     def _formatted(self, key: tuple[Operand, Slicing]) -> fx.Node:
         """A slice that kernels take for the memory format of the whole: its dims of one entry may say otherwise."""
         node, whole, dim = self._narrowed[key], self.view.tensor(key[0]), key[1].dim
-        planned = suggests_channels_last((whole.shape, whole.stride))
-        if all(suggests_channels_last(strided(part)) == planned for part in slices_of(node.meta["val"], dim)):
+        if passes_for(node.meta["val"], whole, dim):
             return node
         return in_format(self.graph, self.outer.mode, node, whole, dim)

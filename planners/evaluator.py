@@ -20,6 +20,7 @@ from sicompiler.facts.storages import ALLOCATION_GRANULE_BYTES, Origin, TensorFa
 from sicompiler.facts.strides import format_strides, suggests_channels_last
 from sicompiler.facts.timeline import Timeline
 from sicompiler.facts.workspace import takes_workspace, workspace_bytes
+from sicompiler.facts.workspace_layout import suggested
 from sicompiler.graph_view import GraphView
 
 Floats = npt.NDArray[np.float64]
@@ -201,7 +202,7 @@ def shortened(tensor: TensorFact, slicing: Slicing | None, count: int | None) ->
     for other in sorted(range(len(shape)), key=lambda d: (tensor.stride[d], -d)):
         stride[other] = expected
         expected *= shape[other]
-    planned = suggests_channels_last((tensor.shape, tensor.stride))
+    planned = suggested(tensor)
     if 1 in shape and planned != suggests_channels_last((tuple(shape), tuple(stride))):
         ones = [1 if size == 1 else step for size, step in zip(shape, stride, strict=True)]
         stride = list(format_strides(shape if max(shape) > 1 else [2] * len(shape), True)) if planned else ones
