@@ -20,7 +20,9 @@ class Structure:
 
     def __init__(self, model: torch.nn.Module, *, attributes: bool = False) -> None:
         self._attributes = attributes
-        self._modules = [(weakref.ref(module), self._versions(module)) for module in modules_in(model)]
+        # into a module of torch.jit nothing can be put
+        parts = [module for module in modules_in(model) if not isinstance(module, torch.jit.ScriptModule)]
+        self._modules = [(weakref.ref(module), self._versions(module)) for module in parts]
 
     def holds(self) -> bool:
         """Whether each module holds what it held."""
@@ -31,7 +33,5 @@ class Structure:
         return True
 
     def _versions(self, module: torch.nn.Module) -> tuple[int, ...]:
-        if isinstance(module, torch.jit.ScriptModule):
-            return ()  # nothing can be put into it
         registered = version(module._modules), version(module._parameters), version(module._buffers)
         return (*registered, version(module.__dict__)) if self._attributes else registered
