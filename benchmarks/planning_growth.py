@@ -18,7 +18,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from sicompiler.capture import capture, paused_gc
+from sicompiler.capture import capture
+from sicompiler.collector import paused_gc
 from sicompiler.cost import MACHINES
 from sicompiler.models.build import ModelCall, build_model, build_preset, preset_named
 from sicompiler.passes.manager import run_stage

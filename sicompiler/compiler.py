@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from sicompiler.cache.known import KnownPlans, program_digest
 from sicompiler.cache.store import Store
-from sicompiler.capture import Program, paused_gc
+from sicompiler.capture import Program
+from sicompiler.collector import paused_gc
 from sicompiler.cost import MACHINES, Machine
 from sicompiler.errors import OverBudget
 from sicompiler.facts.modules import common_module, describe
@@ -33,7 +34,6 @@ from sicompiler.study import Graph
 from sicompiler.units import budget_hint, format_bytes
 
 FarMemory = Literal["none", "auto"]  # keep everything on the device; or spill and stream what a budget asks for
-
 UNBOUND = {"fingerprint": "", "torch_version": ""}  # of plans that are for their numbers
 TRIES = (1.0, 0.5, 0.0)  # how far from the floor to the budget activations may go, where weights want room too
 

@@ -22,9 +22,10 @@ from torch.overrides import TorchFunctionMode
 
 from sicompiler.adapters.footprints import Footprints
 from sicompiler.adapters.rehearsal import REAL_BYTES, Rehearsal, rehearsed
-from sicompiler.capture import frozen_gc, named_tensors
+from sicompiler.capture import named_tensors
 from sicompiler.capture.quantised import storage_bytes
 from sicompiler.capture.results import tensors_of
+from sicompiler.collector import frozen_gc
 from sicompiler.facts.calls import bind, flatten_tensors
 from sicompiler.facts.storages import ALLOCATION_GRANULE_BYTES, fact_of, rounded
 from sicompiler.facts.workspace import workspace_bytes

@@ -13,8 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from sicompiler.cache.graphs import Broken, Json, Packer, Unpackable, Unpacker
 from sicompiler.cache.results import pack_spec, unpack_spec
-from sicompiler.capture import Binding, Program, Source, paused_gc
+from sicompiler.capture import Binding, Program, Source
 from sicompiler.capture.decisions import Decided, Decision
+from sicompiler.collector import paused_gc
 from sicompiler.guards.tensors import bytes_of
 
 MOST_CONSTANT_BYTES = 2**28  # a model that holds more beside its weights is not kept

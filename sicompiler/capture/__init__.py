@@ -13,7 +13,7 @@ from sicompiler.capture.program import (
     structure,
     weights_bytes,
 )
-from sicompiler.capture.trace import capture, check_no_autocast, frozen_gc, paused_gc
+from sicompiler.capture.trace import capture, check_no_autocast
 
 __all__ = [
     "Binding",
@@ -24,10 +24,8 @@ __all__ = [
     "compile_now",
     "fingerprint",
     "flatten_inputs",
-    "frozen_gc",
     "module_of",
     "named_tensors",
-    "paused_gc",
     "same_inputs",
     "structure",
     "weights_bytes",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import gc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -43,6 +42,7 @@ from sicompiler.capture.state import Entry, graph_shown, state_kept
 from sicompiler.capture.taped import Stopped, taped
 from sicompiler.capture.tiling import check_tiling
 from sicompiler.capture.uncompiled import as_in_a_plain_call
+from sicompiler.collector import paused_gc
 from sicompiler.entry import FORWARD, entry_module, has_method
 from sicompiler.errors import BadInput, CaptureError, SicompilerError
 from sicompiler.guards import keep_state
@@ -238,31 +238,6 @@ def check_no_autocast(values: Iterable[Any]) -> None:
                 f"outside of the model; call it outside of the autocast, with the model cast: model.to(torch.{dtype}), "
                 "or enter the autocast inside the model's forward"
             )
-
-
-@contextlib.contextmanager
-def paused_gc() -> Iterator[None]:
-    """Keep the cyclic collector out of code that makes many long-lived nodes: it takes a sixth of the time there."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-@contextlib.contextmanager
-def frozen_gc() -> Iterator[None]:
-    """Have the cyclic collector look at what a block makes, as it would, and at nothing that was there before."""
-    if gc.get_freeze_count():  # somebody else's
-        yield
-        return
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 def _mutates(graph_module: fx.GraphModule) -> bool:

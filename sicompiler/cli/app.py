@@ -27,6 +27,7 @@ from sicompiler.cli.options import (
     Width,
 )
 from sicompiler.cli.rehash_app import rehash
+from sicompiler.collector import paused_gc
 
 app = typer.Typer(
     add_completion=False,
@@ -88,9 +89,10 @@ def plan(
     options = ModelOptions(model, batch, frames, height, width, dtype, device, far_memory)
 
     def run() -> int:
-        from sicompiler.cli.plan import run
+        with paused_gc():  # imports and graphs, which stay to the end of the process
+            from sicompiler.cli.plan import run
 
-        return run(options, gb, output, memory=memory, untouched=untouched, as_json=json)
+            return run(options, gb, output, memory=memory, untouched=untouched, as_json=json)
 
     if output is not None or memory:
         return run()

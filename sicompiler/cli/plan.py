@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import resource
 import sys
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from sicompiler.capture import frozen_gc
 from sicompiler.cli import pipelines
 from sicompiler.cli.files import check_file, save
 from sicompiler.cli.frontier import frontier
@@ -38,10 +36,9 @@ def run(
         return pipelines.run(options, gb, as_json=as_json, untouched=untouched)
     budget = None if gb is None else parse_bytes(gb)
     output = check_file(output, "the plan")
-    with Progress() as progress, ExitStack() as collecting:
+    with Progress() as progress:
         target = find(options)
         _, planner = prepare(target, progress)
-        collecting.enter_context(frozen_gc())  # graphs stay: to walk through them again and again takes seconds
         far = options.far
         rows = frontier(planner, progress, far) if budget is None else []
         refused: OverBudget | None = None

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sicompiler.capture import paused_gc
+from sicompiler.collector import paused_gc
 from sicompiler.cost import Machine
 from sicompiler.planners.candidates import Regions
 from sicompiler.planners.evaluator import Evaluator
