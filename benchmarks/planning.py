@@ -2,6 +2,7 @@
 
     python -m benchmarks.planning svd=3.5 svd-xt=3.9 animatediff=3.1 --output benchmarks/results/planning.json
     python -m benchmarks.planning svd mochi hunyuanvideo --output benchmarks/results/zoo-planning.json
+    python -m benchmarks.planning mochi-pipeline=30.65 --output benchmarks/results/planning-half.json
     python -m benchmarks.planning --growth layers frames --output benchmarks/results/planning-growth.json
     python -m benchmarks.planning --capture wan-vae hunyuanvideo --output benchmarks/results/planning-capture.json
 
@@ -24,7 +25,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,26 @@ def plan(goal: str) -> dict[str, Any]:
     return found
 
 
+def cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the table shows of a plan, or of a pipeline: there all bytes are whole, as phases share weights or not."""
+    worst = max(row.get("phases", [row]), key=lambda phase: phase["unsliced_peak_bytes"])
+    weights = 0 if "phases" in row else row["weights_bytes"]
+    return (
+        row["model"],
+        f"{weights / GIB:.2f}",
+        f"{(worst['unsliced_peak_bytes'] - weights) / GIB:.2f}",
+        "-" if row["floor_bytes"] is None else f"{(row['floor_bytes'] - weights) / GIB:.3f}",
+        f"{row['budget_bytes'] / GIB:.2f}",
+        f"{row['predicted_peak_bytes'] / GIB:.2f}",
+        "yes" if row["fits"] else "NO",
+        ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in row["seconds"].items()),
+        f"{row['cpu_seconds']:.1f}",
+        f"{row['wall_seconds']:.1f}",
+        f"{row['again_seconds']:.1f}",
+        f"{row['host_peak_bytes_so_far'] / GIB:.2f}",
+    )
+
+
 def write(output: Path, rows: list[dict[str, Any]]) -> None:
     """Write what was found so far."""
     command = "python -m benchmarks.planning " + " ".join(sys.argv[1:])
@@ -119,6 +140,7 @@ def main() -> None:
         "fits",
         "stages",
         "CPU",
+        "wall",
         "again",
         "host",
     )
@@ -127,21 +149,9 @@ def main() -> None:
     rows = []
     for goal in options.goals or GOALS:
         row = plan(goal)
-        weights = row["weights_bytes"]
-        table.add_row(
-            row["model"],
-            f"{weights / GIB:.2f}",
-            f"{(row['unsliced_peak_bytes'] - weights) / GIB:.2f}",
-            "-" if row["floor_bytes"] is None else f"{(row['floor_bytes'] - weights) / GIB:.3f}",
-            f"{row['budget_bytes'] / GIB:.2f}",
-            f"{row['predicted_peak_bytes'] / GIB:.2f}",
-            "yes" if row["fits"] else "NO",
-            ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in row["seconds"].items()),
-            f"{row['cpu_seconds']:.1f}",
-            f"{row['again_seconds']:.1f}",
-            f"{row['host_peak_bytes_so_far'] / GIB:.2f}",
-        )
-        rows.append({key: value for key, value in row.items() if key != "regions"} | {"loops": len(row["regions"])})
+        table.add_row(*cells(row))
+        loops = {"loops": len(row["regions"])} if "regions" in row else {}
+        rows.append({key: value for key, value in row.items() if key != "regions"} | loops)
         if options.output is not None:  # after each row: a long run that is interrupted leaves what it has found
             write(options.output, rows)
     Console(width=160).print(table)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -157,16 +159,21 @@ def run(options: ModelOptions, gb: str | None, *, as_json: bool, untouched: bool
     dtype = options.dtype or "float16"
     device = "cuda" if options.device is None else options.device.value
     frontiers: Frontiers | None = None
+    began, untouched_seconds = time.perf_counter(), 0.0
     with Progress() as progress, quiet():
         calls = build_pipeline(options.model, dtype=dtype, **options.sizes)
         idle = idle_weights(options.model, dtype)
+        build_seconds = time.perf_counter() - began
         parts: list[Part] = []
         unplanned: dict[str, UntouchedCall] = {}
         for call in calls:
             try:
                 target = Target(call.call, device)
                 planner = prepare(target, progress, label=call.label)[1]
-                eager_bytes = untouched_bytes(target, planner, progress, label=call.label)[0] if untouched else None
+                eager_bytes: int | None = None
+                if untouched:
+                    eager_bytes, seconds = untouched_bytes(target, planner, progress, label=call.label)
+                    untouched_seconds += seconds
                 parts.append(Part(call, planner, eager_bytes))
             except CaptureError as error:
                 if call.phase != ENCODE:
@@ -178,8 +185,11 @@ def run(options: ModelOptions, gb: str | None, *, as_json: bool, untouched: bool
             whole = [_untouched(name, known, pipeline, 0).floor_bytes or 0 for name, known in unplanned.items()]
             budget = max([*whole, *(pipeline.unsliced_bytes(part) for part in parts)])
             frontiers = pipeline_frontiers(pipeline, progress)
-    planned = [pipeline.plan(part, budget, floors=frontiers is not None).row for part in parts]
-    rows = (*(_untouched(name, why, pipeline, budget) for name, why in unplanned.items()), *planned)
+    planned = [pipeline.plan(part, budget, floors=frontiers is not None) for part in parts]
+    rows = (
+        *(_untouched(name, why, pipeline, budget) for name, why in unplanned.items()),
+        *(part.row for part in planned),
+    )
     preset = pipeline_named(options.model)
     report = PipelineReport(preset.pipeline, budget, rows)
     if as_json:
@@ -190,12 +200,13 @@ def run(options: ModelOptions, gb: str | None, *, as_json: bool, untouched: bool
             found["phases"] = [
                 row | {"frontier": json_rows(cost)} for row, cost in zip(found["phases"], costs, strict=True)
             ]
+        found["seconds"] = {"build": build_seconds, **_seconds(planned), "untouched": untouched_seconds}
         found["unplanned"] = [{"component": name, "why": why} for name, why in preset.unplanned]
         show_json(found)
     else:
         show_text(str(report))
         if frontiers is not None:
-            show(*frontiers.tables([row.component for row in planned]))
+            show(*frontiers.tables([part.row.component for part in planned]))
         for name, why in preset.unplanned:
             note(f"{name} is not planned: {why}")
         note("held is an estimate; what a pipeline computes between its components is not planned")
@@ -211,6 +222,14 @@ def run(options: ModelOptions, gb: str | None, *, as_json: bool, untouched: bool
             culprit=worst.floor_operator,
         )
     return 0
+
+
+def _seconds(planned: Sequence[PlannedPart]) -> dict[str, float]:
+    """Seconds spent on all phases, by stage."""
+    spent: Counter[str] = Counter()  # which adds seconds up as it does counts
+    for part in planned:
+        spent.update(part.plan.timings)
+    return dict(spent)
 
 
 def _untouched_call(part: PartCall, why: str) -> UntouchedCall:
