@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -80,6 +81,22 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
     capsys.readouterr()
     status = sicompiler.cli.run(arguments)
     return status, capsys.readouterr().out
+
+
+def test_seconds_are_told_by_stage_over_all_phases(capsys: pytest.CaptureFixture[str]) -> None:
+    began = time.perf_counter()
+    _, out = run(capsys, "plan", NAME, "--json", "--frames", "8", "--gb", "2")
+    elapsed = time.perf_counter() - began
+    seconds = json.loads(out)["seconds"]
+    assert seconds.keys() - {"regions", "regions with far memory"} == {
+        "build",
+        "capture",
+        "analyse",
+        "choose",
+        "untouched",
+    }
+    assert min(seconds.values()) >= 0
+    assert 0 < sum(seconds.values()) <= elapsed, "a second is counted once"
 
 
 def test_without_a_budget_every_phase_and_the_whole_have_a_frontier(capsys: pytest.CaptureFixture[str]) -> None:
