@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.sicompiler-env
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-pure test-deep check format bench clean
+.PHONY: help env demo test test-pure test-deep check format docs dist bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -44,6 +44,17 @@ check: env ## lint, format, types, layers and house rules
 format: env ## rewrite files to the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: env ## build the documentation into build/site; every link is checked
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
+dist: env ## build wheel and sdist into dist/, install the wheel into an empty environment and run the demo there
+	rm -rf dist build/dist-venv
+	$(BIN)/python -m build --no-isolation
+	$(PYTHON) -m venv build/dist-venv
+	build/dist-venv/bin/python -m pip install --quiet -c constraints.txt "$$(echo dist/*.whl)[diffusers]"
+	cd build && dist-venv/bin/sicompiler demo --output dist-demo
 
 bench: env ## run the benchmarks
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
