@@ -92,6 +92,26 @@ def _distinct(cuts: Sequence[Cut]) -> tuple[Cut, ...]:
 
 def _minimum_cut(facts: GraphFacts, part: Sequence[int], live: Sequence[int]) -> tuple[int, ...]:
     """The values of least bytes that part the outputs, and what stays live, from a part; empty if nothing does."""
+    graph, reached = _flow_network(facts, part, live)
+    if "outputs" not in graph or "part" not in graph:
+        return ()
+    try:
+        residual = nx.algorithms.flow.boykov_kolmogorov(graph, "part", "outputs")
+    except nx.NetworkXUnbounded:
+        return ()
+    open_edges = nx.subgraph_view(
+        residual, filter_edge=lambda a, b: residual[a][b]["flow"] < residual[a][b]["capacity"]
+    )
+    before = {"part", *nx.descendants(open_edges, "part")}  # the earliest of all minimum cuts: most stays live
+    return tuple(sorted(p for p in reached if (p, 0) in before and (p, 1) not in before))
+
+
+def _flow_network(facts: GraphFacts, part: Sequence[int], live: Sequence[int]) -> tuple[nx.DiGraph, set[int]]:
+    """What a part reaches, as a network from "part" to "outputs", with the positions that are in it.
+
+    A position is an edge from (position, 0) to (position, 1), whose capacity is the bytes of its value; it has none
+    where the value can't be kept.
+    """
     inside = set(part)
     graph = nx.DiGraph()
     reached: set[int] = set()
@@ -115,17 +135,7 @@ def _minimum_cut(facts: GraphFacts, part: Sequence[int], live: Sequence[int]) ->
     for node in facts.outputs:
         if facts.position[node] in reached:
             graph.add_edge((facts.position[node], 1), "outputs")
-    if "outputs" not in graph or "part" not in graph:
-        return ()
-    try:
-        residual = nx.algorithms.flow.boykov_kolmogorov(graph, "part", "outputs")
-    except nx.NetworkXUnbounded:
-        return ()
-    open_edges = nx.subgraph_view(
-        residual, filter_edge=lambda a, b: residual[a][b]["flow"] < residual[a][b]["capacity"]
-    )
-    before = {"part", *nx.descendants(open_edges, "part")}  # the earliest of all minimum cuts: most stays live
-    return tuple(sorted(p for p in reached if (p, 0) in before and (p, 1) not in before))
+    return graph, reached
 
 
 def _can_be_kept(facts: GraphFacts, position: int) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, get_args, overload
 
@@ -14,7 +15,7 @@ from sicompiler.adapters.held import ATTRIBUTE
 from sicompiler.adapters.pipeline import PipelineState, is_pipeline, pipeline_state
 from sicompiler.adapters.supported import SupportedPipeline, supported_pipelines
 from sicompiler.adapters.verify import PipelineVerification
-from sicompiler.cache.store import default_store
+from sicompiler.cache.store import Store, default_store
 from sicompiler.compiler import FarMemory
 from sicompiler.errors import BadInput, NotCompiled
 from sicompiler.ops.mapped import offload_folder
@@ -114,16 +115,7 @@ def compile_for_budget(
                 "example_inputs and plan belong to one module; a pipeline is planned component by component, "
                 "each at its first call"
             )
-        before = found if isinstance(found := model.__dict__.get(ATTRIBUTE), PipelineState) else None
-        state = PipelineState.take_over(model, parse_bytes(gb), progress, far_memory, rehash, store)
-        if rehash is not None and rehash.calls:
-            try:
-                calibrate(state)
-            except BaseException:
-                state.release()
-                if before is not None:
-                    before.install(model)
-                raise
+        _compile_pipeline(model, parse_bytes(gb), progress, far_memory, rehash, store)
         return model
     if rehash is not None:
         raise BadInput("rehash belongs to a pipeline: its steps are what is skipped; a single module has none")
@@ -138,17 +130,57 @@ def compile_for_budget(
     budget = parse_bytes(gb)
     check_weights(model)
     device_type_of(model)
+    state = partial(State, model, budget, _loaded(plan), progress, far_memory=far_memory, store=store)
+    _take_over(model, state, example_inputs)
+    return model
+
+
+def _compile_pipeline(
+    model: Any,
+    budget_bytes: int,
+    progress: Progress | None,
+    far_memory: FarMemory,
+    rehash: Rehash | None,
+    store: Store | None,
+) -> None:
+    """Take a pipeline over, and calibrate Step Rehash where it has calls for that; it is as it was where that fails."""
+    before = found if isinstance(found := model.__dict__.get(ATTRIBUTE), PipelineState) else None
+    state = PipelineState.take_over(model, budget_bytes, progress, far_memory, rehash, store)
+    if rehash is None or not rehash.calls:
+        return
+    try:
+        calibrate(state)
+    except BaseException:
+        state.release()
+        if before is not None:
+            before.install(model)
+        raise
+
+
+def _loaded(plan: Plan | str | Path | None) -> Plan | None:
+    """A plan, read from its file if need be."""
     if isinstance(plan, (str, Path)):
-        plan = Plan.load(plan)
-    elif plan is not None and not isinstance(plan, Plan):
+        return Plan.load(plan)
+    if plan is not None and not isinstance(plan, Plan):
         raise BadInput(f"plan is a Plan or the path of one, got {type(plan).__name__}")
+    return plan
+
+
+def _take_over(model: torch.nn.Module, make: Callable[[], State], example_inputs: Inputs | None) -> None:
+    """Plan the call that was given, if any, and run the model by plans from now on; it is as it was where that fails.
+
+    Args:
+        model: what to take over.
+        make: makes its state, once it is what it was before it was ever compiled.
+        example_inputs: of the call to plan.
+    """
     previous = installed_state(model)
     if isinstance(previous, ComponentState) and previous.tenants.any_alive:
         raise BadInput(f"{_belongs(previous)}, whose budget holds for it: compile that again, or release it first")
     if previous is not None:
         previous.uninstall()
     try:
-        module = State(model, budget, plan, progress, far_memory=far_memory, store=store)
+        module = make()
         if example_inputs is not None:
             args, kwargs = checked_inputs(example_inputs)
             with module.turn.taken(), executing():
@@ -158,7 +190,6 @@ def compile_for_budget(
             previous.install()
         raise
     module.install()
-    return model
 
 
 def _belongs(state: ComponentState) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -278,20 +278,33 @@ def _checksums(data: Mapping[str, Any]) -> dict[str, str]:
 
 def _impossible(plan: Plan) -> Iterator[tuple[str, str]]:
     """Fields whose values can't be right, whatever the graph: path, and what is wrong with it."""
+    yield from _negative(plan)
+    if plan.outer is not None:
+        yield from _impossible_outer(plan, plan.outer)
+    yield from _impossible_regions(plan.regions)
+    yield from _impossible_transfers(plan)
+
+
+def _negative(plan: Plan) -> Iterator[tuple[str, str]]:
     names = ("budget_bytes", "weights_bytes", "unsliced_peak_bytes", "predicted_peak_bytes", "floor_bytes")
     for name in (*names, "held_bytes", "streamed_bytes", "moved_bytes", "rematerialized_bytes", "seconds"):
         if (getattr(plan, name) or 0) < 0:
             yield name, f"is negative: {getattr(plan, name)}"
-    outer, end = plan.outer, 0
-    if outer is not None:
-        if not 1 <= outer.slice_length <= outer.size:
-            yield "outer.slice_length", f"is {outer.slice_length} of an axis of {outer.size}"
-        if not outer.seeds or any(seed.size != outer.size for _, seed in outer.seeds):
-            yield "outer.seeds", f"must slice axes of {outer.size}"
-        if plan.rematerialized_bytes:
-            yield "rematerialized_bytes", "goes with no outer loop"
-        yield from ((f"outer.seeds[{i}]", why) for i, (p, s) in enumerate(outer.seeds) for why in _wrong_seed(p, s))
-    for i, region in enumerate(plan.regions):
+
+
+def _impossible_outer(plan: Plan, outer: OuterLoop) -> Iterator[tuple[str, str]]:
+    if not 1 <= outer.slice_length <= outer.size:
+        yield "outer.slice_length", f"is {outer.slice_length} of an axis of {outer.size}"
+    if not outer.seeds or any(seed.size != outer.size for _, seed in outer.seeds):
+        yield "outer.seeds", f"must slice axes of {outer.size}"
+    if plan.rematerialized_bytes:
+        yield "rematerialized_bytes", "goes with no outer loop"
+    yield from ((f"outer.seeds[{i}]", why) for i, (p, s) in enumerate(outer.seeds) for why in _wrong_seed(p, s))
+
+
+def _impossible_regions(regions: Sequence[RegionPlan]) -> Iterator[tuple[str, str]]:
+    end = 0
+    for i, region in enumerate(regions):
         path = f"regions[{i}]"
         yield from ((f"{path}.seed", why) for why in _wrong_seed(region.start, region.seed))
         if region.start < end:
@@ -303,6 +316,9 @@ def _impossible(plan: Plan) -> Iterator[tuple[str, str]]:
         if not 1 <= region.slice_length <= region.size:
             yield f"{path}.slice_length", f"is {region.slice_length} of an axis of {region.size}"
         end = max(end, region.stop)
+
+
+def _impossible_transfers(plan: Plan) -> Iterator[tuple[str, str]]:
     if len(set(plan.spilled)) < len(plan.spilled) or any(p < 0 for p in plan.spilled):
         yield "spilled", f"must be different positions, got {plan.spilled}"
     if len(set(plan.streamed)) < len(plan.streamed):

@@ -13,8 +13,10 @@ from sicompiler.cli.frontier import frontier
 from sicompiler.cli.options import ModelOptions
 from sicompiler.cli.output import Progress, json_rows, note, show, show_json
 from sicompiler.cli.work import find, prepare, untouched_bytes
+from sicompiler.compiler import FarMemory, Planner
 from sicompiler.errors import BadInput, OverBudget
 from sicompiler.models.pipelines import is_pipeline_name
+from sicompiler.plan import Plan
 from sicompiler.reports.summary import frontier_table, plan_tables, summary
 from sicompiler.units import format_bytes, parse_bytes
 
@@ -39,17 +41,8 @@ def run(
     with Progress() as progress:
         target = find(options)
         _, planner = prepare(target, progress)
-        far = options.far
-        rows = frontier(planner, progress, far) if budget is None else []
-        refused: OverBudget | None = None
-        try:
-            plan = planner.plan(planner.unsliced_bytes if budget is None else budget, far_memory=far)
-        except OverBudget as error:
-            refused = error
-            plan = replace(planner.plan(error.floor_bytes, far_memory=far), budget_bytes=error.budget_bytes)
-        if budget is None:  # the frontier has searched for it
-            floor_bytes, culprit = planner.floor("auto" if plan.uses_far_memory else "none")
-            plan = replace(plan, floor_bytes=floor_bytes, floor_operator=culprit)
+        rows = frontier(planner, progress, options.far) if budget is None else []
+        plan, refused = _planned(planner, budget, options.far)
         eager_bytes: int | None = None
         if untouched:
             eager_bytes, seconds = untouched_bytes(target, planner, progress)
@@ -72,6 +65,20 @@ def run(
     if refused is not None:
         raise refused
     return 0
+
+
+def _planned(planner: Planner, budget: int | None, far_memory: FarMemory) -> tuple[Plan, OverBudget | None]:
+    """The plan for a budget, or for the unsliced peak where none is given; that at the floor, and why, if none fits."""
+    refused: OverBudget | None = None
+    try:
+        plan = planner.plan(planner.unsliced_bytes if budget is None else budget, far_memory=far_memory)
+    except OverBudget as error:
+        refused = error
+        plan = replace(planner.plan(error.floor_bytes, far_memory=far_memory), budget_bytes=error.budget_bytes)
+    if budget is None:  # the frontier has searched for it
+        floor_bytes, culprit = planner.floor("auto" if plan.uses_far_memory else "none")
+        plan = replace(plan, floor_bytes=floor_bytes, floor_operator=culprit)
+    return plan, refused
 
 
 def host_peak_bytes() -> int:

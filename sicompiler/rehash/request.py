@@ -57,6 +57,11 @@ class Rehash:
         Raises:
             BadInput: no target or several, or one that can't be meant.
         """
+        self._check_target()
+        self._check_choices()
+        self._check_calls()
+
+    def _check_target(self) -> None:
         targets = {"speedup": self.speedup, "psnr": self.psnr, "rel_error": self.rel_error, "plan": self.plan}
         given = [name for name, value in targets.items() if value is not None]
         if len(given) != 1:
@@ -66,20 +71,24 @@ class Rehash:
                 raise BadInput(f"{name} is a number, got {targets[name]!r}")
         if not isinstance(self.plan, (RehashPlan, str, Path, type(None))):
             raise BadInput(f"plan is a RehashPlan or the path of one, got {self.plan!r}")
-        if not isinstance(self.calls, Sequence) or not all(isinstance(call, Mapping) for call in self.calls):
-            raise BadInput("calls is a list of dicts, the keyword arguments of one call each")
         if self.speedup is not None and self.speedup <= 1:
             raise BadInput(f"a speed-up is above 1, got {self.speedup}; leave rehash out to run every step in full")
         if self.rel_error is not None and not 0 < self.rel_error < 1:
             raise BadInput(f"rel_error is between 0 and 1, got {self.rel_error}")
         if self.psnr is not None and self.psnr <= 0:
             raise BadInput(f"psnr is in dB and above 0, got {self.psnr}")
+
+    def _check_choices(self) -> None:
         if self.order not in (0, 1, 2):
             raise BadInput(f"order is 0, 1 or 2, got {self.order}")
         if self.predictor not in get_args(Predictor):
             raise BadInput(f"predictor is one of {', '.join(get_args(Predictor))}, got {self.predictor!r}")
         if self.strategy not in get_args(Strategy):
             raise BadInput(f"strategy is one of {', '.join(get_args(Strategy))}, got {self.strategy!r}")
+
+    def _check_calls(self) -> None:
+        if not isinstance(self.calls, Sequence) or not all(isinstance(call, Mapping) for call in self.calls):
+            raise BadInput("calls is a list of dicts, the keyword arguments of one call each")
         if not 0 <= self.held_out <= max(len(self.calls) - 1, 0):
             raise BadInput(f"of {len(self.calls)} calls at most {max(len(self.calls) - 1, 0)} can be held out")
         if self.psnr is not None and not self.held_out:
