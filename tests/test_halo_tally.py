@@ -19,6 +19,7 @@ from sicompiler.cost import MACHINES
 from sicompiler.planners.candidates import seeds_of
 from sicompiler.planners.evaluator import Evaluator
 from sicompiler.planners.halo_operators import HaloOperators
+from sicompiler.planners.halo_tally import HaloTally
 from sicompiler.planners.tally import Tally
 from sicompiler.region import Walk
 from sicompiler.search.search import graph_with_far, spillable
@@ -95,6 +96,28 @@ def test_every_end_in_a_causal_decoder_is_as_counted_from_scratch(device: str, f
 def test_every_end_in_a_random_network_is_as_counted_from_scratch(seed: int, device: str) -> None:
     module, args, kwargs = testing.random_network(seed=seed)
     check_ends(study(capture(module, args, kwargs), device), most=12, every=3)
+
+
+@settings(max_examples=5, deadline=None)
+@given(seed=st.integers(0, 10**6), device=st.sampled_from(["cpu", "cuda"]))
+def test_without_windows_both_ways_of_counting_agree(seed: int, device: str) -> None:
+    module, args, kwargs = testing.random_network(seed=seed)
+    graph = study(capture(module, args, kwargs), device)
+    evaluator, end = Evaluator(graph.view, graph.line, MACHINES[device]), len(graph.facts.nodes)
+    for start in range(graph.facts.num_placeholders, end, 3):
+        for seed_slicing in seeds_of(graph.view, [{} for _ in graph.facts.nodes], start):
+            walk = Walk(graph.view, start, seed_slicing)
+            sums, halos = Tally(evaluator, walk), HaloTally(evaluator, walk)
+            while walk.stop < min(end, start + 12) and walk.extend() is None:
+                halos.add(sorted(walk.added))
+                sums.advance()
+                if walk.sliced:
+                    (peak, seconds), (halo_peak, halo_seconds) = sums.evaluate(), halos.evaluate(sums.hoisted)
+                    fits = halo_peak < np.iinfo(np.int64).max  # elsewhere a slice is empty
+                    np.testing.assert_allclose(halo_seconds[fits], seconds[fits], rtol=1e-12)
+                    above = (halo_peak - peak)[fits]  # workspace of no bytes is rounded up to one granule there
+                    most = evaluator.granule if evaluator.granule > 1 else 0
+                    assert ((above >= 0) & (above <= most)).all(), (start, walk.stop, str(seed_slicing))
 
 
 def long_walk(graph: Graph) -> Walk:
