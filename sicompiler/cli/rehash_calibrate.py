@@ -16,7 +16,7 @@ from sicompiler.adapters.calibrate import calibrate
 from sicompiler.adapters.pipeline import PipelineState
 from sicompiler.cli.files import check_file, save
 from sicompiler.cli.output import Progress, note, quiet, show, show_json
-from sicompiler.cli.rehash_app import Calibration
+from sicompiler.cli.rehash_options import Calibration
 from sicompiler.cli.rehash_pipeline import load_pipeline, set_scheduler
 from sicompiler.cli.rehash_show import read
 from sicompiler.errors import BadInput, SicompilerError

@@ -9,7 +9,7 @@ import torch
 
 import sicompiler
 from sicompiler.adapters.pipeline import is_pipeline
-from sicompiler.cli.rehash_app import SCHEDULERS
+from sicompiler.cli.rehash_options import SCHEDULERS
 from sicompiler.errors import BadInput
 from sicompiler.models.load import call_function
 

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from sicompiler.testing.models import LARGE, SMALL, Draw, Scale, draw_module, random_module
+from sicompiler.testing.builder import LARGE, SMALL, Draw, Scale
+from sicompiler.testing.models import draw_module, random_module
 from sicompiler.testing.modules import WIDE, draw_network, random_network
 from sicompiler.testing.regions import draw_regions, predicted_peak
 from sicompiler.testing.runs import legal_graph, rewritten, run_program

@@ -15,7 +15,7 @@ from sicompiler.planners.tally import Tally, unsliced
 from sicompiler.region import Walk
 from sicompiler.sliced import Region
 from sicompiler.study import Graph, named_axes
-from sicompiler.testing.models import Draw
+from sicompiler.testing.builder import Draw
 
 
 def draw_regions(

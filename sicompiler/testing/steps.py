@@ -8,8 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from sicompiler.testing.builder import Builder, Value
 from sicompiler.testing.layouts import Layout, broadcast
-from sicompiler.testing.models import Builder, Value
 
 Step = Callable[[Builder, Value], Value | None]
 

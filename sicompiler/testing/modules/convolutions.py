@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sicompiler.testing.models import Draw
+from sicompiler.testing.builder import Draw
 from sicompiler.testing.modules.form import CHANNELS_SECOND, Block, Call, Form, need
 
 CONVOLUTIONS: dict[str, tuple[Any, Any, tuple[str, ...]]] = {

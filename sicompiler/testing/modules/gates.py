@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sicompiler.testing.models import Draw
+from sicompiler.testing.builder import Draw
 from sicompiler.testing.modules.form import CHANNELS_LAST, CHANNELS_SECOND, Block, Call, Form, need
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sicompiler.testing.models import SMALL, Draw, Scale
+from sicompiler.testing.builder import SMALL, Draw, Scale
 from sicompiler.testing.modules import attention, convolutions, gates, moves, norms, products, slices
 from sicompiler.testing.modules.form import Block, Call, Form, Unfit
 from sicompiler.testing.modules.moves import Rearrange

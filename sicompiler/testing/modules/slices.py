@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sicompiler.testing.models import Draw
+from sicompiler.testing.builder import Draw
 from sicompiler.testing.modules.form import Block, Call, Form, need
 
 
