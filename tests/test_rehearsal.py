@@ -207,16 +207,29 @@ def _fails_halfway(model: Model, x: torch.Tensor) -> torch.Tensor:
     return y.sin()
 
 
+class Kept:
+    """Tensors, and where they lie."""
+
+    def __init__(self, *tensors: torch.Tensor) -> None:
+        self.tensors, self.devices = tensors, [tensor.device for tensor in tensors]
+
+
+def _keeps_devices(model: Model, x: torch.Tensor) -> Any:
+    model.box.calls = 1
+    return Kept(x.sin(), x.sin(), x.cos())
+
+
 CALLS = {
     call.__name__: call
     for call in (
         *(_resets, _other_layer, _other_number, _bool_or_int, _one_more, _fewer, _other_result, _other_dtype),
         *(_by_address, _counts, _laid_out_anew, _iterates, _reads_a_literal, _casts, _hides_an_error),
         *(_without_gradients, _turns_a_list_around, _drops_a_layer, _asks_another_function, _fails_halfway),
+        _keeps_devices,
     )
 }
 SHARED = Box()
-REHEARSED = ("_resets", "_iterates", "_without_gradients")
+REHEARSED = ("_resets", "_iterates", "_without_gradients", "_keeps_devices")
 
 
 def _verdict(name: str) -> str:
