@@ -92,6 +92,18 @@ def _laid_out_anew(model: Any, x: torch.Tensor) -> Any:
     return y
 
 
+def _decides(model: Any, x: torch.Tensor) -> Any:
+    y = model.linear(x)
+    y[0] = 2 if (x > 100).any() else 1
+    return y
+
+
+def _compares(model: Any, x: torch.Tensor) -> Any:
+    y = model.linear(x)
+    y[0] = 2 if torch.equal(x, y) else 1
+    return y
+
+
 def _draws_in_vain(model: Any, x: torch.Tensor) -> Any:
     y = model.linear(x)
     y += 1
@@ -117,7 +129,7 @@ def _buffer(model: Any, x: torch.Tensor) -> Any:
 
 
 CALLS = (
-    *(_slices, _views_of_views, _masks, _literals, _several_results, _loop, _casts, _laid_out_anew),
+    *(_slices, _views_of_views, _masks, _literals, _several_results, _loop, _decides, _casts, _laid_out_anew),
     *(_draws_in_vain, _draws, _input, _buffer),
 )
 
@@ -149,7 +161,9 @@ def test_a_graph_without_writing_is_torchs(call: Any, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    "call", [_slices, _views_of_views, _literals, _several_results, _loop], ids=lambda c: c.__name__
+    "call",
+    [_slices, _views_of_views, _literals, _several_results, _loop, _decides, _compares],
+    ids=lambda c: c.__name__,
 )
 def test_torch_is_not_asked_where_nothing_is_open(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: Any, **__: Any) -> Any:
@@ -157,3 +171,24 @@ def test_torch_is_not_asked_where_nothing_is_open(call: Any, monkeypatch: pytest
 
     monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", refused)
     assert capture(Model(call), (torch.randn(4, 6),))
+
+
+def _of_a_part(model: Any, x: torch.Tensor) -> Any:
+    y = model.linear(x.new_zeros(4, 6))
+    y[0] = 1
+    return y + torch.cat([x.unsqueeze(1), x.unsqueeze(1), x[:1].unsqueeze(1)], dim=0).sum()
+
+
+@pytest.mark.parametrize("shape", [(1,), (4,)])
+def test_torch_is_not_asked_about_a_part_of_a_larger_tensor(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told() -> Any:
+        program = capture(Model(_of_a_part), (torch.arange(8.0)[4:5].expand(shape),))
+        return program.graph_module.code, fingerprint(program.graph_module.graph)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(trace_module, "functionalized", lambda exported: exported.run_decompositions({}))
+        torchs = told()
+    monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", None)
+    assert told() == torchs

@@ -107,6 +107,14 @@ def _is_plain(node: fx.Node) -> bool:
     return node.target is operator.getitem or node.op in ("placeholder", "output")
 
 
+def _is_read_in_vain(node: fx.Node) -> bool:
+    """Whether a node reads a number that was decided in the trace, where its value stands in the code that followed."""
+    target = node.target
+    return (
+        not node.users and isinstance(target, OpOverload) and depends_on_data(target) and not target._schema.is_mutable
+    )
+
+
 def _makes_symbols(target: OpOverload, args: Any) -> bool:
     """Whether a call gives a number, or a size, that depends on data; places told by number do not."""
     if target is not aten.index.Tensor:
@@ -163,7 +171,7 @@ class _Recorder(python_dispatch.TorchDispatchMode):
         untouched, alike = untouched_nodes(graph), LikeNodes(self.graph, mode)
         for node in graph.nodes:
             self._source = node
-            if node.op != "call_function":
+            if node.op != "call_function" or _is_read_in_vain(node):
                 continue
             like = None
             if node in untouched:
