@@ -17,6 +17,7 @@ import sicompiler
 from sicompiler.capture import capture
 from sicompiler.capture import state as state_module
 from sicompiler.capture.rehearsal import Score, rehearse
+from sicompiler.guards.walk import Walk
 
 Call = Callable[["Model", torch.Tensor], torch.Tensor]
 
@@ -36,6 +37,7 @@ class Model(nn.Module):
         super().__init__()
         self.one, self.other = nn.Linear(4, 4), nn.Linear(4, 4)
         self.call, self.box = call, Box()
+        self.table = torch.ones(4)  # neither a parameter nor a buffer
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Leaves plain values behind, not the same as before the first call."""
@@ -269,3 +271,16 @@ def test_a_rehearsal_is_given_what_the_call_was_given() -> None:
     inputs = OrderedDict(x=torch.randn(4, 4), factor=1.0)
     with pytest.raises(sicompiler.CaptureError, match=r"box\.calls"):
         capture(Model(_takes_out), (inputs,))
+
+
+def test_what_a_call_left_is_not_described_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    walks: list[Walk] = []
+    made = Walk.__init__
+
+    def counted(self: Walk, *args: Any, **kwargs: Any) -> None:
+        walks.append(self)
+        made(self, *args, **kwargs)
+
+    monkeypatch.setattr(Walk, "__init__", counted)
+    assert capture(Model(_keeps_devices), (torch.randn(4, 4),))
+    assert len(walks) == 4  # to be put back, before the call, after it, and to be put back to that
