@@ -112,11 +112,22 @@ def tensor_of(one: Result, storage: torch.UntypedStorage | None) -> FakeTensor:
     if storage is not None:
         with _without_questions(storage):
             meta.set_(storage, one.offset, one.size, one.stride)
+    return fake_like(one.attributes, meta, one.device)
+
+
+def fake_like(attributes: Mapping[str, Any], meta: torch.Tensor, device: torch.device) -> FakeTensor:
+    """A fake tensor that knows what another one knew when it was new.
+
+    Args:
+        attributes: of the other one, of the same mode.
+        meta: its layout.
+        device: where it lies.
+    """
     made: FakeTensor = torch.Tensor._make_subclass(
-        FakeTensor, meta, False, dispatch_device=True, device_for_backend_keys=one.device
+        FakeTensor, meta, meta.requires_grad, dispatch_device=True, device_for_backend_keys=device
     )
     torch._C._set_throw_on_mutable_data_ptr(made)
-    made.__dict__.update(one.attributes)
+    made.__dict__.update(attributes)
     return made
 
 

@@ -64,16 +64,24 @@ def durable_digest(facts: Mapping[str, Hashable]) -> str:
     Raises:
         NotDurable: a fact has no such form.
     """
-    digest = hashlib.sha256()
     met: dict[int, Any] = {}
-    for path in sorted(path for path in facts if not path.endswith(_OF_PROCESS)):
+    lines = []
+    for path in sorted(facts):
         fact: Any = facts[path]
+        if path.endswith(_OF_PROCESS):
+            continue
+        if fact[0] == "plain" and type(fact[2]) is fact[1] and fact[1] in _PRINTED:  # most of them
+            lines.append(f"{path} = {fact[2]!r}")
+            continue
         form = _unordered if path.endswith(_UNORDERED) else _FORMS.get(fact[0], durable)
-        line = f"{path} = {form(fact)}\n"
-        if _ADDRESS.search(line):
-            raise NotDurable(f"{line.strip():.120} has an address in it")
-        digest.update(line.encode("utf-8", "surrogatepass"))
+        lines.append(f"{path} = {form(fact)}")
         _meet(fact, met)
+    text = "\n".join(lines)
+    address = _ADDRESS.search(text)
+    if address is not None:
+        line = text[text.rfind("\n", 0, address.start()) + 1 :].partition("\n")[0]
+        raise NotDurable(f"{line:.120} has an address in it")
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass"))
     modules: set[str] = set()
     named: dict[str, Any] = {}
     for found in met.values():
