@@ -176,8 +176,10 @@ class Walk:
 
     def reads(self, names: Iterable[str]) -> None:
         """Some code was met that can read these names."""
-        self.reach.update(names)
-        self._reach |= self._names.bits(names)
+        bits = self._names.bits(names)
+        if bits & ~self._reach:
+            self.reach.update(names)
+            self._reach |= bits
 
     def namespace(self, entries: dict[str, Any], names: Set[str] | int, path: str) -> None:
         """Some code was met that can read these globals."""
