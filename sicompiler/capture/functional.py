@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 import torch.export._trace as export_trace
-import torch.export.exported_program as exported_program
 import torch.utils._pytree as pytree
 from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
@@ -29,6 +28,7 @@ from torch.fx import traceback as fx_traceback
 from torch.fx.experimental.proxy_tensor import snapshot_fake
 from torch.utils import _python_dispatch as python_dispatch
 
+from sicompiler.capture.composites import composites_kept
 from sicompiler.capture.like_nodes import LikeNodes, untouched_nodes
 from sicompiler.capture.program import module_of
 from sicompiler.capture.rehearsal import compiling_state
@@ -87,10 +87,9 @@ def _functional_graph(exported: torch.export.ExportedProgram) -> fx.Graph:
 @contextlib.contextmanager
 def _as_torch_does(mode: FakeTensorMode) -> Iterator[None]:
     """What torch has on while it functionalizes for export, with every composite operator kept that may be."""
-    kept, _ = exported_program._split_decomp_table_to_cia_and_python_decomp({})
     with (
         mode,
-        exported_program._override_composite_implicit_decomp(kept),
+        composites_kept(),
         export_trace._ignore_backend_decomps(),
         compiling_state(),
         torch.no_grad(),
