@@ -107,6 +107,7 @@ class Walk:
         self._reach = self._names.bits(self.reach)  # the same
         self.classes: dict[type, ClassPlace] = {}
         self.namespaces: dict[int, NamespacePlace] = {}
+        self._kinds: dict[type, Hashable] = {}  # facts of classes
         self._undo, self._layouts, self.looks_inside = undo, layouts, layouts
         self._met: dict[int, str] = {}
         self._twins: dict[int, str] = {}
@@ -130,6 +131,7 @@ class Walk:
             pass
         self.moving = [(path, type(value).__qualname__) for path, value in self._moving if self._is_read(path)]
         self._alive.clear()
+        self._kinds.clear()
         self._owners.clear()
         self._moving.clear()
         self._held.clear()
@@ -211,6 +213,9 @@ class Walk:
 
     def kind(self, kind: type) -> Hashable:
         """Describe a class and those it inherits from."""
+        known = self._kinds.get(kind)
+        if known is not None:
+            return known
         bases = list(kind.__mro__)
         if not in_library(type(kind).__module__):
             bases += type(kind).mro(type(kind))  # the class of the class
@@ -218,7 +223,8 @@ class Walk:
             if base.__flags__ & _KIND_FLAGS != _HEAP_TYPE or base in self.classes or computes_nothing(base.__module__):
                 continue
             self.classes[base] = ClassPlace(base)
-        return (token(kind), kind.__qualname__)
+        fact = self._kinds[kind] = (token(kind), kind.__qualname__)
+        return fact
 
     def shared_with(self, tensor: torch.Tensor, path: str) -> str | None:
         """The other name of a parameter or buffer that has two."""
