@@ -12,6 +12,7 @@ from torch import nn
 
 import sicompiler
 from sicompiler.capture import capture
+from sicompiler.capture import functional as functional_module
 from sicompiler.capture import trace as trace_module
 from sicompiler.capture.program import fingerprint
 from sicompiler.capture.reasons import source_line
@@ -192,3 +193,25 @@ def test_torch_is_not_asked_about_a_part_of_a_larger_tensor(
         torchs = told()
     monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", None)
     assert told() == torchs
+
+
+def test_only_what_is_written_into_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    run: list[str] = []
+    dispatch = functional_module._Recorder.__torch_dispatch__
+
+    def noted(self: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        run.append(str(func))
+        return dispatch(self, func, types, args, kwargs)
+
+    def call(model: Any, x: torch.Tensor) -> Any:
+        y = model.linear(x).sin()[1:]
+        z = torch.zeros(6)
+        z[0] = 1
+        return nn.functional.layer_norm(y, (6,)) + z
+
+    monkeypatch.setattr(functional_module._Recorder, "__torch_dispatch__", noted)
+    assert capture(Model(call), (torch.randn(4, 6),))
+    assert set(run).isdisjoint(
+        {"aten.linear.default", "aten.sin.default", "aten.slice.Tensor", "aten.layer_norm.default"}
+    )
+    assert "aten.zeros.default" in run

@@ -19,6 +19,7 @@ import torch.export._trace as export_trace
 import torch.utils._pytree as pytree
 from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
+from torch._export.utils import _special_op_to_preserve_cia
 from torch._functorch._aot_autograd.functional_utils import from_fun, has_data_mutation, to_fun
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -33,6 +34,7 @@ from sicompiler.capture.like_nodes import LikeNodes, untouched_nodes
 from sicompiler.capture.program import module_of
 from sicompiler.capture.rehearsal import compiling_state
 from sicompiler.capture.symbols import depends_on_data, is_symbolic
+from sicompiler.capture.tape import LITERALS
 
 aten = torch.ops.aten
 
@@ -106,6 +108,19 @@ def _is_plain(node: fx.Node) -> bool:
     return node.target is operator.getitem or node.op in ("placeholder", "output")
 
 
+def _stays(node: fx.Node) -> bool:
+    """Whether an operator on memory that nothing writes into becomes the same one: it is one of a kernel, or kept."""
+    target = node.target
+    if not isinstance(target, OpOverload) or type(node.meta.get("val")) is not FakeTensor:
+        return False
+    if target.namespace != "aten" or depends_on_data(target) or target in LITERALS:
+        return False
+    composite = torch._C.DispatchKey.CompositeImplicitAutograd
+    if composite in target.py_kernels:
+        return target.py_kernels[composite] is _special_op_to_preserve_cia
+    return not torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), composite)
+
+
 def _is_read_in_vain(node: fx.Node) -> bool:
     """Whether a node reads a number that was decided in the trace, where its value stands in the code that followed."""
     target = node.target
@@ -177,6 +192,9 @@ class _Recorder(python_dispatch.TorchDispatchMode):
                 args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._node_of)
                 like = alike.node(node.target, args, kwargs)
                 done, found = (False, None) if like is None else alike.again(like, self._meta(node))
+                if not done and like is not None and _stays(node):
+                    alike.stays(like, node, self._name(node.target))
+                    done, found = alike.again(like, self._meta(node))
                 if done:
                     self._found[node] = found
                     continue
@@ -237,16 +255,20 @@ class _Recorder(python_dispatch.TorchDispatchMode):
                 result = func.decompose(*args, **kwargs)
                 if result is not NotImplemented:
                     return result
-        if func not in self._names:
-            self._names[func] = self.graph._target_to_str(func.overloadpacket.__name__)
         operands = tuple(self._operand(arg) for arg in args)
         named = {key: self._operand(arg) for key, arg in kwargs.items()}
-        node = self._node(func, operands, named, self._names[func])
+        node = self._node(func, operands, named, self._name(func))
         result = func(*args, **kwargs)
         if func is aten.copy.default and result.storage_offset():
             result = func(*args, **kwargs)  # only the first of its kind has the offset of what it replaces
         self._bind(node, result)
         return result
+
+    def _name(self, func: Any) -> str:
+        """How nodes of an operator are called."""
+        if func not in self._names:
+            self._names[func] = self.graph._target_to_str(func.overloadpacket.__name__)
+        return self._names[func]
 
     def _node(self, target: Callable[..., Any], args: Any, kwargs: Any, name: str | None = None) -> fx.Node:
         node = self.graph.create_node("call_function", target, args, kwargs, name)
