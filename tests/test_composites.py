@@ -60,4 +60,4 @@ def test_torch_is_asked_again_where_an_operator_has_something_new(monkeypatch: p
 def _preserved() -> Callable[..., Any]:
     from torch._export.utils import _special_op_to_preserve_cia
 
-    return _special_op_to_preserve_cia  # type: ignore[no-any-return]
+    return _special_op_to_preserve_cia
