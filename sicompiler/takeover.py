@@ -25,6 +25,7 @@ import torch.utils._pytree as pytree
 from sicompiler.cache.store import Store
 from sicompiler.capture import Program, capture, flatten_inputs, named_tensors, weights_bytes
 from sicompiler.capture.decisions import Decision
+from sicompiler.collector import frozen_gc
 from sicompiler.compiler import FarMemory, Planner, rewrite
 from sicompiler.decided import CallKey, Decisions
 from sicompiler.entry import FORWARD, OURS, entry_label, only_patch
@@ -185,6 +186,7 @@ class State:
         """
         return planner.plan(self.budget_bytes, far_memory=self.far_memory)
 
+    @frozen_gc()  # what there was before stays: to walk through it takes longer than to make what is made here
     def compile(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Compiled:
         """Capture, plan and rewrite for the shapes of a call; the live model is left alone."""
         _check_parts(self.model)

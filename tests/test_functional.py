@@ -12,6 +12,7 @@ from torch import nn
 
 import sicompiler
 from sicompiler.capture import capture
+from sicompiler.capture import functional as functional_module
 from sicompiler.capture import trace as trace_module
 from sicompiler.capture.program import fingerprint
 from sicompiler.capture.reasons import source_line
@@ -92,6 +93,18 @@ def _laid_out_anew(model: Any, x: torch.Tensor) -> Any:
     return y
 
 
+def _decides(model: Any, x: torch.Tensor) -> Any:
+    y = model.linear(x)
+    y[0] = 2 if (x > 100).any() else 1
+    return y
+
+
+def _compares(model: Any, x: torch.Tensor) -> Any:
+    y = model.linear(x)
+    y[0] = 2 if torch.equal(x, y) else 1
+    return y
+
+
 def _draws_in_vain(model: Any, x: torch.Tensor) -> Any:
     y = model.linear(x)
     y += 1
@@ -117,7 +130,7 @@ def _buffer(model: Any, x: torch.Tensor) -> Any:
 
 
 CALLS = (
-    *(_slices, _views_of_views, _masks, _literals, _several_results, _loop, _casts, _laid_out_anew),
+    *(_slices, _views_of_views, _masks, _literals, _several_results, _loop, _decides, _casts, _laid_out_anew),
     *(_draws_in_vain, _draws, _input, _buffer),
 )
 
@@ -149,7 +162,9 @@ def test_a_graph_without_writing_is_torchs(call: Any, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize(
-    "call", [_slices, _views_of_views, _literals, _several_results, _loop], ids=lambda c: c.__name__
+    "call",
+    [_slices, _views_of_views, _literals, _several_results, _loop, _decides, _compares],
+    ids=lambda c: c.__name__,
 )
 def test_torch_is_not_asked_where_nothing_is_open(call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: Any, **__: Any) -> Any:
@@ -157,3 +172,46 @@ def test_torch_is_not_asked_where_nothing_is_open(call: Any, monkeypatch: pytest
 
     monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", refused)
     assert capture(Model(call), (torch.randn(4, 6),))
+
+
+def _of_a_part(model: Any, x: torch.Tensor) -> Any:
+    y = model.linear(x.new_zeros(4, 6))
+    y[0] = 1
+    return y + torch.cat([x.unsqueeze(1), x.unsqueeze(1), x[:1].unsqueeze(1)], dim=0).sum()
+
+
+@pytest.mark.parametrize("shape", [(1,), (4,)])
+def test_torch_is_not_asked_about_a_part_of_a_larger_tensor(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told() -> Any:
+        program = capture(Model(_of_a_part), (torch.arange(8.0)[4:5].expand(shape),))
+        return program.graph_module.code, fingerprint(program.graph_module.graph)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(trace_module, "functionalized", lambda exported: exported.run_decompositions({}))
+        torchs = told()
+    monkeypatch.setattr(torch.export.ExportedProgram, "run_decompositions", None)
+    assert told() == torchs
+
+
+def test_only_what_is_written_into_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    run: list[str] = []
+    dispatch = functional_module._Recorder.__torch_dispatch__
+
+    def noted(self: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        run.append(str(func))
+        return dispatch(self, func, types, args, kwargs)
+
+    def call(model: Any, x: torch.Tensor) -> Any:
+        y = model.linear(x).sin()[1:]
+        z = torch.zeros(6)
+        z[0] = 1
+        return nn.functional.layer_norm(y, (6,)) + z
+
+    monkeypatch.setattr(functional_module._Recorder, "__torch_dispatch__", noted)
+    assert capture(Model(call), (torch.randn(4, 6),))
+    assert set(run).isdisjoint(
+        {"aten.linear.default", "aten.sin.default", "aten.slice.Tensor", "aten.layer_norm.default"}
+    )
+    assert "aten.zeros.default" in run

@@ -17,6 +17,7 @@ import sicompiler
 from sicompiler.capture import capture
 from sicompiler.capture import state as state_module
 from sicompiler.capture.rehearsal import Score, rehearse
+from sicompiler.guards.walk import Walk
 
 Call = Callable[["Model", torch.Tensor], torch.Tensor]
 
@@ -36,6 +37,7 @@ class Model(nn.Module):
         super().__init__()
         self.one, self.other = nn.Linear(4, 4), nn.Linear(4, 4)
         self.call, self.box = call, Box()
+        self.table = torch.ones(4)  # neither a parameter nor a buffer
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Leaves plain values behind, not the same as before the first call."""
@@ -207,16 +209,29 @@ def _fails_halfway(model: Model, x: torch.Tensor) -> torch.Tensor:
     return y.sin()
 
 
+class Kept:
+    """Tensors, and where they lie."""
+
+    def __init__(self, *tensors: torch.Tensor) -> None:
+        self.tensors, self.devices = tensors, [tensor.device for tensor in tensors]
+
+
+def _keeps_devices(model: Model, x: torch.Tensor) -> Any:
+    model.box.calls = 1
+    return Kept(x.sin(), x.sin(), x.cos())
+
+
 CALLS = {
     call.__name__: call
     for call in (
         *(_resets, _other_layer, _other_number, _bool_or_int, _one_more, _fewer, _other_result, _other_dtype),
         *(_by_address, _counts, _laid_out_anew, _iterates, _reads_a_literal, _casts, _hides_an_error),
         *(_without_gradients, _turns_a_list_around, _drops_a_layer, _asks_another_function, _fails_halfway),
+        _keeps_devices,
     )
 }
 SHARED = Box()
-REHEARSED = ("_resets", "_iterates", "_without_gradients")
+REHEARSED = ("_resets", "_iterates", "_without_gradients", "_keeps_devices")
 
 
 def _verdict(name: str) -> str:
@@ -256,3 +271,16 @@ def test_a_rehearsal_is_given_what_the_call_was_given() -> None:
     inputs = OrderedDict(x=torch.randn(4, 4), factor=1.0)
     with pytest.raises(sicompiler.CaptureError, match=r"box\.calls"):
         capture(Model(_takes_out), (inputs,))
+
+
+def test_what_a_call_left_is_not_described_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    walks: list[Walk] = []
+    made = Walk.__init__
+
+    def counted(self: Walk, *args: Any, **kwargs: Any) -> None:
+        walks.append(self)
+        made(self, *args, **kwargs)
+
+    monkeypatch.setattr(Walk, "__init__", counted)
+    assert capture(Model(_keeps_devices), (torch.randn(4, 4),))
+    assert len(walks) == 4  # to be put back, before the call, after it, and to be put back to that

@@ -17,6 +17,8 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.fx.immutable_collections import immutable_dict, immutable_list
 
 from sicompiler import ops
+from sicompiler.capture import module_of
+from sicompiler.capture.like_calls import fake_like
 
 Json = Any
 
@@ -259,6 +261,7 @@ class Unpacker:
             {str(key): (str(path), "") for key, path in text} if isinstance(text, list) else str(text) for text in texts
         ]
         self._mode = mode
+        self._known: dict[str, tuple[torch.device, Mapping[str, Any]]] = {}  # by device: what a new tensor knows
 
     def fake(self, data: Json) -> torch.Tensor:
         """A fake tensor."""
@@ -267,7 +270,14 @@ class Unpacker:
         if not isinstance(kind, torch.dtype):
             raise Broken(f"there is no dtype {dtype!r}")
         meta = torch.empty(0, dtype=kind, device="meta").set_(self._storages[storage], offset, size, stride)
-        return FakeTensor(self._mode, meta.requires_grad_(requires_grad), torch.device(device))
+        if requires_grad:
+            meta.requires_grad_()
+        known = self._known.get(device)
+        if known is not None:
+            return fake_like(known[1], meta, known[0])
+        made = FakeTensor(self._mode, meta, torch.device(device))
+        self._known[device] = made.fake_device, dict(made.__dict__)
+        return made
 
     def _val(self, data: Json) -> Any:
         if type(data) in _PLAIN:
@@ -303,4 +313,4 @@ class Unpacker:
                 if key in meta:
                     node.meta[key] = self._stacks[meta[key]]
             nodes.append(node)
-        return fx.GraphModule(root, graph)
+        return module_of(graph, root)

@@ -16,7 +16,7 @@ from sicompiler.cache.keys import call_digest, processor, versions
 from sicompiler.cache.programs import pack_program, unpack_program
 from sicompiler.cache.store import Store
 from sicompiler.cache.versions import digest_of, digest_of_bytes
-from sicompiler.capture import Program, named_tensors
+from sicompiler.capture import Program, compile_now, named_tensors
 from sicompiler.errors import StalePlan
 from sicompiler.guards import ModuleGuards
 from sicompiler.guards.sources import NotDurable
@@ -181,6 +181,7 @@ class KnownPlans:
         if data is not None:
             try:
                 found = unpack_program(data, list(program.constants.values()))
+                compile_now(found.graph_module)
                 return replace(found, decided=program.decided)
             except Broken as error:
                 self.store.drop(name, f"is no program ({error})")

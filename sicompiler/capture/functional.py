@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 import torch.export._trace as export_trace
-import torch.export.exported_program as exported_program
 import torch.utils._pytree as pytree
 from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
+from torch._export.utils import _special_op_to_preserve_cia
 from torch._functorch._aot_autograd.functional_utils import from_fun, has_data_mutation, to_fun
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -29,10 +29,12 @@ from torch.fx import traceback as fx_traceback
 from torch.fx.experimental.proxy_tensor import snapshot_fake
 from torch.utils import _python_dispatch as python_dispatch
 
+from sicompiler.capture.composites import composites_kept
 from sicompiler.capture.like_nodes import LikeNodes, untouched_nodes
 from sicompiler.capture.program import module_of
 from sicompiler.capture.rehearsal import compiling_state
 from sicompiler.capture.symbols import depends_on_data, is_symbolic
+from sicompiler.capture.tape import LITERALS
 
 aten = torch.ops.aten
 
@@ -87,10 +89,9 @@ def _functional_graph(exported: torch.export.ExportedProgram) -> fx.Graph:
 @contextlib.contextmanager
 def _as_torch_does(mode: FakeTensorMode) -> Iterator[None]:
     """What torch has on while it functionalizes for export, with every composite operator kept that may be."""
-    kept, _ = exported_program._split_decomp_table_to_cia_and_python_decomp({})
     with (
         mode,
-        exported_program._override_composite_implicit_decomp(kept),
+        composites_kept(),
         export_trace._ignore_backend_decomps(),
         compiling_state(),
         torch.no_grad(),
@@ -105,6 +106,27 @@ def _is_plain(node: fx.Node) -> bool:
     if isinstance(node.target, OpOverload):
         return torch.Tag.inplace_view not in node.target.tags or node.target is aten.detach_.default
     return node.target is operator.getitem or node.op in ("placeholder", "output")
+
+
+def _stays(node: fx.Node) -> bool:
+    """Whether an operator on memory that nothing writes into becomes the same one: it is one of a kernel, or kept."""
+    target = node.target
+    if not isinstance(target, OpOverload) or type(node.meta.get("val")) is not FakeTensor:
+        return False
+    if target.namespace != "aten" or depends_on_data(target) or target in LITERALS:
+        return False
+    composite = torch._C.DispatchKey.CompositeImplicitAutograd
+    if composite in target.py_kernels:
+        return target.py_kernels[composite] is _special_op_to_preserve_cia
+    return not torch._C._dispatch_has_kernel_for_dispatch_key(target.name(), composite)
+
+
+def _is_read_in_vain(node: fx.Node) -> bool:
+    """Whether a node reads a number that was decided in the trace, where its value stands in the code that followed."""
+    target = node.target
+    return (
+        not node.users and isinstance(target, OpOverload) and depends_on_data(target) and not target._schema.is_mutable
+    )
 
 
 def _makes_symbols(target: OpOverload, args: Any) -> bool:
@@ -163,13 +185,16 @@ class _Recorder(python_dispatch.TorchDispatchMode):
         untouched, alike = untouched_nodes(graph), LikeNodes(self.graph, mode)
         for node in graph.nodes:
             self._source = node
-            if node.op != "call_function":
+            if node.op != "call_function" or _is_read_in_vain(node):
                 continue
             like = None
             if node in untouched:
                 args, kwargs = fx.node.map_arg((node.args, node.kwargs), self._node_of)
                 like = alike.node(node.target, args, kwargs)
                 done, found = (False, None) if like is None else alike.again(like, self._meta(node))
+                if not done and like is not None and _stays(node):
+                    alike.stays(like, node, self._name(node.target))
+                    done, found = alike.again(like, self._meta(node))
                 if done:
                     self._found[node] = found
                     continue
@@ -230,16 +255,20 @@ class _Recorder(python_dispatch.TorchDispatchMode):
                 result = func.decompose(*args, **kwargs)
                 if result is not NotImplemented:
                     return result
-        if func not in self._names:
-            self._names[func] = self.graph._target_to_str(func.overloadpacket.__name__)
         operands = tuple(self._operand(arg) for arg in args)
         named = {key: self._operand(arg) for key, arg in kwargs.items()}
-        node = self._node(func, operands, named, self._names[func])
+        node = self._node(func, operands, named, self._name(func))
         result = func(*args, **kwargs)
         if func is aten.copy.default and result.storage_offset():
             result = func(*args, **kwargs)  # only the first of its kind has the offset of what it replaces
         self._bind(node, result)
         return result
+
+    def _name(self, func: Any) -> str:
+        """How nodes of an operator are called."""
+        if func not in self._names:
+            self._names[func] = self.graph._target_to_str(func.overloadpacket.__name__)
+        return self._names[func]
 
     def _node(self, target: Callable[..., Any], args: Any, kwargs: Any, name: str | None = None) -> fx.Node:
         node = self.graph.create_node("call_function", target, args, kwargs, name)

@@ -9,13 +9,14 @@ Whatever else may have a say (numbers that a fake tensor knows, gradients, autoc
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx.experimental.proxy_tensor import snapshot_fake
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, snapshot_fake
 from torch.utils._mode_utils import no_dispatch
 
 from sicompiler.capture.functions import Unlike, key_of
@@ -109,13 +110,39 @@ def tensor_of(one: Result, storage: torch.UntypedStorage | None) -> FakeTensor:
     if storage is None and (one.offset or one.nbytes != meta.untyped_storage().nbytes()):
         storage = torch.UntypedStorage(one.nbytes, device="meta")
     if storage is not None:
-        meta.set_(storage, one.offset, one.size, one.stride)
+        with _without_questions(storage):
+            meta.set_(storage, one.offset, one.size, one.stride)
+    return fake_like(one.attributes, meta, one.device)
+
+
+def fake_like(attributes: Mapping[str, Any], meta: torch.Tensor, device: torch.device) -> FakeTensor:
+    """A fake tensor that knows what another one knew when it was new.
+
+    Args:
+        attributes: of the other one, of the same mode.
+        meta: its layout.
+        device: where it lies.
+    """
     made: FakeTensor = torch.Tensor._make_subclass(
-        FakeTensor, meta, False, dispatch_device=True, device_for_backend_keys=one.device
+        FakeTensor, meta, meta.requires_grad, dispatch_device=True, device_for_backend_keys=device
     )
     torch._C._set_throw_on_mutable_data_ptr(made)
-    made.__dict__.update(one.attributes)
+    made.__dict__.update(attributes)
     return made
+
+
+def _without_questions(storage: torch.UntypedStorage) -> contextlib.AbstractContextManager[Any]:
+    """A block that looks at how large a storage is, without a trace that sees it.
+
+    Behind an input that is a view of more, torch keeps that as a symbol, and every comparison would be an operator.
+    """
+    nbytes: Any = storage.nbytes()
+    if type(nbytes) is int:
+        return contextlib.nullcontext()
+    stack = contextlib.ExitStack()
+    stack.enter_context(disable_proxy_modes_tracing())
+    stack.enter_context(nbytes.node.shape_env.suppress_guards())
+    return stack
 
 
 def results_of(result: Any, operands: Sequence[FakeTensor], elsewhere: Collection[int] = ()) -> Results | None:

@@ -87,12 +87,12 @@ class LikeNodes:
         self._graph, self._mode = graph, mode
         self._known: dict[Any, _Recipe | None] = {}
 
-    def node(self, target: OpOverload, args: Any, kwargs: Any) -> LikeNode | None:
+    def node(self, target: Any, args: Any, kwargs: Any) -> LikeNode | None:
         """A node that may be told from an earlier one; None for one that has to run.
 
         Args:
             target: of a node of the old graph.
-            args: with nodes of the new graph.
+            args: with nodes of the new graph, or of the old one.
             kwargs: by name.
         """
         inputs = list[fx.Node]()
@@ -133,6 +133,18 @@ class LikeNodes:
             nodes.append(made)
             pool += _fakes(made.meta["val"])
         return True, _mapped(recipe.result, at)
+
+    def stays(self, node: LikeNode, source: fx.Node, name: str) -> None:
+        """Keep that a node becomes itself.
+
+        Args:
+            node: of the new graph.
+            source: the same one of the old graph, whose value tells what it gives.
+            name: as its kind is called.
+        """
+        before = self.node(source.target, source.args, source.kwargs)
+        if before is not None and before.key == node.key and len(before.inputs) == len(node.inputs):
+            self.learn(before, [(source, name)], source)
 
     def learn(self, node: LikeNode, made: Sequence[tuple[fx.Node, str | None]], result: Any) -> None:
         """Keep what a node has become.

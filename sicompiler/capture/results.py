@@ -51,10 +51,12 @@ class _Template:
     def __init__(self, value: object, known: Mapping[int, object], tensors: list[torch.Tensor]) -> None:
         self.kind = type(value)
         self._shared: list[object] = []
-        places: dict[int, tuple[str, int]] = {}
+        places: dict[int, tuple[str, int | str]] = {}
 
-        def place(found: object) -> tuple[str, int] | None:
+        def place(found: object) -> tuple[str, int | str] | None:
             rows: list[Any] | None = None
+            if isinstance(found, torch.device):  # by name: every tensor gives one of its own, and some are kept
+                return "device", str(found)
             if isinstance(found, torch.Tensor):
                 rows, kind = tensors, "tensor"
             elif isinstance(found, _SHARED) or id(found) in known:
@@ -76,7 +78,12 @@ class _Template:
         """A new object like the one that was taken apart, with other tensors in their places."""
         rows: dict[str, Sequence[Any]] = {"tensor": tensors, "shared": self._shared}
         unpickler = pickle.Unpickler(io.BytesIO(self._bytes))
-        unpickler.persistent_load = lambda place: rows[place[0]][place[1]]  # type: ignore[method-assign]
+
+        def load(place: tuple[str, Any]) -> Any:
+            kind, which = place
+            return torch.device(which) if kind == "device" else rows[kind][which]
+
+        unpickler.persistent_load = load  # type: ignore[method-assign]
         return unpickler.load()
 
     @property

@@ -80,7 +80,6 @@ class Entry:
         method: which entry point of the live model its forward is.
         name: of the model.
         undo: puts back what a trace writes into the model.
-        keep: keeps what the model is, to be put back.
         call: the forward of the module, with results that a graph can have.
     """
 
@@ -90,10 +89,9 @@ class Entry:
         method: str,
         name: str,
         undo: Undo,
-        keep: Callable[[], Undo],
         call: Callable[..., Any],
     ) -> None:
-        self._module, self._method, self._name, self._keep = module, method, name, keep
+        self._module, self._method, self._name = module, method, name
         self._call, self._forward = call, module.forward
         self._own = dict(module.__dict__)
         self._undo = undo
@@ -127,12 +125,12 @@ class Entry:
         if written.arguments or written.defaults() or not written.paths() or not written.leaves_plain():
             return False
         if score is not None and score.is_whole:
-            left = self._keep()
-            again = self._watch_again()
+            again = self._watch_again(keeps=True)
             call = functools.partial(type(self._module)._call_impl, self._module)
             if rehearse(score, named_tensors(self._module), call) and self._is_settled(again):
                 return True
-            left.back()
+            if again.moments and (left := again.moments[0].undo):
+                left.back()
         else:
             again = Written([Moment.of(self._module, self._forward, self._method)])
         if again.moments and not self._begins_there(again.moments[0]):
@@ -144,8 +142,8 @@ class Entry:
             return False
         return self._is_settled(again) and shown() is not None and shown() == graph_shown(second)
 
-    def _watch_again(self) -> Written:
-        again = Written()
+    def _watch_again(self, keeps: bool = False) -> Written:
+        again = Written(keeps=keeps)
         self._module.__dict__[FORWARD] = watched(self._module, self._call, self._forward, self._method, again)
         return again
 

@@ -45,7 +45,6 @@ from sicompiler.capture.uncompiled import as_in_a_plain_call
 from sicompiler.collector import paused_gc
 from sicompiler.entry import FORWARD, entry_module, has_method
 from sicompiler.errors import BadInput, CaptureError, SicompilerError
-from sicompiler.guards import keep_state
 from sicompiler.turns import tracing
 
 _SOURCES = {
@@ -174,8 +173,7 @@ def _trace(
         state_kept(model, method) as undo,
         _stand_in(model, method, decider) as (module, scores),
     ):
-        keep = functools.partial(keep_state, model, method)
-        entry = Entry(module, method, type(model).__name__, undo, keep, with_open_results(module.forward, model))
+        entry = Entry(module, method, type(model).__name__, undo, with_open_results(module.forward, model))
         with entry.watched() as watched:
             exported = torch.export.export(watched, args, kwargs, strict=False)
             shown = functools.partial(graph_shown, exported)

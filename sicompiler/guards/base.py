@@ -65,8 +65,14 @@ class Visitor(Protocol):
         """Whether some of these parameters or buffers have other names too."""
         ...
 
-    def namespace(self, entries: dict[str, Any], names: Set[str], path: str) -> None:
-        """Some code was met that can read these names of the globals of a Python module."""
+    def namespace(self, entries: dict[str, Any], names: Set[str] | int, path: str) -> None:
+        """Some code was met that can read these names of the globals of a Python module.
+
+        Args:
+            entries: the globals.
+            names: a set, or one as a number, as the walk has given it.
+            path: name of the module.
+        """
         ...
 
     def imported(self, module: str, names: Set[str], of: str) -> None:

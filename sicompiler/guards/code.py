@@ -100,7 +100,7 @@ def packages_imported(code: types.CodeType) -> frozenset[str]:
     return frozenset(name.partition(".")[0] for level, name in _imports(_Code(code)) if not level)
 
 
-def imports_of(code: types.CodeType, package: str | None) -> list[str]:
+def imports_of(code: types.CodeType, package: str | None) -> tuple[str, ...]:
     """Names of modules that code imports while it runs, or looks up by a string.
 
     Nothing for code that is installed: what that imports is its own.
@@ -109,10 +109,15 @@ def imports_of(code: types.CodeType, package: str | None) -> list[str]:
         code: of a function.
         package: of the module that it stands in, to which relative imports belong.
     """
+    return _imports_of(_Code(code), package if isinstance(package, str) else None)
+
+
+@functools.lru_cache(maxsize=2**14)
+def _imports_of(of: _Code, package: str | None) -> tuple[str, ...]:
+    code, names = of.code, set()
     if any(folder in code.co_filename for folder in INSTALLED):
-        return []
-    names = set()
-    for level, name in _imports(_Code(code)):
+        return ()
+    for level, name in _imports(of):
         if not level:
             names.add(name)
         elif package:
@@ -121,7 +126,7 @@ def imports_of(code: types.CodeType, package: str | None) -> list[str]:
     if not _BY_NAME.isdisjoint(code.co_names):
         strings = [name for name in code.co_consts if isinstance(name, str) and len(name) < _LONGEST_NAME]
         names.update(name for name in strings if name.replace(".", "_").isidentifier())
-    return sorted(names)
+    return tuple(sorted(names))
 
 
 def is_read_by_syntax(name: str) -> bool:

@@ -64,16 +64,28 @@ def durable_digest(facts: Mapping[str, Hashable]) -> str:
     Raises:
         NotDurable: a fact has no such form.
     """
-    digest = hashlib.sha256()
     met: dict[int, Any] = {}
-    for path in sorted(path for path in facts if not path.endswith(_OF_PROCESS)):
+    known: dict[int, str] = {}  # by id of a part of a fact, which the facts keep: that of a class stands in many
+    lines = []
+    for path in sorted(facts):
         fact: Any = facts[path]
-        form = _unordered if path.endswith(_UNORDERED) else _FORMS.get(fact[0], durable)
-        line = f"{path} = {form(fact)}\n"
-        if _ADDRESS.search(line):
-            raise NotDurable(f"{line.strip():.120} has an address in it")
-        digest.update(line.encode("utf-8", "surrogatepass"))
-        _meet(fact, met)
+        if path.endswith(_OF_PROCESS):
+            continue
+        kind = fact[0]
+        if kind in _OF_TEXT or (kind == "plain" and type(fact[2]) is fact[1] and fact[1] in _PRINTED):  # most of them
+            lines.append(f"{path} = {kind} {fact[-1]!r}")
+        elif kind == "names" and len(fact[1]) == 2 and type(fact[1][0]) is tuple:  # of a class
+            lines.append(f"{path} = {_shown(fact[1][0], known, met)} {fact[1][1]!r}")
+        else:
+            form = _unordered if path.endswith(_UNORDERED) else _FORMS.get(kind, durable)
+            lines.append(f"{path} = {form(fact)}")
+            _meet(fact, met)
+    text = "\n".join(lines)
+    address = _ADDRESS.search(text)
+    if address is not None:
+        line = text[text.rfind("\n", 0, address.start()) + 1 :].partition("\n")[0]
+        raise NotDurable(f"{line:.120} has an address in it")
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass"))
     modules: set[str] = set()
     named: dict[str, Any] = {}
     for found in met.values():
@@ -82,6 +94,15 @@ def durable_digest(facts: Mapping[str, Hashable]) -> str:
             raise NotDurable(f"two classes with the name {found.__module__}.{found.__qualname__}")
     digest.update(sources_of(modules).encode())
     return digest.hexdigest()
+
+
+def _shown(part: Any, known: dict[int, str], met: dict[int, Any]) -> str:
+    """A part of facts as a text, worked out once."""
+    text = known.get(id(part))
+    if text is None:
+        _meet(part, met)
+        text = known[id(part)] = durable(part)
+    return text
 
 
 def _meet(fact: Any, met: dict[int, Any]) -> None:
@@ -178,15 +199,17 @@ def _code(code: types.CodeType) -> str:
         (code.co_flags, code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount),
         (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars, code.co_name),
     )
-    inside = "".join(_code(c) if isinstance(c, types.CodeType) else durable(_constant(c)) for c in code.co_consts)
-    return hashlib.sha256(f"{durable(parts)}{inside}".encode("utf-8", "surrogatepass")).hexdigest()[:24]
+    inside = "".join(map(_constant, code.co_consts))
+    return hashlib.sha256(f"{parts!r}{inside}".encode("utf-8", "surrogatepass")).hexdigest()[:24]
 
 
-def _constant(value: Any) -> Any:
+def _constant(value: Any) -> str:
     """A constant of code, in which 0.0 and -0.0, 1 and True differ by how they print."""
     if isinstance(value, types.CodeType):
         return _code(value)
-    return tuple(map(_constant, value)) if isinstance(value, tuple) else value
+    if isinstance(value, tuple):
+        return f"({','.join(map(_constant, value))})"
+    return durable(value)
 
 
 def _tensor(fact: Any) -> str:
@@ -207,6 +230,7 @@ def _unordered(fact: Any) -> str:
     return durable((*kind, frozenset(entries) if is_short else entries[-1]))
 
 
+_OF_TEXT = ("again", "builtin", "module")  # they hold nothing but a text
 _FORMS = {"library": _library, "printed": _printed, "tensor": _tensor}
 
 

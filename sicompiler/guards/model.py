@@ -6,6 +6,7 @@ from collections.abc import Hashable, Iterable, Mapping
 
 import torch
 
+from sicompiler.collector import paused_gc
 from sicompiler.guards.modules import View
 from sicompiler.guards.walk import Walk
 
@@ -35,9 +36,10 @@ class ModuleGuards:
         """A hash of all that a plan depends on of the model: code, hooks, state, layouts of its tensors."""
         known = self._known
         if known is None or not known[0].holds(model):
-            walk = Walk(model, self._view, self._methods, path=self._path)
-            walk.tensors.clear()
-            known = self._known = (walk, hash(frozenset(walk.facts.items())))
+            with paused_gc():
+                walk = Walk(model, self._view, self._methods, path=self._path)
+                walk.tensors.clear()
+                known = self._known = (walk, hash(frozenset(walk.facts.items())))
         return known[1]
 
     def facts_of(self, model: torch.nn.Module) -> Mapping[str, Hashable]:

@@ -15,6 +15,7 @@ from torch.nn.modules import module as torch_module
 from sicompiler.guards.base import Guard, Visitor
 from sicompiler.guards.code import in_library, is_read_by_syntax
 from sicompiler.guards.identity import class_entries, token, version
+from sicompiler.guards.names import Names
 from sicompiler.guards.plain import OpaqueGuard, is_plain
 
 _REGISTRIES = (_Ops, _OpNamespace)  # of torch's operators: they get an entry when one is first looked up
@@ -91,16 +92,20 @@ class NamespacePlace:
     Args:
         entries: the dict of the module.
         path: name of the module.
+        names: which names are which bits of a number.
     """
 
-    def __init__(self, entries: dict[str, Any], path: str) -> None:
-        self._dict, self.path = entries, path
+    def __init__(self, entries: dict[str, Any], path: str, names: Names) -> None:
+        self._dict, self.path, self._names = entries, path, names
         self._library = in_library(entries.get("__name__"))
-        self._names: set[str] = set()
-        self._fresh: set[str] = set()  # of these, the ones that were not looked up yet
+        self._wanted = 0
+        self._fresh = 0  # of these, the ones that were not looked up yet
+        self._there = 0  # names that the dict has, as of its version and the number of names then
+        self._left = set[str]()  # keys of the dict that were no names then
+        self._as_of = (0, 0)
         self._guards: dict[str, Guard] = {}
         self._changing: dict[str, Guard] = {}  # of these, what may change inside itself
-        self._below: list[types.ModuleType] = []
+        self._below: dict[int, types.ModuleType] = {}
         self._version = 0
 
     @property
@@ -108,27 +113,40 @@ class NamespacePlace:
         """Whether there are names to look up."""
         return bool(self._fresh)
 
-    def wants(self, names: Set[str]) -> None:
+    def wants(self, names: int) -> None:
         """More names that are read."""
-        fresh = names - self._names
-        self._names |= fresh
-        self._fresh |= fresh
+        fresh = names & ~self._wanted
+        if fresh:
+            self._wanted |= fresh
+            self._fresh |= fresh
+
+    def _new(self, fresh: int) -> list[str]:
+        """Of names, those that there are."""
+        as_of = (version(self._dict), len(self._names))
+        if as_of[0] != self._as_of[0]:
+            self._there, self._left, self._as_of = 0, set(self._dict), (as_of[0], 0)
+        if as_of != self._as_of:
+            found = self._names.among(self._left, since=self._as_of[1])
+            self._left -= found
+            self._there |= self._names.bits(found)
+            self._as_of = as_of
+        return sorted(self._names.of(fresh & self._there))
 
     def grow(self, walk: Visitor) -> bool:
         """Describe the names that are new; whether there were any."""
         if not self._fresh:
             return False
         self._version = version(self._dict)
-        fresh, self._fresh = self._fresh, set()
-        known = list(self._below)
-        new = sorted(fresh & self._dict.keys())
+        fresh, self._fresh = self._fresh, 0
+        known = set(self._below)
+        new = self._new(fresh)
         for name in new:
             value, path = self._dict[name], f"{self.path}.{name}"
             if isinstance(value, types.ModuleType):
                 self._guards[name] = OpaqueGuard(value)
                 walk.note(path, ("module", value.__name__))
                 if not isinstance(value, _REGISTRIES):
-                    self._below.append(value)
+                    self._below[id(value)] = value
             elif self._library and not _is_followed(value):
                 self._guards[name] = OpaqueGuard(value)
                 walk.note(path, ("library", token(value)))
@@ -137,9 +155,8 @@ class NamespacePlace:
                 self._guards[name] = walk.visit(value, path)
             if not self._guards[name].settled:
                 self._changing[name] = self._guards[name]
-        for module in self._below:  # `F.silu`: the names after the dot
-            names = fresh if module in known else self._names
-            walk.namespace(module.__dict__, names, module.__name__)
+        for address, module in self._below.items():  # `F.silu`: the names after the dot
+            walk.namespace(module.__dict__, fresh if address in known else self._wanted, module.__name__)
         return bool(new)
 
     def holds(self) -> bool:
@@ -149,8 +166,10 @@ class NamespacePlace:
         for name, guard in (self._guards if moved else self._changing).items():
             if not (name in self._dict and guard.holds(self._dict[name])):
                 return False
-        if moved and any(name in self._dict for name in self._names - self._guards.keys()):
-            return False
+        if moved:
+            others = self._names.among(self._dict.keys() - self._guards.keys())
+            if self._wanted & self._names.bits(others):
+                return False
         self._version = now
         return True
 
@@ -159,25 +178,31 @@ class EnvironmentPlace:
     """Environment variables that some code of the model may read: those whose names stand in code or in attributes."""
 
     def __init__(self) -> None:
-        self._values: dict[str, str | None] = {}
+        self._names: set[str] = set()
         self._entries: dict[Any, Any] = os.environ._data  # type: ignore[attr-defined]  # every change ends up there
         self._version = version(self._entries)
+        self._set = _environment()
+        self._values: dict[str, str] = {}  # of these, those that may be read
 
     def wants(self, names: Set[str], walk: Visitor) -> None:
         """More names that may be read."""
-        for name in sorted(name for name in names - self._values.keys() if name.isascii()):
-            self._values[name] = value = os.environ.get(name)
-            if value is not None:
-                walk.note(f"the environment variable {name}", ("variable", value))
+        self._names |= names
+        for name in sorted((self._set.keys() & names) - self._values.keys()):
+            self._values[name] = self._set[name]
+            walk.note(f"the environment variable {name}", ("variable", self._set[name]))
 
     def holds(self) -> bool:
         """Whether all of them are as they were."""
         now = version(self._entries)
         if now != self._version:
-            if any(os.environ.get(name) != value for name, value in self._values.items()):
+            if {name: value for name, value in _environment().items() if name in self._names} != self._values:
                 return False
             self._version = now
         return True
+
+
+def _environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.isascii()}
 
 
 _FAST = "torch.backends.mha.get_fastpath_enabled()"

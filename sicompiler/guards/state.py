@@ -29,13 +29,19 @@ def keep_state(model: torch.nn.Module, method: str) -> Undo:
         model: the model.
         method: the entry point.
     """
-    undo = Undo()
+    undo = _keep_process()
     walk = Walk(model, None, (method, FORWARD), undo)
+    undo.moving = walk.moving
+    return undo
+
+
+def _keep_process() -> Undo:
+    """Keep what a call can write into whatever the model is."""
+    undo = Undo()
     for generator in (_PYTHON, _NUMPY):
         undo.keep(generator)
     undo.keep_by(lambda: dict(os.environ), _set_environment)
     undo.keep_by(torch.get_default_dtype, torch.set_default_dtype)
-    undo.moving = walk.moving
     return undo
 
 
@@ -54,14 +60,22 @@ class Moment:
         facts: by path.
         tensors: by path, those that are no parameters or buffers.
         walk: what was met, with guards.
+        undo: puts back what was met, where it was kept.
     """
 
     facts: Mapping[str, Hashable]
     tensors: Mapping[str, torch.Tensor]
     walk: Walk
+    undo: Undo | None = None
 
     @staticmethod
-    def of(model: torch.nn.Module, call: Callable[..., Any], method: str, before: Moment | None = None) -> Moment:
+    def of(
+        model: torch.nn.Module,
+        call: Callable[..., Any],
+        method: str,
+        before: Moment | None = None,
+        keeps: bool = False,
+    ) -> Moment:
         """Look around now.
 
         Args:
@@ -69,17 +83,19 @@ class Moment:
             call: what its forward stands for.
             method: the entry point.
             before: an earlier look: where all of its guards hold, there is nothing new to see.
+            keeps: whether what is met is kept, to be put back.
         """
+        undo = _keep_process() if keeps else None
         with torch._C.DisableTorchFunction():  # a look is no part of the call
             if before is not None and before.walk.holds(model):
                 walk = before.walk
             else:
-                walk = Walk(model, lambda own: {**own, FORWARD: call}, (method, FORWARD), layouts=False)
+                walk = Walk(model, lambda own: {**own, FORWARD: call}, (method, FORWARD), undo, layouts=False)
         facts = dict(walk.facts)
         facts["the random numbers of Python"] = ("random", hash(random.getstate()))
         facts["the random numbers of NumPy"] = ("random", hash(_numpy_state()))
         facts["the environment"] = ("environment", hash(tuple(sorted(os.environ.items()))))
-        return Moment(facts, walk.tensors, walk)
+        return Moment(facts, walk.tensors, walk, undo)
 
 
 @dataclass
@@ -89,10 +105,12 @@ class Written:
     Attributes:
         moments: before the first call, after it, after the second.
         arguments: names of containers among the arguments that a call has changed.
+        keeps: whether what there is before the first call is kept, to be put back.
     """
 
     moments: list[Moment] = field(default_factory=list)
     arguments: list[str] = field(default_factory=list)
+    keeps: bool = False
 
     def paths(self) -> list[str]:
         """What the first call has changed."""
@@ -149,7 +167,7 @@ def watched(
 
     @functools.wraps(call)
     def looked_at(*args: Any, **kwargs: Any) -> Any:
-        written.moments.append(Moment.of(model, own, method))
+        written.moments.append(Moment.of(model, own, method, keeps=written.keeps))
         held = _containers((args, kwargs))
         result = call(*args, **kwargs)
         written.arguments += [path for path, (container, content) in held.items() if not _still(container, content)]

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from sicompiler.guards.native import ROWS, UNSET, Native, value_of
 
@@ -131,11 +132,11 @@ def _cell(cell: types.CellType) -> Callable[[], None]:
 def _tensor(tensor: torch.Tensor) -> Callable[[], None] | None:
     if isinstance(tensor, FakeTensor) or tensor.is_meta:
         return None
-    with unset_fake_temporarily():
+    with _disable_current_modes():  # a rehearsal among them, which takes every operator for the model's
         data, content = tensor.data, tensor.detach().clone()
 
     def back() -> None:
-        with unset_fake_temporarily():
+        with _disable_current_modes():
             if not torch.equal(data, content):  # a trace runs what it writes into constants
                 data.copy_(content)
 

@@ -24,6 +24,7 @@ from sicompiler.guards.containers import MappingGuard, NumbersGuard, ProxyGuard,
 from sicompiler.guards.functions import PARTS, BuiltinGuard, CellGuard, FunctionGuard, PartsGuard
 from sicompiler.guards.identity import token
 from sicompiler.guards.modules import ModuleGuard, View, all_hold
+from sicompiler.guards.names import Names
 from sicompiler.guards.native import NativeGuard, VariableGuard, WeakGuard, is_moved_by_reading, row_of
 from sicompiler.guards.objects import ObjectGuard, OwnerGuard, owns, slots_of
 from sicompiler.guards.places import AmbientPlace, ClassPlace, EnvironmentPlace, NamespacePlace
@@ -102,11 +103,14 @@ class Walk:
         self.facts: dict[str, Hashable] = {}
         self.tensors: dict[str, torch.Tensor] = {}
         self.reach: set[str] = {*methods}
+        self._names = Names()
+        self._reach = self._names.bits(self.reach)  # the same
         self.classes: dict[type, ClassPlace] = {}
         self.namespaces: dict[int, NamespacePlace] = {}
+        self._kinds: dict[type, Hashable] = {}  # facts of classes
         self._undo, self._layouts, self.looks_inside = undo, layouts, layouts
         self._met: dict[int, str] = {}
-        self._names: dict[int, str] = {}
+        self._twins: dict[int, str] = {}
         self._owners: list[tuple[OwnerGuard, Any]] = []
         self._doubles: collections.Counter[str] = collections.Counter()
         self._alive: list[Any] = []  # what an address is remembered of must not go while the walk lasts
@@ -127,6 +131,7 @@ class Walk:
             pass
         self.moving = [(path, type(value).__qualname__) for path, value in self._moving if self._is_read(path)]
         self._alive.clear()
+        self._kinds.clear()
         self._owners.clear()
         self._moving.clear()
         self._held.clear()
@@ -139,9 +144,10 @@ class Walk:
     def _grow(self) -> bool:
         for path, module in self._held.items():
             if self._is_read(path):
-                self.namespace(module.__dict__, self.reach, module.__name__)
+                self.namespace(module.__dict__, self._reach, module.__name__)
         if self._reads_environment:
-            self._environment.wants(self.reach | self._strings, self)
+            self._environment.wants(self.reach, self)
+            self._environment.wants(self._strings, self)
         grown = [place.grow(self.reach, self) for place in list(self.classes.values())]
         grown += [place.grow(self) for place in list(self.namespaces.values())]
         grown += [owner.grow(value, self.reach, self) for owner, value in list(self._owners)]
@@ -172,14 +178,17 @@ class Walk:
 
     def reads(self, names: Iterable[str]) -> None:
         """Some code was met that can read these names."""
-        self.reach.update(names)
+        bits = self._names.bits(names)
+        if bits & ~self._reach:
+            self.reach.update(names)
+            self._reach |= bits
 
-    def namespace(self, entries: dict[str, Any], names: Set[str], path: str) -> None:
+    def namespace(self, entries: dict[str, Any], names: Set[str] | int, path: str) -> None:
         """Some code was met that can read these globals."""
         place = self.namespaces.get(id(entries))
         if place is None:
-            place = self.namespaces[id(entries)] = NamespacePlace(entries, path)
-        place.wants(names)
+            place = self.namespaces[id(entries)] = NamespacePlace(entries, path, self._names)
+        place.wants(names if isinstance(names, int) else self._names.bits(names))
 
     def environment(self) -> None:
         """Some code was met that reads environment variables, of names that it or other code spells out."""
@@ -204,6 +213,9 @@ class Walk:
 
     def kind(self, kind: type) -> Hashable:
         """Describe a class and those it inherits from."""
+        known = self._kinds.get(kind)
+        if known is not None:
+            return known
         bases = list(kind.__mro__)
         if not in_library(type(kind).__module__):
             bases += type(kind).mro(type(kind))  # the class of the class
@@ -211,12 +223,13 @@ class Walk:
             if base.__flags__ & _KIND_FLAGS != _HEAP_TYPE or base in self.classes or computes_nothing(base.__module__):
                 continue
             self.classes[base] = ClassPlace(base)
-        return (token(kind), kind.__qualname__)
+        fact = self._kinds[kind] = (token(kind), kind.__qualname__)
+        return fact
 
     def shared_with(self, tensor: torch.Tensor, path: str) -> str | None:
         """The other name of a parameter or buffer that has two."""
         self._alive.append(tensor)
-        known = self._names.setdefault(id(tensor), path)
+        known = self._twins.setdefault(id(tensor), path)
         return None if known == path else known
 
     def has_shared(self, tensors: Iterable[torch.Tensor | None]) -> bool:
