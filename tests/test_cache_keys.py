@@ -23,18 +23,9 @@ from sicompiler.cache.keys import call_digest
 from sicompiler.capture import Program, capture, flatten_inputs
 from sicompiler.errors import CaptureError
 from sicompiler.guards import ModuleGuards, sources
-from sicompiler.guards.durable import durable_digest
-from sicompiler.guards.sources import NotDurable
 from tests.guard_mutations import MUTATIONS, Toy, toy
+from tests.program_keys import key
 from tests.test_guards_mutations import INPUTS, NUMBERS
-
-
-def key(model: torch.nn.Module) -> str:
-    """What a program of the model is kept under; empty where none is."""
-    try:
-        return durable_digest(ModuleGuards().facts_of(model))
-    except NotDurable:
-        return ""
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +156,7 @@ class Model(torch.nn.Module):
 def test_source_that_was_edited_between_two_processes_is_another_key(tmp_path: Path) -> None:
     """Methods looked up by a name put together, values of enumerations, what is imported inside of a function."""
     name = "models_edited"
-    script = f"from tests.test_cache_keys import key; import {name}; print(key({name}.Model()))"
+    script = f"from tests.program_keys import key; import {name}; print(key({name}.Model()))"
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}"}
     keys = []
     for value, gain in ((2.0, 1.0), (2.0, 1.0), (3.0, 1.0), (2.0, 5.0)):
