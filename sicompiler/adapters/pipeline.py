@@ -269,11 +269,13 @@ class PipelineState:
             found = replace(found, held_bytes=found.held_bytes + sum(storages(kept, device).values()))
         return found
 
-    def _elsewhere(self) -> list[torch.nn.Module]:
-        """The components of other compiled pipelines."""
+    def _elsewhere(self) -> Iterator[torch.nn.Module]:
+        """The components of other compiled pipelines, looked up where somebody asks: on a CPU no call does."""
         with _compiled_lock:
             pipes = [state.pipe for state in _compiled if state is not self]
-        return [part for pipe in pipes if pipe is not None for part in modules_of(pipe).values()]
+        for pipe in pipes:
+            if pipe is not None:
+                yield from modules_of(pipe).values()
 
     def make_room(self, state: ComponentState, device: torch.device, keep: frozenset[str] = frozenset()) -> bool:
         """Move an idle component away, in the order of `eviction_order`.
