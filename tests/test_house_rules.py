@@ -27,12 +27,15 @@ TEXTS += [
     path for path in sorted(ROOT.iterdir()) if path.is_file() and path.suffix in TEXT and path.name != ".coverage"
 ]
 
-python_files = pytest.mark.parametrize("path", PYTHON, ids=lambda path: str(path.relative_to(ROOT)))
-library_files = pytest.mark.parametrize("module", sorted(MODULES))
-
 
 def _parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+@pytest.fixture(scope="module")
+def library() -> dict[str, ast.Module]:
+    """Every module of the library, parsed."""
+    return {module: _parse(path) for module, path in sorted(MODULES.items())}
 
 
 def _public(
@@ -57,37 +60,39 @@ def _matching_lines(path: Path, pattern: re.Pattern[str]) -> list[str]:
 
 
 @pytest.mark.pure
-@python_files
-def test_files_stay_short(path: Path) -> None:
-    lines = len(path.read_text(encoding="utf-8").splitlines())
-    assert lines <= MAX_LINES, f"{lines} lines, at most {MAX_LINES}: split it by operator family or by idea"
+def test_files_stay_short() -> None:
+    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in PYTHON}
+    long = [f"{path.relative_to(ROOT)}: {count} lines" for path, count in lines.items() if count > MAX_LINES]
+    assert not long, f"at most {MAX_LINES}: split by operator family or by idea:\n" + "\n".join(long)
 
 
 @pytest.mark.pure
-@python_files
-def test_modules_have_docstrings(path: Path) -> None:
-    assert ast.get_docstring(_parse(path)), "no module docstring: one sentence on what this file is for"
+def test_modules_have_docstrings() -> None:
+    bare = [str(path.relative_to(ROOT)) for path in PYTHON if not ast.get_docstring(_parse(path))]
+    assert not bare, "no module docstring: one sentence on what the file is for:\n" + "\n".join(bare)
 
 
 @pytest.mark.pure
-@library_files
-def test_public_names_have_docstrings(module: str) -> None:
+def test_public_names_have_docstrings(library: dict[str, ast.Module]) -> None:
     bare = [
-        f"{name} (line {node.lineno})"
-        for name, node in _public(_parse(MODULES[module]).body)
+        f"{module}: {name} (line {node.lineno})"
+        for module, tree in library.items()
+        for name, node in _public(tree.body)
         if not ast.get_docstring(node)
     ]
-    assert not bare, f"no docstring: {', '.join(bare)}"
+    assert not bare, "no docstring:\n" + "\n".join(bare)
 
 
 @pytest.mark.pure
-@library_files
-def test_the_library_does_not_print(module: str) -> None:
-    if module.startswith(MAY_PRINT):
-        return
-    calls = [node for node in ast.walk(_parse(MODULES[module])) if isinstance(node, ast.Call)]
-    lines = [call.lineno for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"]
-    assert not lines, f"print() on lines {lines}: log, or return text"
+def test_the_library_does_not_print(library: dict[str, ast.Module]) -> None:
+    lines = [
+        f"{module}:{node.lineno}"
+        for module, tree in library.items()
+        if not module.startswith(MAY_PRINT)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    ]
+    assert not lines, "print(): log, or return text:\n" + "\n".join(lines)
 
 
 def test_no_paths_of_a_machine() -> None:
