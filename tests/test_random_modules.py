@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
 import hypothesis
 import pytest
+import torch
 from hypothesis import HealthCheck
 from hypothesis import strategies as st
 
@@ -15,18 +20,44 @@ from sicompiler.testing.checks import four_budgets, run_budgets, run_publicly
 PART = 25  # modules of one test, so that workers share them and a run of thousands stays below the limit of one test
 DEEP = hypothesis.settings().max_examples >= 300
 SEEDS = 200
+# By default: half of them, with every kind of layer that occurs in two of all. The rest, and thousands that Hypothesis
+# draws, by `make test-deep`.
+QUICK = (*range(100), 102, 106, 107, 120, 130, 145, 151, 153, 156, 179)
+REST = [seed for seed in range(SEEDS) if seed not in QUICK]
+
+
+def module_of(seed: int) -> tuple[torch.nn.Module, tuple[Any, ...], dict[str, Any]]:
+    """Every eighth module is large, with peaks of several MiB."""
+    return testing.random_network(seed, scale=WIDE if seed % 8 == 7 else SMALL)
 
 
 def problems_of(seed: int) -> list[str]:
-    """Every eighth module is large, with peaks of several MiB; every fourth is also offloaded."""
-    module, args, kwargs = testing.random_network(seed, scale=WIDE if seed % 8 == 7 else SMALL)
+    """Every fourth module is also offloaded."""
+    module, args, kwargs = module_of(seed)
     outcomes = run_budgets(module, args, kwargs, offload=seed % 4 == 2)
     return [f"seed {seed}: {line}" for outcome in outcomes for line in outcome.problems()]
 
 
-@pytest.mark.parametrize("first", range(0, SEEDS, PART))
-def test_modules_keep_their_output_within_four_budgets(first: int) -> None:
-    assert [line for seed in range(first, first + PART) for line in problems_of(seed)] == []
+def parts(seeds: Sequence[int]) -> list[Any]:
+    return [pytest.param(seeds[n : n + PART], id=f"from {seeds[n]}") for n in range(0, len(seeds), PART)]
+
+
+@pytest.mark.parametrize("seeds", parts(QUICK))
+def test_modules_keep_their_output_within_four_budgets(seeds: Sequence[int]) -> None:
+    assert [line for seed in seeds for line in problems_of(seed)] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", parts(REST))
+def test_more_modules_keep_their_output_within_four_budgets(seeds: Sequence[int]) -> None:
+    assert [line for seed in seeds for line in problems_of(seed)] == []
+
+
+@pytest.mark.slow
+def test_the_modules_of_the_default_tier_have_every_kind_of_layer() -> None:
+    kinds = {seed: {type(child).__name__ for child in module_of(seed)[0].modules()} for seed in range(SEEDS)}
+    quick, every = (Counter(kind for seed in seeds for kind in kinds[seed]) for seeds in (QUICK, range(SEEDS)))
+    assert [kind for kind, count in every.items() if quick[kind] < min(2, count)] == []
 
 
 @pytest.mark.slow
