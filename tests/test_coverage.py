@@ -9,16 +9,12 @@ import pytest
 
 from sicompiler.axes.factor_map import Kind
 from sicompiler.axes.registry import rules
-from sicompiler.capture import Program, capture
+from sicompiler.capture import capture
 from sicompiler.models import build_preset, known_presets
 from sicompiler.passes.manager import run_stage
 from sicompiler.reports.explain import missing, rule_rows
 from sicompiler.study import Graph, study
-from tests.zoo import TINY, captured
-
-
-def legal(program: Program, device: str) -> Graph:
-    return study(run_stage("legal", run_stage("clean", program)), device)
+from tests.zoo import TINY, legal
 
 
 def check(graph: Graph) -> None:
@@ -40,14 +36,15 @@ def _quick() -> list[Any]:
 
 @pytest.mark.parametrize("name", _quick())
 def test_every_operator_of_a_tiny_model_has_a_rule(name: str) -> None:
-    check(legal(captured(name)[1], "cpu"))
+    check(legal(name))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", known_presets())
 def test_every_operator_of_a_preset_has_a_rule_at_full_size(name: str) -> None:
     call = build_preset(name)
-    graph = legal(capture(call.module, call.args, call.kwargs, method=call.method), "cuda")
+    program = capture(call.module, call.args, call.kwargs, method=call.method)
+    graph = study(run_stage("legal", run_stage("clean", program)), "cuda")
     check(graph)
     most = max(range(len(graph.facts.nodes)), key=lambda p: sum(t.nbytes for t in graph.facts.tensors[p]))
     rule = graph.view.table.map_of(most)

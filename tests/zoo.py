@@ -17,7 +17,9 @@ from sicompiler.models.build import construct, randomize_
 from sicompiler.models.family import Draw
 from sicompiler.models.geometry import Sizes
 from sicompiler.models.inputs import FAMILIES
+from sicompiler.passes.manager import run_stage
 from sicompiler.prepare import analyse
+from sicompiler.study import Graph, study
 from tests.zoo_decoders import CONFIGS
 
 Call = tuple[torch.nn.Module, tuple[Any, ...], dict[str, Any]]
@@ -208,6 +210,12 @@ def captured(name: str, **options: Any) -> tuple[Call, Program]:
     """
     module, args, kwargs = tiny(name, **options)
     return (module, args, kwargs), capture(module, args, kwargs, method=method_of(name))
+
+
+@lru_cache(maxsize=32)
+def legal(name: str) -> Graph:
+    """The graph of a tiny model as plans see it on a CPU, once for all tests that only read it."""
+    return study(run_stage("legal", run_stage("clean", captured(name)[1])), "cpu")
 
 
 @lru_cache(maxsize=6)
