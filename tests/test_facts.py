@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import hypothesis
 import pytest
 import torch
 import torch.utils._pytree as pytree
-from hypothesis import HealthCheck
-from hypothesis import strategies as st
 from torch import fx
 
 from sicompiler import testing
 from sicompiler.capture import flatten_inputs
 from sicompiler.study import Graph
+from tests.random_choices import Choose, for_choices, seeded
 from tests.zoo import captured, legal
 
 
@@ -58,13 +56,12 @@ def check_facts(graph: Graph, module: torch.nn.Module, args: Any, kwargs: Any) -
     assert len(set(storage_of.values())) == len(storage_of), "the facts let values share memory that really do not"
 
 
-@hypothesis.settings(max_examples=60, suppress_health_check=list(HealthCheck))
-@hypothesis.given(data=st.data())
-def test_facts_are_those_of_a_real_run(data: st.DataObject) -> None:
-    module, args, kwargs = testing.draw_module(
-        lambda options: data.draw(st.sampled_from(options)), data.draw(st.integers(1, 8))
-    )
-    check_facts(testing.legal_graph(module, args, kwargs), module, args, kwargs)
+def test_facts_are_those_of_a_real_run() -> None:
+    def check(choose: Choose) -> None:
+        module, args, kwargs = testing.draw_module(choose, seeded(choose))
+        check_facts(testing.legal_graph(module, args, kwargs), module, args, kwargs)
+
+    for_choices(check, seeds=30, deep=360)
 
 
 @pytest.mark.parametrize("name", ["animatediff", "svd", "wan2.1-1.3b", "ltx-video"])

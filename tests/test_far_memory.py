@@ -13,10 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import hypothesis
 import pytest
 import torch
-from hypothesis import strategies as st
 
 import sicompiler
 from sicompiler import testing
@@ -33,7 +31,8 @@ from sicompiler.runtime.placement import streams
 from sicompiler.runtime.verify import errors
 from sicompiler.search.search import graph_with_far, spillable
 from sicompiler.takeover import installed_state
-from tests.test_random_graphs import SLACK_BYTES, check_same, check_text, choices, examples, measured, seeded
+from tests.random_choices import Choose, for_choices, seeded
+from tests.test_random_graphs import SLACK_BYTES, check_same, check_text, measured
 from tests.zoo import prepared
 
 CPU = torch.device("cpu")
@@ -141,41 +140,41 @@ def test_a_full_disk_is_an_error_before_anything_is_written(monkeypatch: pytest.
 # --- random graphs ---------------------------------------------------------------------------------------------------
 
 
-@examples(40)
-@hypothesis.given(data=st.data())
-def test_any_values_may_lie_far_in_any_regions(data: st.DataObject) -> None:
-    choose = choices(data)
-    module, args, kwargs = testing.draw_module(choose, seeded(choose, 1, 6))
-    graph = testing.legal_graph(module, args, kwargs)
-    far = frozenset(s for s in sorted(spillable(graph)) if choose((True, False)))
-    graph = graph_with_far(graph, far)
-    regions = testing.draw_regions(graph, choose, hoisted_bytes=(2**20,))
-    program = testing.rewritten(graph, regions)
-    check_same(program, module, args, kwargs)
-    check_text(program.graph_module)
-    found, predicted = measured(program, graph, module, args, kwargs), testing.predicted_peak(graph, regions)
-    assert found <= predicted + SLACK_BYTES, f"measured {found}, predicted {predicted}"
+def test_any_values_may_lie_far_in_any_regions() -> None:
+    def check(choose: Choose) -> None:
+        module, args, kwargs = testing.draw_module(choose, seeded(choose, 1, 6))
+        graph = testing.legal_graph(module, args, kwargs)
+        far = frozenset(s for s in sorted(spillable(graph)) if choose((True, False)))
+        graph = graph_with_far(graph, far)
+        regions = testing.draw_regions(graph, choose, hoisted_bytes=(2**20,))
+        program = testing.rewritten(graph, regions)
+        check_same(program, module, args, kwargs)
+        check_text(program.graph_module)
+        found, predicted = measured(program, graph, module, args, kwargs), testing.predicted_peak(graph, regions)
+        assert found <= predicted + SLACK_BYTES, f"measured {found}, predicted {predicted}"
+
+    for_choices(check, seeds=20, deep=240)
 
 
-@examples(25)
-@hypothesis.given(data=st.data())
-def test_plans_with_far_memory_keep_the_output_and_fit(data: st.DataObject) -> None:
-    choose = choices(data)
-    scale = choose((testing.SMALL, testing.LARGE))
-    module, args, kwargs = testing.draw_module(choose, seeded(choose, 1, 6), scale=scale)
-    program, planner = prepare(module, args, kwargs)
-    low, near = planner.floor("auto")[0], planner.floor()[0]
-    assert low <= near
-    for budget in dict.fromkeys((low, (low + near) // 2, near)):
-        plan = planner.plan(budget, far_memory="auto")
-        assert plan.fits
-        assert Plan.from_json(plan.to_json()) == plan
-        assert budget < near or not plan.uses_far_memory  # nothing is spilled that fits
-        done = rewrite(program, plan)
-        check_same(done, module, args, kwargs)
-        check_text(done.graph_module)
-        found = measured(done, planner.graph, module, args, kwargs) + plan.weights_bytes
-        assert found <= plan.predicted_peak_bytes + SLACK_BYTES
+def test_plans_with_far_memory_keep_the_output_and_fit() -> None:
+    def check(choose: Choose) -> None:
+        scale = choose((testing.SMALL, testing.LARGE))
+        module, args, kwargs = testing.draw_module(choose, seeded(choose, 1, 6), scale=scale)
+        program, planner = prepare(module, args, kwargs)
+        low, near = planner.floor("auto")[0], planner.floor()[0]
+        assert low <= near
+        for budget in dict.fromkeys((low, (low + near) // 2, near)):
+            plan = planner.plan(budget, far_memory="auto")
+            assert plan.fits
+            assert Plan.from_json(plan.to_json()) == plan
+            assert budget < near or not plan.uses_far_memory  # nothing is spilled that fits
+            done = rewrite(program, plan)
+            check_same(done, module, args, kwargs)
+            check_text(done.graph_module)
+            found = measured(done, planner.graph, module, args, kwargs) + plan.weights_bytes
+            assert found <= plan.predicted_peak_bytes + SLACK_BYTES
+
+    for_choices(check, seeds=13, deep=150)
 
 
 # --- real models -----------------------------------------------------------------------------------------------------

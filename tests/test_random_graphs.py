@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
 from typing import Any
 
-import hypothesis
 import pytest
 import torch
-from hypothesis import HealthCheck
-from hypothesis import strategies as st
 
 from sicompiler import testing
 from sicompiler.api import prepare
@@ -21,27 +17,10 @@ from sicompiler.plan import Plan
 from sicompiler.runtime.measure import measure_peak
 from sicompiler.runtime.verify import errors
 from sicompiler.study import Graph, make_outer, outer_loops
+from tests.random_choices import Choose, for_choices, seeded
 
 TOLERANCE = 1e-12  # of float64
 SLACK_BYTES = 2**12  # numbers and tables of a kernel, which no prediction counts
-Choose = Callable[[Sequence[Any]], Any]
-
-
-def examples(default: int) -> hypothesis.settings:
-    """So many examples by default, in proportion more under `make test-deep`."""
-    profile = hypothesis.settings()
-    count = max(default, default * profile.max_examples // 50)
-    checks = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
-    return hypothesis.settings(max_examples=count, suppress_health_check=checks)
-
-
-def choices(data: st.DataObject) -> Choose:
-    """Let Hypothesis choose, so that it shrinks what fails."""
-    return lambda options: data.draw(st.sampled_from(options))
-
-
-def seeded(choose: Choose, low: int = 1, high: int = 8) -> int:
-    return int(choose(range(low, high + 1)))
 
 
 def check_same(program: Program, module: torch.fx.GraphModule, args: Any, kwargs: Any) -> None:
@@ -69,45 +48,45 @@ def measured(program: Program, graph: Graph, module: torch.nn.Module, args: Any,
     return peak.bytes + graph.facts.input_bytes
 
 
-@examples(120)
-@hypothesis.given(data=st.data())
-def test_any_legal_regions_keep_the_output(data: st.DataObject) -> None:
-    choose = choices(data)
-    module, args, kwargs = testing.draw_module(choose, seeded(choose))
-    graph = testing.legal_graph(module, args, kwargs)
-    for _ in range(2):
-        program = testing.rewritten(graph, testing.draw_regions(graph, choose))
-        check_same(program, module, args, kwargs)
-    check_text(program.graph_module)
-
-
-@examples(30)
-@hypothesis.given(data=st.data())
-def test_any_outer_loop_keeps_the_output(data: st.DataObject) -> None:
-    choose = choices(data)
-    module, args, kwargs = testing.draw_module(choose, seeded(choose, 1, 4))
-    graph = testing.legal_graph(module, args, kwargs)
-    for loop, region in outer_loops(graph):
-        outer = make_outer(graph, loop, region)
-        inner = testing.rewritten(outer.graph, testing.draw_regions(outer.graph, choose))
-        program = wrap_outer(graph.program, graph.view, region, outer.inner, inner)
-        check_same(program, module, args, kwargs)
+def test_any_legal_regions_keep_the_output() -> None:
+    def check(choose: Choose) -> None:
+        module, args, kwargs = testing.draw_module(choose, seeded(choose))
+        graph = testing.legal_graph(module, args, kwargs)
+        for _ in range(2):
+            program = testing.rewritten(graph, testing.draw_regions(graph, choose))
+            check_same(program, module, args, kwargs)
         check_text(program.graph_module)
+
+    for_choices(check, seeds=60, deep=720)
+
+
+def test_any_outer_loop_keeps_the_output() -> None:
+    def check(choose: Choose) -> None:
+        module, args, kwargs = testing.draw_module(choose, seeded(choose, 1, 4))
+        graph = testing.legal_graph(module, args, kwargs)
+        for loop, region in outer_loops(graph):
+            outer = make_outer(graph, loop, region)
+            inner = testing.rewritten(outer.graph, testing.draw_regions(outer.graph, choose))
+            program = wrap_outer(graph.program, graph.view, region, outer.inner, inner)
+            check_same(program, module, args, kwargs)
+            check_text(program.graph_module)
+
+    for_choices(check, seeds=30, deep=180)
 
 
 @pytest.mark.parametrize("scale", [testing.SMALL, testing.LARGE], ids=["small", "large"])
-@examples(25)
-@hypothesis.given(data=st.data())
-def test_any_regions_stay_below_the_predicted_peak(scale: testing.Scale, data: st.DataObject) -> None:
-    choose = choices(data)
-    module, args, kwargs = testing.draw_module(choose, seeded(choose, 1, 6), scale=scale)
-    graph = testing.legal_graph(module, args, kwargs)
-    for _ in range(2):
-        regions = testing.draw_regions(graph, choose, hoisted_bytes=(2**20,))
-        program = testing.rewritten(graph, regions)
-        predicted = testing.predicted_peak(graph, regions)
-        found = measured(program, graph, module, args, kwargs)
-        assert found <= predicted + SLACK_BYTES, f"measured {found}, predicted {predicted}"
+def test_any_regions_stay_below_the_predicted_peak(scale: testing.Scale) -> None:
+    def check(choose: Choose) -> None:
+        module, args, kwargs = testing.draw_module(choose, seeded(choose, 1, 6), scale=scale)
+        graph = testing.legal_graph(module, args, kwargs)
+        for _ in range(2):
+            regions = testing.draw_regions(graph, choose, hoisted_bytes=(2**20,))
+            program = testing.rewritten(graph, regions)
+            predicted = testing.predicted_peak(graph, regions)
+            found = measured(program, graph, module, args, kwargs)
+            assert found <= predicted + SLACK_BYTES, f"measured {found}, predicted {predicted}"
+
+    for_choices(check, seeds=13, deep=150)
 
 
 def budgets(planner: Planner) -> list[int]:
@@ -116,29 +95,31 @@ def budgets(planner: Planner) -> list[int]:
     return [high, low, (low + high) // 2]
 
 
-@examples(40)
-@hypothesis.given(data=st.data())
-def test_plans_keep_the_output_within_any_budget(data: st.DataObject) -> None:
-    choose = choices(data)
-    scale = choose((testing.SMALL, testing.LARGE))
-    module, args, kwargs = testing.draw_module(choose, seeded(choose, 1, 6), scale=scale)
-    program, planner = prepare(module, args, kwargs)
-    inputs = planner.graph.facts.input_bytes
-    for budget in budgets(planner):
-        plan = planner.plan(budget)
-        assert Plan.from_json(plan.to_json()) == plan
-        assert plan.predicted_peak_bytes <= budget
-        done = rewrite(program, plan)
-        check_same(done, module, args, kwargs)
-        check_text(done.graph_module)
-        with measure_peak("cpu") as peak:
-            testing.run_program(done, module, args, kwargs)
-        found = peak.bytes + inputs + plan.weights_bytes
-        assert found <= plan.predicted_peak_bytes + SLACK_BYTES, (
-            f"measured {found}, predicted {plan.predicted_peak_bytes}"
-        )
-        if found - plan.weights_bytes > 2**20:
-            assert found >= 0.7 * plan.predicted_peak_bytes, f"measured {found}, predicted {plan.predicted_peak_bytes}"
+def test_plans_keep_the_output_within_any_budget() -> None:
+    def check(choose: Choose) -> None:
+        scale = choose((testing.SMALL, testing.LARGE))
+        module, args, kwargs = testing.draw_module(choose, seeded(choose, 1, 6), scale=scale)
+        program, planner = prepare(module, args, kwargs)
+        inputs = planner.graph.facts.input_bytes
+        for budget in budgets(planner):
+            plan = planner.plan(budget)
+            assert Plan.from_json(plan.to_json()) == plan
+            assert plan.predicted_peak_bytes <= budget
+            done = rewrite(program, plan)
+            check_same(done, module, args, kwargs)
+            check_text(done.graph_module)
+            with measure_peak("cpu") as peak:
+                testing.run_program(done, module, args, kwargs)
+            found = peak.bytes + inputs + plan.weights_bytes
+            assert found <= plan.predicted_peak_bytes + SLACK_BYTES, (
+                f"measured {found}, predicted {plan.predicted_peak_bytes}"
+            )
+            if found - plan.weights_bytes > 2**20:
+                assert found >= 0.7 * plan.predicted_peak_bytes, (
+                    f"measured {found}, predicted {plan.predicted_peak_bytes}"
+                )
+
+    for_choices(check, seeds=20, deep=240)
 
 
 @pytest.mark.parametrize("seed", [1489, 2005])
