@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import subprocess
 import sys
@@ -65,3 +66,10 @@ def test_gpu_tests_are_skipped_with_the_reason(project: Path) -> None:
     result = _pytest(project)
     assert result.returncode == 0
     assert "no CUDA device" in result.stdout
+
+
+def test_the_collector_does_not_look_at_what_the_imports_made() -> None:
+    """A test that unfreezes it freezes it again."""
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > 50_000
+    assert gc.get_threshold() == (5000, 10, 20)

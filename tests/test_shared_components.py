@@ -15,7 +15,9 @@ import torch
 from torch import nn
 
 import sicompiler
+from sicompiler.adapters import pipeline as pipeline_module
 from sicompiler.adapters.pipeline import pipeline_state
+from sicompiler.adapters.roles import modules_of
 from tests.mini_pipeline import MiniPipeline, MiniText, MiniUNet, MiniVae, close, mini, picture
 from tests.threads import in_threads
 
@@ -292,3 +294,24 @@ def test_one_thread_releases_and_compiles_while_another_one_runs() -> None:
     assert wrong == []
     sicompiler.release(one)
     assert patches(one, two) == []
+
+
+def test_the_components_of_another_pipeline_are_not_looked_up_where_nothing_counts_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A CPU's allocator does not count; where it does, they are told from what the pipeline holds."""
+    one, other = mini(), mini()
+    for pipe in (one, other):
+        sicompiler.compile_for_budget(pipe, ROOMY)
+        pipe(picture())
+    asked: list[Any] = []
+
+    def noted(pipe: Any) -> dict[str, nn.Module]:
+        asked.append(pipe)
+        return modules_of(pipe)
+
+    monkeypatch.setattr(pipeline_module, "modules_of", noted)
+    one(picture())
+    assert not any(pipe is other for pipe in asked)
+    sicompiler.release(one)  # asks which of its components another one has a budget for
+    assert any(pipe is other for pipe in asked)
