@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import networkx as nx
 import numpy as np
 import torch
 from torch import fx
 
 from sicompiler.facts.storages import GraphFacts
-from sicompiler.planners.flow import Network
 
 BEGINS = (0.0, 0.02, 0.06, 0.12, 0.25)
 """Shares of the time after which the part to skip may begin: what lies before stays live, and so do its readers."""
@@ -43,33 +43,6 @@ class Cut:
     share: float
 
 
-@dataclass(frozen=True)
-class _Graph:
-    """What all cuts of a graph ask about it.
-
-    Attributes:
-        first: position of the first operator.
-        sources: positions of what each node reads.
-        bytes_kept: of each node's value; None where it can't be kept.
-        outputs: positions of the results.
-    """
-
-    first: int
-    sources: list[list[int]]
-    bytes_kept: list[int | None]
-    outputs: list[int]
-
-    @classmethod
-    def of(cls, facts: GraphFacts) -> _Graph:
-        """Read off the facts."""
-        return cls(
-            facts.num_placeholders,
-            [[facts.position[n] for n in node.all_input_nodes] for node in facts.nodes],
-            [facts.tensors[p][0].nbytes if _can_be_kept(facts, p) else None for p in range(len(facts.nodes))],
-            [facts.position[node] for node in facts.outputs],
-        )
-
-
 def candidate_cuts(facts: GraphFacts, seconds: Sequence[float], most: float = 0.5) -> tuple[Cut, ...]:
     """The cuts of fewest bytes, least time left first.
 
@@ -94,14 +67,13 @@ def candidate_cuts(facts: GraphFacts, seconds: Sequence[float], most: float = 0.
     heavy = [p for p in range(facts.num_placeholders, len(facts.nodes)) if times[p] >= HEAVY * total]
     found: dict[tuple[int, ...], Cut] = {}
     seen: set[tuple[int, int]] = set()
-    graph = _Graph.of(facts)
     for begin in BEGINS:
         for end in ENDS:
             part = [p for p in heavy if begin <= done[p] - times[p] / total and done[p] <= end + 1e-9]
             if not part or (part[0], part[-1]) in seen:
                 continue
             seen.add((part[0], part[-1]))
-            positions = _minimum_cut(graph, part, [p for p in heavy if p > part[-1]])
+            positions = _minimum_cut(facts, part, [p for p in heavy if p > part[-1]])
             if positions and positions not in found:
                 left = _time_left(facts, positions, times)
                 nbytes = sum(facts.tensors[p][0].nbytes for p in positions)
@@ -118,40 +90,52 @@ def _distinct(cuts: Sequence[Cut]) -> tuple[Cut, ...]:
     return tuple(sorted(best, key=lambda c: c.share))
 
 
-def _minimum_cut(graph: _Graph, part: Sequence[int], live: Sequence[int]) -> tuple[int, ...]:
+def _minimum_cut(facts: GraphFacts, part: Sequence[int], live: Sequence[int]) -> tuple[int, ...]:
     """The values of least bytes that part the outputs, and what stays live, from a part; empty if nothing does."""
-    source, target = 2 * len(graph.sources), 2 * len(graph.sources) + 1
-    network, reached = _flow_network(graph, part, source)
-    ends = [*(2 * p for p in reached.intersection(live)), *(2 * p + 1 for p in reached.intersection(graph.outputs))]
-    if not ends:
+    graph, reached = _flow_network(facts, part, live)
+    if "outputs" not in graph or "part" not in graph:
         return ()
-    for vertex in ends:
-        network.edge(vertex, target)
-    found = network.before_the_cut(source, target)  # the earliest of all minimum cuts: most stays live
-    if found is None:
+    try:
+        residual = nx.algorithms.flow.boykov_kolmogorov(graph, "part", "outputs")
+    except nx.NetworkXUnbounded:
         return ()
-    return tuple(sorted(p for p in reached if 2 * p in found and 2 * p + 1 not in found))
+    open_edges = nx.subgraph_view(
+        residual, filter_edge=lambda a, b: residual[a][b]["flow"] < residual[a][b]["capacity"]
+    )
+    before = {"part", *nx.descendants(open_edges, "part")}  # the earliest of all minimum cuts: most stays live
+    return tuple(sorted(p for p in reached if (p, 0) in before and (p, 1) not in before))
 
 
-def _flow_network(graph: _Graph, part: Sequence[int], source: int) -> tuple[Network, set[int]]:
-    """What a part reaches, as a network that has no way to its target yet, with the positions that are in it.
+def _flow_network(facts: GraphFacts, part: Sequence[int], live: Sequence[int]) -> tuple[nx.DiGraph, set[int]]:
+    """What a part reaches, as a network from "part" to "outputs", with the positions that are in it.
 
-    A position p is an edge from vertex 2 p, what it takes, to 2 p + 1, what it gives, whose capacity is the bytes of
-    its value; it has none where the value can't be kept.
+    A position is an edge from (position, 0) to (position, 1), whose capacity is the bytes of its value; it has none
+    where the value can't be kept.
     """
-    inside, reached = set(part), set[int]()
-    network = Network(source + 2)
-    for p in range(graph.first, len(graph.sources)):
-        before = [q for q in graph.sources[p] if q in reached]
-        if p not in inside and not before:
+    inside = set(part)
+    graph = nx.DiGraph()
+    reached: set[int] = set()
+    for p in range(facts.num_placeholders, len(facts.nodes)):
+        sources = [facts.position[n] for n in facts.nodes[p].all_input_nodes]
+        if p not in inside and not any(q in reached for q in sources):
             continue
         reached.add(p)
         if p in inside:
-            network.edge(source, 2 * p)
-        for q in before:
-            network.edge(2 * q + 1, 2 * p)
-        network.edge(2 * p, 2 * p + 1, graph.bytes_kept[p])
-    return network, reached
+            graph.add_edge("part", (p, 0))
+        for q in sources:
+            if q in reached:
+                graph.add_edge((q, 1), (p, 0))
+        if _can_be_kept(facts, p):
+            graph.add_edge((p, 0), (p, 1), capacity=facts.tensors[p][0].nbytes)
+        else:
+            graph.add_edge((p, 0), (p, 1))
+    for p in live:
+        if p in reached:
+            graph.add_edge((p, 0), "outputs")
+    for node in facts.outputs:
+        if facts.position[node] in reached:
+            graph.add_edge((facts.position[node], 1), "outputs")
+    return graph, reached
 
 
 def _can_be_kept(facts: GraphFacts, position: int) -> bool:
