@@ -351,7 +351,7 @@ class ComponentState(SharedState):
         untouched = isinstance(ran, UntouchedCall)
         if not untouched and not self.pipeline.measure_calls:
             return call()
-        own = sum((weights | storages(tensors_of(inputs), device)).values())
+        own = sum({**weights, **storages(tensors_of(inputs), device)}.values())
         beside = self.reserved.total_bytes
         beside -= self.reserved.margin_bytes + self.reserved.snapshot_bytes  # what is kept is among the inputs
         with observe_peak(device) as peak:

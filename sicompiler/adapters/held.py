@@ -7,8 +7,10 @@ keeps them: in the local variables of its running functions, in its scheduler an
 from __future__ import annotations
 
 import inspect
+import operator
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Set
+import weakref
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from types import FrameType, FunctionType, ModuleType
 from typing import Any
@@ -16,9 +18,10 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 
-from sicompiler.adapters.roles import modules_of, pipeline_class
+from sicompiler.adapters.components import components_of, modules_of, pipeline_class
 from sicompiler.adapters.weights import storages, weights_of
 from sicompiler.runtime.faults import locals_of
+from sicompiler.takeover import State
 
 UNSEEN_BYTES = 2**12  # numbers and small tables, of kernels and in closures, where nobody looks
 ATTRIBUTE = "_sicompiler"  # of a pipeline: what we keep for it, so that it lives as long as the pipeline
@@ -71,28 +74,62 @@ def reserved(
         elsewhere: components of other pipelines that have a budget of their own; those that are shared count here.
     """
     calling, frames = _calling(pipe)
-    known = weights_of(model, device)
-    rows = []
-    for owner in _distinct(pipe, calling):
-        for name, part in modules_of(owner).items():
-            other = {key: nbytes for key, nbytes in weights_of(part, device).items() if key not in known}
-            known |= other
-            if sum(other.values()):
-                rows.append((name, sum(other.values())))
+    owners = _distinct(pipe, calling)
+    parts = [part for owner in owners for part in modules_of(owner).items()]
+    resident = _resident(model, parts, device)
+    rows, known = resident.rows, resident.known
     own_inputs = storages((x for x in pytree.tree_leaves(inputs) if isinstance(x, torch.Tensor)), device)
     if device.type == "cuda":
         others = {key: nbytes for part in elsewhere for key, nbytes in weights_of(part, device).items()}
         counted = sum((others | own_inputs | known).values())
-        return Reserved(tuple(rows), max(torch.cuda.memory_allocated(device) - counted, 0))
+        return Reserved(rows, max(torch.cuda.memory_allocated(device) - counted, 0))
     roots = [value for frame in frames for value in frame]
     apart = set[int]()  # pipelines, looked at here, and components, of which tokenizers are large and without tensors
-    for owner in _distinct(pipe, calling):
-        apart |= {id(owner), *map(id, owner.components.values())}
+    for owner in owners:
+        apart |= {id(owner), *map(id, components_of(owner).values())}
         for keeper in (owner, getattr(owner, "scheduler", None)):
             roots += [value for name, value in getattr(keeper, "__dict__", {}).items() if name != ATTRIBUTE]
     held = storages(_tensors(roots, apart), device)
     found = sum(n for key, n in held.items() if key not in known and key not in own_inputs)
-    return Reserved(tuple(rows), found, UNSEEN_BYTES)
+    return Reserved(rows, found, UNSEEN_BYTES)
+
+
+@dataclass(frozen=True)
+class _Resident:
+    """Weights on a device beside those of a component.
+
+    Attributes:
+        read: bytes by storage of each component, of which this was made: its own at the front.
+        names: of the others.
+        rows: bytes by component; a storage shared by two counts at the first.
+        known: bytes by storage of all of them.
+    """
+
+    read: list[Mapping[int, int]]
+    names: list[str]
+    rows: tuple[tuple[str, int], ...]
+    known: Mapping[int, int]
+
+
+_residents: weakref.WeakKeyDictionary[torch.nn.Module, _Resident] = weakref.WeakKeyDictionary()
+
+
+def _resident(model: torch.nn.Module, parts: Sequence[tuple[str, torch.nn.Module]], device: torch.device) -> _Resident:
+    """What the components of a pipeline take beside one of them; added up anew where one takes another than before."""
+    own = weights_of(model, device)
+    names = [name for name, _ in parts]
+    read = [own, *(own if part is model else weights_of(part, device) for _, part in parts)]
+    before = _residents.get(model)
+    if before is not None and before.names == names and all(map(operator.is_, before.read, read)):
+        return before
+    rows, known = list[tuple[str, int]](), dict(own)
+    for name, weights in zip(names, read[1:], strict=True):
+        other = {key: nbytes for key, nbytes in weights.items() if key not in known}
+        known |= other
+        if sum(other.values()):
+            rows.append((name, sum(other.values())))
+    found = _residents[model] = _Resident(read, names, tuple(rows), known)
+    return found
 
 
 def _distinct(*pipes: Any) -> list[Any]:
@@ -136,5 +173,5 @@ def _tensors(values: Iterable[Any], apart: Set[int], depth: int = _DEPTH) -> Ite
             yield from _tensors(value.values(), apart, depth - 1)
         elif isinstance(value, (list, tuple)):
             yield from _tensors(value, apart, depth - 1)
-        elif not isinstance(value, (torch.nn.Module, type, ModuleType, FunctionType)):
+        elif not isinstance(value, (torch.nn.Module, State, type, ModuleType, FunctionType)):
             yield from _tensors(getattr(value, "__dict__", {}).values(), apart, depth - 1)

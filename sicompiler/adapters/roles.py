@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import re
-import sys
 import weakref
 from dataclasses import dataclass
 from enum import StrEnum
@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from sicompiler.adapters.unchanged import Structure
+from sicompiler.adapters.components import modules_of
 from sicompiler.capture.quantised import CASTING_HOOKS, modules_in, refusal, scheme_of, weights_in
 from sicompiler.capture.tiling import SWITCH, runs_only_tiled
+from sicompiler.capture.unchanged import Structure
 from sicompiler.entry import entry_label
 from sicompiler.errors import BadInput
 
@@ -66,12 +67,6 @@ _ROWS = (
 _passed: weakref.WeakKeyDictionary[torch.nn.Module, tuple[bool, Structure]] = weakref.WeakKeyDictionary()
 
 
-def pipeline_class() -> type | None:
-    """The base class of diffusers pipelines; None while diffusers has not loaded it, and so no pipeline can exist."""
-    found = getattr(sys.modules.get("diffusers.pipelines.pipeline_utils"), "DiffusionPipeline", None)
-    return found if isinstance(found, type) else None
-
-
 def as_after_a_call(part: torch.nn.Module) -> None:
     """Have diffusers put its registry of hooks on a component, as it does where a pipeline ends its first call.
 
@@ -82,20 +77,21 @@ def as_after_a_call(part: torch.nn.Module) -> None:
         reset()
 
 
-def modules_of(pipe: Any) -> dict[str, torch.nn.Module]:
-    """The components of a pipeline that have weights, by name; diffusers gives them in the order of a set."""
-    return {name: part for name, part in sorted(pipe.components.items()) if isinstance(part, torch.nn.Module)}
+@functools.cache
+def _roles_named(component: str) -> tuple[tuple[int, Role], ...]:
+    """What a component of a name may do, each with its place in the order of the phases."""
+    return tuple(
+        (place, Role(component, method, phase))
+        for place, (pattern, method, phase) in enumerate(_ROWS)
+        if pattern.fullmatch(component)
+    )
 
 
 def roles_of(pipe: Any) -> tuple[Role, ...]:
     """What the components of a pipeline do, in the order of the phases."""
     parts = modules_of(pipe)
-    return tuple(
-        Role(name, method, phase)
-        for pattern, method, phase in _ROWS
-        for name, part in parts.items()
-        if pattern.fullmatch(name) and callable(getattr(type(part), method, None))
-    )
+    rows = sorted((place, name, role) for name in parts for place, role in _roles_named(name))
+    return tuple(role for _, name, role in rows if callable(getattr(type(parts[name]), role.method, None)))
 
 
 def check_pipeline(pipe: Any) -> tuple[Role, ...]:

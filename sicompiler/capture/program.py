@@ -15,6 +15,7 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx._lazy_graph_module import _LazyGraphModule
 
+from sicompiler.capture.live_tensors import tensors_now
 from sicompiler.capture.quantised import storage_bytes
 from sicompiler.capture.results import close_results
 
@@ -75,7 +76,7 @@ class Program:
             model: the live model.
             inputs: flattened by `flatten_inputs`.
         """
-        return self.arguments_of(named_tensors(model), inputs)
+        return self.arguments_of(tensors_now(model), inputs)
 
     def arguments_of(self, tensors: Mapping[str, torch.Tensor], inputs: Sequence[Any]) -> list[Any]:
         """What to call the graph with.
@@ -117,27 +118,6 @@ def compile_now(graph_module: fx.GraphModule) -> None:
             _LazyGraphModule.force_recompile(module)
 
 
-def named_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Parameters and buffers of a live model by name, shared ones under every name they have.
-
-    As `named_parameters` and `named_buffers` give them, at a fifth of their time: it runs at every call.
-    """
-    parameters: dict[str, torch.Tensor] = {}
-    buffers: dict[str, torch.Tensor] = {}
-
-    def collect(module: torch.nn.Module, prefix: str) -> None:
-        for found, own in ((parameters, module._parameters), (buffers, module._buffers)):
-            for name, tensor in own.items():
-                if tensor is not None:
-                    found[prefix + name] = tensor
-        for name, child in module._modules.items():
-            if child is not None:
-                collect(child, f"{prefix}{name}.")
-
-    collect(model, "")
-    return parameters | buffers
-
-
 def flatten_inputs(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[list[Any], pytree.TreeSpec]:
     """Flatten a call's inputs; keyword arguments in the order of their names."""
     return pytree.tree_flatten((tuple(args), {name: kwargs[name] for name in sorted(kwargs)}))
@@ -158,7 +138,7 @@ def same_inputs(leaves: Sequence[Any]) -> tuple[int, ...]:
 
 def weights_bytes(model: torch.nn.Module) -> int:
     """Bytes of the storages behind the parameters and buffers of a model, shared ones once."""
-    return sum(storage_bytes(named_tensors(model).values()).values())
+    return sum(storage_bytes(tensors_now(model).values()).values())
 
 
 def fingerprint(graph: fx.Graph) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 from sicompiler.guards.base import Guard, Visitor
 from sicompiler.guards.identity import token, version
 from sicompiler.guards.plain import is_plain, plain_fact
+from sicompiler.guards.quick import Quick, is_code
 
 _SHOWN = 16  # entries of a list of numbers that are told one by one
 
@@ -37,6 +38,10 @@ class NumbersGuard(Guard):
         if _identical(value, self.entries):
             return True
         return all(map(is_plain, value)) and _numbers_fact(value) == self.fact
+
+    def flatten(self, value: Any, quick: Quick) -> bool:
+        """Nothing, of a tuple."""
+        return type(value) is tuple
 
 
 def _numbers_fact(entries: Sequence[Any]) -> Hashable:
@@ -120,6 +125,10 @@ class MappingGuard(Guard):
         self.version = now
         return True
 
+    def flatten(self, value: Any, quick: Quick) -> bool:
+        """The version, where all of it is code or can't change."""
+        return flatten_entries(value, self.changing, quick)
+
 
 class ProxyGuard(Guard):
     """A read-only view of a dict (`mappingproxy`), which may change behind it: keys as in a dict, values deep."""
@@ -138,6 +147,20 @@ class ProxyGuard(Guard):
         if not _identical(list(value), list(self.guards)):
             return False
         return all(guard.holds(value[key]) for key, guard in self.guards.items())
+
+
+def flatten_entries(entries: dict[Any, Any], changing: Mapping[Any, Guard], quick: Quick) -> bool:
+    """`Guard.flatten` of a dict.
+
+    Args:
+        entries: the dict.
+        changing: guards of those entries that may change inside themselves.
+        quick: has the lists.
+    """
+    if not all(map(is_code, dict.values(entries))):
+        return False
+    quick.versioned(entries)
+    return all(guard.flatten(dict.__getitem__(entries, key), quick) for key, guard in changing.items())
 
 
 def _key_fact(key: Any) -> Hashable:
@@ -182,3 +205,7 @@ class AttributesGuard(Guard):
         if version(value) != self.version:
             return self.hold(value, value)
         return all(guard.holds(value[name]) for name, guard in self.changing.items())
+
+    def flatten(self, value: dict[str, Any], quick: Quick) -> bool:
+        """The version of the dict, where all of it is code or can't change."""
+        return flatten_entries(value, self.changing, quick)

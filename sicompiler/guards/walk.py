@@ -27,7 +27,7 @@ from sicompiler.guards.modules import ModuleGuard, View, all_hold
 from sicompiler.guards.names import Names
 from sicompiler.guards.native import NativeGuard, VariableGuard, WeakGuard, is_moved_by_reading, row_of
 from sicompiler.guards.objects import ObjectGuard, OwnerGuard, owns, slots_of
-from sicompiler.guards.places import AmbientPlace, ClassPlace, EnvironmentPlace, NamespacePlace
+from sicompiler.guards.places import AmbientPlace, ClassPlace, EnvironmentPlace, NamespacePlace, Places
 from sicompiler.guards.plain import AgainGuard, OpaqueGuard, PlainGuard, PrintedGuard, is_plain, plain_fact
 from sicompiler.guards.tensors import ArrayGuard, TensorGuard
 from sicompiler.guards.undo import Undo
@@ -129,6 +129,7 @@ class Walk:
         ModuleGuard(model, path, self, view, layouts=layouts)
         while self._grow():
             pass
+        self._places = Places([*self.classes.values(), *self.namespaces.values()])
         self.moving = [(path, type(value).__qualname__) for path, value in self._moving if self._is_read(path)]
         self._alive.clear()
         self._kinds.clear()
@@ -155,16 +156,14 @@ class Walk:
 
     def holds(self, model: torch.nn.Module) -> bool:
         """Whether everything that was met is as it was."""
-        reach = self.reach
         return (
             self.ambient.holds()
             and self._environment.holds()
-            and self._absent.isdisjoint(sys.modules)
+            and sys.modules.keys().isdisjoint(self._absent)
             and self.modules[0].reference() is model
             and not any(self.nothing)
             and all_hold(self.modules)
-            and all(place.holds(reach) for place in self.classes.values())
-            and all(place.holds() for place in self.namespaces.values())
+            and self._places.hold()
         )
 
     def note(self, path: str, fact: Hashable) -> None:
