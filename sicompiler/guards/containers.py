@@ -40,8 +40,10 @@ class NumbersGuard(Guard):
         return all(map(is_plain, value)) and _numbers_fact(value) == self.fact
 
     def flatten(self, value: Any, quick: Quick) -> bool:
-        """Nothing, of a tuple."""
-        return type(value) is tuple
+        """Nothing, of a tuple; the entries by identity, of a list."""
+        if type(value) is list:
+            quick.listed(value)
+        return type(value) in (tuple, list)
 
 
 def _numbers_fact(entries: Sequence[Any]) -> Hashable:
@@ -74,6 +76,14 @@ class SequenceGuard(Guard):
             return False
         return all(guard.holds(entry) for guard, entry in zip(self.guards, value, strict=True))
 
+    def flatten(self, value: Any, quick: Quick) -> bool:
+        """The entries by identity, where they are code or can't change, and what is inside of them."""
+        if type(value) not in (tuple, list) or not is_code(value):
+            return False
+        if type(value) is list:
+            quick.listed(value)
+        return all(guard.flatten(entry, quick) for guard, entry in zip(self.guards, value, strict=True))
+
 
 class SetGuard(Guard):
     """A set: plain members by value, all others by identity."""
@@ -91,6 +101,13 @@ class SetGuard(Guard):
         if id(value) != self.address:
             return False
         return value == self.strings or _members(value) == self.fact
+
+    def flatten(self, value: Any, quick: Quick) -> bool:
+        """The members, where they are strings or code."""
+        if not all(type(member) is str or isinstance(member, (type, types.FunctionType)) for member in value):
+            return False
+        quick.members(value)
+        return True
 
 
 def _members(value: Any) -> Hashable:

@@ -8,6 +8,7 @@ long as the Python module it was defined in.
 
 from __future__ import annotations
 
+import itertools
 import operator
 import sys
 import types
@@ -18,6 +19,8 @@ from sicompiler.guards.base import Guard
 from sicompiler.guards.identity import version
 from sicompiler.guards.plain import is_plain
 
+_DEPTH = 4
+_CONTAINERS = (list, tuple, dict, set, frozenset)
 _ATTRIBUTES: Callable[[Any], dict[str, Any]] = operator.attrgetter("__dict__")
 
 
@@ -29,6 +32,11 @@ class Quick:
         self._versions: list[int] = []
         self._same: dict[str, tuple[list[Any], list[Any]]] = {}
         self._bare: list[Any] = []
+        self._lists: list[list[Any]] = []
+        self._lengths: list[int] = []
+        self._entries: list[Any] = []  # of all lists, one after the other
+        self._sets: list[set[Any] | frozenset[Any]] = []
+        self._members: list[frozenset[Any]] = []
         self._asked: list[tuple[dict[str, Any], str, Guard]] = []
 
     def place(self, entries: dict[str, Any], guards: dict[str, Guard]) -> None:
@@ -58,6 +66,17 @@ class Quick:
         """An object has no attributes in its dict."""
         self._bare.append(value)
 
+    def listed(self, value: list[Any]) -> None:
+        """A list has just these entries."""
+        self._lists.append(value)
+        self._lengths.append(len(value))
+        self._entries += value
+
+    def members(self, value: set[Any] | frozenset[Any]) -> None:
+        """A set has just these members, none of which is equal to another thing."""
+        self._sets.append(value)
+        self._members.append(frozenset(value))
+
     def holds(self) -> bool:
         """Whether all of it is as it was; if not, the guards have to be asked."""
         if list(map(version, self._dicts)) != self._versions:
@@ -68,7 +87,11 @@ class Quick:
                     return False
         except (AttributeError, ValueError):  # a variable of a closure that is empty by now
             return False
-        if any(map(_ATTRIBUTES, self._bare)):
+        if any(map(_ATTRIBUTES, self._bare)) or self._sets != self._members:
+            return False
+        if list(map(len, self._lists)) != self._lengths:
+            return False
+        if not all(map(operator.is_, itertools.chain.from_iterable(self._lists), self._entries)):
             return False
         return all(guard.holds(entries[name]) for entries, name, guard in self._asked)
 
@@ -81,6 +104,16 @@ def lasts(kind: type) -> bool:
     return found is kind
 
 
-def is_code(value: Any) -> bool:
-    """Whether a value may be kept by who keeps the code that reads it: code itself, classes, what can't change."""
-    return isinstance(value, (types.FunctionType, type)) or is_plain(value)
+def is_code(value: Any, depth: int = _DEPTH) -> bool:
+    """Whether a value may be kept by who keeps the code that reads it: code itself, classes, what can't change.
+
+    Args:
+        value: anything.
+        depth: how far to look into lists and dicts.
+    """
+    if isinstance(value, (types.FunctionType, type)) or is_plain(value):
+        return True
+    if not depth or type(value) not in _CONTAINERS:
+        return False
+    inside = value.values() if type(value) is dict else value
+    return all(is_code(entry, depth - 1) for entry in inside)
