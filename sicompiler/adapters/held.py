@@ -6,12 +6,14 @@ keeps them: in the local variables of its running functions, in its scheduler an
 
 from __future__ import annotations
 
+import functools
 import inspect
 import operator
 import sys
 import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from enum import Enum
 from types import FrameType, FunctionType, ModuleType
 from typing import Any
 
@@ -159,19 +161,39 @@ def _calling(pipe: Any) -> tuple[Any, list[list[Any]]]:
     return found, frames[:upto]
 
 
+class _Kind(Enum):
+    """What may hold tensors, by class."""
+
+    PLAIN = "nothing that counts here"
+    TENSOR = "a tensor"
+    MAPPING = "a dict or like one"
+    SEQUENCE = "a list or tuple"
+    OBJECT = "an object with attributes"
+
+
+@functools.lru_cache(maxsize=2**12)
+def _kind_of(kind: type) -> _Kind:
+    """What objects of a class are to who looks for tensors; plans and what belongs to them are ours, and large."""
+    if issubclass(kind, torch.Tensor):
+        return _Kind.TENSOR
+    if kind in _PLAIN or issubclass(kind, (torch.nn.Module, State, type, ModuleType, FunctionType)):
+        return _Kind.PLAIN
+    if issubclass(kind, Mapping):
+        return _Kind.MAPPING
+    return _Kind.SEQUENCE if issubclass(kind, (list, tuple)) else _Kind.OBJECT
+
+
 def _tensors(values: Iterable[Any], apart: Set[int], depth: int = _DEPTH) -> Iterator[torch.Tensor]:
     """Tensors among values and in what they hold; not in objects whose ids are `apart`."""
     for value in values:
-        kind = type(value)
-        if kind in _PLAIN:
-            continue
-        if isinstance(value, torch.Tensor):
+        kind = _kind_of(type(value))
+        if kind is _Kind.TENSOR:
             yield value
-        elif not depth or id(value) in apart:
+        elif kind is _Kind.PLAIN or not depth or id(value) in apart:
             continue
-        elif kind is dict or isinstance(value, Mapping):
+        elif kind is _Kind.MAPPING:
             yield from _tensors(value.values(), apart, depth - 1)
-        elif isinstance(value, (list, tuple)):
+        elif kind is _Kind.SEQUENCE:
             yield from _tensors(value, apart, depth - 1)
-        elif not isinstance(value, (torch.nn.Module, State, type, ModuleType, FunctionType)):
+        else:
             yield from _tensors(getattr(value, "__dict__", {}).values(), apart, depth - 1)

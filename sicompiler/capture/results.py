@@ -188,6 +188,11 @@ def close_results(result: Any) -> Any:
     return pytree.tree_map(closed, result, is_leaf=_is_leaf)
 
 
+def has_opened(spec: pytree.TreeSpec) -> bool:
+    """Whether `close_results` has something to do where results have this structure."""
+    return spec.type is Opened or any(map(has_opened, spec.children()))
+
+
 def leaves_of(result: Any) -> list[Any]:
     """All tensors and plain values in what a model returned, those inside of objects too."""
     return pytree.tree_leaves(open_results(result))

@@ -82,7 +82,7 @@ class SequenceGuard(Guard):
             return False
         if type(value) is list:
             quick.listed(value)
-        return all(guard.flatten(entry, quick) for guard, entry in zip(self.guards, value, strict=True))
+        return all(quick.inside(entry, guard) for guard, entry in zip(self.guards, value, strict=True))
 
 
 class SetGuard(Guard):
@@ -177,7 +177,7 @@ def flatten_entries(entries: dict[Any, Any], changing: Mapping[Any, Guard], quic
     if not all(map(is_code, dict.values(entries))):
         return False
     quick.versioned(entries)
-    return all(guard.flatten(dict.__getitem__(entries, key), quick) for key, guard in changing.items())
+    return all(quick.inside(dict.__getitem__(entries, key), guard) for key, guard in changing.items())
 
 
 def _key_fact(key: Any) -> Hashable:

@@ -68,19 +68,18 @@ class FunctionGuard(Guard):
 
     def flatten(self, value: types.FunctionType, quick: Quick) -> bool:
         """Code, defaults and attributes by identity, variables of the closure and what they hold one by one."""
-        parts = [(part, guard, getattr(value, part)) for part, guard in self.guards]
-        if not all(isinstance(found, dict) for _, _, found in parts):  # defaults that may be anything
-            return False
         for attribute in ("__code__", "__defaults__", "__kwdefaults__"):
             quick.same(value, attribute, getattr(value, attribute))
-        left = [guard.flatten(found, quick) for _, guard, found in parts]
-        left += [guard.flatten(cell, quick) for guard, cell in zip(self.cells, value.__closure__ or (), strict=True)]
+        for part, guard in self.guards:
+            quick.inside(getattr(value, part), guard)
+        for guard, cell in zip(self.cells, value.__closure__ or (), strict=True):
+            quick.inside(cell, guard)
         if self.attributes is None:
             quick.bare(value)
         else:
             quick.same(value, "__dict__", value.__dict__)
-            left.append(self.attributes.flatten(value.__dict__, quick))
-        return all(left)
+            quick.inside(value.__dict__, self.attributes)
+        return True
 
 
 class CellGuard(Guard):
@@ -116,7 +115,7 @@ class CellGuard(Guard):
         if not is_code(content):
             return False
         quick.same(value, "cell_contents", content)
-        return self.guard.flatten(content, quick)
+        return quick.inside(content, self.guard)
 
 
 # What callables and descriptors are made of: by type, the attributes that say what they do.
@@ -161,9 +160,10 @@ class PartsGuard(Guard):
         parts = [(part, guard, getattr(value, part, _EMPTY)) for part, guard in self.guards]
         if not all(is_code(found) for _, _, found in parts):
             return False
-        for part, _, found in parts:
+        for part, guard, found in parts:
             quick.same(value, part, found)
-        return all(guard.flatten(found, quick) for _, guard, found in parts)
+            quick.inside(found, guard)
+        return True
 
 
 class BuiltinGuard(Guard):

@@ -37,7 +37,8 @@ class Quick:
         self._entries: list[Any] = []  # of all lists, one after the other
         self._sets: list[set[Any] | frozenset[Any]] = []
         self._members: list[frozenset[Any]] = []
-        self._asked: list[tuple[dict[str, Any], str, Guard]] = []
+        self._named: list[tuple[dict[str, Any], str, Guard]] = []  # what has to be asked, by its name in a place
+        self._asked: list[tuple[Any, Guard]] = []  # the same, inside of code
 
     def place(self, entries: dict[str, Any], guards: dict[str, Guard]) -> None:
         """Take in the dict of a class or Python module.
@@ -49,7 +50,13 @@ class Quick:
         self.versioned(entries)
         for name, guard in guards.items():
             if not guard.flatten(entries[name], self):
-                self._asked.append((entries, name, guard))
+                self._named.append((entries, name, guard))
+
+    def inside(self, value: Any, guard: Guard) -> bool:
+        """Something that code holds is as it was; asked by itself where lists can't tell."""
+        if not guard.flatten(value, self):
+            self._asked.append((value, guard))
+        return True
 
     def versioned(self, entries: dict[str, Any]) -> None:
         """Nothing is set in a dict, or taken out."""
@@ -93,7 +100,9 @@ class Quick:
             return False
         if not all(map(operator.is_, itertools.chain.from_iterable(self._lists), self._entries)):
             return False
-        return all(guard.holds(entries[name]) for entries, name, guard in self._asked)
+        return all(guard.holds(value) for value, guard in self._asked) and all(
+            guard.holds(entries[name]) for entries, name, guard in self._named
+        )
 
 
 def lasts(kind: type) -> bool:
