@@ -22,6 +22,7 @@ import torch.utils._pytree as pytree
 
 from sicompiler.adapters.components import components_of, modules_of, pipeline_class
 from sicompiler.adapters.weights import storages, weights_of
+from sicompiler.guards.identity import version
 from sicompiler.runtime.faults import locals_of
 from sicompiler.takeover import State
 
@@ -183,6 +184,25 @@ def _kind_of(kind: type) -> _Kind:
     return _Kind.SEQUENCE if issubclass(kind, (list, tuple)) else _Kind.OBJECT
 
 
+_plain_versions = set[int]()  # of dicts in which there is nothing to look for; no other dict ever has one of these
+_MAX_VERSIONS = 2**10
+
+
+def _holds_plain_only(value: Mapping[Any, Any]) -> bool:
+    """Whether nothing in a dict may hold tensors, as in configurations, which are large: seen once a version."""
+    if not isinstance(value, dict):
+        return False
+    now = version(value)
+    if now in _plain_versions:
+        return True
+    if any(_kind_of(type(entry)) is not _Kind.PLAIN for entry in dict.values(value)):
+        return False
+    if len(_plain_versions) >= _MAX_VERSIONS:
+        _plain_versions.clear()
+    _plain_versions.add(now)
+    return True
+
+
 def _tensors(values: Iterable[Any], apart: Set[int], depth: int = _DEPTH) -> Iterator[torch.Tensor]:
     """Tensors among values and in what they hold; not in objects whose ids are `apart`."""
     for value in values:
@@ -192,7 +212,8 @@ def _tensors(values: Iterable[Any], apart: Set[int], depth: int = _DEPTH) -> Ite
         elif kind is _Kind.PLAIN or not depth or id(value) in apart:
             continue
         elif kind is _Kind.MAPPING:
-            yield from _tensors(value.values(), apart, depth - 1)
+            if not _holds_plain_only(value):
+                yield from _tensors(value.values(), apart, depth - 1)
         elif kind is _Kind.SEQUENCE:
             yield from _tensors(value, apart, depth - 1)
         else:

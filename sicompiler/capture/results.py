@@ -158,7 +158,14 @@ def open_results(result: Any, known: Mapping[int, object] | None = None) -> Any:
 
 
 def open_inputs(inputs: Any) -> Any:
-    """Arguments of a call in which every object that holds tensors is an `Opened`, unless torch knows its class."""
+    """Arguments of a call in which every object that holds tensors is an `Opened`, unless torch knows its class.
+
+    Args:
+        inputs: positional and keyword ones.
+    """
+    args, kwargs = inputs
+    if all(isinstance(value, _PLAIN) for value in (*args, *kwargs.values())):
+        return inputs  # as in most calls
 
     def opened(leaf: Any) -> Any:
         if isinstance(leaf, _PLAIN):

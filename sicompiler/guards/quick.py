@@ -8,6 +8,7 @@ long as the Python module it was defined in.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import operator
 import sys
@@ -120,7 +121,7 @@ def is_code(value: Any, depth: int = _DEPTH) -> bool:
         value: anything.
         depth: how far to look into lists and dicts.
     """
-    if isinstance(value, (types.FunctionType, type)) or is_plain(value):
+    if isinstance(value, (types.FunctionType, type, dataclasses.Field)) or is_plain(value):
         return True
     if not depth or type(value) not in _CONTAINERS:
         return False
