@@ -89,7 +89,7 @@ def test_plans_are_not_looked_through_for_tensors_that_the_pipeline_holds() -> N
     pipe(picture())
     state: Any = pipe.unet.forward.__self__
     state.ballast = [T]
-    assert list(held._tensors([(state, T)], set())) == [T]
+    assert held._tensors([(state, T)], set()) == [T]
 
 
 @pytest.mark.parametrize(
@@ -98,22 +98,24 @@ def test_plans_are_not_looked_through_for_tensors_that_the_pipeline_holds() -> N
         ({"a": 1, "b": "x"}, 0),
         ({"a": 1, "b": T}, 1),
         ({"a": {"b": [T, (T,)]}}, 2),
+        ([[[[T]]]], 1),
+        ([[[[[T]]]]], 0),  # as deep as nobody nests them
         (UserDict({"a": T}), 1),
         (SimpleNamespace(a=T, b=None), 1),
         (nn.Linear(2, 2), 0),
     ],
-    ids=["plain", "dict", "nested", "mapping", "object", "module"],
+    ids=["plain", "dict", "nested", "deep", "deeper", "mapping", "object", "module"],
 )
 def test_tensors_are_found_in_whatever_holds_them(value: Any, count: int) -> None:
     for _ in range(2):
-        assert len(list(held._tensors([value], set()))) == count
+        assert len(held._tensors([value], set())) == count
 
 
 def test_a_tensor_that_is_put_in_a_dict_of_plain_values_is_found() -> None:
     settings: dict[str, Any] = {"a": 1}
-    assert not list(held._tensors([settings], set()))
+    assert not held._tensors([settings], set())
     settings["a"] = T
-    assert list(held._tensors([settings], set())) == [T]
+    assert held._tensors([settings], set()) == [T]
 
 
 @pytest.mark.parametrize(

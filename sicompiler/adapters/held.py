@@ -11,7 +11,7 @@ import inspect
 import operator
 import sys
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from enum import Enum
 from types import FrameType, FunctionType, ModuleType
@@ -203,18 +203,25 @@ def _holds_plain_only(value: Mapping[Any, Any]) -> bool:
     return True
 
 
-def _tensors(values: Iterable[Any], apart: Set[int], depth: int = _DEPTH) -> Iterator[torch.Tensor]:
+def _tensors(values: Iterable[Any], apart: Set[int]) -> list[torch.Tensor]:
     """Tensors among values and in what they hold; not in objects whose ids are `apart`."""
-    for value in values:
-        kind = _kind_of(type(value))
-        if kind is _Kind.TENSOR:
-            yield value
-        elif kind is _Kind.PLAIN or not depth or id(value) in apart:
-            continue
-        elif kind is _Kind.MAPPING:
-            if not _holds_plain_only(value):
-                yield from _tensors(value.values(), apart, depth - 1)
-        elif kind is _Kind.SEQUENCE:
-            yield from _tensors(value, apart, depth - 1)
-        else:
-            yield from _tensors(getattr(value, "__dict__", {}).values(), apart, depth - 1)
+    found: list[torch.Tensor] = []
+    level = list(values)
+    for _ in range(_DEPTH):
+        inside: list[Any] = []
+        for value in level:
+            kind = _kind_of(type(value))
+            if kind is _Kind.PLAIN:
+                continue
+            if kind is _Kind.TENSOR:
+                found.append(value)
+            elif id(value) in apart:
+                continue
+            elif kind is _Kind.SEQUENCE:
+                inside += value
+            elif kind is _Kind.OBJECT:
+                inside += getattr(value, "__dict__", {}).values()
+            elif not _holds_plain_only(value):
+                inside += value.values()
+        level = inside
+    return [*found, *(value for value in level if isinstance(value, torch.Tensor))]

@@ -104,7 +104,8 @@ class SetGuard(Guard):
 
     def flatten(self, value: Any, quick: Quick) -> bool:
         """The members, where they are strings or code."""
-        if not all(type(member) is str or isinstance(member, (type, types.FunctionType)) for member in value):
+        told_apart = all(type(member) is str or isinstance(member, (type, types.FunctionType)) for member in value)
+        if not told_apart or type(value) not in (set, frozenset):
             return False
         quick.members(value)
         return True

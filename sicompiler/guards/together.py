@@ -42,7 +42,9 @@ class Modules:
         if not all_hold(self._guards):
             return False
         self._asked += 1
-        if 1 < self._asked < _PATIENCE:  # who asks once, in the middle of a trace, has no use for lists
+        if self._asked > _PATIENCE:
+            self._lists = None
+        elif self._asked > 1:  # who asks once, in the middle of a trace, has no use for lists
             self._list()
         return True
 
