@@ -31,6 +31,11 @@ def share(m: Any) -> None:
     m[-1].weight = m[0].weight
 
 
+def set_both(m: Any) -> None:
+    m[1].scale = 1.0
+    m[1].register_parameter("more", nn.Parameter(torch.zeros(2)))
+
+
 CHANGES: dict[str, Callable[[Any], object]] = {
     "another parameter": lambda m: setattr(m[0], "weight", nn.Parameter(torch.zeros(8, 4))),
     "other memory": swap_memory,
@@ -43,7 +48,7 @@ CHANGES: dict[str, Callable[[Any], object]] = {
     "another device": lambda m: m.to(META),
     "a setting": lambda m: setattr(m[1], "scale", 2.0),
     "a weight without a setting": lambda m: setattr(m[1][0], "weight", nn.Parameter(torch.ones(8))),
-    "a parameter where a setting was": lambda m: (setattr(m[1], "scale", 1.0), m[1].register_parameter("more", None)),
+    "a setting and a parameter": set_both,
     "other dicts": lambda m: m[0].__dict__.update(_parameters={"weight": nn.Parameter(torch.zeros(8, 2))}),
     "a weight tied to a view of another": lambda m: setattr(m[0], "weight", nn.Parameter(m[0].weight.data[:4])),
 }

@@ -55,7 +55,7 @@ class Layer(nn.Module):
         return 2.0
 
     @staticmethod
-    def half(x: torch.Tensor) -> torch.Tensor:
+    def halved(x: torch.Tensor) -> torch.Tensor:
         return x / 2
 
     @kept
@@ -63,7 +63,7 @@ class Layer(nn.Module):
         return x
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.half(scaled(x)) * self.doubled * sum(STEPS) * len(MORE)
+        y = self.halved(scaled(x)) * self.doubled * sum(STEPS) * len(MORE)
         return (
             BY_NAME["scale"][0](y)
             * len(NAMES)
@@ -123,7 +123,7 @@ CHANGES: dict[str, Callable[[], Callable[[], None]]] = {
     "a default": in_place(scaled, "__defaults__", (2.0,)),
     "a default of a name": in_place(scaled, "__kwdefaults__", {"and_by": 2.0}),
     "an attribute of a function": an_attribute,
-    "the code of a static method": in_place(Layer.half, "__code__", other.__code__),
+    "the code of a static method": in_place(Layer.halved, "__code__", other.__code__),
     "the function of a property": another_getter,
     "a variable of a closure": in_place(_CELLS[0], "cell_contents", 3.0),
     "a function in a closure": in_place(_CELLS[1], "cell_contents", other),

@@ -146,9 +146,9 @@ def test_arguments_without_objects_are_opened_as_they_are() -> None:
 
 
 def test_inputs_are_kept_without_their_data_once_for_calls_alike() -> None:
-    model = nn.Linear(2, 2)
+    model: Any = nn.Linear(2, 2)
     sicompiler.compile_for_budget(model, ROOMY)
-    state: Any = model.forward.__self__
+    state = model.forward.__self__
     kept = []
     for rows in (3, 3, 4):
         model(torch.zeros(rows, 2))

@@ -84,7 +84,7 @@ def reserved(
     own_inputs = storages((x for x in pytree.tree_leaves(inputs) if isinstance(x, torch.Tensor)), device)
     if device.type == "cuda":
         others = {key: nbytes for part in elsewhere for key, nbytes in weights_of(part, device).items()}
-        counted = sum((others | own_inputs | known).values())
+        counted = sum({**others, **own_inputs, **known}.values())
         return Reserved(rows, max(torch.cuda.memory_allocated(device) - counted, 0))
     roots = [value for frame in frames for value in frame]
     apart = set[int]()  # pipelines, looked at here, and components, of which tokenizers are large and without tensors
@@ -173,7 +173,7 @@ class _Kind(Enum):
 
 
 @functools.lru_cache(maxsize=2**12)
-def _kind_of(kind: type) -> _Kind:
+def _kind_of(kind: type[Any]) -> _Kind:
     """What objects of a class are to who looks for tensors; plans and what belongs to them are ours, and large."""
     if issubclass(kind, torch.Tensor):
         return _Kind.TENSOR
@@ -195,7 +195,7 @@ def _holds_plain_only(value: Mapping[Any, Any]) -> bool:
     now = version(value)
     if now in _plain_versions:
         return True
-    if any(_kind_of(type(entry)) is not _Kind.PLAIN for entry in dict.values(value)):
+    if any(_kind_of(type(entry)) is not _Kind.PLAIN for entry in dict.values(value)):  # type: ignore[arg-type]
         return False
     if len(_plain_versions) >= _MAX_VERSIONS:
         _plain_versions.clear()
@@ -210,7 +210,7 @@ def _tensors(values: Iterable[Any], apart: Set[int]) -> list[torch.Tensor]:
     for _ in range(_DEPTH):
         inside: list[Any] = []
         for value in level:
-            kind = _kind_of(type(value))
+            kind = _kind_of(type(value))  # type: ignore[arg-type]  # a class has a hash
             if kind is _Kind.PLAIN:
                 continue
             if kind is _Kind.TENSOR:

@@ -263,7 +263,8 @@ class PipelineState:
         """
         rehash = self.rehash
         kept = rehash.kept() if rehash is not None else []
-        found = reserved(self.pipe, state.model, (inputs, kept), device, self._elsewhere())
+        elsewhere = self._elsewhere() if device.type == "cuda" else ()  # where the allocator counts them too
+        found = reserved(self.pipe, state.model, (inputs, kept), device, elsewhere)
         if rehash is not None and state.role.component != rehash.component:
             found = replace(found, held_bytes=found.held_bytes + sum(storages(kept, device).values()))
         return found
