@@ -64,12 +64,9 @@ class Layer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.halved(scaled(x)) * self.doubled * sum(STEPS) * len(MORE)
-        return (
-            BY_NAME["scale"][0](y)
-            * len(NAMES)
-            * self.options.__dataclass_fields__["rate"].default
-            * type(self).closed(x)
-        )
+        y = y * self.options.__dataclass_fields__["rate"].default * len(NAMES)
+        result: torch.Tensor = BY_NAME["scale"][0](y) * type(self).closed(x)
+        return result
 
 
 def other(x: torch.Tensor) -> torch.Tensor:

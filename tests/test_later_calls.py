@@ -96,7 +96,9 @@ def test_plans_are_not_looked_through_for_tensors_that_the_pipeline_holds() -> N
     ("value", "count"),
     [
         ({"a": 1, "b": "x"}, 0),
+        ({"a": 1, "b": ("x", (2,))}, 0),
         ({"a": 1, "b": T}, 1),
+        ({"a": 1, "b": ("x", (T,))}, 1),
         ({"a": {"b": [T, (T,)]}}, 2),
         ([[[[T]]]], 1),
         ([[[[[T]]]]], 0),  # as deep as nobody nests them
@@ -104,7 +106,7 @@ def test_plans_are_not_looked_through_for_tensors_that_the_pipeline_holds() -> N
         (SimpleNamespace(a=T, b=None), 1),
         (nn.Linear(2, 2), 0),
     ],
-    ids=["plain", "dict", "nested", "deep", "deeper", "mapping", "object", "module"],
+    ids=["plain", "tuples", "dict", "in tuples", "nested", "deep", "deeper", "mapping", "object", "module"],
 )
 def test_tensors_are_found_in_whatever_holds_them(value: Any, count: int) -> None:
     for _ in range(2):

@@ -24,6 +24,7 @@ from sicompiler.adapters.components import components_of, modules_of, pipeline_c
 from sicompiler.adapters.weights import storages, weights_of
 from sicompiler.guards.identity import version
 from sicompiler.runtime.faults import locals_of
+from sicompiler.runtime.placement import streams
 from sicompiler.takeover import State
 
 UNSEEN_BYTES = 2**12  # numbers and small tables, of kernels and in closures, where nobody looks
@@ -42,12 +43,14 @@ class Reserved:
         held_bytes: latents, embeddings, finished frames and whatever else is alive, the inputs of the call left out.
         margin_bytes: kept free for what nobody counts; part of every prediction, of no measurement.
         snapshot_bytes: kept free for features that Step Rehash keeps from step to step; part of every prediction.
+        own_bytes: of the component's own weights on the device; None where they are streamed.
     """
 
     weights: tuple[tuple[str, int], ...] = ()
     held_bytes: int = 0
     margin_bytes: int = 0
     snapshot_bytes: int = 0
+    own_bytes: int | None = None
 
     @property
     def weights_bytes(self) -> int:
@@ -80,12 +83,12 @@ def reserved(
     owners = _distinct(pipe, calling)
     parts = [part for owner in owners for part in modules_of(owner).items()]
     resident = _resident(model, parts, device)
-    rows, known = resident.rows, resident.known
+    rows, known, own_bytes = resident.rows, resident.known, None if streams(model) else resident.own_bytes
     own_inputs = storages((x for x in pytree.tree_leaves(inputs) if isinstance(x, torch.Tensor)), device)
     if device.type == "cuda":
         others = {key: nbytes for part in elsewhere for key, nbytes in weights_of(part, device).items()}
         counted = sum({**others, **own_inputs, **known}.values())
-        return Reserved(rows, max(torch.cuda.memory_allocated(device) - counted, 0))
+        return Reserved(rows, max(torch.cuda.memory_allocated(device) - counted, 0), own_bytes=own_bytes)
     roots = [value for frame in frames for value in frame]
     apart = set[int]()  # pipelines, looked at here, and components, of which tokenizers are large and without tensors
     for owner in owners:
@@ -94,7 +97,7 @@ def reserved(
             roots += [value for name, value in getattr(keeper, "__dict__", {}).items() if name != ATTRIBUTE]
     held = storages(_tensors(roots, apart), device)
     found = sum(n for key, n in held.items() if key not in known and key not in own_inputs)
-    return Reserved(rows, found, UNSEEN_BYTES)
+    return Reserved(rows, found, UNSEEN_BYTES, own_bytes=own_bytes)
 
 
 @dataclass(frozen=True)
@@ -106,12 +109,14 @@ class _Resident:
         names: of the others.
         rows: bytes by component; a storage shared by two counts at the first.
         known: bytes by storage of all of them.
+        own_bytes: of its own.
     """
 
     read: list[Mapping[int, int]]
     names: list[str]
     rows: tuple[tuple[str, int], ...]
     known: Mapping[int, int]
+    own_bytes: int
 
 
 _residents: weakref.WeakKeyDictionary[torch.nn.Module, _Resident] = weakref.WeakKeyDictionary()
@@ -131,7 +136,7 @@ def _resident(model: torch.nn.Module, parts: Sequence[tuple[str, torch.nn.Module
         known |= other
         if sum(other.values()):
             rows.append((name, sum(other.values())))
-    found = _residents[model] = _Resident(read, names, tuple(rows), known)
+    found = _residents[model] = _Resident(read, names, tuple(rows), known, sum(own.values()))
     return found
 
 
@@ -188,6 +193,12 @@ _plain_versions = set[int]()  # of dicts in which there is nothing to look for; 
 _MAX_VERSIONS = 2**10
 
 
+def _is_plain(value: Any) -> bool:
+    """Whether a value holds no tensor and never will."""
+    kind = type(value)
+    return all(map(_is_plain, value)) if kind is tuple else _kind_of(kind) is _Kind.PLAIN  # type: ignore[arg-type]
+
+
 def _holds_plain_only(value: Mapping[Any, Any]) -> bool:
     """Whether nothing in a dict may hold tensors, as in configurations, which are large: seen once a version."""
     if not isinstance(value, dict):
@@ -195,7 +206,7 @@ def _holds_plain_only(value: Mapping[Any, Any]) -> bool:
     now = version(value)
     if now in _plain_versions:
         return True
-    if any(_kind_of(type(entry)) is not _Kind.PLAIN for entry in dict.values(value)):  # type: ignore[arg-type]
+    if not all(map(_is_plain, dict.values(value))):
         return False
     if len(_plain_versions) >= _MAX_VERSIONS:
         _plain_versions.clear()
