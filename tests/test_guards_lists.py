@@ -64,8 +64,8 @@ class Layer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.halved(scaled(x)) * self.doubled * sum(STEPS) * len(MORE)
-        y = y * self.options.__dataclass_fields__["rate"].default * len(NAMES)
-        result: torch.Tensor = BY_NAME["scale"][0](y) * type(self).closed(x)
+        rate: Any = self.options.__dataclass_fields__["rate"].default
+        result: torch.Tensor = BY_NAME["scale"][0](y) * len(NAMES) * rate * type(self).closed(x)
         return result
 
 
