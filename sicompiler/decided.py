@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from sicompiler.capture import Source, flatten_inputs, named_tensors
+from sicompiler.capture import Source, flatten_inputs, named_tensors, tensors_now
 from sicompiler.capture.decisions import Decided, Decision, Outcome, numbers_in, outcome_of
 from sicompiler.compiler import make_planner
 from sicompiler.errors import OverBudget
@@ -138,7 +138,7 @@ class Decisions:
         while (step := self._steps.get((call, outcomes))) is not None:
             leaves = flatten_inputs(args, kwargs)[0] if leaves is None else leaves
             if step.weights and not tensors:  # walking through a model takes longer than most decisions
-                tensors = named_tensors(model)
+                tensors = tensors_now(model)
             arguments = step.compiled.program.arguments_of(tensors, leaves)
             outcomes += (outcome_of(numbers_in(step.run(arguments))),)
         return outcomes

@@ -20,7 +20,6 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 
 from sicompiler.cache.store import Store
 from sicompiler.capture import Program, capture, flatten_inputs, named_tensors, weights_bytes
@@ -85,6 +84,7 @@ class State:
         self.compiled: dict[Hashable, Compiled] = {}
         self.planners: dict[Hashable, Planner] = {}  # by call, for another budget or reservation
         self.last: tuple[Compiled, Inputs] | None = None
+        self._last_call: CallKey | None = None  # of these inputs
         this = weakref.proxy(self)  # the guards are ours, and must not keep us
         self.guards = ModuleGuards(lambda attributes: this.seen(attributes), (method,), path)
         self._decisions = Decisions()
@@ -128,7 +128,7 @@ class State:
 
     def device_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.device:
         """Where a call runs: where its largest input is."""
-        tensors = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        tensors = [x for x in flatten_inputs(args, kwargs)[0] if isinstance(x, torch.Tensor)]
         if tensors:
             return max(tensors, key=lambda t: t.numel()).device
         return next(self.model.parameters(), torch.empty(0)).device
@@ -151,7 +151,10 @@ class State:
                 while len(self.compiled) > MAX_PLANS:
                     self.compiled.pop(next(iter(self.compiled)))
             self._known = Known(key[0], self.guards.facts)
-            self.last = (compiled, without_data(args, kwargs, self._decisions.read(compiled.program.decided)))
+            read = self._decisions.read(compiled.program.decided)
+            if read or self._last_call != key or self.last is None:  # inputs alike are alike without their data
+                self.last = (compiled, without_data(args, kwargs, read))
+            self.last, self._last_call = (compiled, self.last[1]), key
         return compiled
 
     def key_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> CallKey:

@@ -30,7 +30,7 @@ from sicompiler.prepare import analyse
 from sicompiler.reports.phases import PhaseRow
 from sicompiler.runtime.compiled import Compiled, check_inference
 from sicompiler.runtime.measure import observe_peak
-from sicompiler.runtime.placement import place, restore
+from sicompiler.runtime.placement import place, restore, streams
 from sicompiler.takeover import HOOK
 from sicompiler.turns import executing
 from sicompiler.units import format_bytes
@@ -344,14 +344,16 @@ class ComponentState(SharedState):
             record = Record(ran)
             self.records.append(record)
         record.calls += 1
-        weights = weights_of(self.model, device)
-        record.own_weights_bytes = sum(weights.values())
+        own_bytes = self.reserved.own_bytes
+        if own_bytes is None or streams(self.model):  # the plan may have moved some since they were added up
+            own_bytes = sum(weights_of(self.model, device).values())
+        record.own_weights_bytes = own_bytes
         if self.reserved.total_bytes >= record.reserved.total_bytes:
             record.reserved = self.reserved
         untouched = isinstance(ran, UntouchedCall)
         if not untouched and not self.pipeline.measure_calls:
             return call()
-        own = sum((weights | storages(tensors_of(inputs), device)).values())
+        own = sum({**weights_of(self.model, device), **storages(tensors_of(inputs), device)}.values())
         beside = self.reserved.total_bytes
         beside -= self.reserved.margin_bytes + self.reserved.snapshot_bytes  # what is kept is among the inputs
         with observe_peak(device) as peak:

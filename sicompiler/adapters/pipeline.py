@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from sicompiler.adapters.component import ComponentState
+from sicompiler.adapters.components import modules_of, pipeline_class
 from sicompiler.adapters.eviction import IdleComponent, eviction_order
 from sicompiler.adapters.held import ATTRIBUTE, Reserved, reserved
 from sicompiler.adapters.looping import watch
@@ -25,8 +26,6 @@ from sicompiler.adapters.roles import (
     as_after_a_call,
     check_component,
     check_pipeline,
-    modules_of,
-    pipeline_class,
     roles_of,
 )
 from sicompiler.adapters.tenants import Tenant
@@ -264,7 +263,8 @@ class PipelineState:
         """
         rehash = self.rehash
         kept = rehash.kept() if rehash is not None else []
-        found = reserved(self.pipe, state.model, (inputs, kept), device, self._elsewhere())
+        elsewhere = self._elsewhere() if device.type == "cuda" else ()  # where the allocator counts them too
+        found = reserved(self.pipe, state.model, (inputs, kept), device, elsewhere)
         if rehash is not None and state.role.component != rehash.component:
             found = replace(found, held_bytes=found.held_bytes + sum(storages(kept, device).values()))
         return found

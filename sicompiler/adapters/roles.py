@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import re
-import sys
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
 import torch
 
-from sicompiler.adapters.unchanged import Structure
+from sicompiler.adapters.components import modules_of
 from sicompiler.capture.quantised import CASTING_HOOKS, modules_in, refusal, scheme_of, weights_in
 from sicompiler.capture.tiling import SWITCH, runs_only_tiled
+from sicompiler.capture.unchanged import Structure
 from sicompiler.entry import entry_label
 from sicompiler.errors import BadInput
+from sicompiler.guards.identity import version
 
 
 class Phase(StrEnum):
@@ -62,14 +65,29 @@ _ROWS = (
 )
 
 
-# Components that had nothing to refuse: whether as one that is planned, and what they were.
-_passed: weakref.WeakKeyDictionary[torch.nn.Module, tuple[bool, Structure]] = weakref.WeakKeyDictionary()
+class _Passed:
+    """A component that had nothing to refuse, as it was then; nothing of it is kept alive.
+
+    Args:
+        part: the component.
+        planned: whether as one that is planned.
+    """
+
+    def __init__(self, part: torch.nn.Module, *, planned: bool) -> None:
+        self.planned, self._structure = planned, Structure(part, attributes=True)
+        registries = [child.__dict__[_HOOKS] for child in modules_in(part) if _HOOKS in child.__dict__]
+        self._registries, self._versions = list(map(weakref.ref, registries)), _versions_of(registries)
+
+    def holds(self) -> bool:
+        """Whether nothing was set in a module of it since, and no hook of diffusers put there."""
+        return self._structure.holds() and _versions_of([known() for known in self._registries]) == self._versions
 
 
-def pipeline_class() -> type | None:
-    """The base class of diffusers pipelines; None while diffusers has not loaded it, and so no pipeline can exist."""
-    found = getattr(sys.modules.get("diffusers.pipelines.pipeline_utils"), "DiffusionPipeline", None)
-    return found if isinstance(found, type) else None
+def _versions_of(registries: Iterable[Any]) -> list[int]:
+    return [version(held) for registry in registries for held in (registry.__dict__, registry.hooks)]
+
+
+_passed: weakref.WeakKeyDictionary[torch.nn.Module, _Passed] = weakref.WeakKeyDictionary()
 
 
 def as_after_a_call(part: torch.nn.Module) -> None:
@@ -82,20 +100,21 @@ def as_after_a_call(part: torch.nn.Module) -> None:
         reset()
 
 
-def modules_of(pipe: Any) -> dict[str, torch.nn.Module]:
-    """The components of a pipeline that have weights, by name; diffusers gives them in the order of a set."""
-    return {name: part for name, part in sorted(pipe.components.items()) if isinstance(part, torch.nn.Module)}
+@functools.cache
+def _roles_named(component: str) -> tuple[tuple[int, Role], ...]:
+    """What a component of a name may do, each with its place in the order of the phases."""
+    return tuple(
+        (place, Role(component, method, phase))
+        for place, (pattern, method, phase) in enumerate(_ROWS)
+        if pattern.fullmatch(component)
+    )
 
 
 def roles_of(pipe: Any) -> tuple[Role, ...]:
     """What the components of a pipeline do, in the order of the phases."""
     parts = modules_of(pipe)
-    return tuple(
-        Role(name, method, phase)
-        for pattern, method, phase in _ROWS
-        for name, part in parts.items()
-        if pattern.fullmatch(name) and callable(getattr(type(part), method, None))
-    )
+    rows = sorted((place, name, role) for name in parts for place, role in _roles_named(name))
+    return tuple(role for _, name, role in rows if callable(getattr(type(parts[name]), role.method, None)))
 
 
 def check_pipeline(pipe: Any) -> tuple[Role, ...]:
@@ -128,11 +147,10 @@ def check_component(label: str, part: torch.nn.Module, *, planned: bool) -> None
         BadInput: with advice.
     """
     known = _passed.get(part)
-    if known is not None and (known[0] or not planned) and known[1].holds():
+    if known is not None and (known.planned or not planned) and known.holds():
         return
     _check_all(label, part, planned=planned)
-    if not any(_HOOKS in child.__dict__ for child in modules_in(part)):  # more may be added where there are some
-        _passed[part] = (planned, Structure(part, attributes=True))
+    _passed[part] = _Passed(part, planned=planned)
 
 
 def _check_all(label: str, part: torch.nn.Module, *, planned: bool) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.utils._pytree as pytree
 
-from sicompiler.adapters.roles import modules_of
+from sicompiler.adapters.components import modules_of
 from sicompiler.adapters.weights import storages, weights_of
 from sicompiler.capture.quantised import stored
 from sicompiler.reports.phases import PhaseRow

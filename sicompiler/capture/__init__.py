@@ -1,5 +1,6 @@
 """Capture: a module and example inputs become a `Program`, a pure graph of static shapes with parameters as inputs."""
 
+from sicompiler.capture.live_tensors import named_tensors, tensors_now
 from sicompiler.capture.program import (
     Binding,
     Program,
@@ -8,7 +9,6 @@ from sicompiler.capture.program import (
     fingerprint,
     flatten_inputs,
     module_of,
-    named_tensors,
     same_inputs,
     structure,
     weights_bytes,
@@ -28,5 +28,6 @@ __all__ = [
     "named_tensors",
     "same_inputs",
     "structure",
+    "tensors_now",
     "weights_bytes",
 ]

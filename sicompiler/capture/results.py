@@ -158,7 +158,14 @@ def open_results(result: Any, known: Mapping[int, object] | None = None) -> Any:
 
 
 def open_inputs(inputs: Any) -> Any:
-    """Arguments of a call in which every object that holds tensors is an `Opened`, unless torch knows its class."""
+    """Arguments of a call in which every object that holds tensors is an `Opened`, unless torch knows its class.
+
+    Args:
+        inputs: positional and keyword ones.
+    """
+    args, kwargs = inputs
+    if all(isinstance(value, _PLAIN) for value in (*args, *kwargs.values())):
+        return inputs  # as in most calls
 
     def opened(leaf: Any) -> Any:
         if isinstance(leaf, _PLAIN):
@@ -186,6 +193,11 @@ def close_results(result: Any) -> Any:
         return leaf.template.filled(leaf.tensors) if isinstance(leaf, Opened) else leaf
 
     return pytree.tree_map(closed, result, is_leaf=_is_leaf)
+
+
+def has_opened(spec: pytree.TreeSpec) -> bool:
+    """Whether `close_results` has something to do where results have this structure."""
+    return spec.type is Opened or any(map(has_opened, spec.children()))
 
 
 def leaves_of(result: Any) -> list[Any]:

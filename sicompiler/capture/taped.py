@@ -16,7 +16,8 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 
-from sicompiler.capture.program import flatten_inputs, named_tensors
+from sicompiler.capture.live_tensors import named_tensors
+from sicompiler.capture.program import flatten_inputs
 from sicompiler.capture.questions import Decider
 from sicompiler.capture.rehearsal import Recorder, Score
 from sicompiler.capture.tape import tensors_in

@@ -11,7 +11,7 @@ import traceback
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from sicompiler.capture.program import named_tensors
+from sicompiler.capture.live_tensors import named_tensors
 from sicompiler.capture.reasons import is_users_file
 from sicompiler.entry import FORWARD
 from sicompiler.errors import BadInput, CaptureError

@@ -30,7 +30,8 @@ from sicompiler.capture.draws import draws
 from sicompiler.capture.flex import dense_flex_attention
 from sicompiler.capture.functional import functionalized
 from sicompiler.capture.lean import lean_trace
-from sicompiler.capture.program import Binding, Program, Source, flatten_inputs, module_of, named_tensors
+from sicompiler.capture.live_tensors import named_tensors
+from sicompiler.capture.program import Binding, Program, Source, flatten_inputs, module_of
 from sicompiler.capture.quantised import refusal, scheme_of
 from sicompiler.capture.questions import Decider, Decides, NoValues
 from sicompiler.capture.reasons import advice, reason, source_line

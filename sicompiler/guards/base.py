@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterable, Set
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+
+if TYPE_CHECKING:
+    from sicompiler.guards.quick import Quick
 
 
 class Guard(ABC):
@@ -22,6 +25,18 @@ class Guard(ABC):
     @abstractmethod
     def holds(self, value: Any) -> bool:
         """Whether this is the same thing with the same content."""
+
+    def flatten(self, value: Any, quick: Quick) -> bool:
+        """Put what has to be asked of a thing in lists that are gone through faster.
+
+        Args:
+            value: the thing, held by who asks for it.
+            quick: has the lists.
+
+        Returns:
+            Whether nothing is left to ask.
+        """
+        return self.settled
 
 
 class Visitor(Protocol):

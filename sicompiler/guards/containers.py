@@ -11,6 +11,7 @@ from typing import Any
 from sicompiler.guards.base import Guard, Visitor
 from sicompiler.guards.identity import token, version
 from sicompiler.guards.plain import is_plain, plain_fact
+from sicompiler.guards.quick import Quick, is_code
 
 _SHOWN = 16  # entries of a list of numbers that are told one by one
 
@@ -37,6 +38,12 @@ class NumbersGuard(Guard):
         if _identical(value, self.entries):
             return True
         return all(map(is_plain, value)) and _numbers_fact(value) == self.fact
+
+    def flatten(self, value: Any, quick: Quick) -> bool:
+        """Nothing, of a tuple; the entries by identity, of a list."""
+        if type(value) is list:
+            quick.listed(value)
+        return type(value) in (tuple, list)
 
 
 def _numbers_fact(entries: Sequence[Any]) -> Hashable:
@@ -69,6 +76,14 @@ class SequenceGuard(Guard):
             return False
         return all(guard.holds(entry) for guard, entry in zip(self.guards, value, strict=True))
 
+    def flatten(self, value: Any, quick: Quick) -> bool:
+        """The entries by identity, where they are code or can't change, and what is inside of them."""
+        if type(value) not in (tuple, list) or not is_code(value):
+            return False
+        if type(value) is list:
+            quick.listed(value)
+        return all(quick.inside(entry, guard) for guard, entry in zip(self.guards, value, strict=True))
+
 
 class SetGuard(Guard):
     """A set: plain members by value, all others by identity."""
@@ -86,6 +101,14 @@ class SetGuard(Guard):
         if id(value) != self.address:
             return False
         return value == self.strings or _members(value) == self.fact
+
+    def flatten(self, value: Any, quick: Quick) -> bool:
+        """The members, where they are strings or code."""
+        told_apart = all(type(member) is str or isinstance(member, (type, types.FunctionType)) for member in value)
+        if not told_apart or type(value) not in (set, frozenset):
+            return False
+        quick.members(value)
+        return True
 
 
 def _members(value: Any) -> Hashable:
@@ -120,6 +143,10 @@ class MappingGuard(Guard):
         self.version = now
         return True
 
+    def flatten(self, value: Any, quick: Quick) -> bool:
+        """The version, where all of it is code or can't change."""
+        return flatten_entries(value, self.changing, quick)
+
 
 class ProxyGuard(Guard):
     """A read-only view of a dict (`mappingproxy`), which may change behind it: keys as in a dict, values deep."""
@@ -138,6 +165,20 @@ class ProxyGuard(Guard):
         if not _identical(list(value), list(self.guards)):
             return False
         return all(guard.holds(value[key]) for key, guard in self.guards.items())
+
+
+def flatten_entries(entries: dict[Any, Any], changing: Mapping[Any, Guard], quick: Quick) -> bool:
+    """`Guard.flatten` of a dict.
+
+    Args:
+        entries: the dict.
+        changing: guards of those entries that may change inside themselves.
+        quick: has the lists.
+    """
+    if not all(map(is_code, dict.values(entries))):
+        return False
+    quick.versioned(entries)
+    return all(quick.inside(dict.__getitem__(entries, key), guard) for key, guard in changing.items())
 
 
 def _key_fact(key: Any) -> Hashable:
@@ -182,3 +223,7 @@ class AttributesGuard(Guard):
         if version(value) != self.version:
             return self.hold(value, value)
         return all(guard.holds(value[name]) for name, guard in self.changing.items())
+
+    def flatten(self, value: dict[str, Any], quick: Quick) -> bool:
+        """The version of the dict, where all of it is code or can't change."""
+        return flatten_entries(value, self.changing, quick)

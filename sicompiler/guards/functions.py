@@ -12,6 +12,7 @@ from sicompiler.guards.code import imports_of, names_of
 from sicompiler.guards.containers import AttributesGuard
 from sicompiler.guards.identity import token
 from sicompiler.guards.plain import is_plain
+from sicompiler.guards.quick import Quick, is_code
 
 WRAPPER = type(functools.lru_cache(lambda: None))
 _EMPTY = object()
@@ -65,6 +66,21 @@ class FunctionGuard(Guard):
                     return False
         return not value.__dict__ if self.attributes is None else self.attributes.holds(value.__dict__)
 
+    def flatten(self, value: types.FunctionType, quick: Quick) -> bool:
+        """Code, defaults and attributes by identity, variables of the closure and what they hold one by one."""
+        for attribute in ("__code__", "__defaults__", "__kwdefaults__"):
+            quick.same(value, attribute, getattr(value, attribute))
+        for part, guard in self.guards:
+            quick.inside(getattr(value, part), guard)
+        for guard, cell in zip(self.cells, value.__closure__ or (), strict=True):
+            quick.inside(cell, guard)
+        if self.attributes is None:
+            quick.bare(value)
+        else:
+            quick.same(value, "__dict__", value.__dict__)
+            quick.inside(value.__dict__, self.attributes)
+        return True
+
 
 class CellGuard(Guard):
     """A variable of a closure; functions that share it see the same one."""
@@ -89,6 +105,17 @@ class CellGuard(Guard):
         except ValueError:
             content = _EMPTY
         return self.guard.holds(content)
+
+    def flatten(self, value: types.CellType, quick: Quick) -> bool:
+        """The content by identity, where it is code or can't change."""
+        try:
+            content = value.cell_contents
+        except ValueError:
+            return False
+        if not is_code(content):
+            return False
+        quick.same(value, "cell_contents", content)
+        return quick.inside(content, self.guard)
 
 
 # What callables and descriptors are made of: by type, the attributes that say what they do.
@@ -128,6 +155,16 @@ class PartsGuard(Guard):
             return False
         return all(guard.holds(getattr(value, part, _EMPTY)) for part, guard in self.guards)
 
+    def flatten(self, value: Any, quick: Quick) -> bool:
+        """The parts by identity, and what is inside of them."""
+        parts = [(part, guard, getattr(value, part, _EMPTY)) for part, guard in self.guards]
+        if not all(is_code(found) for _, _, found in parts):
+            return False
+        for part, guard, found in parts:
+            quick.same(value, part, found)
+            quick.inside(found, guard)
+        return True
+
 
 class BuiltinGuard(Guard):
     """A function or method of an extension: which, and what it is bound to."""
@@ -145,6 +182,10 @@ class BuiltinGuard(Guard):
         if _name(value) != self.name:
             return False
         return self.bound is None or self.bound.holds(getattr(value, "__self__", None))
+
+    def flatten(self, value: Any, quick: Quick) -> bool:
+        """Nothing, of one that is bound to nothing."""
+        return self.bound is None
 
 
 def _name(value: Any) -> str:

@@ -146,11 +146,8 @@ def all_hold(guards: Sequence[ModuleGuard]) -> bool:
                 return False
             if not attributes.hold(own, _settings(own, guard.view)):
                 return False
-        elif attributes.changing:
-            seen = own if guard.view is None else guard.view(own)
-            for name, below in attributes.changing.items():
-                if not below.holds(seen[name]):
-                    return False
+        elif attributes.changing and not _changing_hold(guard, own):
+            return False
         for name, registered in guard.registered:
             if not registered.holds(own[name]):
                 return False
@@ -160,6 +157,21 @@ def all_hold(guards: Sequence[ModuleGuard]) -> bool:
             if not hooks.holds(own):
                 return False
     return True
+
+
+def inside_holds(guard: ModuleGuard, own: dict[str, Any]) -> bool:
+    """Whether a module is as it was, whose dict, tensors and children are.
+
+    Args:
+        guard: of the module.
+        own: its attributes.
+    """
+    return _changing_hold(guard, own) and all(hooks.holds(own) for hooks in guard.hooks)
+
+
+def _changing_hold(guard: ModuleGuard, own: dict[str, Any]) -> bool:
+    seen = own if guard.view is None else guard.view(own)
+    return all(below.holds(seen[name]) for name, below in guard.attributes.changing.items())
 
 
 def _children(module: Any) -> list[torch.nn.Module | None]:

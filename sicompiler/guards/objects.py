@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import types
 from collections.abc import Container, Iterator
@@ -11,6 +12,7 @@ import torch
 
 from sicompiler.guards.base import Guard, Visitor
 from sicompiler.guards.containers import AttributesGuard
+from sicompiler.guards.quick import Quick
 
 _MISSING = object()
 
@@ -66,6 +68,16 @@ class ObjectGuard(Guard):
         if self.content is not None and not self.content.holds(value):
             return False
         return all(guard.holds(getattr(value, name, _MISSING)) for name, guard in self.slots)
+
+    def flatten(self, value: Any, quick: Quick) -> bool:
+        """The slots by identity, of a field of a dataclass."""
+        if type(value) is not dataclasses.Field:
+            return False
+        for name, guard in self.slots:
+            found = getattr(value, name)
+            quick.same(value, name, found)
+            quick.inside(found, guard)
+        return True
 
 
 class OwnerGuard(Guard):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import types
 import weakref
-from collections.abc import Set
+from collections.abc import Iterable, Set
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from sicompiler.guards.code import in_library, is_read_by_syntax
 from sicompiler.guards.identity import class_entries, token, version
 from sicompiler.guards.names import Names
 from sicompiler.guards.plain import OpaqueGuard, is_plain
+from sicompiler.guards.quick import Quick, lasts
 
 _REGISTRIES = (_Ops, _OpNamespace)  # of torch's operators: they get an entry when one is first looked up
 DEFAULTS = ("the default dtype", "the default device")
@@ -36,24 +37,25 @@ class ClassPlace:
         self._changing: list[tuple[str, Guard]] = []  # of these, what may change inside itself
         self._done: set[str] = set()
         self._left: set[str] = set()
-        self._version = self._reach = 0
+        self._names: Set[str] = frozenset()
+        self.version = self._reach = 0
         self.path = kind.__qualname__
 
     def grow(self, reach: set[str], walk: Visitor) -> bool:
         """Describe what came into reach since; whether there was any."""
-        kind = self._kind()
+        kind, self._names = self._kind(), reach
         assert kind is not None
         entries = class_entries(kind)
         now = version(entries)
-        if now == self._version and len(reach) == self._reach:  # it only ever grows
+        if now == self.version and len(reach) == self._reach:  # it only ever grows
             return False
         in_reach: set[str] = set()
-        if now != self._version:
+        if now != self.version:
             self._left = entries.keys() - self._done
             in_reach = {name for name in self._left if is_read_by_syntax(name)}
         in_reach |= self._left & reach
         self._left -= in_reach
-        self._version, self._reach = now, len(reach)
+        self.version, self._reach = now, len(reach)
         new = [name for name in entries if name in in_reach] if in_reach else []
         for name in new:
             self._done.add(name)
@@ -67,7 +69,7 @@ class ClassPlace:
                     self._changing.append(row)
         return bool(new)
 
-    def holds(self, reach: set[str]) -> bool:
+    def holds(self) -> bool:
         """Whether what counts of the class is as it was."""
         kind = self._kind()
         if kind is None:
@@ -75,14 +77,22 @@ class ClassPlace:
         entries = class_entries(kind)
         now = version(entries)
         guards = self._changing
-        if now != self._version:
-            if {n for n in entries if n in reach or is_read_by_syntax(n)} != self._done:
+        if now != self.version:
+            if {n for n in entries if n in self._names or is_read_by_syntax(n)} != self._done:
                 return False
             guards = self._entries
         for name, guard in guards:
             if not guard.holds(entries[name]):
                 return False
-        self._version = now
+        self.version = now
+        return True
+
+    def flatten(self, quick: Quick) -> bool:
+        """Put what has to be asked in lists that are gone through faster; whether that can be, of this class."""
+        kind = self._kind()
+        if kind is None or not lasts(kind):
+            return False
+        quick.place(class_entries(kind), dict(self._changing))
         return True
 
 
@@ -106,7 +116,7 @@ class NamespacePlace:
         self._guards: dict[str, Guard] = {}
         self._changing: dict[str, Guard] = {}  # of these, what may change inside itself
         self._below: dict[int, types.ModuleType] = {}
-        self._version = 0
+        self.version = 0
 
     @property
     def pending(self) -> bool:
@@ -136,7 +146,7 @@ class NamespacePlace:
         """Describe the names that are new; whether there were any."""
         if not self._fresh:
             return False
-        self._version = version(self._dict)
+        self.version = version(self._dict)
         fresh, self._fresh = self._fresh, 0
         known = set(self._below)
         new = self._new(fresh)
@@ -162,7 +172,7 @@ class NamespacePlace:
     def holds(self) -> bool:
         """Whether what is read is as it was."""
         now = version(self._dict)
-        moved = now != self._version
+        moved = now != self.version
         for name, guard in (self._guards if moved else self._changing).items():
             if not (name in self._dict and guard.holds(self._dict[name])):
                 return False
@@ -170,8 +180,58 @@ class NamespacePlace:
             others = self._names.among(self._dict.keys() - self._guards.keys())
             if self._wanted & self._names.bits(others):
                 return False
-        self._version = now
+        self.version = now
         return True
+
+    def flatten(self, quick: Quick) -> bool:
+        """Put what has to be asked in lists that are gone through faster."""
+        quick.place(self._dict, self._changing)
+        return True
+
+
+_MOVES = 3  # of the dict of a place, though nothing that is read of it changes: then it is asked by itself
+_PATIENCE = 8  # how often lists are made anew because of what no version tells
+
+
+class Places:
+    """Classes and globals together: those that stay as they are in lists, the others one by one.
+
+    Args:
+        places: all of them, described.
+    """
+
+    def __init__(self, places: Iterable[ClassPlace | NamespacePlace]) -> None:
+        self._places = list(places)
+        self._versions = [0] * len(self._places)  # when the lists were made
+        self._moves = [0] * len(self._places)
+        self._alone: list[ClassPlace | NamespacePlace] = []
+        self._quick: Quick | None = None
+        self._asked = 0
+
+    def hold(self) -> bool:
+        """Whether all of them are as they were."""
+        if self._quick is not None and self._quick.holds():
+            return all(place.holds() for place in self._alone)
+        if not all(place.holds() for place in self._places):
+            return False
+        self._asked += 1
+        if self._asked > 1:  # who asks once, in the middle of a trace, has no use for lists
+            self._flatten()
+        return True
+
+    def _flatten(self) -> None:
+        """Make the lists anew, as they don't hold though all places do."""
+        known = self._versions
+        self._versions = [place.version for place in self._places]
+        if known == self._versions and self._asked > _PATIENCE:
+            self._moves = [_MOVES] * len(self._places)
+        self._moves = [
+            moves + (now != before) for moves, now, before in zip(self._moves, self._versions, known, strict=True)
+        ]
+        self._alone, self._quick = [], Quick()
+        for place, moves in zip(self._places, self._moves, strict=True):
+            if moves > _MOVES or not place.flatten(self._quick):
+                self._alone.append(place)
 
 
 class EnvironmentPlace:

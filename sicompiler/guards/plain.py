@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import types
 from collections.abc import Hashable
 from typing import Any
 
@@ -88,6 +89,10 @@ class PrintedGuard(Guard):
     def holds(self, value: Any) -> bool:
         """Whether it prints as it did."""
         return repr(value) == self.text
+
+    def flatten(self, value: Any, quick: object) -> bool:
+        """Nothing, of a type such as `int | str`."""
+        return isinstance(value, (types.UnionType, types.GenericAlias))
 
 
 class AgainGuard(Guard):

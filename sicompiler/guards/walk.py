@@ -23,13 +23,14 @@ from sicompiler.guards.code import computes_nothing, in_library
 from sicompiler.guards.containers import MappingGuard, NumbersGuard, ProxyGuard, SequenceGuard, SetGuard
 from sicompiler.guards.functions import PARTS, BuiltinGuard, CellGuard, FunctionGuard, PartsGuard
 from sicompiler.guards.identity import token
-from sicompiler.guards.modules import ModuleGuard, View, all_hold
+from sicompiler.guards.modules import ModuleGuard, View
 from sicompiler.guards.names import Names
 from sicompiler.guards.native import NativeGuard, VariableGuard, WeakGuard, is_moved_by_reading, row_of
 from sicompiler.guards.objects import ObjectGuard, OwnerGuard, owns, slots_of
-from sicompiler.guards.places import AmbientPlace, ClassPlace, EnvironmentPlace, NamespacePlace
+from sicompiler.guards.places import AmbientPlace, ClassPlace, EnvironmentPlace, NamespacePlace, Places
 from sicompiler.guards.plain import AgainGuard, OpaqueGuard, PlainGuard, PrintedGuard, is_plain, plain_fact
 from sicompiler.guards.tensors import ArrayGuard, TensorGuard
+from sicompiler.guards.together import Modules
 from sicompiler.guards.undo import Undo
 
 _BUILTINS = (
@@ -129,6 +130,8 @@ class Walk:
         ModuleGuard(model, path, self, view, layouts=layouts)
         while self._grow():
             pass
+        self._all_modules = Modules(self.modules)
+        self._places = Places([*self.classes.values(), *self.namespaces.values()])
         self.moving = [(path, type(value).__qualname__) for path, value in self._moving if self._is_read(path)]
         self._alive.clear()
         self._kinds.clear()
@@ -155,16 +158,14 @@ class Walk:
 
     def holds(self, model: torch.nn.Module) -> bool:
         """Whether everything that was met is as it was."""
-        reach = self.reach
         return (
             self.ambient.holds()
             and self._environment.holds()
-            and self._absent.isdisjoint(sys.modules)
+            and sys.modules.keys().isdisjoint(self._absent)
             and self.modules[0].reference() is model
             and not any(self.nothing)
-            and all_hold(self.modules)
-            and all(place.holds(reach) for place in self.classes.values())
-            and all(place.holds() for place in self.namespaces.values())
+            and self._all_modules.hold()
+            and self._places.hold()
         )
 
     def note(self, path: str, fact: Hashable) -> None:

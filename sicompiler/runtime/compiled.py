@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.overrides import _get_current_function_mode_stack
 
@@ -165,7 +164,7 @@ def check_inference(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
                 "torch compute, which a graph does not follow; call the compiled model outside of it, or use a "
                 "TorchDispatchMode, which sees every operator"
             )
-    for leaf in pytree.tree_leaves((args, kwargs)):
+    for leaf in flatten_inputs(args, kwargs)[0]:
         if not isinstance(leaf, torch.Tensor):
             continue
         function: Any = type(leaf).__torch_function__
