@@ -13,7 +13,7 @@ import pytest
 import sicompiler
 import sicompiler.cli
 from sicompiler import RehashPlan
-from sicompiler.cli.rehash_app import SCHEDULERS
+from sicompiler.cli.rehash_options import SCHEDULERS
 from sicompiler.rehash.book import LessonBook
 from sicompiler.reports.rehash_plot import Curve, Panel, error_picture, measured_panels, panels
 from sicompiler.reports.rehash_tables import held_bytes
