@@ -322,7 +322,7 @@ def _region_plan(search: Search, choice: Choice, view: GraphView | None) -> Regi
     return found if view is None else replace(found, digest=region_digest(region_of(view, found)))
 
 
-def make_planner(
+def make_planner(  # noqa: PLR0913  # what is known of the model, for people and for the cache, beside the program
     program: Program,
     *,
     model: str,

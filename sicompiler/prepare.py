@@ -77,7 +77,7 @@ def dtype_name(model: torch.nn.Module) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def prepare(
+def prepare(  # noqa: PLR0913  # a call, and what a caller may watch or give
     model: torch.nn.Module,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
@@ -186,7 +186,7 @@ def _decides_alike(
     return True
 
 
-def analyse(
+def analyse(  # noqa: PLR0913  # as `make_planner`, which it calls
     model: torch.nn.Module,
     program: Program,
     *,

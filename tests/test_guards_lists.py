@@ -59,7 +59,7 @@ class Layer(nn.Module):
         return x / 2
 
     @kept
-    def closed(x: torch.Tensor) -> torch.Tensor:
+    def closed(x: torch.Tensor) -> torch.Tensor:  # noqa: N805  # static, by the wrapper
         return x
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

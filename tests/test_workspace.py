@@ -98,7 +98,7 @@ def test_convolutions_large_enough_for_onednn(kernel: tuple[int, ...], threads: 
     sizes = (24, 40) if len(kernel) == 2 else (26, 24, 40)
     x, weight = torch.randn(1, 36, *sizes), torch.randn(20, 36, *kernel)
     target = aten.conv2d.default if len(kernel) == 2 else aten.conv3d.default
-    with _threads(threads):
+    with _Threads(threads):
         _compare(target, x, weight, torch.randn(20), [1] * len(kernel), [k // 2 for k in kernel])
 
 
@@ -167,7 +167,7 @@ def test_half_convolutions_of_unets(row: tuple[Any, ...], dtype: torch.dtype) ->
     x = torch.zeros(n, channels, *sizes, dtype=dtype)
     weight = torch.zeros(features, channels, *kernel, dtype=dtype)
     target = (aten.conv1d, aten.conv2d, aten.conv3d)[dims - 1].default
-    with _threads(1):  # with more of them every thread has scratch memory: a bound, not as close
+    with _Threads(1):  # with more of them every thread has scratch memory: a bound, not as close
         _compare(target, x, weight, None, [stride] * dims, [k // 2 for k in kernel], closeness=close)
 
 
@@ -192,14 +192,14 @@ def test_half_products_of_unets(sizes: tuple[int, int, int], dtype: torch.dtype,
     if not multiplies_bfloat16() or not takes(dtype):
         rows = rows // (16 if takes(dtype) else 128) * 2  # slow, and without oneDNN even more so
     x, weight = torch.zeros(rows, depth, dtype=dtype), torch.zeros(columns, depth, dtype=dtype)
-    with _threads(threads):
+    with _Threads(threads):
         close = 0.12 if threads == 1 else None  # how threads share small products isn't known: a bound
         _compare(aten.linear.default, x, weight, weight[:, 0].contiguous(), closeness=close)
         transposed = torch.zeros(2, depth, rows // 2, dtype=dtype).transpose(1, 2)
         _compare(aten.linear.default, transposed, weight, closeness=close)
 
 
-class _threads:
+class _Threads:
     """Run with a number of threads."""
 
     def __init__(self, count: int) -> None:
@@ -286,7 +286,7 @@ def test_attention(
         "bool per batch": torch.ones(batch, 1, 1, keys, dtype=torch.bool),
         "expanded": torch.ones(batch, 1, 1, keys, dtype=torch.bool).expand(batch, 1, queries, keys),
     }
-    with _threads(threads):
+    with _Threads(threads):
         _compare(aten.scaled_dot_product_attention.default, heads(queries), heads(keys), heads(keys), masks[mask])
 
 

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -223,17 +224,28 @@ class PipelineRehash:
             self.expected.check(setting)
         if self.exact:
             return
+        recorder = partial(self._recorder, component, args, kwargs, key)
+        self._choose_plan(loop, setting, recorder)
+        if loop.why:
+            self.say(f"Step Rehash skips nothing: {loop.why}")
+
+    def _choose_plan(self, loop: DenoisingLoop, setting: Setting, recorder: Callable[[], Recorder]) -> None:
+        """What a loop of a setting runs by: the plan that was given, or one that was learned; or it is learned from.
+
+        Raises:
+            StalePlan: the plan that was given is for another model, scheduler or number of steps.
+        """
         if self.given is not None:
             self.given.check(
                 pipeline=self.state.name,
-                structure=mark,
+                structure=setting.structure,
                 scheduler=setting.scheduler,
                 evaluations=len(setting.times),
             )
             loop.why = "" if self.request.accept_worse else self.given.unmeasured(setting)
             loop.plan = None if loop.why else self.given
         elif self.learning:
-            loop.recorder = self._recorder(component, args, kwargs, key)
+            loop.recorder = recorder()
         elif setting in self.plans:
             loop.plan = self.plans[setting]
         elif setting in self.unskippable:
@@ -246,9 +258,7 @@ class PipelineRehash:
             loop.why = self.unskippable[setting]
         else:
             log.warning("Step Rehash: this call runs in full and is learned from; later ones will skip")
-            loop.recorder = self._recorder(component, args, kwargs, key)
-        if loop.why:
-            self.say(f"Step Rehash skips nothing: {loop.why}")
+            loop.recorder = recorder()
 
     def _recorder(
         self, component: ComponentState, args: Sequence[Any], kwargs: Mapping[str, Any], key: Hashable

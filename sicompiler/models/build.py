@@ -111,7 +111,7 @@ def sizes_of(name: str, given: GivenSizes) -> Sizes:
     return pixels
 
 
-def build_model(
+def build_model(  # noqa: PLR0913  # a model, and how its weights and inputs are made
     name: str,
     class_name: str,
     config: Mapping[str, Any],

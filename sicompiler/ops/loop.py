@@ -34,7 +34,7 @@ def sliced_loop(body: Callable[..., object], size: int, slice_length: int, *oper
         body(*operands, start, min(slice_length, size - start))
 
 
-def streamed_loop(
+def streamed_loop(  # noqa: PLR0913  # the arguments of a node of a graph
     body: Callable[..., tuple[torch.Tensor, ...]],
     fetch: Callable[..., tuple[torch.Tensor, ...]],
     store: Callable[..., None],

@@ -102,7 +102,7 @@ class Search:
         return self.outer.loop.slices if self.outer else 1
 
 
-def make_search(
+def make_search(  # noqa: PLR0913  # a graph, and what it shares with the searches of others
     graph: Graph,
     outer: OuterGraph | None,
     regions: Sequence[Region],

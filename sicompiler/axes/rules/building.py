@@ -43,7 +43,7 @@ def spread(value: int | Sequence[int], count: int) -> list[int]:
     return values * count if len(values) == 1 else values
 
 
-def described(
+def described(  # noqa: PLR0913  # a keyword for each kind of factor, so that a rule reads as its printed line
     call: OpCall,
     operands: Sequence[Labels],
     results: Sequence[Labels],
