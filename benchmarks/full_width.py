@@ -7,9 +7,9 @@
 All parameters of the real architecture, random weights. For each budget one run is measured: measured <= predicted <=
 budget, and the error against the untouched model. Then come the rounds, timed and not measured: untouched and compiled
 in turns, the one that begins changing from round to round; the time ratio is the median of theirs. Peaks are of
-activations: what the run allocates plus its inputs; the weights are resident in both. Budgets `far` (half way from the
-floor down to that with far memory) and `far-floor` spill values and stream weights; their peaks include fetched weights
-and leave out resident ones only.
+activations: what the run allocates plus its inputs; the weights are resident in both. Budgets `offload` (half way from
+the floor down to that with offloading) and `offload-floor` spill values and stream weights; their peaks include fetched
+weights and leave out resident ones only.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from sicompiler.runtime.verify import errors
 from sicompiler.units import MIB, format_bytes
 
 SHARES = {"100%": 1.0, "50%": 0.5, "25%": 0.25, "floor": 0.0}
-FAR_SHARES = {"far": 0.5, "far-floor": 0.0}  # of the way from the floor with far memory to that without
+OFFLOAD_SHARES = {"offload": 0.5, "offload-floor": 0.0}  # of the way from the floor with offloading to that without
 
 
 def measured_run(run: Callable[[], Any], device: str) -> tuple[Peak, Any]:
@@ -84,7 +84,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--rounds", type=int, default=1, help="timed turns a budget; 0 measures memory only")
-    parser.add_argument("--budgets", nargs="+", default=list(SHARES), choices=[*SHARES, *FAR_SHARES])
+    parser.add_argument("--budgets", nargs="+", default=list(SHARES), choices=[*SHARES, *OFFLOAD_SHARES])
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     console = Console(stderr=True)
@@ -117,10 +117,10 @@ def main() -> None:
         before, reference = measured_run(untouched, options.device)
     rows = []
     for name in options.budgets:
-        if name in FAR_SHARES:
+        if name in OFFLOAD_SHARES:
             lowest = planner.floor("auto")[0]
-            budget = lowest + int((floor + weights - lowest) * FAR_SHARES[name])
-            plan = planner.plan(budget, far_memory="auto")
+            budget = lowest + int((floor + weights - lowest) * OFFLOAD_SHARES[name])
+            plan = planner.plan(budget, offload="auto")
         else:
             budget = weights + max(int(unsliced * SHARES[name]), floor)
             plan = planner.plan(budget)

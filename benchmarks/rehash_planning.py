@@ -4,7 +4,7 @@
     python -m benchmarks.rehash_planning svd --height 576 --width 1024 --output benchmarks/results/rehash-planning.json
 
 One row a cut: time, operations and bytes left in a skipped evaluation, bytes of a feature, and the smallest budgets
-(weights and features included, no far memory) at which a full and a skipped evaluation still fit beside the features
+(weights and features included, no offloading) at which a full and a skipped evaluation still fit beside the features
 that a predictor of order 0, 1 and 2 holds.
 """
 

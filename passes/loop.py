@@ -14,7 +14,7 @@ from sicompiler.axes.table import Operand
 from sicompiler.capture import Program, module_of
 from sicompiler.facts.storages import fake_tensors
 from sicompiler.graph_view import GraphView
-from sicompiler.ops import arrive, far_tensor, sliced_loop, streamed_loop
+from sicompiler.ops import offloaded_tensor, sliced_loop, streamed_loop, wait_loads
 from sicompiler.passes.body import BodyEmitter, Length, in_format, narrowed_again, passes_for
 from sicompiler.passes.edit import evaluate, inherit, insert_call
 from sicompiler.passes.spans import SpanNodes
@@ -31,18 +31,18 @@ def outline_loops(
     regions: Sequence[tuple[Region, int]],
     prefetched: Mapping[int, int] | None = None,
 ) -> Program:
-    """Replace regions by loops, and carry what lies in far memory to where it is needed.
+    """Replace regions by loops, and carry what is offloaded to where it is needed.
 
     Before: `a = silu(x); y = linear(a, w)`
     After:  `y = empty_strided(...); sliced_loop(loop_0, size, slice_length, x, w, y)`, where the body narrows `x`,
-    computes `a` and one slice of `y`, and writes it into `y`. Of what lies in far memory a loop gets slices; what is
-    needed whole is fetched before: `w_near = fetch(w)`.
+    computes `a` and one slice of `y`, and writes it into `y`. Of what is offloaded a loop gets slices; what is
+    needed whole is fetched before: `w_here = fetch(w)`.
     Exact because every operator of the body commutes with slicing (its factor map says so).
     Refuses nothing: regions come from walks over this very graph.
 
     Args:
         program: the graph; left as it is.
-        view: facts of it, and what lies in far memory.
+        view: facts of it, and what is offloaded.
         regions: disjoint regions in schedule order, each with its slice length.
         prefetched: for each step (position of its first operator) whose weights are fetched early, the step before
             which that starts.
@@ -62,8 +62,8 @@ class _Outliner:
         self.position = view.facts.position
         self.starts = starts
         self.maker = {storage: p for p, made in enumerate(view.made) for storage in made}
-        self.gone = {s for s in view.far if view.born[s] < 0}  # storages that lie in far memory by now
-        self.near: dict[Operand, fx.Node] = {}  # what the running step has of them on the device
+        self.offloaded = {s for s in view.offloaded if view.born[s] < 0}  # storages that are offloaded by now
+        self.loaded: dict[Operand, fx.Node] = {}  # what the running step has of them on the device
         self.coming: dict[int, dict[int, fx.Node]] = {}  # by step: storages on their way to it
         self.early: dict[int, list[int]] = {}  # by step: those whose weights are fetched before it
         for step, before in prefetched.items():
@@ -92,50 +92,50 @@ class _Outliner:
             self._end((p,))
 
     def _begin(self, step: int) -> None:
-        """Have on the device what a step needs whole of far memory, and send for what the steps to come need."""
+        """Have on the device what a step needs whole of offload memory, and send for what the steps to come need."""
         here = self.coming.pop(step, {})
         here |= {storage: self._fetch(storage) for storage in sorted(self._needs(step) - here.keys())}
         if here:
             device = fake_tensors(next(iter(here.values())))[0].device
-            self.graph.call_function(arrive, (device,)).meta["val"] = None
-        self.near = {(self.maker[storage], 0): node for storage, node in here.items()}
+            self.graph.call_function(wait_loads, (device,)).meta["val"] = None
+        self.loaded = {(self.maker[storage], 0): node for storage, node in here.items()}
         for later in self.early.get(step, ()):
             weights = sorted(s for s in self._needs(later) if self.view.born[s] < 0)
             self.coming[later] = {storage: self._fetch(storage) for storage in weights}
 
     def _needs(self, step: int) -> set[int]:
-        """Storages in far memory that a step needs whole on the device."""
+        """Offloaded storages that a step needs whole on the device."""
         region = self.starts.get(step)
         if region is None:
             return self.view.fetched(step, step)
         return self.view.fetched_by_loop(step, region.hoisted, region.sliced)
 
     def _fetch(self, storage: int) -> fx.Node:
-        far = self._whole(self.maker[storage])
-        args = (far, fake_tensors(far)[0].device)
-        return inherit(insert_call(self.graph, self.mode, ops.fetch.default, args), far)
+        offloaded = self._whole(self.maker[storage])
+        args = (offloaded, fake_tensors(offloaded)[0].device)
+        return inherit(insert_call(self.graph, self.mode, ops.fetch.default, args), offloaded)
 
     def _end(self, positions: Iterable[int]) -> None:
-        """Move what operators have made whole into far memory; views of it are made anew where they are read."""
+        """Move what operators have made whole into offload memory; views of it are made anew where they are read."""
         for p in positions:
-            for storage in self.view.far.intersection(self.view.made[p]):
+            for storage in self.view.offloaded.intersection(self.view.made[p]):
                 node = self.env[(p, 0)]
                 for value in [v for v in self.env if storage in {t.storage for t in self.view.facts.tensors[v[0]]}]:
                     del self.env[value]
                 self.env[(p, 0)] = inherit(insert_call(self.graph, self.mode, ops.spill.default, (node,)), node)
-                self.gone.add(storage)
+                self.offloaded.add(storage)
 
     def on_device(self, value: Operand) -> fx.Node:
         """The node that holds a whole value where it can be computed with."""
-        if not self.view.facts.tensors[value[0]] or self.view.tensor(value).storage not in self.gone:
+        if not self.view.facts.tensors[value[0]] or self.view.tensor(value).storage not in self.offloaded:
             return self.lookup(value)
-        if value not in self.near:  # a view; what it is a view of has been fetched
+        if value not in self.loaded:  # a view; what it is a view of has been fetched
             node = self.graph.node_copy(
                 self.view.facts.nodes[value[0]], lambda n: self.on_device((self.position[n], 0))
             )
             node.meta["val"] = evaluate(node, self.mode)
-            self.near[value] = node
-        return self.near[value]
+            self.loaded[value] = node
+        return self.loaded[value]
 
     def lookup(self, value: Operand) -> fx.Node:
         """The node that holds a whole tensor, perhaps one of several results of an operator."""
@@ -180,8 +180,8 @@ class _Outliner:
         for output, buffer in buffers.items():
             whole = isinstance(self.view.facts.nodes[output.value[0]].meta["val"], torch.Tensor)
             (self.env if whole else self.parts)[output.value] = buffer
-            if body.goes_far(output):
-                self.gone.add(self.view.tensor(output.value).storage)
+            if body.offloads(output):
+                self.offloaded.add(self.view.tensor(output.value).storage)
         self._end(region.hoisted)
 
     def _call_loop(self, name: str, region: Region, slice_length: int, body: _Body) -> fx.Node:
@@ -205,9 +205,9 @@ class _Outliner:
         like = {"dtype": tensor.dtype, "device": device}
         if output.slicing is None:
             return inherit(insert_call(self.graph, self.mode, aten.zeros.default, (list(tensor.shape),), like), origin)
-        if tensor.storage in self.view.far:
+        if tensor.storage in self.view.offloaded:
             size, stride = list(tensor.shape), list(tensor.stride)
-            node = self.graph.call_function(far_tensor, (size, stride, tensor.dtype, device))
+            node = self.graph.call_function(offloaded_tensor, (size, stride, tensor.dtype, device))
             with self.mode:
                 node.meta["val"] = torch.empty_strided(size, stride, dtype=tensor.dtype, device=device)
             return inherit(node, origin)
@@ -232,7 +232,7 @@ class _Body:
         self.reads: dict[tuple[Operand, Slicing], Read] = {(r.value, r.slicing): r for r in region.reads}
         self._narrowed: dict[tuple[Operand, Slicing], fx.Node] = {}
         self.device = fake_tensors(self.view.facts.nodes[min(region.sliced)])[0].device
-        fetched = [r for r in region.reads if self.view.tensor(r.value).storage in outer.gone]
+        fetched = [r for r in region.reads if self.view.tensor(r.value).storage in outer.offloaded]
         sources = [(read, outer.lookup(read.value)) for read in fetched]
         self.fetch = fetcher(outer.mode, sources, region.halos, slice_length, self.device)
         for read, value in zip(fetched, self.fetch.slices, strict=True):
@@ -242,11 +242,11 @@ class _Body:
             node.meta["val"] = value
         self.stored: list[tuple[Output, torch.Tensor, fx.Node]] = []
         values = [v for p in region.sliced for v, s in self._whole_operands(p) if s is None]
-        near = [read.value for read in region.reads if read not in fetched]
-        for node in [*map(outer.lookup, near), *map(outer.on_device, values)]:
+        on_device = [read.value for read in region.reads if read not in fetched]
+        for node in [*map(outer.lookup, on_device), *map(outer.on_device, values)]:
             self._placeholder(node)
         self.wholes = buffers
-        self.buffers = {o: self._placeholder(node) for o, node in buffers.items() if not self.goes_far(o)}
+        self.buffers = {o: self._placeholder(node) for o, node in buffers.items() if not self.offloads(o)}
         self.start = self._integer("start", 0)
         self.length = self._integer("length", slice_length)
         self.spans = SpanNodes(self.graph, self.start, self.length)
@@ -284,7 +284,7 @@ class _Body:
         for p in self.region.sliced:
             node = self.emitter.emit(p)
             for output in self.wholes:
-                if output.value[0] == p and self.goes_far(output):
+                if output.value[0] == p and self.offloads(output):
                     returned.append(self._leave(output, node))
             for output, buffer in self.buffers.items():
                 if output.value[0] == p:
@@ -299,12 +299,12 @@ class _Body:
 
     @property
     def streams(self) -> bool:
-        """Whether slices come from far memory or go there."""
+        """Whether slices come from offload memory or go there."""
         return bool(self.fetch.wholes or self.stored)
 
-    def goes_far(self, output: Output) -> bool:
-        """Whether a result is written into far memory."""
-        return output.slicing is not None and self.view.tensor(output.value).storage in self.view.far
+    def offloads(self, output: Output) -> bool:
+        """Whether a result is written into offload memory."""
+        return output.slicing is not None and self.view.tensor(output.value).storage in self.view.offloaded
 
     def _leave(self, output: Output, node: fx.Node) -> fx.Node:
         """The slice that is stored: the loop's own part of what was computed."""

@@ -14,7 +14,7 @@ SMALLER = 3  # how many times smaller what a value is made again from has to be
 CHAIN = 16  # operators at most
 
 
-def compute_again(program: Program, least_bytes: int) -> bool:
+def rematerialize(program: Program, least_bytes: int) -> bool:
     """Let what reads a large value after its statistics read a copy, made again from the start of its chain.
 
     Before: `x = conv(upsample(u)); s = group_stats(x); y = group_apply(x, s)`

@@ -1,4 +1,4 @@
-"""The two small graphs beside the body of a loop that carry slices out of far memory and into it."""
+"""The two small graphs beside the body of a loop that carry slices out of offload memory and into it."""
 
 from __future__ import annotations
 

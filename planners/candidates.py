@@ -180,7 +180,7 @@ def candidates(
     *,
     skip: Set[tuple[int, Slicing | None]],
     hot_bytes: int,
-    near: Timeline | None = None,
+    on_device: Timeline | None = None,
     above: Set[int] | None = None,
     progress: Callable[[int, int], None] | None = None,
     known: Regions | None = None,
@@ -192,12 +192,12 @@ def candidates(
         labels: from `axis_labels`.
         skip: (position, slicing of the first result) from which no region is grown.
         hot_bytes: an operator is hot when it makes a storage at least this big.
-        near: timeline with nothing in far memory, by which cuts are chosen; that of the evaluator if not given.
+        on_device: timeline with nothing offloaded, by which cuts are chosen; that of the evaluator if not given.
         above: positions of which a region must contain one; None for all regions.
         progress: called with (done, total).
         known: what grew in graphs that have most of their operators in common with this one; it is added to.
     """
-    line = near or evaluator.line
+    line = on_device or evaluator.line
     starts, stops = cut_positions(evaluator.view, line)
     starts = sorted({*starts, *births(evaluator.view, hot_bytes)})
     search = _Search(evaluator, set(stops), deep_cuts(evaluator.view, line), hot_bytes, known, above)
@@ -292,7 +292,7 @@ class _Search:
         self._above = None if above is None else sorted(above)
         self._repeats = Repeats(self.view, ends, set(deep), self._hot, above or frozenset(), known)
         # An answer of another graph is right here if that is searched alike; one of this graph in any case.
-        self._others = (evaluator.device_type, repr(evaluator.machine), bool(self.view.far))
+        self._others = (evaluator.device_type, repr(evaluator.machine), bool(self.view.offloaded))
         self._own = self._repeats.fresh_number()
         self._crossed: set[tuple[int, Slicing | None]] = set()  # where a region without a limit has passed
 

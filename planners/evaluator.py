@@ -46,23 +46,23 @@ class Evaluator:
         self._remembered: dict[object, Any] = {}
         self.lengths: dict[int, tuple[tuple[int, ...], Floats]] = {}
 
-    def with_far(self, view: GraphView, line: Timeline) -> Evaluator:
-        """The same for other storages in far memory; times and workspaces stay as they are."""
+    def offloading(self, view: GraphView, line: Timeline) -> Evaluator:
+        """The same for other offloaded storages; times and workspaces stay as they are."""
         other = copy.copy(self)
         other.view, other.line = view, line
         return other
 
     def remembered(self, make: Callable[[Evaluator], T]) -> T:
-        """What has been worked out about this graph, made when first asked for; the same for any far memory."""
+        """What has been worked out about this graph, made when first asked for; the same for any offload memory."""
         if make not in self._remembered:
             self._remembered[make] = make(self)
         found: T = self._remembered[make]
         return found
 
     def transfer(self, seconds: Floats, nbytes: Floats | float) -> Floats:
-        """Time of what computes for so long and moves so many bytes from or to far memory."""
-        moving = nbytes / self.machine.far_bandwidth
-        return np.asarray(np.maximum(seconds, moving) if self.machine.far_overlaps else seconds + moving)
+        """Time of what computes for so long and moves so many bytes from or to offload memory."""
+        moving = nbytes / self.machine.offload_bandwidth
+        return np.asarray(np.maximum(seconds, moving) if self.machine.offload_overlaps else seconds + moving)
 
     def kind(self, p: int) -> int:
         """A number that calls which are alike share."""

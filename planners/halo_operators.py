@@ -145,7 +145,7 @@ class HaloOperators:
     """The operators of one graph, and what they have been found to add.
 
     Args:
-        evaluator: of the graph; what lies in far memory makes no difference.
+        evaluator: of the graph; what is offloaded makes no difference.
     """
 
     def __init__(self, evaluator: Evaluator) -> None:

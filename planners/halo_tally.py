@@ -173,14 +173,16 @@ class _End:
             self._live(operator)
         seconds = np.cumsum([share.seconds for share in shares], axis=0)[-1]
         fits = np.logical_and.reduce([self._writes_something(), *(s.fits for s in shares if s.fits is not None)])
-        far_bytes = view.bytes_of(view.fetched_by_loop(walk.start, walk.hoisted, walk.sliced)) if view.far else 0
+        offloaded_bytes = (
+            view.bytes_of(view.fetched_by_loop(walk.start, walk.hoisted, walk.sliced)) if view.offloaded else 0
+        )
         whole_bytes, moved, copies, carried = self._outputs()
-        whole_bytes, carried = whole_bytes + far_bytes, carried + far_bytes
+        whole_bytes, carried = whole_bytes + offloaded_bytes, carried + offloaded_bytes
         for (q, r, slicing), positions in walk.reads.items():
             tensor = view.tensor((q, r))
             number, count = self.wanted[self.tally.operators.key((q, r), slicing)], self._entries((q, r), slicing)
             share_read = self._total(number) / count
-            if walk.is_far((q, r)):  # this slice, and the next, which comes meanwhile
+            if walk.is_offloaded((q, r)):  # this slice, and the next, which comes meanwhile
                 self.moments.live(2 * (tensor.nbytes * self._longest(number) / count), 0, self.moments.last)
                 carried = carried + tensor.nbytes * share_read
                 continue
@@ -192,12 +194,12 @@ class _End:
                 self.moments.live(nbytes, self._before(min(positions)), self._during(last))
                 copies = copies + tensor.nbytes * share_read * evaluator.waste(tensor, slicing)
         base = int(evaluator.line.crossing_bytes[walk.start])
-        before = base + far_bytes + hoisted.peak_bytes
+        before = base + offloaded_bytes + hoisted.peak_bytes
         body = self.moments.highest(evaluator.granule)
         peak = np.maximum(np.ceil(base + whole_bytes + hoisted.kept_bytes + body), before).astype(np.int64)
         seconds = seconds + hoisted.seconds + moved / machine.memory_bandwidth + 2 * copies / machine.cache_bandwidth
         seconds = seconds + self.tally.slices * machine.launch_seconds * (len(walk.reads) + 1)
-        seconds = evaluator.transfer(seconds, carried) if view.far else seconds
+        seconds = evaluator.transfer(seconds, carried) if view.offloaded else seconds
         return np.where(fits, peak, np.iinfo(np.int64).max), np.where(fits, DOUBT * seconds, np.inf)
 
     def _writes_something(self) -> npt.NDArray[np.bool_]:
@@ -262,7 +264,7 @@ class _End:
         return self._before(last) if not reader.views else self._during(last)
 
     def _outputs(self) -> tuple[int, Floats, Floats, Floats]:
-        """Count the slices that wait to be written; bytes of whole results, of what is written, copied, carried far."""
+        """Count the slices that wait to be written; bytes of whole results, of what is written, copied, offloaded."""
         walk, view, moments = self.walk, self.view, self.moments
         whole_bytes, taken, halos = 0, set[int](), self._borders()
         carried = np.zeros_like(self.lengths)
@@ -277,7 +279,7 @@ class _End:
             count, own = self._entries(value, slicing), self.tally.operators.own(value, slicing)
             held = self.steps[value[0]].held[value[1]]
             written, end = self._during(value[0]), self._end(storage, value[0])
-            if walk.goes_far(value):  # waits to be stored, and the slice before may still be
+            if walk.offloads(value):  # waits to be stored, and the slice before may still be
                 nbytes_held = nbytes * self._longest(held) / count
                 if end < moments.last:
                     moments.live(nbytes_held, end + 1, moments.last)

@@ -63,7 +63,7 @@ class Hoisted:
             storage = view.facts.storages[s]
             if view.lives.last[s] != p or view.born[s] >= start or storage.origin is not Origin.VALUE:
                 continue
-            if s not in view.far and self.walk.last_needed(s, p + 1) < 0:
+            if s not in view.offloaded and self.walk.last_needed(s, p + 1) < 0:
                 self._current -= storage.nbytes
                 self.kept_bytes -= storage.nbytes
 

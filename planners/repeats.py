@@ -172,7 +172,7 @@ class Repeats(Generic[T]):
         for q, r in self._values(p):
             tensor, storage = facts.tensors[q][r], facts.storages[facts.tensors[q][r].storage]
             parts += [tensor.shape, tensor.stride, tensor.dtype, storage.nbytes, storage.origin]
-            parts += [view.lives.last[storage.index] == p, storage.index in view.far]
+            parts += [view.lives.last[storage.index] == p, storage.index in view.offloaded]
         arguments = _frozen(fx.node.map_arg((node.args, node.kwargs), lambda _: "a tensor"))
         return self._number((node.target, arguments, told, view.clones_storage[p], *parts))
 

@@ -33,7 +33,7 @@ class _Body:
         whole_bytes: of results that take over no input.
         through: bytes to and from main memory, per slice length.
         copied: bytes of slices that are copied, per slice length.
-        moved: bytes from and to far memory.
+        moved: bytes from and to offload memory.
     """
 
     bytes: Floats
@@ -51,7 +51,7 @@ class _Read:
         storage: what it lies in.
         nbytes: of it.
         moved: bytes that reading it moves, per slice length.
-        is_far, is_weight: whether it comes out of far memory; whether it is one.
+        is_offloaded, is_weight: whether it comes out of offload memory; whether it is one.
         readers: how many operators read it.
         copied: whether its slices are copied for them.
     """
@@ -59,7 +59,7 @@ class _Read:
     storage: int
     nbytes: int
     moved: Floats
-    is_far: bool
+    is_offloaded: bool
     is_weight: bool
     readers: int
     copied: bool
@@ -89,7 +89,7 @@ class Tally:
         self._written: dict[int, Floats | int] = {}  # bytes that go to memory of results that were asked about
         self.halos: HaloTally | None = None  # where there is a window
         self.hoisted = Hoisted(evaluator, walk)
-        self.fetched: set[int] = set()  # storages in far memory that the body needs whole
+        self.fetched: set[int] = set()  # offloaded storages that the body needs whole
 
     def advance(self) -> None:
         """Take in what the walk has sliced since the last call."""
@@ -120,7 +120,7 @@ class Tally:
                 self.ends[storage] = p
             index = next(i for i, t in enumerate(view.facts.tensors[p]) if t.storage == storage)
             self.outlive[storage] = (p, index)
-        if view.far:
+        if view.offloaded:
             self.fetched |= view.fetched(p, walk.start, transfer, walk.sliced)
         for storage in view.storages_read[p]:
             end = self.ends.get(storage, p)
@@ -138,17 +138,19 @@ class Tally:
         walk, view, evaluator = self.walk, self.view, self.evaluator
         if self.halos is not None:
             return self.halos.evaluate(self.hoisted)
-        far_bytes, machine = 0, evaluator.machine
-        if view.far:
-            far_bytes = view.bytes_of(self.fetched.union(*(view.fetched(p, walk.start) for p in walk.hoisted)))
+        offloaded_bytes, machine = 0, evaluator.machine
+        if view.offloaded:
+            offloaded_bytes = view.bytes_of(self.fetched.union(*(view.fetched(p, walk.start) for p in walk.hoisted)))
         body = self._body()
         base = int(evaluator.line.crossing_bytes[walk.start])
-        before = base + far_bytes + self.hoisted.peak_bytes
-        peak = np.maximum(np.ceil(base + far_bytes + body.whole_bytes + self.hoisted.kept_bytes + body.bytes), before)
+        before = base + offloaded_bytes + self.hoisted.peak_bytes
+        peak = np.maximum(
+            np.ceil(base + offloaded_bytes + body.whole_bytes + self.hoisted.kept_bytes + body.bytes), before
+        )
         seconds = self.seconds + self.hoisted.seconds + body.through / machine.memory_bandwidth
         seconds = seconds + 2 * body.copied / machine.cache_bandwidth
         seconds = seconds + self.launching * (len(walk.reads) + 1)
-        moved = far_bytes + body.moved
+        moved = offloaded_bytes + body.moved
         return peak.astype(np.int64), DOUBT * (evaluator.transfer(seconds, moved) if moved else seconds)
 
     def _body(self) -> _Body:
@@ -176,7 +178,7 @@ class Tally:
         through, copied = np.zeros(len(self.lengths)), np.zeros(len(self.lengths))
         for storage, value, reuses in results:
             nbytes = view.nbytes[storage]
-            if self._sliced_result(value) is not None and walk.goes_far(value):
+            if self._sliced_result(value) is not None and walk.offloads(value):
                 # It waits to be stored, and the slice before may still be.
                 self._add(unit, count, nbytes, self.ends[storage] + 1, end)
                 self._add(unit, count, nbytes, start, end)
@@ -191,7 +193,7 @@ class Tally:
             read = self._reads.get(key)
             if read is None or read.readers != len(positions):
                 read = self._reads[key] = self._read(key, read)
-            if read.is_far:  # this slice, and the next, which comes meanwhile
+            if read.is_offloaded:  # this slice, and the next, which comes meanwhile
                 self._add(unit, count, 2 * read.nbytes, start, end)
                 moved += read.nbytes
                 continue
@@ -227,17 +229,17 @@ class Tally:
         tensor = self.view.tensor((key[0], key[1]))
         is_weight = self.view.facts.storages[tensor.storage].origin is Origin.WEIGHT
         moved = tensor.nbytes * self.evaluator.waste(tensor, key[2])
-        is_far = walk.is_far((key[0], key[1]))
-        return _Read(tensor.storage, tensor.nbytes, moved, is_far, is_weight, readers, walk.copies(key))
+        is_offloaded = walk.is_offloaded((key[0], key[1]))
+        return _Read(tensor.storage, tensor.nbytes, moved, is_offloaded, is_weight, readers, walk.copies(key))
 
 
 def unsliced_at(evaluator: Evaluator, p: int) -> tuple[int, float]:
     """Live bytes and time of an operator that runs unsliced.
 
-    What it reads of far memory is on the device while it runs, and so is what it makes for far memory.
+    What it reads of offload memory is on the device while it runs, and so is what it makes for offload memory.
     """
     view, seconds = evaluator.view, evaluator.whole[p : p + 1]
-    moved = view.bytes_of(view.fetched(p, p) | view.far.intersection(view.made[p]))
+    moved = view.bytes_of(view.fetched(p, p) | view.offloaded.intersection(view.made[p]))
     if moved:
         seconds = evaluator.transfer(seconds, moved)
     return int(evaluator.line.live_bytes[p]) + moved, float(seconds[0])
@@ -246,7 +248,7 @@ def unsliced_at(evaluator: Evaluator, p: int) -> tuple[int, float]:
 def unsliced(evaluator: Evaluator) -> tuple[npt.NDArray[np.int64], Floats]:
     """The same of every node; placeholders as they are."""
     live, seconds = evaluator.line.live_bytes, evaluator.whole
-    if not evaluator.view.far:
+    if not evaluator.view.offloaded:
         return live, seconds
     live, seconds = live.copy(), seconds.copy()
     for p in range(evaluator.view.facts.num_placeholders, len(live)):

@@ -15,13 +15,14 @@ from sicompiler._version import __version__
 from sicompiler.errors import (
     BadInput,
     CaptureError,
-    FarMemoryError,
     NotCompiled,
     NotSliceable,
+    OffloadError,
     OverBudget,
     SicompilerError,
     StalePlan,
 )
+from sicompiler.renamed import NAMES
 
 if TYPE_CHECKING:
     from sicompiler.api import compile_for_budget, rehash_report, release, report, supported_pipelines, verify
@@ -49,9 +50,9 @@ _LAZY = {
 __all__ = [
     "BadInput",
     "CaptureError",
-    "FarMemoryError",
     "NotCompiled",
     "NotSliceable",
+    "OffloadError",
     "OutOfMemory",
     "OverBudget",
     "Plan",
@@ -72,6 +73,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in NAMES:
+        raise AttributeError(f"sicompiler.{name} is called {NAMES[name]} now")
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 

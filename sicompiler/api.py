@@ -16,12 +16,13 @@ from sicompiler.adapters.pipeline import PipelineState, is_pipeline, pipeline_st
 from sicompiler.adapters.supported import SupportedPipeline, supported_pipelines
 from sicompiler.adapters.verify import PipelineVerification
 from sicompiler.cache.store import Store, default_store
-from sicompiler.compiler import FarMemory
+from sicompiler.compiler import Offload
 from sicompiler.errors import BadInput, NotCompiled
 from sicompiler.ops.mapped import offload_folder
 from sicompiler.plan import Plan
 from sicompiler.prepare import check_weights, device_type_of, dtype_name, prepare
 from sicompiler.rehash.request import Rehash
+from sicompiler.renamed import refuses_renamed
 from sicompiler.reports.phases import PipelineReport
 from sicompiler.reports.rehash import RehashReport
 from sicompiler.reports.report import Report
@@ -62,13 +63,14 @@ class Pipeline(Protocol):
 Model = TypeVar("Model", bound=torch.nn.Module | Pipeline)
 
 
+@refuses_renamed
 def compile_for_budget(
     model: Model,
     gb: float | str = 11,
     *,
     example_inputs: Inputs | None = None,
     plan: Plan | str | Path | None = None,
-    far_memory: FarMemory = "auto",
+    offload: Offload = "auto",
     rehash: Rehash | None = None,
     progress: Progress | None = None,
     cache: bool = True,
@@ -84,9 +86,9 @@ def compile_for_budget(
             otherwise at the first call. Every new input shape gets a plan of its own.
         plan: a plan made earlier for a module (a `Plan`, or the path of its JSON), used for the first shape that is
             planned. It has to be within the budget.
-        far_memory: where nothing else fits, "auto" spills values to far memory and streams weights from there, with
+        offload: where nothing else fits, "auto" spills values to offload memory and streams weights from there, with
             the same output: pinned host memory for a CUDA device, a memory-mapped file for the CPU (in the folder that
-            the environment variable SICOMPILER_FAR_MEMORY names now, else in the system's temporary one). "none" keeps
+            the environment variable SICOMPILER_OFFLOAD_DIR names now, else in the system's temporary one). "none" keeps
             everything on the device.
         rehash: of a pipeline, and approximate: reuse a feature of the denoiser on some steps (docs/rehash.md). None
             leaves the output what it is.
@@ -101,12 +103,12 @@ def compile_for_budget(
     Raises:
         BadInput: the budget or the model makes no sense.
         CaptureError: the model can't be traced.
-        FarMemoryError: there is no room in far memory.
+        OffloadError: there is no room to offload to.
         OverBudget: no plan fits; names the floor and the operator that sets it.
         StalePlan: the given plan was made for another model, shape, machine or version, or is broken.
     """
-    if far_memory not in get_args(FarMemory):
-        raise BadInput(f"far_memory is one of {', '.join(get_args(FarMemory))}, got {far_memory!r}")
+    if offload not in get_args(Offload):
+        raise BadInput(f"offload is one of {', '.join(get_args(Offload))}, got {offload!r}")
     offload_folder(fix=True)
     store = default_store() if cache else None
     if is_pipeline(model):
@@ -115,7 +117,7 @@ def compile_for_budget(
                 "example_inputs and plan belong to one module; a pipeline is planned component by component, "
                 "each at its first call"
             )
-        _compile_pipeline(model, parse_bytes(gb), progress, far_memory, rehash, store)
+        _compile_pipeline(model, parse_bytes(gb), progress, offload, rehash, store)
         return model
     if rehash is not None:
         raise BadInput("rehash belongs to a pipeline: its steps are what is skipped; a single module has none")
@@ -130,7 +132,7 @@ def compile_for_budget(
     budget = parse_bytes(gb)
     check_weights(model)
     device_type_of(model)
-    state = partial(State, model, budget, _loaded(plan), progress, far_memory=far_memory, store=store)
+    state = partial(State, model, budget, _loaded(plan), progress, offload=offload, store=store)
     _take_over(model, state, example_inputs)
     return model
 
@@ -139,13 +141,13 @@ def _compile_pipeline(
     model: Any,
     budget_bytes: int,
     progress: Progress | None,
-    far_memory: FarMemory,
+    offload: Offload,
     rehash: Rehash | None,
     store: Store | None,
 ) -> None:
     """Take a pipeline over, and calibrate Step Rehash where it has calls for that; it is as it was where that fails."""
     before = found if isinstance(found := model.__dict__.get(ATTRIBUTE), PipelineState) else None
-    state = PipelineState.take_over(model, budget_bytes, progress, far_memory, rehash, store)
+    state = PipelineState.take_over(model, budget_bytes, progress, offload, rehash, store)
     if rehash is None or not rehash.calls:
         return
     try:

@@ -33,7 +33,7 @@ from sicompiler.search.settle import Settled, settle
 from sicompiler.study import Graph
 from sicompiler.units import budget_hint, format_bytes
 
-FarMemory = Literal["none", "auto"]  # keep everything on the device; or spill and stream what a budget asks for
+Offload = Literal["none", "auto"]  # keep everything on the device; or spill and stream what a budget asks for
 UNBOUND = {"fingerprint": "", "torch_version": ""}  # of plans that are for their numbers
 TRIES = (1.0, 0.5, 0.0)  # how far from the floor to the budget activations may go, where weights want room too
 
@@ -83,7 +83,7 @@ class Planner:
     @property
     def searches(self) -> tuple[Search, ...]:
         """The graph itself, and the graphs of possible outer loops and with large values rematerialized."""
-        return self.source.near
+        return self.source.on_device
 
     @functools.cached_property
     def unsliced_bytes(self) -> int:
@@ -100,23 +100,23 @@ class Planner:
             return None if make is None else make()
         return self.known.bytes_if_known(f"untouched {self.call}", make)
 
-    def floor(self, far_memory: FarMemory = "none") -> tuple[int, str]:
+    def floor(self, offload: Offload = "none") -> tuple[int, str]:
         """The smallest budget of any plan, weights included, and the operator that sets it."""
-        return self._numbers(f"floor {far_memory}", lambda: self._find_floor(far_memory))
+        return self._numbers(f"floor {offload}", lambda: self._find_floor(offload))
 
     def _numbers(self, question: str, make: Callable[[], tuple[int, str]]) -> tuple[int, str]:
         return make() if self.known is None else self.known.numbers(question, make)
 
-    def _find_floor(self, far_memory: FarMemory, *, planned: bool = False) -> tuple[int, str]:
+    def _find_floor(self, offload: Offload, *, planned: bool = False) -> tuple[int, str]:
         """The floor; once every graph was tried for a plan, of those searched to their end: no other fits."""
-        searches = self._floor_searches(far_memory)
+        searches = self._floor_searches(offload)
         searches = tuple(s for s in searches if s.sought.is_complete or not planned)
         search = min(searches, key=lambda s: s.lowest.peak_bytes + self._beside(s))
         culprit = search.graph.facts.nodes[search.lowest.culprit]
         return search.lowest.peak_bytes + self._beside(search), describe(culprit)
 
-    def _floor_searches(self, far_memory: FarMemory) -> tuple[Search, ...]:
-        return (*self.searches, *self.source.far) if far_memory == "auto" else self.searches
+    def _floor_searches(self, offload: Offload) -> tuple[Search, ...]:
+        return (*self.searches, *self.source.offloaded) if offload == "auto" else self.searches
 
     def floor_of(self, plan: Plan) -> Callable[[], tuple[int, str]]:
         """The floor beside a plan, for later: searched for when it is asked for, if this planner is still there.
@@ -130,7 +130,7 @@ class Planner:
             known = planner()
             if known is None:
                 return plan.predicted_peak_bytes, ""
-            return known.floor("auto" if plan.uses_far_memory else "none")
+            return known.floor("auto" if plan.uses_offload else "none")
 
         return floor
 
@@ -138,24 +138,24 @@ class Planner:
         """What is on the device beside the activations of a search: weights that stay, what an outer loop holds."""
         return self.weights_bytes - search.streamed_bytes + search.graph.extra_bytes
 
-    def plan(self, budget_bytes: int, *, planner: str = "dp", far_memory: FarMemory = "none") -> Plan:
+    def plan(self, budget_bytes: int, *, planner: str = "dp", offload: Offload = "none") -> Plan:
         """The fastest plan within a budget.
 
         Args:
             budget_bytes: weights, inputs, activations and workspace together.
             planner: which search to use, see `planners.registry`.
-            far_memory: "auto" allows to spill values and to stream weights, if no plan fits otherwise.
+            offload: "auto" allows to spill values and to stream weights, if no plan fits otherwise.
 
         Raises:
             BadInput: there is no planner of that name.
             OverBudget: even the plan with the lowest peak is above the budget.
         """
-        plan = self.plan_within(budget_bytes, planner=planner, far_memory=far_memory)
+        plan = self.plan_within(budget_bytes, planner=planner, offload=offload)
         if plan is None:
-            raise self._refusal(budget_bytes, far_memory)
+            raise self._refusal(budget_bytes, offload)
         return plan
 
-    def plan_within(self, budget_bytes: int, *, planner: str = "dp", far_memory: FarMemory = "none") -> Plan | None:
+    def plan_within(self, budget_bytes: int, *, planner: str = "dp", offload: Offload = "none") -> Plan | None:
         """The fastest plan within a budget; None where none fits, for those who then try a larger one.
 
         A refusal names the floor, and that takes all candidates; whether any plan fits takes those up to the operator
@@ -164,22 +164,22 @@ class Planner:
         Args:
             budget_bytes: weights, inputs, activations and workspace together.
             planner: which search to use, see `planners.registry`.
-            far_memory: "auto" allows to spill values and to stream weights, if no plan fits otherwise.
+            offload: "auto" allows to spill values and to stream weights, if no plan fits otherwise.
 
         Raises:
             BadInput: there is no planner of that name.
         """
-        make = paused_gc()(functools.partial(self._find_plan, budget_bytes, planner, far_memory))
-        return make() if self.known is None else self.known.plan(f"{budget_bytes} {planner} {far_memory}", make)
+        make = paused_gc()(functools.partial(self._find_plan, budget_bytes, planner, offload))
+        return make() if self.known is None else self.known.plan(f"{budget_bytes} {planner} {offload}", make)
 
-    def _refusal(self, budget_bytes: int, far_memory: FarMemory) -> OverBudget:
+    def _refusal(self, budget_bytes: int, offload: Offload) -> OverBudget:
         """The error of a budget that no plan fits."""
-        floor_bytes, culprit = self.floor(far_memory)
+        floor_bytes, culprit = self.floor(offload)
         parts = (
-            "with far memory"
-            if far_memory == "auto"
+            "with offloading"
+            if offload == "auto"
             else f"{format_bytes(self.weights_bytes)} of weights + "
-            f"{format_bytes(floor_bytes - self.weights_bytes)} of activations; far memory is not allowed"
+            f"{format_bytes(floor_bytes - self.weights_bytes)} of activations; offloading is not allowed"
         )
         return OverBudget(
             f"{self.model} does not fit {format_bytes(budget_bytes)}: the floor is {format_bytes(floor_bytes)} "
@@ -195,18 +195,18 @@ class Planner:
             return rewrite(self.analysis, plan)
         return self.known.rewritten(self.program, plan, lambda: rewrite(self.analysis, plan))
 
-    def _find_plan(self, budget_bytes: int, planner: str, far_memory: FarMemory) -> Plan | None:
+    def _find_plan(self, budget_bytes: int, planner: str, offload: Offload) -> Plan | None:
         began, before = time.perf_counter(), dict(self.source.timings)
         solve = planner_named(planner)
-        found = self._nearby(budget_bytes, solve)
-        if found is None and far_memory == "auto":
-            found = self._faraway(budget_bytes, solve)
+        found = self._on_device(budget_bytes, solve)
+        if found is None and offload == "auto":
+            found = self._with_offloading(budget_bytes, solve)
         if found is None:
             return None
         floor_bytes, culprit = self._known_floor(found[1], budget_bytes)
         search, settled = found
         solution, facts = settled.solution, search.graph.facts
-        view = search.graph.view.with_far(settled.far) if self.bound else None
+        view = search.graph.view.offloading(settled.offloaded) if self.bound else None
         marks: dict[str, Any] = {**basis(self.graph, search.graph)} if self.bound else UNBOUND
         spent = {stage: seconds - before.get(stage, 0.0) for stage, seconds in self.source.timings.items()}
         timings = {**self.source.timings, "choose": time.perf_counter() - began - sum(spent.values())}
@@ -229,23 +229,23 @@ class Planner:
             held_bytes=search.graph.extra_bytes,
             phase=self.phase,
             rematerialized_bytes=search.rematerialized_bytes,
-            **_far_fields(search, settled),
+            **_offload_fields(search, settled),
         )
 
     def _known_floor(self, settled: Settled, budget_bytes: int) -> tuple[int | None, str]:
-        """The floor beside a plan as far as it was needed for it: with far memory where the plan uses that.
+        """The floor beside a plan as far as it was needed for it: with offloading where the plan uses that.
 
         None where it would take a search that was left off: by another budget while this one did not try, or because
         fewer candidates decide about this one.
         """
-        if not self.source.all_near:
+        if not self.source.all_on_device:
             return None, ""
-        far: FarMemory = "auto" if settled.far else "none"
-        complete = [search.sought.is_complete for search in self._floor_searches(far)]
+        offloaded: Offload = "auto" if settled.offloaded else "none"
+        complete = [search.sought.is_complete for search in self._floor_searches(offloaded)]
         if all(complete) or (
             any(complete) and self.unsliced_bytes > budget_bytes and not self._may_be_lower(budget_bytes)
         ):
-            return self._numbers(f"floor {far}", lambda: self._find_floor(far, planned=True))
+            return self._numbers(f"floor {offloaded}", lambda: self._find_floor(offloaded, planned=True))
         return None, ""
 
     def _may_be_lower(self, budget_bytes: int) -> bool:
@@ -253,7 +253,7 @@ class Planner:
         rooms = [(s, budget_bytes - self._beside(s)) for s in self.searches if not s.sought.is_complete]
         return any(search.within(room).fits(room) for search, room in rooms)
 
-    def _nearby(self, budget_bytes: int, solve: Solver) -> tuple[Search, Settled] | None:
+    def _on_device(self, budget_bytes: int, solve: Solver) -> tuple[Search, Settled] | None:
         """The fastest plan with everything on the device; where the unsliced graph fits, without outer loops.
 
         What is searched then can only save time: nothing is, if there is little to be saved.
@@ -272,10 +272,10 @@ class Planner:
         ]
         return min(found, key=lambda row: row[1].solution.seconds * row[0].repeats, default=None)
 
-    def _faraway(self, budget_bytes: int, solve: Solver) -> tuple[Search, Settled] | None:
+    def _with_offloading(self, budget_bytes: int, solve: Solver) -> tuple[Search, Settled] | None:
         """The fastest plan found that spills and streams: activations given more room, or weights."""
         found = []
-        for search in self.source.far:
+        for search in self.source.offloaded:
             room = budget_bytes - self._beside(search)
             if not search.sought.fits(room):
                 continue
@@ -287,12 +287,12 @@ class Planner:
         return min(found, key=lambda row: row[1].solution.seconds * row[0].repeats, default=None)
 
 
-def _far_fields(search: Search, settled: Settled) -> dict[str, Any]:
-    """What a plan says of far memory."""
+def _offload_fields(search: Search, settled: Settled) -> dict[str, Any]:
+    """What a plan says of offload memory."""
     facts = search.graph.facts
     maker = {storage: p for p, made in enumerate(search.graph.view.made) for storage in made}
     bindings = search.graph.program.bindings
-    positions = sorted(maker[s] for s in settled.far)
+    positions = sorted(maker[s] for s in settled.offloaded)
     return {
         "spilled": tuple(p for p in positions if p >= facts.num_placeholders),
         "streamed": tuple(bindings[p].name for p in positions if p < facts.num_placeholders),

@@ -35,8 +35,8 @@ class Machine:
         columns_at_half_speed: the same of its columns: output channels or features.
         line_bytes: what memory moves at least: shorter runs of a slice cost as much.
         kernel_passes: how often a convolution moves its weights (oneDNN lays them out anew at every call).
-        far_bandwidth: bytes per second to and from far memory: a mapped file, or pinned memory beyond PCIe.
-        far_overlaps: whether the device computes while that goes on.
+        offload_bandwidth: bytes per second to and from offload memory: a mapped file, or pinned memory beyond PCIe.
+        offload_overlaps: whether the device computes while that goes on.
     """
 
     name: str
@@ -50,8 +50,8 @@ class Machine:
     columns_at_half_speed: float
     line_bytes: float
     kernel_passes: float
-    far_bandwidth: float = 1e9
-    far_overlaps: bool = False
+    offload_bandwidth: float = 1e9
+    offload_overlaps: bool = False
 
 
 # A loop counts so many times what it is thought to take: full-width models ran their loops in 0.6 to 1.4 times the

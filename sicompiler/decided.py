@@ -43,7 +43,7 @@ class Step:
         return frozenset(b.name for b in bindings if b.source in (Source.PARAMETER, Source.BUFFER))
 
     def run(self, arguments: Sequence[Any]) -> torch.Tensor:
-        """Run it on its arguments; weights that lie in far memory are copied to where it computes."""
+        """Run it on its arguments; weights that are offloaded are copied to where it computes."""
         wanted = [node.meta["val"] for node in self.compiled.program.placeholders]
         result: torch.Tensor = self.compiled.call(
             [

@@ -57,5 +57,5 @@ class PassError(SicompilerError):
     """A pass broke the contract of its stage: a bug of ours, with the node that shows it."""
 
 
-class FarMemoryError(SicompilerError):
-    """Far memory could not be had: the folder of the mapped file is missing or full, or host memory can't be pinned."""
+class OffloadError(SicompilerError):
+    """Nothing to offload to: the folder of the mapped file is missing or full, or host memory can't be pinned."""

@@ -68,10 +68,10 @@ class GraphView:
     """What walks look up again and again about one graph, computed once.
 
     Attributes:
-        far: storages that lie in far memory: values that outlive the region they are made in, and streamed weights.
+        offloaded: storages that are offloaded: values that outlive the region they are made in, and streamed weights.
     """
 
-    far: frozenset[int] = frozenset()
+    offloaded: frozenset[int] = frozenset()
 
     def __init__(self, facts: GraphFacts, lives: Lifetimes, table: AxisTable) -> None:
         self.facts, self.lives, self.table = facts, lives, table
@@ -104,10 +104,10 @@ class GraphView:
             cloned[p] = cloned[p] or (self.may_be_view[p] and any(cloned[reader] for reader in self.lives.readers[p]))
         return cloned
 
-    def with_far(self, far: frozenset[int]) -> GraphView:
-        """The same graph with other storages in far memory."""
+    def offloading(self, offloaded: frozenset[int]) -> GraphView:
+        """The same graph with other offloaded storages."""
         other = copy.copy(self)
-        other.far = far
+        other.offloaded = offloaded
         return other
 
     def bytes_of(self, storages: Iterable[int]) -> int:
@@ -117,7 +117,7 @@ class GraphView:
     def fetched(
         self, position: int, start: int, transfer: Transfer | None = None, inside: Container[int] = ()
     ) -> set[int]:
-        """Storages in far memory, made before a step starts, that one of its operators needs whole on the device.
+        """Offloaded storages, made before a step starts, that one of its operators needs whole on the device.
 
         Args:
             position: of the operator.
@@ -125,13 +125,13 @@ class GraphView:
             transfer: how it is sliced; None where it runs unsliced, and so needs all that it reads.
             inside: positions of the operators that are sliced with it.
         """
-        if not self.far or (transfer is None and not self.made[position]):
+        if not self.offloaded or (transfer is None and not self.made[position]):
             return set()
         whole = self.table.operands[position]
         if transfer is not None:
             pairs = zip(whole, transfer.operands, strict=True)
             whole = tuple(value for value, slicing in pairs if slicing is None and value[0] not in inside)
-        found = {self.tensor(value).storage for value in whole} & self.far
+        found = {self.tensor(value).storage for value in whole} & self.offloaded
         return {storage for storage in found if self.born[storage] < start}
 
     def fetched_by_loop(self, start: int, hoisted: Iterable[int], sliced: Mapping[int, Transfer]) -> set[int]:

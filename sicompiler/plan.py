@@ -104,12 +104,12 @@ class Plan:
         timings: seconds spent on capture, analysis and planning; not part of the plan's identity.
         held_bytes: alive all the time beside weights and graph: what an outer loop holds whole.
         phase: what part of a pipeline the call is: "denoise", "decode", ...
-        spilled: positions of the operators whose results lie in far memory.
-        streamed: names of the weights that lie in far memory.
+        spilled: positions of the operators whose results are offloaded.
+        streamed: names of the weights that are offloaded.
         prefetched: for each step (position of its first operator) whose weights are fetched early, the step before
             which that starts.
         streamed_bytes: of the streamed weights.
-        moved_bytes: carried to and from far memory in one run.
+        moved_bytes: carried to and from offload memory in one run.
         rematerialized_bytes: values of so many bytes or more that wait for their own statistics are rematerialized
             (`passes.recompute`); 0 for none. A share of the unsliced peak, so it depends on the machine.
     """
@@ -144,12 +144,12 @@ class Plan:
     version: int = PLAN_VERSION
 
     @property
-    def uses_far_memory(self) -> bool:
+    def uses_offload(self) -> bool:
         """Whether anything is spilled or streamed."""
         return bool(self.spilled or self.streamed)
 
     @property
-    def recomputed(self) -> bool:
+    def rematerialized(self) -> bool:
         """Whether large values are rematerialized rather than kept."""
         return self.rematerialized_bytes > 0
 

@@ -221,19 +221,19 @@ class Walk:
                 break
         return -1
 
-    def is_far(self, value: Operand) -> bool:
-        """Whether a whole value comes to the region out of far memory."""
+    def is_offloaded(self, value: Operand) -> bool:
+        """Whether a whole value comes to the region out of offload memory."""
         storage = self.view.tensor(value).storage
-        return storage in self.view.far and self.view.born[storage] < self.start
+        return storage in self.view.offloaded and self.view.born[storage] < self.start
 
-    def goes_far(self, value: Operand) -> bool:
-        """Whether a value that the body makes is written into far memory."""
-        return self.view.tensor(value).storage in self.view.far
+    def offloads(self, value: Operand) -> bool:
+        """Whether a value that the body makes is written into offload memory."""
+        return self.view.tensor(value).storage in self.view.offloaded
 
     def copies(self, key: tuple[int, int, Slicing]) -> bool:
         """Whether a narrowed value is copied slice by slice into a dense tensor."""
         tensor = self.view.tensor((key[0], key[1]))
-        if self.is_far((key[0], key[1])):
+        if self.is_offloaded((key[0], key[1])):
             return True
         if any(self.view.clones_storage[p] for p in self.reads[key]):
             return True
@@ -310,14 +310,14 @@ class Walk:
             for source in (tensors[q][r],)
             if nbytes_of[source.storage] == nbytes
             and source.storage not in taken
-            and source.storage not in self.view.far
+            and source.storage not in self.view.offloaded
             and source.dtype == tensor.dtype
             and source.is_dense
             and source.numel == tensor.numel
             and source.stride[other.dim] * other.inner == unit
             and self.view.dies_before(source.storage, stop)
         ]
-        if not found or self.goes_far(value):
+        if not found or self.offloads(value):
             return None
         if self._only_moves(value[0]) or self._stores_a_view():
             return None
@@ -328,8 +328,10 @@ class Walk:
 
     def _stores_a_view(self) -> bool:
         """Whether a slice that is stored once the body is done may be a view of what the body writes over."""
-        far, view = self.view.far, self.view
-        return bool(far) and any(view.may_be_view[p] and not far.isdisjoint(view.made[p]) for p in self.sliced)
+        offloaded, view = self.view.offloaded, self.view
+        return bool(offloaded) and any(
+            view.may_be_view[p] and not offloaded.isdisjoint(view.made[p]) for p in self.sliced
+        )
 
     def _only_moves(self, p: int) -> bool:
         """Whether a value is nothing but a rearranged slice of a whole value.

@@ -25,7 +25,7 @@ from sicompiler.cache.store import Store
 from sicompiler.capture import Program, capture, flatten_inputs, named_tensors, weights_bytes
 from sicompiler.capture.decisions import Decision
 from sicompiler.collector import frozen_gc
-from sicompiler.compiler import FarMemory, Planner, rewrite
+from sicompiler.compiler import Offload, Planner, rewrite
 from sicompiler.decided import CallKey, Decisions
 from sicompiler.entry import FORWARD, OURS, entry_label, only_patch
 from sicompiler.errors import BadInput
@@ -58,7 +58,7 @@ class State:
         plan: made earlier, used for the first shape that is planned.
         progress: told about long work.
         method: which of its methods is taken over.
-        far_memory: "auto" allows to spill values and to stream weights, where nothing else fits.
+        offload: "auto" allows to spill values and to stream weights, where nothing else fits.
         path: what the model is called in what is said of it: its name in a pipeline.
         store: where programs and plans of other processes lie; None to do without.
     """
@@ -70,13 +70,13 @@ class State:
         plan: Plan | None = None,
         progress: Progress | None = None,
         method: str = FORWARD,
-        far_memory: FarMemory = "auto",
+        offload: Offload = "auto",
         path: str = "",
         store: Store | None = None,
     ) -> None:
         self._model = weakref.ref(model)
         self.store = store
-        self.far_memory: FarMemory = far_memory
+        self.offload: Offload = offload
         self.budget_bytes, self.given_plan, self.progress, self.method = budget_bytes, plan, progress, method
         self.home = next(iter(named_tensors(model).values()), torch.empty(0)).device  # where its weights are
         self.own: Callable[..., Any] | None = None  # what the instance itself had in the place of our patch
@@ -187,7 +187,7 @@ class State:
         Raises:
             OverBudget: no plan fits.
         """
-        return planner.plan(self.budget_bytes, far_memory=self.far_memory)
+        return planner.plan(self.budget_bytes, offload=self.offload)
 
     @frozen_gc()  # what there was before stays: to walk through it takes longer than to make what is made here
     def compile(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Compiled:

@@ -85,14 +85,16 @@ class PlainTally:
         seconds = np.zeros_like(self.lengths)
         for p in self.positions:
             seconds += self._operator(p)
-        far_bytes = view.bytes_of(view.fetched_by_loop(walk.start, walk.hoisted, walk.sliced)) if view.far else 0
+        offloaded_bytes = (
+            view.bytes_of(view.fetched_by_loop(walk.start, walk.hoisted, walk.sliced)) if view.offloaded else 0
+        )
         whole_bytes, moved, copies, carried = self._outputs()
-        whole_bytes, carried = whole_bytes + far_bytes, carried + far_bytes
+        whole_bytes, carried = whole_bytes + offloaded_bytes, carried + offloaded_bytes
         for (q, r, slicing), positions in walk.reads.items():
             tensor = view.tensor((q, r))
             span = self.halos.reads[(q, r), slicing]
             share = self.total(span) / entries(self.table, (q, r), slicing)
-            if walk.is_far((q, r)):  # this slice, and the next, which comes meanwhile
+            if walk.is_offloaded((q, r)):  # this slice, and the next, which comes meanwhile
                 nbytes = tensor.nbytes * self.longest(span) / entries(self.table, (q, r), slicing)
                 self.moments.live(2 * nbytes, 0, self.moments.last)
                 carried = carried + tensor.nbytes * share
@@ -107,11 +109,11 @@ class PlainTally:
         hoist_peak, hoisted_bytes, hoist_seconds = hoisted(self.evaluator, walk)
         base = int(self.evaluator.line.crossing_bytes[walk.start])
         body = self.moments.highest(self.evaluator.granule)
-        before = base + far_bytes + hoist_peak
+        before = base + offloaded_bytes + hoist_peak
         peak = np.maximum(np.ceil(base + whole_bytes + hoisted_bytes + body), before).astype(np.int64)
         seconds = seconds + hoist_seconds + moved / machine.memory_bandwidth + 2 * copies / machine.cache_bandwidth
         seconds = seconds + self.slices * machine.launch_seconds * (len(walk.reads) + 1)
-        seconds = self.evaluator.transfer(seconds, carried) if view.far else seconds
+        seconds = self.evaluator.transfer(seconds, carried) if view.offloaded else seconds
         fits = np.logical_and.reduce([self.evaluator.span(span, walk.size)[2] for span in self.halos.spans])
         return np.where(fits, peak, np.iinfo(np.int64).max), np.where(fits, DOUBT * seconds, np.inf)
 
@@ -185,7 +187,7 @@ class PlainTally:
         return self.moments.before(last) if not self.view.may_be_view[last] else self.moments.during(last)
 
     def _outputs(self) -> tuple[int, Floats, Floats, Floats]:
-        """Count the slices that wait to be written; bytes of whole results, of what is written, copied, carried far."""
+        """Count the slices that wait to be written; bytes of whole results, of what is written, copied, offloaded."""
         walk, view = self.walk, self.view
         whole_bytes, taken = 0, set[int]()
         carried = np.zeros_like(self.lengths)
@@ -200,7 +202,7 @@ class PlainTally:
                     continue
                 count, own, held = entries(self.table, value, slicing), self.halos.own[value], self.halos.held[value]
                 written, end = self.moments.during(p), self._end(storage, p)
-                if walk.goes_far(value):  # waits to be stored, and the slice before may still be
+                if walk.offloads(value):  # waits to be stored, and the slice before may still be
                     nbytes_held = nbytes * self.longest(held) / count
                     if end < self.moments.last:
                         self.moments.live(nbytes_held, end + 1, self.moments.last)
@@ -250,6 +252,6 @@ def hoisted(evaluator: Evaluator, walk: Walk) -> tuple[int, int, float]:
 def _last_read_before_the_loop(walk: Walk, p: int) -> set[int]:
     """Storages of values made before a region that a hoisted operator is the last to read."""
     view = walk.view
-    read = {view.tensor(value).storage for value in view.table.operands[p]} - set(view.far)
+    read = {view.tensor(value).storage for value in view.table.operands[p]} - set(view.offloaded)
     made_before = {s for s in read if view.facts.storages[s].origin is Origin.VALUE and view.born[s] < walk.start}
     return {s for s in made_before if view.lives.last[s] == p and walk.last_needed(s, walk.stop) < 0}

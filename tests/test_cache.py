@@ -52,10 +52,10 @@ def test_another_budget_of_a_known_program_is_searched_only(folder: Path, work: 
 
 def test_a_budget_that_was_refused_is_refused_again(folder: Path, work: list[str]) -> None:
     with pytest.raises(OverBudget) as first:
-        compiled(Block(), "100KiB", far_memory="none")
+        compiled(Block(), "100KiB", offload="none")
     work.clear()
     with pytest.raises(OverBudget) as second:
-        compiled(Block(), "100KiB", far_memory="none")
+        compiled(Block(), "100KiB", offload="none")
     assert work == []
     assert str(first.value) == str(second.value)
     assert first.value.floor_bytes == second.value.floor_bytes

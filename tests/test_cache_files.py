@@ -58,11 +58,11 @@ def test_results_of_own_classes_are_made_again(folder: Path, work: list[str]) ->
 
 @pytest.mark.parametrize("seed", range(12))
 def test_a_program_survives_being_packed(seed: int) -> None:
-    """Captured and rewritten, with loops, halos and values in far memory: the same text, and the same numbers."""
+    """Captured and rewritten, with loops, halos and offloaded values: the same text, and the same numbers."""
     module, args, kwargs = random_module(seed)
     program = capture(module, args, kwargs)
     planner = make_planner(program, model="m", weights_bytes=weights_bytes(module), dtype="", device_type="cpu")
-    plan = planner.plan(planner.floor("auto")[0], far_memory="auto")
+    plan = planner.plan(planner.floor("auto")[0], offload="auto")
     inputs = flatten_inputs(args, kwargs)[0]
     for made in (program, planner.rewrite(plan)):
         packed = pack_program(made)

@@ -156,7 +156,7 @@ def _check_summary(found: dict[str, Any]) -> None:
         found["weights_bytes"] < found["floor_bytes"] <= found["predicted_peak_bytes"] <= found["unsliced_peak_bytes"]
     )
     stages = {"capture", "analyse", "regions", "choose", "untouched"}
-    assert found["seconds"].keys() - {"regions with far memory"} == stages
+    assert found["seconds"].keys() - {"regions with offloading"} == stages
     assert found["untouched_peak_bytes"] > found["weights_bytes"]
     for region in found["regions"]:
         assert {"axis", "size", "slices", "operators", "first", "last", "module", "peak_bytes"} <= region.keys()
@@ -180,20 +180,20 @@ def test_plan_json(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_a_budget_below_the_floor_with_far_memory(cli: Cli) -> None:
-    near = cli("plan", MLP, "--gb", "10KiB", "--json", "--far-memory", "none").json
+    near = cli("plan", MLP, "--gb", "10KiB", "--json", "--offload", "none").json
     result = cli("plan", MLP, "--gb", "10KiB", "--json")
     assert result.status == 2
     found = result.json
     assert found["predicted_peak_bytes"] <= found["floor_bytes"] < near["floor_bytes"]
-    assert found["far_memory"]["streamed_bytes"] > 0
-    assert "(with far memory)" in result.err
+    assert found["offload"]["streamed_bytes"] > 0
+    assert "(with offloading)" in result.err
     enough = cli("plan", MLP, "--gb", f"{found['floor_bytes']}B", "--json")
     assert enough.status == 0
     assert enough.json["fits"]
 
 
 def test_what_is_dumped_is_what_was_planned(cli: Cli) -> None:
-    near = cli("plan", MLP, "--gb", "10KiB", "--json", "--far-memory", "none").json
+    near = cli("plan", MLP, "--gb", "10KiB", "--json", "--offload", "none").json
     dumped = cli("dump", MLP, "--gb", f"{near['floor_bytes'] - 512}B")
     assert dumped.status == 0
     assert "sicompiler.fetch" in dumped.out  # whole, or a slice at a time
@@ -202,7 +202,7 @@ def test_what_is_dumped_is_what_was_planned(cli: Cli) -> None:
 
 def test_a_budget_below_the_floor(cli: Cli, tmp_path: Path) -> None:
     saved = tmp_path / "plan.json"
-    result = cli("plan", MLP, "--gb", "10KiB", "--json", "--far-memory", "none", "--output", saved)
+    result = cli("plan", MLP, "--gb", "10KiB", "--json", "--offload", "none", "--output", saved)
     assert result.status == 2
     found = result.json
     _check_summary(found)
@@ -220,9 +220,9 @@ def test_plan_without_a_budget_shows_the_frontier(cli: Cli) -> None:
     assert found["device"] == "cuda"
     assert found["budget_bytes"] == found["unsliced_peak_bytes"]
     rows = found["frontier"]
-    assert found["far_memory"]["moved_bytes"] == 0
-    assert found["floor_bytes"] in [row["budget_bytes"] for row in rows], "of the plan shown, which needs no far memory"
-    near = cli("plan", MLP, "--json", "--frames", "64", "--device", "cuda", "--far-memory", "none").json
+    assert found["offload"]["moved_bytes"] == 0
+    assert found["floor_bytes"] in [row["budget_bytes"] for row in rows], "of the plan shown, which needs no offloading"
+    near = cli("plan", MLP, "--json", "--frames", "64", "--device", "cuda", "--offload", "none").json
     assert rows[0]["budget_bytes"] < found["floor_bytes"] == near["floor_bytes"]
     assert near["frontier"][0]["budget_bytes"] == near["floor_bytes"]
     assert rows[-1]["budget_bytes"] == found["unsliced_peak_bytes"]

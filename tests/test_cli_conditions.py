@@ -24,7 +24,7 @@ import sicompiler.cli.fit
 import sicompiler.cli.plan
 import sicompiler.cli.rehash_calibrate
 from sicompiler.cli import files, output
-from sicompiler.ops.mapped import FOLDER_VARIABLE, far_tensor, offload_folder
+from sicompiler.ops.mapped import FOLDER_VARIABLE, offload_folder, offloaded_tensor
 from sicompiler.plan import Plan
 from sicompiler.rehash.plan import RehashPlan
 from tests.cli_models import untraceable
@@ -371,13 +371,13 @@ def test_the_offload_folder_is_expanded_and_absolute(tmp_path: Path, monkeypatch
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv(FOLDER_VARIABLE, "~/far")
     assert offload_folder() == str(tmp_path / "far")
-    far_tensor((4,), (1,), torch.float32, torch.device("cpu"))
+    offloaded_tensor((4,), (1,), torch.float32, torch.device("cpu"))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(FOLDER_VARIABLE, "far")
     sicompiler.compile_for_budget(nn.Linear(2, 2), 1)
     monkeypatch.chdir("/")
     assert offload_folder() == str(tmp_path / "far"), "as it was when the model was compiled"
-    far_tensor((4,), (1,), torch.float32, torch.device("cpu"))
+    offloaded_tensor((4,), (1,), torch.float32, torch.device("cpu"))
     monkeypatch.setenv(FOLDER_VARIABLE, "nowhere")
-    with pytest.raises(sicompiler.FarMemoryError, match="in /nowhere: No such file"):
-        far_tensor((4,), (1,), torch.float32, torch.device("cpu"))
+    with pytest.raises(sicompiler.OffloadError, match="in /nowhere: No such file"):
+        offloaded_tensor((4,), (1,), torch.float32, torch.device("cpu"))

@@ -262,9 +262,9 @@ def test_what_decides_is_planned_within_the_budget_too() -> None:
     twin = copy.deepcopy(model)
     x = torch.randn(512, 64, dtype=torch.float64)
     with pytest.raises(sicompiler.OverBudget) as caught:
-        sicompiler.compile_for_budget(model, "1KiB", example_inputs=((x,), {}), far_memory="none")
+        sicompiler.compile_for_budget(model, "1KiB", example_inputs=((x,), {}), offload="none")
     budget = caught.value.floor_bytes
-    sicompiler.compile_for_budget(model, f"{budget}B", example_inputs=((x,), {}), far_memory="none")
+    sicompiler.compile_for_budget(model, f"{budget}B", example_inputs=((x,), {}), offload="none")
     weights = sum(p.nbytes for p in model.parameters())
     with measure_peak(torch.device("cpu")) as peak:
         ours = model(x)

@@ -109,8 +109,8 @@ def test_it_is_sliced_to_a_floor_far_below_the_unsliced_peak(case: str) -> None:
     twin = copy.deepcopy(model)
     x = torch.randn(2, TOKENS, 32, dtype=torch.float64)
     with pytest.raises(sicompiler.OverBudget) as caught:
-        sicompiler.compile_for_budget(model, "1KiB", example_inputs=((x,), {}), far_memory="none")
-    sicompiler.compile_for_budget(model, f"{caught.value.floor_bytes}B", example_inputs=((x,), {}), far_memory="none")
+        sicompiler.compile_for_budget(model, "1KiB", example_inputs=((x,), {}), offload="none")
+    sicompiler.compile_for_budget(model, f"{caught.value.floor_bytes}B", example_inputs=((x,), {}), offload="none")
     with torch.no_grad():
         assert errors(model(x), twin(x))[1] <= FLOAT64
     plan = sicompiler.report(model).plans[0]

@@ -1,4 +1,4 @@
-"""The frontier of every preset at full size: budgets against peaks and times, down to the floor with far memory.
+"""The frontier of every preset at full size: budgets against peaks and times, down to the floor with offloading.
 
 A change of rules, planner or cost model shows here as a difference of numbers to be read before it is committed:
 `pytest tests/test_frontiers.py -m "slow or not slow" --update-golden` writes the tables anew (about ten minutes).
@@ -25,12 +25,12 @@ def test_the_frontier_of_a_preset(name: str, golden: Callable[[str, str], None])
     with Progress() as progress:
         _, planner = prepare(find(ModelOptions(name, device=Device.CUDA)), progress)
         rows = frontier(planner, progress, "auto")
-    near, far = planner.floor(), planner.floor("auto")
+    on_device, offloaded = planner.floor(), planner.floor("auto")
     lines = [
         f"{name}, {planner.dtype}, cuda; MiB, weights included",
         f"weights {planner.weights_bytes / 2**20:.1f}, unsliced {planner.unsliced_bytes / 2**20:.1f}",
-        f"floor {near[0] / 2**20:.1f}, set by {near[1]}",
-        f"floor with far memory {far[0] / 2**20:.1f}, set by {far[1]}",
+        f"floor {on_device[0] / 2**20:.1f}, set by {on_device[1]}",
+        f"floor with offloading {offloaded[0] / 2**20:.1f}, set by {offloaded[1]}",
         "",
         f"{'budget':>10} {'predicted':>10} {'time':>6} {'regions':>7}",
     ]

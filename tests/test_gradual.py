@@ -152,7 +152,7 @@ def test_candidates_are_found_in_the_order_of_their_starts() -> None:
     for seed in range(3):
         module, args, kwargs = testing.random_network(seed)
         _, planner = prepare(module, args, kwargs)
-        for search in (*planner.searches, *planner.source.far):
+        for search in (*planner.searches, *planner.source.offloaded):
             starts = [candidate.start for candidate in search.sought._seek()]
             assert starts == sorted(starts)
 
@@ -188,10 +188,10 @@ def test_a_budget_that_fits_after_one_that_left_searches_off_has_no_floor_of_a_p
 
     model, x = Model().eval(), torch.randn(4, 8, 64, 64)
     _, whole = prepare(model, (x,), {})
-    near, far = (whole.floor(way)[0] for way in ("none", "auto"))
+    near, offloaded = (whole.floor(way)[0] for way in ("none", "auto"))
     _, planner = prepare(model, (x,), {})
-    assert planner.plan((near + far) // 2, far_memory="auto").uses_far_memory
-    plan = planner.plan(2 * planner.unsliced_bytes, far_memory="auto")
+    assert planner.plan((near + offloaded) // 2, offload="auto").uses_offload
+    plan = planner.plan(2 * planner.unsliced_bytes, offload="auto")
     assert plan.floor_bytes in (None, near)
     assert planner.floor("none")[0] == near
 

@@ -22,7 +22,7 @@ from sicompiler.planners.halo_operators import HaloOperators
 from sicompiler.planners.halo_tally import HaloTally
 from sicompiler.planners.tally import Tally
 from sicompiler.region import Walk
-from sicompiler.search.search import graph_with_far, spillable
+from sicompiler.search.search import graph_offloading, spillable
 from sicompiler.study import Graph, study
 from tests.plain_tally import PlainTally
 
@@ -83,11 +83,11 @@ def check_ends(graph: Graph, most: int, every: int) -> int:
     return ends
 
 
-@pytest.mark.parametrize(("device", "far"), [("cpu", False), ("cuda", True)])
-def test_every_end_in_a_causal_decoder_is_as_counted_from_scratch(device: str, far: bool) -> None:
+@pytest.mark.parametrize(("device", "offloaded"), [("cpu", False), ("cuda", True)])
+def test_every_end_in_a_causal_decoder_is_as_counted_from_scratch(device: str, offloaded: bool) -> None:
     graph = frames_graph(2, device)
-    if far:
-        graph = graph_with_far(graph, spillable(graph, least_bytes=1024))
+    if offloaded:
+        graph = graph_offloading(graph, spillable(graph, least_bytes=1024))
     assert check_ends(graph, most=30, every=4) > 100
 
 

@@ -67,7 +67,7 @@ def test_an_encoder_heavier_than_the_budget_is_streamed() -> None:
         assert found.max_abs_error <= 1e-12
         assert found.fits, str(found)
         assert found.measured_peak_bytes <= budget
-    sicompiler.compile_for_budget(pipe, f"{weights // 2}B", far_memory="none")
+    sicompiler.compile_for_budget(pipe, f"{weights // 2}B", offload="none")
     with pytest.raises(sicompiler.OverBudget, match="text_encoder needs"):
         pipe(picture())
     sicompiler.release(pipe)

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.pure
 LAYERS = {
     "collector": -1,
     "_version": 0, "entry": 0, "errors": 0, "guards": 0, "turns": 0,
-    "capture": 1, "codec": 1, "demo": 1, "ops": 1, "units": 1,
+    "capture": 1, "codec": 1, "demo": 1, "ops": 1, "renamed": 1, "units": 1,
     "facts": 2,
     "axes": 3,
     "graph_view": 4, "halo": 4,

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sicompiler.errors import BadInput, SicompilerError
-from sicompiler.ops import far_tensor
+from sicompiler.ops import offloaded_tensor
 from sicompiler.runtime.measure import MAX_POINTS, Peak, levels, measure_peak, observe_peak, thin
 from sicompiler.units import KIB, MIB
 from tests.threads import in_threads
@@ -40,8 +40,8 @@ def test_known_allocations() -> None:
 
 
 def test_far_memory_never_counted_so_that_its_release_lowers_nothing() -> None:
-    """As when weights come back from far memory: they count from then on."""
-    weight = torch.nn.Parameter(far_tensor((MIB // 4,), (1,), torch.float32, torch.device("cpu")))
+    """As when weights come back from offload memory: they count from then on."""
+    weight = torch.nn.Parameter(offloaded_tensor((MIB // 4,), (1,), torch.float32, torch.device("cpu")))
     with measure_peak("cpu", older=[weight]) as peak:
         weight.data = weight.data.clone()
         later = _block(2 * MIB)

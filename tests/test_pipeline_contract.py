@@ -41,7 +41,7 @@ def test_every_phase_is_exact_and_within_the_budget_down_to_the_floor() -> None:
         assert [row.component for row in found.phases] == ["text_encoder", "vae.encode", "unet", "vae.decode"]
         assert all(row.measured_peak_bytes is not None for row in found.phases)
     with pytest.raises(sicompiler.OverBudget, match="in phase denoise: unet needs") as caught:
-        sicompiler.compile_for_budget(pipe, f"{low - 1}B", far_memory="none")(picture())
+        sicompiler.compile_for_budget(pipe, f"{low - 1}B", offload="none")(picture())
     assert caught.value.floor_bytes == low
 
 

@@ -88,7 +88,7 @@ def test_seconds_are_told_by_stage_over_all_phases(capsys: pytest.CaptureFixture
     _, out = run(capsys, "plan", NAME, "--json", "--frames", "8", "--gb", "2")
     elapsed = time.perf_counter() - began
     seconds = json.loads(out)["seconds"]
-    assert seconds.keys() - {"regions", "regions with far memory"} == {
+    assert seconds.keys() - {"regions", "regions with offloading"} == {
         "build",
         "capture",
         "analyse",
@@ -100,7 +100,7 @@ def test_seconds_are_told_by_stage_over_all_phases(capsys: pytest.CaptureFixture
 
 
 def test_without_a_budget_every_phase_and_the_whole_have_a_frontier(capsys: pytest.CaptureFixture[str]) -> None:
-    status, out = run(capsys, "plan", NAME, "--json", "--frames", "8", "--far-memory", "none")
+    status, out = run(capsys, "plan", NAME, "--json", "--frames", "8", "--offload", "none")
     assert status == 0
     found = json.loads(out)
     phases = {row["component"]: row for row in found["phases"]}
@@ -114,10 +114,10 @@ def test_without_a_budget_every_phase_and_the_whole_have_a_frontier(capsys: pyte
         assert row["frontier"][0]["budget_bytes"] == row["floor_bytes"]
     assert found["floor_bytes"] == max(row["floor_bytes"] for row in phases.values())
     assert found["frontier"][-1]["budget_bytes"] == found["budget_bytes"]
-    far = json.loads(run(capsys, "plan", NAME, "--json", "--frames", "8")[1])
-    assert far["floor_bytes"] == found["floor_bytes"], "the plan shown needs no far memory"
-    assert far["frontier"][0]["budget_bytes"] < far["floor_bytes"]
-    untouched = {row["component"]: row["untouched_peak_bytes"] for row in far["phases"]}
+    offloaded = json.loads(run(capsys, "plan", NAME, "--json", "--frames", "8")[1])
+    assert offloaded["floor_bytes"] == found["floor_bytes"], "the plan shown needs no offloading"
+    assert offloaded["frontier"][0]["budget_bytes"] < offloaded["floor_bytes"]
+    untouched = {row["component"]: row["untouched_peak_bytes"] for row in offloaded["phases"]}
     assert untouched.pop("image_encoder") is None
     assert all(nbytes > 0 for nbytes in untouched.values())
     status, out = run(capsys, "plan", NAME, "--frames", "8")

@@ -159,7 +159,7 @@ def test_the_report_tells_phases_to_people_and_machines() -> None:
 def test_a_whole_pipeline_is_planned_from_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every phase with what stays resident: all where that fits, else the idle go; the floor counts without."""
     from sicompiler.cli import pipelines
-    from sicompiler.cli.options import FarMemory, ModelOptions
+    from sicompiler.cli.options import ModelOptions, Offload
     from sicompiler.models.build import ModelCall
     from sicompiler.models.pipelines import PartCall
 
@@ -174,7 +174,7 @@ def test_a_whole_pipeline_is_planned_from_configuration(monkeypatch: pytest.Monk
     monkeypatch.setattr(pipelines, "build_pipeline", lambda name, **sizes: calls)
     monkeypatch.setattr(pipelines, "idle_weights", lambda name, dtype: {"motion_adapter": 10000})
     monkeypatch.setattr(pipelines, "show_json", shown.append)
-    options = ModelOptions("svd-pipeline", far_memory=FarMemory.NONE)
+    options = ModelOptions("svd-pipeline", offload=Offload.NONE)
     assert pipelines.run(options, None, as_json=True) == 0
     roomy = shown[-1]["phases"][1]
     assert roomy["resident"] == ["unet", "motion_adapter", "text_encoder"]

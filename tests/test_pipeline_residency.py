@@ -41,14 +41,14 @@ class Aside(Residency):
         for parameter in part.parameters():
             parameter.data = torch.empty(0, dtype=parameter.dtype)
 
-    def fetch(self, part: nn.Module, device: torch.device, far: Collection[str]) -> None:
+    def fetch(self, part: nn.Module, device: torch.device, offloaded: Collection[str]) -> None:
         self.moves.append(f"+{type(part).__name__}")
         for parameter, data in zip(part.parameters(), self.data.pop(id(part)), strict=True):
             parameter.data = data
 
 
 def compiled(pipe: Any, budget_bytes: int) -> Aside:
-    sicompiler.compile_for_budget(pipe, f"{budget_bytes}B", far_memory="none")
+    sicompiler.compile_for_budget(pipe, f"{budget_bytes}B", offload="none")
     state, aside = pipeline_state(pipe, "test"), Aside()
     state.residency = aside
     return aside
@@ -146,7 +146,7 @@ def test_a_move_that_fails_is_made_by_the_next_call(floor_bytes: int, monkeypatc
     aside = compiled(pipe, floor_bytes - 2000)
     pipe(picture())
 
-    def full(self: Aside, part: nn.Module, device: torch.device, far: Collection[str]) -> None:
+    def full(self: Aside, part: nn.Module, device: torch.device, offloaded: Collection[str]) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(Aside, "fetch", full)

@@ -38,7 +38,7 @@ Inputs = tuple[torch.Tensor, ...]
 
 
 class Level(nn.Module):
-    """Group norm of an upsampled value: its plans slice, rematerialize, loop over samples, and use far memory."""
+    """Group norm of an upsampled value: its plans slice, rematerialize, loop over samples, and offload."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -84,10 +84,10 @@ def tower() -> tuple[Program, Planner]:
 
 
 def plans_of(planner: Planner) -> list[Plan]:
-    """Plans for budgets from the floor with far memory to the unsliced peak, without those that repeat."""
+    """Plans for budgets from the floor with offloading to the unsliced peak, without those that repeat."""
     lowest, top = planner.floor("auto")[0], planner.unsliced_bytes
     budgets = [lowest + (top - lowest) * part // 6 for part in range(7)] + [planner.floor()[0]]
-    found = {replace(p, budget_bytes=0): p for b in budgets for p in [planner.plan(b, far_memory="auto")]}
+    found = {replace(p, budget_bytes=0): p for b in budgets for p in [planner.plan(b, offload="auto")]}
     return list(found.values())
 
 
@@ -99,7 +99,7 @@ def cases(
     planners = [planner for _, planner in (level, single, tower)]
     found = [(planner.graph, plan) for planner in planners for plan in plans_of(planner)]
     assert any(plan.outer for _, plan in found)
-    assert any(plan.recomputed for _, plan in found)
+    assert any(plan.rematerialized for _, plan in found)
     assert any(plan.spilled for _, plan in found)
     assert any(plan.streamed and plan.prefetched for _, plan in found)
     assert any(plan.regions for _, plan in found)
@@ -246,7 +246,7 @@ _ELSEWHERE: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "a rule less": _rule(lambda found: None),
     "HOISTED_BYTES": _threshold(region, "HOISTED_BYTES"),
     "OUTER_HOISTED_BYTES": _threshold(study, "OUTER_HOISTED_BYTES"),
-    "RECOMPUTED_SHARE": _threshold(search, "RECOMPUTED_SHARE"),
+    "REMATERIALIZED_SHARE": _threshold(search, "REMATERIALIZED_SHARE"),
     "SPILL_SHARE": _threshold(search, "SPILL_SHARE"),
     "MAX_WINDOWS": _threshold(tally, "MAX_WINDOWS"),
     "DOUBT": _threshold(cost, "DOUBT"),

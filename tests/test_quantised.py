@@ -163,16 +163,16 @@ class Heavy(MiniText):
         self.wide = nn.Linear(512, 512)
 
 
-@pytest.mark.parametrize("far_memory", ["auto", "none"])
-def test_what_a_quantised_encoder_takes_is_what_it_has_inside(far_memory: Any) -> None:
+@pytest.mark.parametrize("offload", ["auto", "none"])
+def test_what_a_quantised_encoder_takes_is_what_it_has_inside(offload: Any) -> None:
     """A quarter of a MiB of codes stands for two of float64."""
     pipe = mini(text_encoder=Heavy())
     pack(pipe.text_encoder)
     assert 2**18 < weights_bytes(pipe.text_encoder) < 2**18 + 8192
     reference = pipe(picture())
-    sicompiler.compile_for_budget(pipe, "400KiB", far_memory=far_memory)
+    sicompiler.compile_for_budget(pipe, "400KiB", offload=offload)
     assert close(pipe(picture()), reference)
-    sicompiler.compile_for_budget(pipe, "200KiB", far_memory=far_memory)
+    sicompiler.compile_for_budget(pipe, "200KiB", offload=offload)
     with pytest.raises(sicompiler.OverBudget, match=r"text_encoder needs 26. KiB at least.*is of class Packed"):
         pipe(picture())
 

@@ -84,8 +84,8 @@ def test_modules_drawn_by_hypothesis_keep_their_output_within_four_budgets(part:
 @pytest.mark.parametrize("seed", range(100 if DEEP else 8))
 def test_a_module_taken_over_and_released_is_as_before(seed: int) -> None:
     module, args, kwargs = testing.random_network(seed)
-    budget, far_memory = four_budgets(prepare(module, args, kwargs)[1], offload=True)[seed % 4]
-    assert run_publicly(module, args, kwargs, budget, far_memory) == []
+    budget, offload = four_budgets(prepare(module, args, kwargs)[1], offload=True)[seed % 4]
+    assert run_publicly(module, args, kwargs, budget, offload) == []
 
 
 def test_the_same_seed_gives_the_same_module() -> None:

@@ -18,7 +18,7 @@ from sicompiler.planners import candidates
 from sicompiler.planners.dp import floor
 from sicompiler.runtime.measure import measure_peak
 from sicompiler.runtime.verify import errors
-from sicompiler.search.search import recomputed_graph
+from sicompiler.search.search import rematerialized_graph
 
 SLACK_BYTES = 2**12  # numbers and tables of a kernel, which no prediction counts
 
@@ -42,11 +42,11 @@ class Level(nn.Module):
 def test_a_value_is_made_again_for_its_readers_behind_its_statistics() -> None:
     torch.manual_seed(0)
     graph = testing.legal_graph(Level().double().eval(), (torch.randn(1, 12, 64, 48, dtype=torch.float64),), {})
-    again = recomputed_graph(graph)
+    again = rematerialized_graph(graph)
     assert again is not None
     names = [str(node.target) for node in again.facts.nodes]
     assert names.count("aten.upsample_nearest2d.vec") == 2, "for its statistics, and for the norm and the shortcut"
-    assert recomputed_graph(testing.legal_graph(nn.GroupNorm(2, 4), (torch.randn(1, 4, 8, 8),), {})) is None
+    assert rematerialized_graph(testing.legal_graph(nn.GroupNorm(2, 4), (torch.randn(1, 4, 8, 8),), {})) is None
 
 
 class Norms(nn.Module):
@@ -85,9 +85,9 @@ def test_at_the_floor_the_wide_value_is_made_again() -> None:
     torch.manual_seed(0)
     module, x = Level().double().eval(), torch.randn(1, 12, 64, 48, dtype=torch.float64)
     program, planner = prepare(module, (x,), {})
-    assert not planner.plan(planner.unsliced_bytes).recomputed, "it costs time, which a large budget saves"
+    assert not planner.plan(planner.unsliced_bytes).rematerialized, "it costs time, which a large budget saves"
     plan = planner.plan(planner.floor()[0])
-    assert plan.recomputed
+    assert plan.rematerialized
     assert Plan.from_json(plan.to_json()) == plan
     assert plan.predicted_peak_bytes - plan.weights_bytes < 0.9 * floor(planner.searches[0].problem).peak_bytes
     done = rewrite(program, plan)

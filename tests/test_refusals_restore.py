@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 import sicompiler
 from sicompiler.adapters.pipeline import PipelineState, pipeline_state
-from sicompiler.ops import is_far
+from sicompiler.ops import is_offloaded
 from tests.mini_pipeline import MiniUNet, close, mini, picture
 
 ROOMY = "2MiB"
@@ -30,7 +30,7 @@ def state_of(pipe: Any) -> dict[str, Any]:
                 found[f"{name}.{path}.{attribute}"] = list(value) if isinstance(value, dict) else id(value)
         for path, tensor in part.state_dict(keep_vars=True).items() if isinstance(part, nn.Module) else ():
             value = tensor.detach()
-            found[f"{name}.{path}"] = (id(tensor), tensor.device, is_far(tensor), value.clone().numpy().tobytes())
+            found[f"{name}.{path}"] = (id(tensor), tensor.device, is_offloaded(tensor), value.clone().numpy().tobytes())
     return found
 
 
@@ -58,7 +58,7 @@ def rehash(**options: Any) -> sicompiler.Rehash:
 WHILE_COMPILING: dict[str, Change] = {
     "no budget": lambda pipe: compile_it(pipe, "0B"),
     "a budget that is none": lambda pipe: compile_it(pipe, "much"),
-    "far memory of no kind": lambda pipe: compile_it(pipe, far_memory="disk"),
+    "offload memory of no kind": lambda pipe: compile_it(pipe, offload="disk"),
     "inputs of a module": lambda pipe: compile_it(pipe, example_inputs=((), {})),
     "a plan of a module": lambda pipe: compile_it(pipe, plan="plan.json"),
     "a rehash plan that is not there": lambda pipe: compile_it(pipe, rehash=rehash(plan="nowhere.json")),
@@ -116,7 +116,7 @@ def raising(pipe: Any, step: int, t: Any, kept: dict[str, Any]) -> dict[str, Any
 
 def no_folder(pipe: Any) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SICOMPILER_FAR_MEMORY", "/nowhere/at/all")
+        patch.setenv("SICOMPILER_OFFLOAD_DIR", "/nowhere/at/all")
         compile_it(pipe, "60KiB")
         pipe(picture())
 
@@ -157,7 +157,7 @@ def wants_gradients(pipe: Any) -> None:
 WHILE_CALLING: dict[str, tuple[str, Change]] = {
     "over budget": ("30KiB", call),
     "over budget in the last phase": ("110KiB", lambda pipe: call(pipe, ballast=2**17)),
-    "no far memory": (ROOMY, no_folder),
+    "no offloading": (ROOMY, no_folder),
     "autocast": (ROOMY, inside(lambda: torch.autocast("cpu", torch.bfloat16))),
     "a function mode": (ROOMY, inside(Functions)),
     "tiling": (ROOMY, tiled),

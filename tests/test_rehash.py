@@ -225,9 +225,9 @@ def test_features_are_charged_to_the_budget() -> None:
         assert row.measured_peak_bytes <= row.predicted_peak_bytes
     least = max(row.floor_bytes or 0 for row in rows.values())
     assert least > low, "features need room of their own"
-    sicompiler.compile_for_budget(pipe, f"{least}B", far_memory="none", rehash=Rehash(plan=plan))
+    sicompiler.compile_for_budget(pipe, f"{least}B", offload="none", rehash=Rehash(plan=plan))
     assert sicompiler.verify(pipe, ((), dict(CALL))).fits
-    sicompiler.compile_for_budget(pipe, f"{least - 1}B", far_memory="none", rehash=Rehash(plan=plan))
+    sicompiler.compile_for_budget(pipe, f"{least - 1}B", offload="none", rehash=Rehash(plan=plan))
     with pytest.raises(sicompiler.OverBudget, match="kept from step to step"):
         pipe(**CALL)
 

@@ -37,32 +37,32 @@ def feeds(width: int = 16, tokens: int = 512) -> tuple[nn.Module, torch.Tensor]:
 def test_what_fits_unsliced_is_not_searched() -> None:
     model, x = feeds()
     _, planner = prepare(model, (x,), {})
-    plan = planner.plan(planner.unsliced_bytes, far_memory="auto")
+    plan = planner.plan(planner.unsliced_bytes, offload="auto")
     assert plan.regions == ()
     assert plan.floor_bytes is None
     assert isinstance(planner.source, Searches)
-    assert not {"whole", "near", "far"} & planner.source.__dict__.keys()
+    assert not {"whole", "on_device", "offloaded"} & planner.source.__dict__.keys()
 
 
 def test_far_memory_is_searched_last() -> None:
     model, x = feeds()
     _, planner = prepare(model, (x,), {})
     floor = planner.floor()[0]
-    assert planner.plan(floor, far_memory="auto").floor_bytes == floor
-    assert "far" not in planner.source.__dict__
+    assert planner.plan(floor, offload="auto").floor_bytes == floor
+    assert "offloaded" not in planner.source.__dict__
     with pytest.raises(sicompiler.OverBudget):
-        planner.plan(1024, far_memory="auto")
-    assert "far" in planner.source.__dict__
+        planner.plan(1024, offload="auto")
+    assert "offloaded" in planner.source.__dict__
 
 
 def test_the_floor_beside_a_plan_is_that_of_its_kind() -> None:
     model, x = feeds(width=64)
     _, planner = prepare(model, (x,), {})
-    near = planner.plan(planner.floor()[0], far_memory="auto")
-    far = planner.plan(planner.floor("auto")[0], far_memory="auto")
-    assert far.uses_far_memory
+    near = planner.plan(planner.floor()[0], offload="auto")
+    offloaded = planner.plan(planner.floor("auto")[0], offload="auto")
+    assert offloaded.uses_offload
     assert planner.floor_of(near)() == planner.floor()
-    assert planner.floor_of(far)() == planner.floor("auto")
+    assert planner.floor_of(offloaded)() == planner.floor("auto")
 
 
 def test_every_second_is_in_a_stage() -> None:

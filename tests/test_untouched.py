@@ -54,20 +54,20 @@ class Opaque(Untraceable):
         return bool(numpy.isnan(self.words(ids).numpy()).any())
 
 
-def over_budget(pipe: Any, budget: str, far_memory: Any) -> sicompiler.OverBudget:
-    sicompiler.compile_for_budget(pipe, budget, far_memory=far_memory)
+def over_budget(pipe: Any, budget: str, offload: Any) -> sicompiler.OverBudget:
+    sicompiler.compile_for_budget(pipe, budget, offload=offload)
     with pytest.raises(sicompiler.OverBudget) as caught:
         pipe(picture())
     return caught.value
 
 
-@pytest.mark.parametrize("far_memory", ["auto", "none"])
-def test_weights_that_pass_the_budget_are_over_budget_before_the_encoder_runs(far_memory: Any) -> None:
+@pytest.mark.parametrize("offload", ["auto", "none"])
+def test_weights_that_pass_the_budget_are_over_budget_before_the_encoder_runs(offload: Any) -> None:
     encoder = Untraceable(rows=900)
     pipe = mini(text_encoder=encoder)
     reference = pipe(picture())
     encoder.entered = 0
-    error = over_budget(pipe, "800KiB", far_memory)
+    error = over_budget(pipe, "800KiB", offload)
     assert encoder.entered == 0
     for words in (
         "phase encode: text_encoder needs 902 KiB at least, set by its weights",
@@ -80,17 +80,17 @@ def test_weights_that_pass_the_budget_are_over_budget_before_the_encoder_runs(fa
     assert torch.equal(pipe(picture()), reference)
 
 
-@pytest.mark.parametrize("far_memory", ["auto", "none"])
+@pytest.mark.parametrize("offload", ["auto", "none"])
 @pytest.mark.parametrize("kind", [Untraceable, Branching])
-def test_a_peak_is_told_before_and_the_budget_of_the_message_works(kind: type[Untraceable], far_memory: Any) -> None:
+def test_a_peak_is_told_before_and_the_budget_of_the_message_works(kind: type[Untraceable], offload: Any) -> None:
     encoder = kind(scratch_bytes=2**20)
     pipe = mini(text_encoder=encoder)
     reference = pipe(picture())
     encoder.entered = 0
-    error = over_budget(pipe, "1MiB", far_memory)
+    error = over_budget(pipe, "1MiB", offload)
     assert encoder.entered == 0
     assert "set by its weights and the peak of a rehearsal" in str(error)
-    sicompiler.compile_for_budget(pipe, f"{error.floor_bytes}B", far_memory=far_memory)
+    sicompiler.compile_for_budget(pipe, f"{error.floor_bytes}B", offload=offload)
     assert close(pipe(picture()), reference)
     found = sicompiler.verify(pipe, ((picture(),), {}))
     assert found.fits, str(found)
@@ -109,10 +109,10 @@ def test_a_call_that_cannot_be_rehearsed_is_stopped_before_it_passes_the_budget(
     assert encoder.entered == 0  # it is known now
 
 
-@pytest.mark.parametrize("far_memory", ["auto", "none"])
-def test_the_floor_of_the_report_has_the_encoder_in_it(far_memory: Any) -> None:
+@pytest.mark.parametrize("offload", ["auto", "none"])
+def test_the_floor_of_the_report_has_the_encoder_in_it(offload: Any) -> None:
     """What the first report says works at once, whatever sets it."""
-    pipe = sicompiler.compile_for_budget(mini(text_encoder=Untraceable(rows=900)), 1, far_memory=far_memory)
+    pipe = sicompiler.compile_for_budget(mini(text_encoder=Untraceable(rows=900)), 1, offload=offload)
     reference = pipe(picture())
     report = sicompiler.report(pipe)
     row = report.phases[0]
@@ -121,7 +121,7 @@ def test_the_floor_of_the_report_has_the_encoder_in_it(far_memory: Any) -> None:
     assert report.floor_bytes is not None
     assert 900 * KIB < row.floor_bytes <= report.floor_bytes
     assert "floor of text_encoder: its weights and the peak of an earlier call" in str(report)
-    sicompiler.compile_for_budget(pipe, f"{report.floor_bytes}B", far_memory=far_memory)
+    sicompiler.compile_for_budget(pipe, f"{report.floor_bytes}B", offload=offload)
     assert close(pipe(picture()), reference)
     assert sicompiler.report(pipe).fits
     assert sicompiler.verify(pipe, ((picture(),), {})).fits

@@ -22,7 +22,7 @@ from sicompiler.adapters.weights import storages, weights_of
 from sicompiler.capture import Program, flatten_inputs, weights_bytes
 from sicompiler.capture.results import open_inputs, tensors_of
 from sicompiler.capture.tiling import SWITCH, runs_only_tiled
-from sicompiler.compiler import FarMemory, Planner
+from sicompiler.compiler import Offload, Planner
 from sicompiler.errors import CaptureError, OverBudget
 from sicompiler.passes.manager import run_stage
 from sicompiler.plan import Plan
@@ -40,7 +40,7 @@ log = logging.getLogger("sicompiler")
 
 def _is_tight(plan: Plan) -> bool:
     """Whether a plan does anything for its budget that costs time."""
-    return bool(plan.regions or plan.outer or plan.recomputed or plan.uses_far_memory)
+    return bool(plan.regions or plan.outer or plan.rematerialized or plan.uses_offload)
 
 
 class ComponentState(SharedState):
@@ -76,7 +76,7 @@ class ComponentState(SharedState):
     def agree(self) -> None:
         """Have the budget that suits all pipelines; plans that a smaller one made slower than need be are dropped."""
         before, self.budget_bytes = self.budget_bytes, self.tenants.budget_bytes
-        self.far_memory = self.tenants.far_memory
+        self.offload = self.tenants.offload
         if self.budget_bytes > before:
             self.compiled = {call: compiled for call, compiled in self.compiled.items() if not _is_tight(compiled.plan)}
             self.parts = {call: compiled for call, compiled in self.parts.items() if not _is_tight(compiled.plan)}
@@ -304,22 +304,22 @@ class ComponentState(SharedState):
     def choose(self, planner: Planner, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Plan:
         """The fastest plan within what the rest of the pipeline leaves.
 
-        Idle components go first; only then values and weights of this one are kept in far memory.
+        Idle components go first; only then values and weights of this one are offloaded.
 
         Raises:
             OverBudget: no plan fits, whatever is moved away.
         """
-        far_memory: FarMemory = "none"
+        offload: Offload = "none"
         while True:
-            plan = planner.plan_within(self.budget_bytes - self.reserved.total_bytes, far_memory=far_memory)
+            plan = planner.plan_within(self.budget_bytes - self.reserved.total_bytes, offload=offload)
             if plan is not None:
                 self.beside[id(plan)] = frozenset(name for name, _ in self.reserved.weights)
                 return plan
             if self._make_room(args, kwargs):
                 continue
-            if far_memory == self.far_memory:
-                raise self._over_budget(Shortage(*planner.floor(far_memory)))
-            far_memory = self.far_memory
+            if offload == self.offload:
+                raise self._over_budget(Shortage(*planner.floor(offload)))
+            offload = self.offload
 
     def _make_room(self, args: Sequence[Any], kwargs: Mapping[str, Any], keep: frozenset[str] = frozenset()) -> bool:
         device = self.device_of(args, kwargs)

@@ -32,7 +32,7 @@ from sicompiler.adapters.tenants import Tenant
 from sicompiler.adapters.verify import PipelineVerification, compare_components, compare_runs
 from sicompiler.adapters.weights import storages, weights_of
 from sicompiler.cache.store import Store
-from sicompiler.compiler import FarMemory
+from sicompiler.compiler import Offload
 from sicompiler.errors import BadInput, NotCompiled
 from sicompiler.rehash.request import Rehash
 from sicompiler.reports.phases import PipelineReport
@@ -81,7 +81,7 @@ class PipelineState:
         pipe: the pipeline; it is not kept alive.
         budget_bytes: everything on the device, in every phase.
         progress: told about long work.
-        far_memory: whether values and weights may lie in far memory.
+        offload: whether values and weights may be offloaded.
         store: where programs and plans of other processes lie; None to do without.
     """
 
@@ -90,15 +90,15 @@ class PipelineState:
         pipe: Any,
         budget_bytes: int,
         progress: Progress | None,
-        far_memory: FarMemory = "auto",
+        offload: Offload = "auto",
         store: Store | None = None,
     ) -> None:
         self._pipe = weakref.ref(pipe)
         self.store = store
         self.name, self.budget_bytes, self.progress = type(pipe).__name__, budget_bytes, progress
         self.components: dict[Role, ComponentState] = {}
-        self.far_memory: FarMemory = far_memory
-        self.residency = Residency(far=far_memory == "auto")
+        self.offload: Offload = offload
+        self.residency = Residency(offloaded=offload == "auto")
         self.measure_calls = False  # measure the calls of components, each on its own
         self.rehash: PipelineRehash | None = None
         self._before: dict[str, Any] = {}  # what the pipeline itself had in the place of what is patched
@@ -109,7 +109,7 @@ class PipelineState:
         pipe: Any,
         budget_bytes: int,
         progress: Progress | None,
-        far_memory: FarMemory = "auto",
+        offload: Offload = "auto",
         rehash: Rehash | None = None,
         store: Store | None = None,
     ) -> PipelineState:
@@ -119,7 +119,7 @@ class PipelineState:
             BadInput: it can't be taken over; the message says why and what to do. It is left as it was.
         """
         check_pipeline(pipe)
-        state = PipelineState(pipe, budget_bytes, progress, far_memory, store)
+        state = PipelineState(pipe, budget_bytes, progress, offload, store)
         state.rehash = None if rehash is None else PipelineRehash(state, rehash)  # reads its plan, which may fail
         previous = pipe.__dict__.get(ATTRIBUTE)
         if isinstance(previous, PipelineState):
@@ -175,7 +175,7 @@ class PipelineState:
 
     def _install(self, pipe: Any, role: Role) -> None:
         model = getattr(pipe, role.component)
-        tenant = Tenant(self, role, self.budget_bytes, self.far_memory, self.progress)
+        tenant = Tenant(self, role, self.budget_bytes, self.offload, self.progress)
         with turn_of(model).taken():
             previous = installed_state(model, role.method)
             if isinstance(previous, ComponentState):
@@ -305,7 +305,7 @@ class PipelineState:
             and what has not run yet.
         """
         others = [other for other in self.components.values() if other is not state]
-        fixed = not self.residency.far and state.home.type == "cpu"
+        fixed = not self.residency.offloaded and state.home.type == "cpu"
         known = max((r.floor_bytes for other in others for r in other.records), default=0) if fixed else 0
         return known, [other.role.label for other in others if not other.records]
 

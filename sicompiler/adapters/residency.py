@@ -1,6 +1,6 @@
 """Which components stay on the device: idle ones go when the budget asks, and come back when called.
 
-From an accelerator they go to the CPU. From a CPU they go to its far memory, a mapped file, if that is allowed. A
+From an accelerator they go to the CPU. From a CPU they go to its offload memory, a mapped file, if that is allowed. A
 component that accelerate has hooked is accelerate's to move.
 """
 
@@ -28,11 +28,11 @@ class Residency:
     """Moves idle components out of the way and back.
 
     Args:
-        far: whether components of a CPU may go to far memory.
+        offloaded: whether components of a CPU may go to offload memory.
     """
 
-    def __init__(self, *, far: bool = False) -> None:
-        self.far = far
+    def __init__(self, *, offloaded: bool = False) -> None:
+        self.offloaded = offloaded
 
     def is_away(self, part: torch.nn.Module) -> bool:
         """Whether a component was moved away, by whichever pipeline that has it."""
@@ -40,7 +40,7 @@ class Residency:
 
     def movable(self, part: torch.nn.Module, device: torch.device) -> bool:
         """Whether a component is on a device and may be moved away from it."""
-        return (self.far or device.type != "cpu") and HOOK not in part.__dict__ and bool(weights_of(part, device))
+        return (self.offloaded or device.type != "cpu") and HOOK not in part.__dict__ and bool(weights_of(part, device))
 
     def make_room(
         self, idle: Iterable[tuple[str, torch.nn.Module]], device: torch.device, waiting: Turn | None = None
@@ -82,16 +82,16 @@ class Residency:
         """Whether a component that is about to run on a device was moved away from it."""
         return _away.get(part) == device
 
-    def bring(self, part: torch.nn.Module, far: Collection[str] = ()) -> None:
+    def bring(self, part: torch.nn.Module, offloaded: Collection[str] = ()) -> None:
         """Move a component back to where it was.
 
         Args:
             part: the component.
-            far: names of the weights that its plan streams: these go to far memory.
+            offloaded: names of the weights that its plan streams: these go to offload memory.
         """
         home = _away.get(part)
         if home is not None:
-            self.fetch(part, home, far)
+            self.fetch(part, home, offloaded)
             del _away[part]  # not before: where a move fails half way, the next call goes on with it
 
     def send(self, part: torch.nn.Module, device: torch.device) -> None:
@@ -101,9 +101,9 @@ class Residency:
         else:
             part.to("cpu")
 
-    def fetch(self, part: torch.nn.Module, device: torch.device, far: Collection[str]) -> None:
+    def fetch(self, part: torch.nn.Module, device: torch.device, offloaded: Collection[str]) -> None:
         """Move all weights of a component to a device, but for those that are streamed."""
-        if device.type == "cpu" or far:
-            place(part, far, device)
+        if device.type == "cpu" or offloaded:
+            place(part, offloaded, device)
         else:
             part.to(device)

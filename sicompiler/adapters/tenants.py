@@ -14,7 +14,7 @@ import torch
 
 from sicompiler.adapters.held import Reserved
 from sicompiler.adapters.roles import Role
-from sicompiler.compiler import FarMemory
+from sicompiler.compiler import Offload
 from sicompiler.runtime.faults import locals_of
 from sicompiler.search.search import Progress
 from sicompiler.takeover import State
@@ -32,7 +32,7 @@ class Tenant:
         pipeline: its state.
         role: what the component does in it.
         budget_bytes: of the whole pipeline.
-        far_memory: what it allows.
+        offload: what it allows.
         progress: told about long work of its calls.
         records: what happened in its calls.
         reserved: by the rest of the pipeline, in its newest call.
@@ -41,7 +41,7 @@ class Tenant:
     pipeline: PipelineState
     role: Role
     budget_bytes: int
-    far_memory: FarMemory
+    offload: Offload
     progress: Progress | None = None
     records: list[Record] = field(default_factory=list)
     reserved: Reserved = field(default_factory=Reserved)
@@ -55,7 +55,7 @@ class Tenant:
 class Tenants(threading.local):
     """The pipelines of one component, and which of them each thread serves.
 
-    What is shared has to suit all of them: the smallest budget holds, and far memory where all allow it.
+    What is shared has to suit all of them: the smallest budget holds, and offload memory where all allow it.
     """
 
     def __init__(self, shared: list[Tenant]) -> None:
@@ -83,9 +83,9 @@ class Tenants(threading.local):
         return min(tenant.budget_bytes for tenant in self.living)
 
     @property
-    def far_memory(self) -> FarMemory:
+    def offload(self) -> Offload:
         """What all of them allow."""
-        return "none" if any(tenant.far_memory == "none" for tenant in self.living) else "auto"
+        return "none" if any(tenant.offload == "none" for tenant in self.living) else "auto"
 
     def admit(self, tenant: Tenant) -> None:
         """Take a pipeline in; one that was there before has another budget or role now. Dropped ones are forgotten."""
@@ -156,7 +156,7 @@ class SharedState(State):
             None,
             tenant.progress,
             tenant.role.method,
-            tenant.far_memory,
+            tenant.offload,
             path=tenant.role.component,
             store=tenant.pipeline.store,
         )

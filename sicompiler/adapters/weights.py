@@ -14,7 +14,7 @@ import torch
 
 from sicompiler.capture.quantised import storage_bytes, stored, weights_in
 from sicompiler.capture.unchanged import Structure
-from sicompiler.ops import is_far
+from sicompiler.ops import is_offloaded
 from sicompiler.runtime.placement import streams
 
 _ADDRESSED = frozenset({torch.Tensor, torch.nn.Parameter})  # what is inside of others may change without a trace
@@ -53,7 +53,7 @@ def weights_of(part: torch.nn.Module, device: torch.device) -> Mapping[int, int]
     if snapshot is None or not snapshot.holds():
         if streams(part) or not all(type(t) in _ADDRESSED and t.layout is torch.strided for t in weights_in(part)):
             tensors = (plain for tensor in weights_in(part) for plain in stored(tensor))
-            return storages((t for t in tensors if not is_far(t)), device)
+            return storages((t for t in tensors if not is_offloaded(t)), device)
         snapshot = _snapshots[part] = _Snapshot(part)
     return snapshot.nbytes.get(device, _NOTHING)
 

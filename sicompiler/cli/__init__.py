@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from sicompiler.errors import PassError, SicompilerError
+from sicompiler.renamed import check_options
 
 INTERRUPTED, READER_GONE = 130, 141  # as shells count: 128 and the number of the signal
 
@@ -37,6 +38,7 @@ def run(arguments: Sequence[str]) -> int:
         The exit status. Errors that are no decision of the user (ours) are raised, with their traceback.
     """
     try:
+        check_options(arguments)
         from sicompiler.cli.app import app
 
         status = app(args=list(arguments) or ["--help"], prog_name="sicompiler", standalone_mode=False)

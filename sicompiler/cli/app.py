@@ -13,8 +13,6 @@ from sicompiler.cli.options import (
     Device,
     DeviceOption,
     Dtype,
-    FarMemory,
-    FarMemoryOption,
     Format,
     Frames,
     Gb,
@@ -22,6 +20,8 @@ from sicompiler.cli.options import (
     Json,
     Model,
     ModelOptions,
+    Offload,
+    OffloadOption,
     RequiredGb,
     Stage,
     Width,
@@ -70,7 +70,7 @@ def plan(
     batch: Batch = None,
     dtype: Dtype = None,
     device: DeviceOption = None,
-    far_memory: FarMemoryOption = FarMemory.AUTO,
+    offload: OffloadOption = Offload.AUTO,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Save the plan as JSON, for diff and compile_for_budget.")
     ] = None,
@@ -86,7 +86,7 @@ def plan(
     """
     from sicompiler.cli.answers import recalled
 
-    options = ModelOptions(model, batch, frames, height, width, dtype, device, far_memory)
+    options = ModelOptions(model, batch, frames, height, width, dtype, device, offload)
 
     def run() -> int:
         with paused_gc():  # imports and graphs, which stay to the end of the process
@@ -218,7 +218,7 @@ def verify(
         str | None, typer.Option("--dtype", help="float32 (default), float16, bfloat16 or float64.", show_default=False)
     ] = None,
     device: Annotated[Device, typer.Option("--device", help="Run on this device.")] = Device.CPU,
-    far_memory: FarMemoryOption = FarMemory.AUTO,
+    offload: OffloadOption = Offload.AUTO,
     json: Json = False,
 ) -> int:
     """Build the model with random weights and run it both ways: largest difference, measured peaks.
@@ -228,7 +228,7 @@ def verify(
     """
     from sicompiler.cli.verify import run
 
-    return run(ModelOptions(model, batch, frames, height, width, dtype, device, far_memory), gb, as_json=json)
+    return run(ModelOptions(model, batch, frames, height, width, dtype, device, offload), gb, as_json=json)
 
 
 @app.command(short_help="Make a clip untouched, in a budget, and with Step Rehash.")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sicompiler.compiler import FarMemory, Planner
+from sicompiler.compiler import Offload, Planner
 from sicompiler.reports.summary import FrontierRow, frontier_table
 from sicompiler.search.search import Progress
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sicompiler.cli.pipelines import Part, Pipeline, PlannedPart
 
 SHARES = (0.0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)  # of the way from the floor to the unsliced peak
-FAR_SHARES = (0.0, 1 / 4, 1 / 2)  # of the way from the floor with far memory to that without
+OFFLOAD_SHARES = (0.0, 1 / 4, 1 / 2)  # of the way from the floor with offloading to that without
 ENCODE, DENOISE = "encode", "denoise"
 STEPS = 25  # the whole pipeline counts so many calls of its denoiser, and one of the others
 
@@ -49,21 +49,23 @@ def unsliced_seconds(planner: Planner) -> float:
     return planner.source.unsliced.problem.unsliced_seconds
 
 
-def budgets_between(floor_bytes: int, unsliced_bytes: int, far_floor_bytes: int | None = None) -> list[int]:
-    """A handful of budgets from the floor to the unsliced peak, and below it down to the floor with far memory."""
-    near = [floor_bytes + int(share * max(unsliced_bytes - floor_bytes, 0)) for share in SHARES]
-    lowest = floor_bytes if far_floor_bytes is None else min(far_floor_bytes, floor_bytes)
-    return list(dict.fromkeys([*(lowest + int(share * (floor_bytes - lowest)) for share in FAR_SHARES), *near]))
+def budgets_between(floor_bytes: int, unsliced_bytes: int, offload_floor_bytes: int | None = None) -> list[int]:
+    """A handful of budgets from the floor to the unsliced peak, and below it down to the floor with offloading."""
+    on_device = [floor_bytes + int(share * max(unsliced_bytes - floor_bytes, 0)) for share in SHARES]
+    lowest = floor_bytes if offload_floor_bytes is None else min(offload_floor_bytes, floor_bytes)
+    return list(
+        dict.fromkeys([*(lowest + int(share * (floor_bytes - lowest)) for share in OFFLOAD_SHARES), *on_device])
+    )
 
 
-def frontier(planner: Planner, progress: Progress, far_memory: FarMemory = "none") -> list[FrontierRow]:
+def frontier(planner: Planner, progress: Progress, offload: Offload = "none") -> list[FrontierRow]:
     """What a handful of budgets between the floor and the unsliced peak cost in time."""
     whole_seconds = unsliced_seconds(planner)
     rows = []
-    budgets = budgets_between(planner.floor()[0], planner.unsliced_bytes, planner.floor(far_memory)[0])
+    budgets = budgets_between(planner.floor()[0], planner.unsliced_bytes, planner.floor(offload)[0])
     for number, budget in enumerate(budgets):
         progress("frontier", number, len(budgets))
-        plan = planner.plan(budget, far_memory=far_memory)
+        plan = planner.plan(budget, offload=offload)
         rows.append(
             FrontierRow(budget, plan.predicted_peak_bytes, _ratio(plan.seconds, whole_seconds), len(plan.regions))
         )
@@ -73,14 +75,14 @@ def frontier(planner: Planner, progress: Progress, far_memory: FarMemory = "none
 def pipeline_frontiers(pipeline: Pipeline, progress: Progress) -> Frontiers:
     """The same for every phase of a pipeline and for all of them together."""
     parts = pipeline.parts
-    lowest = [pipeline.floor(part, pipeline.far_memory)[0] for part in parts]
-    near = [pipeline.floor(part, "none")[0] for part in parts]
+    lowest = [pipeline.floor(part, pipeline.offload)[0] for part in parts]
+    on_device = [pipeline.floor(part, "none")[0] for part in parts]
     tops = [pipeline.unsliced_bytes(part) for part in parts]
     phases = []
     for number, part in enumerate(parts):
         progress("frontier", number, len(parts) + 1)
-        phases.append(_rows(pipeline, [part], budgets_between(near[number], tops[number], lowest[number])))
-    whole = _rows(pipeline, parts, budgets_between(max(near), max(tops), max(lowest)))
+        phases.append(_rows(pipeline, [part], budgets_between(on_device[number], tops[number], lowest[number])))
+    whole = _rows(pipeline, parts, budgets_between(max(on_device), max(tops), max(lowest)))
     return Frontiers(tuple(phases), whole)
 
 

@@ -19,7 +19,7 @@ class Device(StrEnum):
     CUDA = "cuda"
 
 
-class FarMemory(StrEnum):
+class Offload(StrEnum):
     """Whether values may be spilled and weights streamed, where nothing else fits."""
 
     NONE = "none"
@@ -53,7 +53,7 @@ class ModelOptions:
         batch, frames, height, width: sizes in pixels and video frames.
         dtype: of weights and inputs.
         device: to plan for.
-        far_memory: whether values may be spilled and weights streamed.
+        offload: whether values may be spilled and weights streamed.
     """
 
     model: str
@@ -63,12 +63,12 @@ class ModelOptions:
     width: int | None = None
     dtype: str | None = None
     device: Device | None = None
-    far_memory: FarMemory = FarMemory.AUTO
+    offload: Offload = Offload.AUTO
 
     @property
-    def far(self) -> Literal["none", "auto"]:
+    def offloading(self) -> Literal["none", "auto"]:
         """The same, as the planner takes it."""
-        return "auto" if self.far_memory is FarMemory.AUTO else "none"
+        return "auto" if self.offload is Offload.AUTO else "none"
 
     @property
     def sizes(self) -> GivenSizes:
@@ -97,10 +97,10 @@ Dtype = Annotated[
     str | None, typer.Option("--dtype", help="float16 (default), bfloat16, float32 or float64.", show_default=False)
 ]
 DeviceOption = Annotated[Device | None, typer.Option("--device", help=DEVICE_HELP, show_default=False)]
-FarMemoryOption = Annotated[
-    FarMemory,
+OffloadOption = Annotated[
+    Offload,
     typer.Option(
-        "--far-memory",
+        "--offload",
         help="auto: where nothing else fits, spill values to host memory and stream weights from there.",
     ),
 ]

@@ -14,7 +14,7 @@ from sicompiler.cli.frontier import DENOISE, ENCODE, Frontiers, pipeline_frontie
 from sicompiler.cli.options import ModelOptions
 from sicompiler.cli.output import Progress, json_rows, note, quiet, show, show_json, show_text
 from sicompiler.cli.work import Target, prepare, untouched_bytes
-from sicompiler.compiler import FarMemory, Planner
+from sicompiler.compiler import Offload, Planner
 from sicompiler.errors import CaptureError, OverBudget
 from sicompiler.facts.storages import GraphFacts, Origin
 from sicompiler.models.pipelines import PartCall, PartName, build_pipeline, idle_weights, pipeline_named
@@ -51,25 +51,23 @@ class Pipeline:
         weights: bytes of every component.
         held: bytes that the pipeline holds beside the inputs of a call.
         movable: whether there is somewhere to move idle components to.
-        far_memory: whether values may be spilled and weights streamed, once all idle components are moved away.
+        offload: whether values may be spilled and weights streamed, once all idle components are moved away.
     """
 
     parts: tuple[Part, ...]
     weights: Mapping[str, int]
     held: int
     movable: bool
-    far_memory: FarMemory = "none"
+    offload: Offload = "none"
 
     @classmethod
-    def of(
-        cls, parts: Sequence[Part], idle: Mapping[str, int], device: str, far_memory: FarMemory = "none"
-    ) -> Pipeline:
+    def of(cls, parts: Sequence[Part], idle: Mapping[str, int], device: str, offload: Offload = "none") -> Pipeline:
         """Add up what the phases share."""
         weights = {**idle, **{part.call.component: part.planner.weights_bytes for part in parts}}
         denoisers = [part.planner.graph.facts for part in parts if part.call.phase == DENOISE]
         held = HELD_SAMPLES * max(map(sample_bytes, denoisers))
-        movable = device != "cpu" or far_memory == "auto"
-        return cls(tuple(parts), weights, held, movable, far_memory)
+        movable = device != "cpu" or offload == "auto"
+        return cls(tuple(parts), weights, held, movable, offload)
 
     def unsliced_bytes(self, part: Part) -> int:
         """Peak of a phase without slicing, with everything resident."""
@@ -80,9 +78,9 @@ class Pipeline:
         own = part.untouched_bytes
         return None if own is None else own + self._others(part) + self.held
 
-    def floor(self, part: Part, far_memory: FarMemory) -> tuple[int, str]:
+    def floor(self, part: Part, offload: Offload) -> tuple[int, str]:
         """The smallest budget of a phase, idle components moved away if they can be, and what sets it."""
-        floor_bytes, culprit = part.planner.floor(far_memory)
+        floor_bytes, culprit = part.planner.floor(offload)
         return floor_bytes + self._always_beside(part), culprit
 
     def eviction_order(self, part: Part) -> tuple[str, ...]:
@@ -100,7 +98,7 @@ class Pipeline:
         """One phase within a budget, as a running pipeline would plan it; at its floor where nothing fits.
 
         Everything stays resident if that fits; else idle components go, one by one, and only then values and weights
-        of the one that runs lie in far memory.
+        of the one that runs are offloaded.
 
         Args:
             part: the phase.
@@ -112,16 +110,16 @@ class Pipeline:
         plan: Plan | None = None
         while plan is None:
             beside = sum(self.weights[name] for name in here) + self.held
-            far_memory: FarMemory = "none" if self.movable and here else self.far_memory
-            plan = part.planner.plan_within(budget - beside, far_memory=far_memory)
+            offload: Offload = "none" if self.movable and here else self.offload
+            plan = part.planner.plan_within(budget - beside, offload=offload)
             if plan is None and self.movable and here:
                 here.pop(0)
             elif plan is None:
-                plan = part.planner.plan(part.planner.floor(far_memory)[0], far_memory=far_memory)
+                plan = part.planner.plan(part.planner.floor(offload)[0], offload=offload)
         is_above = plan.predicted_peak_bytes + beside > budget
         floor_bytes, culprit = plan.floor_bytes, plan.floor_operator
         if is_above or floors:
-            floor_bytes, culprit = part.planner.floor(self.far_memory if is_above or plan.uses_far_memory else "none")
+            floor_bytes, culprit = part.planner.floor(self.offload if is_above or plan.uses_offload else "none")
         if floor_bytes is not None:
             floor_bytes += self._always_beside(part)
         row = PhaseRow(
@@ -180,7 +178,7 @@ def run(options: ModelOptions, gb: str | None, *, as_json: bool, untouched: bool
                     raise
                 known = _untouched_call(call, str(error).splitlines()[0])
                 unplanned[call.component], idle[call.component] = known, known.weights_bytes
-        pipeline = Pipeline.of(parts, idle, device, options.far)
+        pipeline = Pipeline.of(parts, idle, device, options.offloading)
         if budget is None:
             whole = [_untouched(name, known, pipeline, 0).floor_bytes or 0 for name, known in unplanned.items()]
             budget = max([*whole, *(pipeline.unsliced_bytes(part) for part in parts)])

@@ -13,7 +13,7 @@ from sicompiler.cli.frontier import frontier
 from sicompiler.cli.options import ModelOptions
 from sicompiler.cli.output import Progress, json_rows, note, show, show_json
 from sicompiler.cli.work import find, prepare, untouched_bytes
-from sicompiler.compiler import FarMemory, Planner
+from sicompiler.compiler import Offload, Planner
 from sicompiler.errors import BadInput, OverBudget
 from sicompiler.models.pipelines import is_pipeline_name
 from sicompiler.plan import Plan
@@ -41,8 +41,8 @@ def run(
     with Progress() as progress:
         target = find(options)
         _, planner = prepare(target, progress)
-        rows = frontier(planner, progress, options.far) if budget is None else []
-        plan, refused = _planned(planner, budget, options.far)
+        rows = frontier(planner, progress, options.offloading) if budget is None else []
+        plan, refused = _planned(planner, budget, options.offloading)
         eager_bytes: int | None = None
         if untouched:
             eager_bytes, seconds = untouched_bytes(target, planner, progress)
@@ -67,16 +67,16 @@ def run(
     return 0
 
 
-def _planned(planner: Planner, budget: int | None, far_memory: FarMemory) -> tuple[Plan, OverBudget | None]:
+def _planned(planner: Planner, budget: int | None, offload: Offload) -> tuple[Plan, OverBudget | None]:
     """The plan for a budget, or for the unsliced peak where none is given; that at the floor, and why, if none fits."""
     refused: OverBudget | None = None
     try:
-        plan = planner.plan(planner.unsliced_bytes if budget is None else budget, far_memory=far_memory)
+        plan = planner.plan(planner.unsliced_bytes if budget is None else budget, offload=offload)
     except OverBudget as error:
         refused = error
-        plan = replace(planner.plan(error.floor_bytes, far_memory=far_memory), budget_bytes=error.budget_bytes)
+        plan = replace(planner.plan(error.floor_bytes, offload=offload), budget_bytes=error.budget_bytes)
     if budget is None:  # the frontier has searched for it
-        floor_bytes, culprit = planner.floor("auto" if plan.uses_far_memory else "none")
+        floor_bytes, culprit = planner.floor("auto" if plan.uses_offload else "none")
         plan = replace(plan, floor_bytes=floor_bytes, floor_operator=culprit)
     return plan, refused
 

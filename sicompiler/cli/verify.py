@@ -50,7 +50,7 @@ def run(options: ModelOptions, gb: str, *, as_json: bool) -> int:
         args, kwargs = torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.to(device), (call.args, call.kwargs))
         with quiet():
             _, planner = prepare(model, args, kwargs, progress=progress, method=call.method)
-            plan = planner.plan(budget_bytes, far_memory=options.far)
+            plan = planner.plan(budget_bytes, offload=options.offloading)
             progress("running both", 0, 1)
             found = compare(
                 model,

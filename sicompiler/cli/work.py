@@ -121,7 +121,7 @@ def plan_for(planner: Planner, gb: str | None) -> Plan:
     Raises:
         OverBudget: no plan fits.
     """
-    return planner.plan(planner.unsliced_bytes if gb is None else parse_bytes(gb), far_memory="auto")
+    return planner.plan(planner.unsliced_bytes if gb is None else parse_bytes(gb), offload="auto")
 
 
 def show_stage(target: Target, stage: Stage, gb: str | None, progress: Progress) -> Shown:

@@ -40,7 +40,7 @@ class Timeline:
 
 
 def timeline(
-    facts: GraphFacts, lives: Lifetimes, workspace_bytes: npt.NDArray[np.int64], far: Collection[int] = ()
+    facts: GraphFacts, lives: Lifetimes, workspace_bytes: npt.NDArray[np.int64], offloaded: Collection[int] = ()
 ) -> Timeline:
     """Add up what is alive at each step.
 
@@ -48,14 +48,14 @@ def timeline(
         facts: sizes of the storages.
         lives: their lifetimes.
         workspace_bytes: per position, a kernel's own allocations.
-        far: storages that lie in far memory.
+        offloaded: storages that are offloaded.
     """
     count = len(facts.nodes)
     change = np.zeros(count + 1, dtype=np.int64)
     crossing = np.zeros(count + 2, dtype=np.int64)
     base = standing_bytes(facts.device_type)
     for storage in facts.storages:
-        if storage.origin is Origin.WEIGHT or storage.index in far:
+        if storage.origin is Origin.WEIGHT or storage.index in offloaded:
             continue
         first, last = lives.first[storage.index], lives.last[storage.index]
         if first < 0 and last >= count:

@@ -87,9 +87,9 @@ def _rounded(form: Form, granule: int, base: Point, steps: Point) -> Any:
     """
     import sympy
 
-    far = (base[0] + steps[0], base[1] + steps[1], base[2] + steps[2])
-    near = itertools.product(*zip(base, far, strict=True))
-    if all((form.at((f, h, w)) or 0) % granule == 0 for f, h, w in near):
+    offloaded = (base[0] + steps[0], base[1] + steps[1], base[2] + steps[2])
+    on_device = itertools.product(*zip(base, offloaded, strict=True))
+    if all((form.at((f, h, w)) or 0) % granule == 0 for f, h, w in on_device):
         return form.symbolic()
     return granule * sympy.ceiling(form.symbolic() / granule)
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch.fx
 
 from sicompiler.errors import BadInput
-from sicompiler.ops.far import arrive, depart
+from sicompiler.ops.offloaded import wait_loads, wait_stores
 
 
 def sliced_loop(body: Callable[..., object], size: int, slice_length: int, *operands: Any) -> None:
@@ -45,7 +45,7 @@ def streamed_loop(  # noqa: PLR0913  # the arguments of a node of a graph
     targets: Sequence[torch.Tensor],
     operands: Sequence[Any],
 ) -> None:
-    """The same where some values lie in far memory, and their slices are carried while other slices are computed.
+    """The same where some values are offloaded, and their slices are carried while other slices are computed.
 
     Two slices of each such value are on the device: of what is read, the one computed with and the next, which arrives
     meanwhile; of what is written, the one being made and the one before, which leaves.
@@ -57,8 +57,8 @@ def streamed_loop(  # noqa: PLR0913  # the arguments of a node of a graph
         size: length of the axis, in entries.
         slice_length: entries of a slice, at least 1.
         device: what computes.
-        sources: whole values in far memory that are read.
-        targets: whole values in far memory that are written.
+        sources: whole offloaded values that are read.
+        targets: whole offloaded values that are written.
         operands: what the body reads and writes on the device, whole.
 
     Raises:
@@ -67,19 +67,19 @@ def streamed_loop(  # noqa: PLR0913  # the arguments of a node of a graph
     if slice_length < 1 or size < 0:
         raise BadInput(f"streamed_loop needs size >= 0 and slice_length >= 1, got {size} and {slice_length}")
     starts = range(0, size, slice_length)
-    coming = fetch(*sources, 0, min(slice_length, size)) if starts else ()
-    leaving: tuple[torch.Tensor, ...] = ()
+    prefetched = fetch(*sources, 0, min(slice_length, size)) if starts else ()
+    in_flight: tuple[torch.Tensor, ...] = ()
     for start in starts:
-        arrive(device)
-        here, after = coming, start + slice_length
-        coming = fetch(*sources, after, min(slice_length, size - after)) if after < size else ()
+        wait_loads(device)
+        here, after = prefetched, start + slice_length
+        prefetched = fetch(*sources, after, min(slice_length, size - after)) if after < size else ()
         made = body(*here, *operands, start, min(slice_length, size - start))
         del here
-        depart(device)
-        leaving = made  # lets go of the slice before, which has left by now
-        store(*leaving, *targets, start, min(slice_length, size - start))
+        wait_stores(device)
+        in_flight = made  # lets go of the slice before, which has left by now
+        store(*in_flight, *targets, start, min(slice_length, size - start))
         del made
-    depart(device)
+    wait_stores(device)
 
 
 # So that they print as `sicompiler.ops.sliced_loop` in GraphModule.code, and are not removed as dead: no users.

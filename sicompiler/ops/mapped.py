@@ -1,4 +1,4 @@
-"""Tensors in far memory: pinned host memory for a CUDA device, a memory-mapped file for the CPU."""
+"""Offloaded tensors: pinned host memory for a CUDA device, a memory-mapped file for the CPU."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ from collections.abc import Sequence
 
 import torch
 
-from sicompiler.errors import FarMemoryError
+from sicompiler.errors import OffloadError
 
-FOLDER_VARIABLE = "SICOMPILER_FAR_MEMORY"  # names the folder of mapped files; the system's temporary one otherwise
+FOLDER_VARIABLE = "SICOMPILER_OFFLOAD_DIR"  # names the folder of mapped files; the system's temporary one otherwise
 
 _folders: dict[str, str] = {}  # absolute, by what the environment says
 _mapped: weakref.WeakValueDictionary[int, mmap.mmap] = weakref.WeakValueDictionary()  # by address, while in use
 
 
-def far_tensor(size: Sequence[int], stride: Sequence[int], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """An uninitialised tensor in the far memory of a device.
+def offloaded_tensor(
+    size: Sequence[int], stride: Sequence[int], dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    """An uninitialised tensor in the offload memory of a device.
 
     For the CPU it lies in a file of its own without a name, which the system removes with the tensor. All of its disk
     space is taken here, so that a full disk is an error now and not a crash later.
@@ -28,16 +30,16 @@ def far_tensor(size: Sequence[int], stride: Sequence[int], dtype: torch.dtype, d
         size: shape.
         stride: in elements; the tensor must not overlap itself.
         dtype: of the elements.
-        device: whose far memory, "cpu" or "cuda".
+        device: whose offload memory, "cpu" or "cuda".
 
     Raises:
-        FarMemoryError: the folder is missing, the disk is full, or the host has no memory left to pin.
+        OffloadError: the folder is missing, the disk is full, or the host has no memory left to pin.
     """
     if device.type != "cpu":
         try:
             return torch.empty_strided(size, stride, dtype=dtype, pin_memory=True)
         except RuntimeError as error:
-            raise FarMemoryError(f"can't pin host memory for a tensor of shape {tuple(size)}: {error}") from error
+            raise OffloadError(f"can't pin host memory for a tensor of shape {tuple(size)}: {error}") from error
     extent = 1 + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
     if 0 in size:
         return torch.empty_strided(size, stride, dtype=dtype)
@@ -46,7 +48,7 @@ def far_tensor(size: Sequence[int], stride: Sequence[int], dtype: torch.dtype, d
 
 
 def offload_folder(*, fix: bool = False) -> str:
-    """The folder of mapped files, absolute: what SICOMPILER_FAR_MEMORY names, `~` expanded, else the temporary one.
+    """The folder of mapped files, absolute: what SICOMPILER_OFFLOAD_DIR names, `~` expanded, else the temporary one.
 
     Args:
         fix: from now on, a relative folder is seen from the current one, wherever the process goes.
@@ -69,16 +71,16 @@ def _file(nbytes: int) -> mmap.mmap:
                 file.truncate(nbytes)
             found = mmap.mmap(file.fileno(), nbytes)
     except OSError as error:
-        raise FarMemoryError(
+        raise OffloadError(
             f"can't map a file of {nbytes / 2**20:.0f} MiB in {folder}: {error.strerror}. Set {FOLDER_VARIABLE} to a "
-            "folder with room, raise the budget, or compile with far_memory='none'"
+            "folder with room, raise the budget, or compile with offload='none'"
         ) from error
     _mapped[torch.frombuffer(found, dtype=torch.uint8).data_ptr()] = found
     return found
 
 
-def is_far(tensor: torch.Tensor) -> bool:
-    """Whether a tensor lies in the far memory of the device it is used on."""
+def is_offloaded(tensor: torch.Tensor) -> bool:
+    """Whether a tensor lies in the offload memory of the device it is used on."""
     if tensor.device.type != "cpu" or isinstance(tensor, torch._subclasses.FakeTensor):
         return False
     return tensor.untyped_storage().data_ptr() in _mapped or bool(torch.cuda.is_available() and tensor.is_pinned())

@@ -19,10 +19,10 @@ from sicompiler.facts.calls import bind, operands_of
 from sicompiler.facts.modules import module_path
 from sicompiler.facts.storages import ALLOCATION_GRANULE_BYTES, fact_of, fake_tensors, rounded
 from sicompiler.facts.workspace import workspace_bytes
-from sicompiler.ops import far_tensor, sliced_loop, streamed_loop
+from sicompiler.ops import offloaded_tensor, sliced_loop, streamed_loop
 
 _LOOPS = (sliced_loop, streamed_loop)
-_GOES_FAR = (far_tensor, torch.ops.sicompiler.spill.default)  # what they make is not on the device
+_OFFLOADS = (offloaded_tensor, torch.ops.sicompiler.spill.default)  # what they make is not on the device
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class _Lister:
         self.taken: set[str] = set()
         self.steps: list[Step] = []
         self.bytes: dict[int, int] = {}  # of every storage that a step makes
-        self.far: set[int] = set()  # storages in far memory
+        self.offloaded: set[int] = set()  # offloaded storages
         self.first: dict[int, int] = {}
         self.last: dict[int, tuple[int, int]] = {}  # the step up to which a storage lives, and the step that frees it
         self.workspace: list[int] = []
@@ -257,9 +257,9 @@ class _Lister:
             return
         for fake in self._fakes(node):
             storage = _storage(fake)
-            if node.target in _GOES_FAR:
-                self.far.add(storage)
-            if storage in self.far:
+            if node.target in _OFFLOADS:
+                self.offloaded.add(storage)
+            if storage in self.offloaded:
                 continue
             if storage not in self.outside and storage not in self.first:
                 self.first[storage] = position

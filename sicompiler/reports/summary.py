@@ -55,7 +55,7 @@ def summary(plan: Plan, untouched_bytes: int | None = None) -> dict[str, Any]:
         "predicted_seconds": plan.seconds,
         "floor_bytes": plan.floor_bytes,
         "floor_operator": plan.floor_operator,
-        "far_memory": {
+        "offload": {
             "spilled_values": len(plan.spilled),
             "streamed_weights": len(plan.streamed),
             "streamed_bytes": plan.streamed_bytes,
@@ -84,7 +84,7 @@ def floor_text(plan: Plan) -> str:
     """The floor, for people."""
     if plan.floor_bytes is None:
         return "not looked for: this budget did not ask for it"
-    where = " with far memory" if plan.uses_far_memory else ""
+    where = " with offloading" if plan.uses_offload else ""
     return f"{format_bytes(plan.floor_bytes)}{where}, set by {plan.floor_operator}"
 
 
@@ -102,10 +102,10 @@ def totals(plan: Plan, untouched_bytes: int | None = None) -> list[tuple[str, st
         ("budget", format_bytes(plan.budget_bytes)),
         ("fits", "yes" if plan.fits else "NO: this is the plan at the floor"),
     ]
-    if plan.uses_far_memory:
+    if plan.uses_offload:
         rows.append(
             (
-                "far memory",
+                "offload memory",
                 f"{len(plan.spilled)} values spilled, {len(plan.streamed)} weights streamed "
                 f"({format_bytes(plan.streamed_bytes)}); {format_bytes(plan.moved_bytes)} carried in a run",
             )

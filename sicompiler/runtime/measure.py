@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from sicompiler.errors import BadInput
-from sicompiler.ops import is_far
+from sicompiler.ops import is_offloaded
 from sicompiler.runtime.allocations import Allocation, Recorder, profiler_running, recorder
 
 MAX_POINTS = 5000
@@ -212,15 +212,15 @@ def _measure_cpu(device: torch.device, older: Iterable[torch.Tensor], *, exact: 
 
 
 def _watch(tensors: Iterable[torch.Tensor], released: list[tuple[int, int]]) -> list[weakref.ref[Any]]:
-    """Note when a storage dies, and its bytes, for as long as what is returned lives; far memory was never counted."""
+    """Note when a storage dies, and its bytes, for as long as what is returned lives; offloaded ones never counted."""
 
     def note(nbytes: int) -> Callable[[object], None]:
         return lambda _: released.append((time.time_ns(), nbytes))
 
-    def near(tensor: torch.Tensor) -> bool:
-        return tensor.device.type == "cpu" and not is_far(tensor)
+    def on_device(tensor: torch.Tensor) -> bool:
+        return tensor.device.type == "cpu" and not is_offloaded(tensor)
 
-    storages = {t.untyped_storage()._cdata: t.untyped_storage() for t in tensors if near(t)}
+    storages = {t.untyped_storage()._cdata: t.untyped_storage() for t in tensors if on_device(t)}
     return [weakref.ref(storage, note(storage.nbytes())) for storage in storages.values()]
 
 

@@ -1,1 +1,1 @@
-"""Searching one graph for plans: its candidates, and what lies in far memory where a budget asks for that."""
+"""Searching one graph for plans: its candidates, and what is offloaded where a budget asks for that."""

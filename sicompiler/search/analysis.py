@@ -13,7 +13,7 @@ from sicompiler.axes.factor_map import Slicing
 from sicompiler.capture import Program
 from sicompiler.passes.manager import Observer, run_stage
 from sicompiler.plan import OuterLoop, Plan
-from sicompiler.search.search import recomputed_graph
+from sicompiler.search.search import rematerialized_graph
 from sicompiler.sliced import Region
 from sicompiler.study import Graph, OuterGraph, make_outer, outer_loops, outer_region, study
 
@@ -54,7 +54,7 @@ class Analysis:
     def rematerialized(self, least_bytes: int) -> Graph | None:
         """The graph in which values of so many bytes are rematerialized after their statistics; None without such."""
         if least_bytes not in self._rematerialized:
-            self._rematerialized[least_bytes] = recomputed_graph(self.legal, least_bytes)
+            self._rematerialized[least_bytes] = rematerialized_graph(self.legal, least_bytes)
         return self._rematerialized[least_bytes]
 
     def graph_of(self, plan: Plan) -> Graph:
@@ -63,7 +63,7 @@ class Analysis:
             outer = self.outer(plan.outer)
             assert outer is not None
             return outer.graph
-        again = self.rematerialized(plan.rematerialized_bytes) if plan.recomputed else self.legal
+        again = self.rematerialized(plan.rematerialized_bytes) if plan.rematerialized else self.legal
         assert again is not None
         return again
 

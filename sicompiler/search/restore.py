@@ -33,7 +33,7 @@ class Restored:
     Attributes:
         graph: whose positions it counts.
         outer: the loop around it, if any.
-        view: of the graph, with what the plan keeps in far memory.
+        view: of the graph, with what the plan offloads.
         regions: in order, each with its slice length.
     """
 
@@ -54,13 +54,13 @@ def restore(analysis: Analysis, plan: Plan) -> Restored:
     legal = analysis.legal
     wanted = basis(legal, legal)
     late = {name: wanted.pop(name) for name in ("fingerprint", "rules")}
-    plan.check(**wanted, **(late if plan.outer is None and not plan.recomputed else {}))
+    plan.check(**wanted, **(late if plan.outer is None and not plan.rematerialized else {}))
     outer: OuterGraph | None = None
     graph: Graph | None = legal
     if plan.outer is not None:
         outer = _outer(analysis, plan)
         graph = outer.graph
-    elif plan.recomputed:
+    elif plan.rematerialized:
         graph = analysis.rematerialized(plan.rematerialized_bytes)
         if graph is None:
             raise _stale(plan, "rematerialized_bytes", "leaves nothing of this graph to rematerialize")
@@ -72,7 +72,7 @@ def restore(analysis: Analysis, plan: Plan) -> Restored:
     for i, region in enumerate(plan.regions):
         if region.start < graph.facts.num_placeholders or region.stop > nodes:
             raise _stale(plan, f"regions[{i}]", f"is {region.start} to {region.stop} of {nodes} nodes")
-    view = graph.view.with_far(_far(graph, plan))
+    view = graph.view.offloading(_far(graph, plan))
     regions = tuple((_region(view, plan, i), chosen.slice_length) for i, chosen in enumerate(plan.regions))
     _check_prefetched(graph, plan)
     return Restored(graph, outer, view, regions)
@@ -109,7 +109,7 @@ def _peak(restored: Restored, plan: Plan, evaluator: Evaluator, loops: Mapping[i
     inside = np.zeros(len(live), dtype=bool)
     for region in plan.regions:
         inside[region.start : region.stop] = True
-    outside = [p for p in range(first, len(live)) if not inside[p] and (view.made[p] or not view.far)]
+    outside = [p for p in range(first, len(live)) if not inside[p] and (view.made[p] or not view.offloaded)]
     at = {p: int(live[p]) for p in outside} | dict(loops)
     looped = {region.start: region for region, _ in restored.regions}
     for step, before in plan.prefetched:
@@ -122,7 +122,9 @@ def _peak(restored: Restored, plan: Plan, evaluator: Evaluator, loops: Mapping[i
 
 
 def _evaluator(graph: Graph, view: GraphView, device: str) -> Evaluator:
-    line = timeline(view.facts, view.lives, graph.line.workspace_bytes, view.far) if view.far else graph.line
+    line = (
+        timeline(view.facts, view.lives, graph.line.workspace_bytes, view.offloaded) if view.offloaded else graph.line
+    )
     return Evaluator(view, line, MACHINES[device])
 
 
@@ -175,7 +177,7 @@ def region_of(view: GraphView, chosen: RegionPlan) -> Region:
 
 
 def _far(graph: Graph, plan: Plan) -> frozenset[int]:
-    """Storages that a plan keeps in far memory."""
+    """Storages that a plan offloads."""
     weights = {b.name: p for p, b in enumerate(graph.program.bindings) if b.source is not Source.INPUT}
     values, streams = spillable(graph, 0), streamable(graph) if plan.streamed else frozenset()
     storages: set[int] = set()
@@ -183,12 +185,12 @@ def _far(graph: Graph, plan: Plan) -> frozenset[int]:
         inside = graph.facts.num_placeholders <= p < len(graph.facts.nodes)
         made = set(graph.view.made[p]) & values if inside else set()
         if not made:
-            raise _stale(plan, "spilled", f"has position {p}, which makes nothing that may lie in far memory")
+            raise _stale(plan, "spilled", f"has position {p}, which makes nothing that may be offloaded")
         storages |= made
     for name in plan.streamed:
         made = set(graph.view.made[weights[name]]) & streams if name in weights else set()
         if not made:
-            raise _stale(plan, "streamed", f"has {name!r}, no weight of this graph that may lie in far memory")
+            raise _stale(plan, "streamed", f"has {name!r}, no weight of this graph that may be offloaded")
         storages |= made
     return frozenset(storages)
 

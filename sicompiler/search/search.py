@@ -1,4 +1,4 @@
-"""One graph ready to be planned: every candidate region of it, with everything near or with all that may lie far."""
+"""One graph ready to be planned: all candidate regions, with everything on the device or all offloaded that may be."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sicompiler.facts.calls import takes_statistics
 from sicompiler.facts.storages import Origin
 from sicompiler.facts.timeline import timeline
 from sicompiler.passes.edit import copy_program
-from sicompiler.passes.recompute import compute_again
+from sicompiler.passes.recompute import rematerialize
 from sicompiler.planners.candidates import SMALL_GRAPH, Regions, axis_labels, candidates
 from sicompiler.planners.dp import Problem, Solution, floor
 from sicompiler.planners.evaluator import Evaluator
@@ -30,9 +30,9 @@ from sicompiler.study import Graph, OuterGraph, named_axes, study
 Progress = Callable[[str, int, int], None]  # what is being done, how much of it is done, out of how much
 Working = Callable[[], AbstractContextManager[None]]
 
-RECOMPUTED_SHARE = 0.15  # of the unsliced peak; a smaller value is not worth making again
+REMATERIALIZED_SHARE = 0.15  # of the unsliced peak; a smaller value is not worth making again
 HOT_SHARE = 0.002  # an operator is hot when it makes this share of the unsliced peak
-SPILL_SHARE = 0.002  # of the unsliced peak: anything smaller gains nothing in far memory
+SPILL_SHARE = 0.002  # of the unsliced peak: anything smaller gains nothing offloaded
 # Of the unsliced time: where loops save less, by an upper bound, they are not worth a search (see decision 33).
 SPEED_SHARE = 0.15
 MOST_BUDGETS = 2  # whose candidates are kept
@@ -44,14 +44,14 @@ class Search:
     """One graph ready to be planned.
 
     Attributes:
-        graph: what is searched; its view says what lies in far memory.
+        graph: what is searched; its view says what is offloaded.
         outer: the loop it is the body of, if any.
         labels: names of slicings, per node.
         evaluator: peaks and times of its regions.
         sought: its candidates, as far as they have been asked for.
         sought_above: those that contain an operator which unsliced is above a budget, for the last budgets asked for.
         skip: (position, slicing of the first result) from which no region is sought: axes of loops around the graph.
-        streamed_bytes: of the weights that lie in far memory.
+        streamed_bytes: of the weights that are offloaded.
         rematerialized_bytes: values of so many bytes or more are rematerialized in it; 0 for none.
     """
 
@@ -66,7 +66,7 @@ class Search:
     rematerialized_bytes: int = 0
 
     @property
-    def recomputed(self) -> bool:
+    def rematerialized(self) -> bool:
         """Whether it is the graph in which large values are rematerialized."""
         return self.rematerialized_bytes > 0
 
@@ -147,10 +147,10 @@ def whole_seconds_of(graph: Graph, machine: Machine) -> Sequence[float]:
 
 def rematerialized_bytes(graph: Graph) -> int:
     """The smallest value worth rematerializing, in bytes."""
-    return max(1, int(graph.line.peak_bytes * RECOMPUTED_SHARE))
+    return max(1, int(graph.line.peak_bytes * REMATERIALIZED_SHARE))
 
 
-def recomputed_graph(graph: Graph, least_bytes: int | None = None) -> Graph | None:
+def rematerialized_graph(graph: Graph, least_bytes: int | None = None) -> Graph | None:
     """The graph in which large values are rematerialized after their statistics; None if there are none.
 
     Args:
@@ -158,27 +158,27 @@ def recomputed_graph(graph: Graph, least_bytes: int | None = None) -> Graph | No
         least_bytes: the smallest value worth it, as a plan says; `rematerialized_bytes(graph)` if not given.
     """
     program = copy_program(graph.program)
-    if not compute_again(program, least_bytes or rematerialized_bytes(graph)):
+    if not rematerialize(program, least_bytes or rematerialized_bytes(graph)):
         return None
     program.graph_module.recompile()
     return study(program, graph.facts.device_type)
 
 
-def with_far(search: Search, progress: Progress | None, working: Working = nullcontext) -> Search:
-    """Search the same graph with everything in far memory that may lie there.
+def offloading(search: Search, progress: Progress | None, working: Working = nullcontext) -> Search:
+    """Search the same graph with everything offloaded that may be.
 
     A candidate then counts what it needs on the device, whatever is done between candidates; which of all that really
-    goes far is settled once a path is chosen (`search.settle`).
+    is offloaded is settled once a path is chosen (`search.settle`).
 
     Args:
-        search: with everything near.
+        search: with everything on the device.
         progress: told about long work.
         working: entered while candidates are sought.
     """
     weights = streamable(search.graph)
-    graph = graph_with_far(search.graph, spillable(search.graph) | weights)
-    evaluator = search.evaluator.with_far(graph.view, graph.line)
-    what = "far memory" if search.outer is None else f"far memory, one {search.outer.loop.axis} at a time"
+    graph = graph_offloading(search.graph, spillable(search.graph) | weights)
+    evaluator = search.evaluator.offloading(graph.view, graph.line)
+    what = "offload memory" if search.outer is None else f"offload memory, one {search.outer.loop.axis} at a time"
     sought, above = _sought(evaluator, search.graph, search.labels, search.skip, what, progress, working)
     streamed_bytes = graph.view.bytes_of(weights)
     return replace(
@@ -188,7 +188,7 @@ def with_far(search: Search, progress: Progress | None, working: Working = nullc
 
 def _sought(
     evaluator: Evaluator,
-    near: Graph,
+    on_device: Graph,
     labels: list[dict[Slicing, str]],
     skip: frozenset[tuple[int, Slicing | None]],
     what: str,
@@ -202,9 +202,11 @@ def _sought(
         if progress is not None:
             progress(what, done, total)
 
-    hot = int(near.line.peak_bytes * HOT_SHARE)
-    seek = functools.partial(candidates, evaluator, labels, skip=skip, hot_bytes=hot, near=near.line, progress=told)
-    first, (live, seconds) = near.facts.num_placeholders, unsliced(evaluator)
+    hot = int(on_device.line.peak_bytes * HOT_SHARE)
+    seek = functools.partial(
+        candidates, evaluator, labels, skip=skip, hot_bytes=hot, on_device=on_device.line, progress=told
+    )
+    first, (live, seconds) = on_device.facts.num_placeholders, unsliced(evaluator)
 
     @functools.lru_cache(MOST_BUDGETS)
     def above(budget_bytes: int) -> GradualProblem:
@@ -214,14 +216,14 @@ def _sought(
     return GradualProblem(first, live, seconds, functools.partial(seek, known=known), working), above
 
 
-def graph_with_far(graph: Graph, far: frozenset[int]) -> Graph:
-    """The same graph with some storages in far memory."""
-    view = graph.view.with_far(far)
-    return replace(graph, view=view, line=timeline(view.facts, view.lives, graph.line.workspace_bytes, far))
+def graph_offloading(graph: Graph, offloaded: frozenset[int]) -> Graph:
+    """The same graph with some storages offloaded."""
+    view = graph.view.offloading(offloaded)
+    return replace(graph, view=view, line=timeline(view.facts, view.lives, graph.line.workspace_bytes, offloaded))
 
 
 def spillable(graph: Graph, least_bytes: float | None = None) -> frozenset[int]:
-    """Values that may lie in far memory: big, dense, made by one operator, and nothing the caller holds.
+    """Values that may be offloaded: big, dense, made by one operator, and nothing the caller holds.
 
     Args:
         graph: what is searched.
@@ -241,7 +243,7 @@ def spillable(graph: Graph, least_bytes: float | None = None) -> frozenset[int]:
 
 
 def streamable(graph: Graph) -> frozenset[int]:
-    """Weights that may lie in far memory: big ones that one placeholder stands for."""
+    """Weights that may be offloaded: big ones that one placeholder stands for."""
     facts, found = graph.facts, dict[int, int]()
     total = sum(s.nbytes for s in facts.storages if s.origin is Origin.WEIGHT)
     for p, binding in enumerate(graph.program.bindings):

@@ -16,7 +16,7 @@ from sicompiler.planners.evaluator import Evaluator
 from sicompiler.planners.gradual import GradualProblem
 from sicompiler.planners.tally import unsliced
 from sicompiler.search.analysis import Analysis
-from sicompiler.search.search import Progress, Search, Working, make_search, rematerialized_bytes, with_far
+from sicompiler.search.search import Progress, Search, Working, make_search, offloading, rematerialized_bytes
 from sicompiler.sliced import Region
 from sicompiler.study import Graph, OuterGraph
 
@@ -66,7 +66,7 @@ class Searches:
             return self._search(self.graph, None, regions, evaluator=self.unsliced.evaluator)
 
     @functools.cached_property
-    def near(self) -> tuple[Search, ...]:
+    def on_device(self) -> tuple[Search, ...]:
         """The legal graph, the graphs of one slice of an outer loop, and that in which values are rematerialized."""
         found = [self.whole]
         with self._timed("regions"):
@@ -91,17 +91,17 @@ class Searches:
         )
 
     @functools.cached_property
-    def far(self) -> tuple[Search, ...]:
-        """The same with everything in far memory that may lie there."""
-        near = self.near
-        timed = functools.partial(self._timed, "regions with far memory")
+    def offloaded(self) -> tuple[Search, ...]:
+        """The same with everything offloaded that may be."""
+        on_device = self.on_device
+        timed = functools.partial(self._timed, "regions with offloading")
         with timed():
-            return _with_far(near, self.progress, timed)
+            return _offloading(on_device, self.progress, timed)
 
     @property
-    def all_near(self) -> bool:
+    def all_on_device(self) -> bool:
         """Whether a budget has asked for all graphs with everything on the device."""
-        return "near" in self.__dict__
+        return "on_device" in self.__dict__
 
     @contextlib.contextmanager
     def _timed(self, stage: str) -> Iterator[None]:
@@ -118,15 +118,15 @@ class KnownSearches:
     """Searches of a graph of another size, whose candidates are known: nothing is left to be searched.
 
     Attributes:
-        near: the first is of the whole graph.
+        on_device: the first is of the whole graph.
         progress: told about long work.
         timings: seconds spent, by stage.
     """
 
-    near: tuple[Search, ...]
+    on_device: tuple[Search, ...]
     progress: Progress | None
     timings: dict[str, float]
-    all_near: bool = True
+    all_on_device: bool = True
 
     @property
     def graph(self) -> Graph:
@@ -136,17 +136,17 @@ class KnownSearches:
     @property
     def whole(self) -> Search:
         """Of the whole graph."""
-        return self.near[0]
+        return self.on_device[0]
 
     unsliced = whole
 
     @functools.cached_property
-    def far(self) -> tuple[Search, ...]:
-        """The same with everything in far memory that may lie there."""
-        return _with_far(self.near, self.progress)
+    def offloaded(self) -> tuple[Search, ...]:
+        """The same with everything offloaded that may be."""
+        return _offloading(self.on_device, self.progress)
 
 
-def _with_far(
+def _offloading(
     searches: tuple[Search, ...], progress: Progress | None, working: Working = paused_gc
 ) -> tuple[Search, ...]:
-    return tuple(with_far(search, progress, working) for search in searches)
+    return tuple(offloading(search, progress, working) for search in searches)

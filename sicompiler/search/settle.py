@@ -1,6 +1,6 @@
-"""What really lies in far memory, once a path is chosen: as little as the budget allows.
+"""What really is offloaded, once a path is chosen: as little as the budget allows.
 
-The search assumes that everything lies far which may. Here the path is kept, and value by value, then weight by
+The search assumes that everything is offloaded which may. Here the path is kept, and value by value, then weight by
 weight, comes back to the device where every step it would be alive at has room for it: those first whose transfers
 cost most. In the end every loop takes its fastest slice length that fits, and the weights of a step are fetched while
 the steps before compute, where there is room for both.
@@ -29,19 +29,19 @@ Sizes = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Settled:
-    """A path, and what of it lies in far memory.
+    """A path, and what of it is offloaded.
 
     Attributes:
         solution: regions with their slice lengths; its peak counts resident weights out, fetched ones in.
-        far: storages that lie far: values and weights.
+        offloaded: storages that are offloaded: values and weights.
         streamed_bytes: of the weights among them.
         prefetched: for each step (position of its first operator) whose weights are fetched early, the step before
             which that starts.
-        moved_bytes: carried to and from far memory in one run of the graph.
+        moved_bytes: carried to and from offload memory in one run of the graph.
     """
 
     solution: Solution
-    far: frozenset[int]
+    offloaded: frozenset[int]
     streamed_bytes: int
     prefetched: tuple[tuple[int, int], ...]
     moved_bytes: int
@@ -54,7 +54,7 @@ class _Step:
     Attributes:
         start, stop: positions.
         seed: of a loop.
-        touched: storages that may lie far and that it reads, or makes for later.
+        touched: storages that may be offloaded and that it reads, or makes for later.
         narrowed: those of them that it reads slice by slice.
         peaks, seconds: per slice length.
     """
@@ -72,7 +72,7 @@ def settle(search: Search, solution: Solution, budget_bytes: int) -> Settled:
     """Bring back to the device what there is room for.
 
     Args:
-        search: with everything in far memory that may lie there.
+        search: with everything offloaded that may be.
         solution: a path of it whose peak is within the budget.
         budget_bytes: of activations and streamable weights together.
     """
@@ -83,7 +83,7 @@ class _Settling:
     def __init__(self, search: Search, solution: Solution, budget_bytes: int) -> None:
         self.search, self.budget = search, budget_bytes
         self.view, self.facts, self.lives = search.graph.view, search.graph.facts, search.graph.view.lives
-        self.far: frozenset[int] = self.view.far
+        self.offloaded: frozenset[int] = self.view.offloaded
         self.resident = 0  # bytes of streamable weights that stay
         self.steps = self._steps(solution)
         self.evaluator = search.evaluator
@@ -117,14 +117,14 @@ class _Settling:
         return found
 
     def _touched(self, start: int, stop: int) -> frozenset[int]:
-        """Storages that may lie far and that a step makes for later, or reads."""
+        """Storages that may be offloaded and that a step makes for later, or reads."""
         found = set()
         for p in range(start, stop):
             if self.view.made[p]:
                 read = {self.view.tensor(value).storage for value in self.view.table.operands[p]}
                 found |= {s for s in read if self.view.born[s] < start}
                 found |= {s for s in self.view.made[p] if self.lives.last[s] >= stop}
-        return frozenset(found & self.far)
+        return frozenset(found & self.offloaded)
 
     def _narrowed(self, candidate: Candidate) -> frozenset[int]:
         walk = Walk(self.view, candidate.start, candidate.seed)
@@ -133,12 +133,12 @@ class _Settling:
 
     def _values(self) -> None:
         """Bring values back, those first that are carried most for the time they are alive."""
-        inside = self.far - self.touching.keys()  # alive within one region only: slices of them, far or near
-        self.far -= {s for s in inside if self.facts.storages[s].origin is Origin.VALUE}
+        inside = self.offloaded - self.touching.keys()  # alive within one region only: slices of them, offloaded or not
+        self.offloaded -= {s for s in inside if self.facts.storages[s].origin is Origin.VALUE}
         values = [s for s in self.touching if self.facts.storages[s].origin is Origin.VALUE]
         nbytes = {s: self.facts.storages[s].nbytes for s in values}
         values.sort(key=lambda s: (self.lives.last[s] - self.view.born[s], -nbytes[s]))
-        self._refresh(self.far)
+        self._refresh(self.offloaded)
         for s in values:
             first, last = self.view.born[s], self.lives.last[s]
             alive = slice(*np.searchsorted(self.starts, [first, last], side="right"))
@@ -147,28 +147,28 @@ class _Settling:
             if int(self.lowest[alive][through[alive]].max(initial=0)) + nbytes[s] > self.budget:
                 continue
             before = self.evaluator
-            self._refresh(self.far - {s}, near=s)
+            self._refresh(self.offloaded - {s}, on_device=s)
             peaks = {index: int(self._evaluate(self.steps[index])[0].min()) for index in self.touching[s]}
             if max(peaks.values()) > self.budget:
                 self.evaluator = before
                 continue
-            self.far -= {s}
+            self.offloaded -= {s}
             self.lowest[alive] += np.where(through[alive], nbytes[s], 0)
             for index, peak in peaks.items():
                 self.lowest[index] = peak
 
-    def _refresh(self, far: frozenset[int], near: int | None = None) -> None:
-        """Evaluate with other storages in far memory; quicker where one value came back."""
-        view = self.view.with_far(far)
-        if near is None:
-            line = timeline(self.facts, self.lives, self.search.graph.line.workspace_bytes, far)
+    def _refresh(self, offloaded: frozenset[int], on_device: int | None = None) -> None:
+        """Evaluate with other offloaded storages; quicker where one value came back."""
+        view = self.view.offloading(offloaded)
+        if on_device is None:
+            line = timeline(self.facts, self.lives, self.search.graph.line.workspace_bytes, offloaded)
         else:
-            first, last, nbytes = self.view.born[near], self.lives.last[near], self._nbytes(near)
+            first, last, nbytes = self.view.born[on_device], self.lives.last[on_device], self._nbytes(on_device)
             live, crossing = self.evaluator.line.live_bytes.copy(), self.evaluator.line.crossing_bytes.copy()
             live[first : last + 1] += nbytes
             crossing[first + 1 : last + 1] += nbytes
             line = Timeline(live, self.evaluator.line.workspace_bytes, crossing)
-        self.evaluator = self.search.evaluator.with_far(view, line)
+        self.evaluator = self.search.evaluator.offloading(view, line)
 
     def _evaluate(self, step: _Step) -> tuple[Sizes, Floats]:
         return evaluate(self.evaluator, step.start, step.stop, step.seed)
@@ -185,12 +185,12 @@ class _Settling:
                 lowest[self.touching[s]] -= nbytes
             if int(lowest.max(initial=0)) + self.resident + nbytes > self.budget:
                 continue
-            self.far -= {s}
+            self.offloaded -= {s}
             self.resident += nbytes
             self.lowest = lowest
 
     def _evaluate_all(self) -> None:
-        self._refresh(self.far)
+        self._refresh(self.offloaded)
         for step in self.steps:
             step.peaks, step.seconds = self._evaluate(step)
 
@@ -210,16 +210,16 @@ class _Settling:
         culprit = self.steps[top].start if self.steps else self.facts.num_placeholders - 1
         highest = max([*peaks, int(self.evaluator.line.live_bytes[: self.facts.num_placeholders].max(initial=0))])
         solution = Solution(tuple(choices), highest, sum(seconds) + self._waiting(early, seconds), culprit)
-        weights = self.view.bytes_of(s for s in self.far if self.facts.storages[s].origin is Origin.WEIGHT)
+        weights = self.view.bytes_of(s for s in self.offloaded if self.facts.storages[s].origin is Origin.WEIGHT)
         starts = tuple((self.steps[i].start, self.steps[j].start) for i, j in early.items())
-        return Settled(solution, self.far, weights, starts, sum(self._moved(step) for step in self.steps))
+        return Settled(solution, self.offloaded, weights, starts, sum(self._moved(step) for step in self.steps))
 
     def _nbytes(self, storage: int) -> int:
         return self.facts.storages[storage].nbytes
 
     def _group(self, step: _Step) -> list[int]:
         """Weights that a step fetches whole."""
-        found = step.touched & self.far - step.narrowed
+        found = step.touched & self.offloaded - step.narrowed
         return [s for s in found if self.facts.storages[s].origin is Origin.WEIGHT]
 
     def _prefetched(self, peaks: list[int], room: int) -> Iterator[tuple[int, int]]:
@@ -242,13 +242,13 @@ class _Settling:
         """Seconds that the device waits for weights."""
         waited, machine = 0.0, self.evaluator.machine
         for i, step in enumerate(self.steps):
-            moving = self.view.bytes_of(self._group(step)) / machine.far_bandwidth
-            beside = sum(seconds[early.get(i, i) : i]) if machine.far_overlaps else 0.0
+            moving = self.view.bytes_of(self._group(step)) / machine.offload_bandwidth
+            beside = sum(seconds[early.get(i, i) : i]) if machine.offload_overlaps else 0.0
             waited += max(0.0, moving - beside)
         return waited
 
     def _moved(self, step: _Step) -> int:
-        return self.view.bytes_of(step.touched & self.far)
+        return self.view.bytes_of(step.touched & self.offloaded)
 
 
 def evaluate(evaluator: Evaluator, start: int, stop: int, seed: Slicing | None) -> tuple[Sizes, Floats]:

@@ -11,7 +11,7 @@ import torch.utils._pytree as pytree
 
 import sicompiler
 from sicompiler.api import prepare
-from sicompiler.compiler import FarMemory, Planner
+from sicompiler.compiler import Offload, Planner
 from sicompiler.plan import Plan
 from sicompiler.runtime.compiled import Compiled
 from sicompiler.runtime.placement import place, restore
@@ -58,12 +58,12 @@ def _kind(plan: Plan) -> str:
     """What a plan does, in a few words."""
     words = [f"{len(plan.regions)} loops"]
     words += ["an outer loop"] if plan.outer is not None else []
-    words += ["made again"] if plan.recomputed else []
+    words += ["made again"] if plan.rematerialized else []
     words += ["offloaded"] if plan.spilled or plan.streamed else []
     return ", ".join(words)
 
 
-def four_budgets(planner: Planner, *, offload: bool = False) -> list[tuple[int, FarMemory]]:
+def four_budgets(planner: Planner, *, offload: bool = False) -> list[tuple[int, Offload]]:
     """Unsliced, two between, and the floor; with `offload` the last two lie below what slicing alone reaches.
 
     Args:
@@ -94,8 +94,8 @@ def run_budgets(
     _, planner = prepare(module, args, kwargs)
     found: dict[Plan, Verification] = {}
     outcomes: list[Outcome] = []
-    for budget_bytes, far_memory in four_budgets(planner, offload=offload):
-        plan = planner.plan(budget_bytes, far_memory=far_memory)
+    for budget_bytes, allowed in four_budgets(planner, offload=offload):
+        plan = planner.plan(budget_bytes, offload=allowed)
         what = replace(plan, budget_bytes=0, floor_bytes=None, floor_operator="")
         if what not in found:
             compiled = Compiled(planner.rewrite(plan), plan)
@@ -115,7 +115,7 @@ def carry_out(module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str,
 
 
 def run_publicly(
-    module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], budget_bytes: int, far_memory: FarMemory
+    module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], budget_bytes: int, offload: Offload
 ) -> list[str]:
     """Take a module over by the public functions, call it, verify it, give it back; say what is wrong.
 
@@ -124,14 +124,14 @@ def run_publicly(
         args: positional inputs.
         kwargs: keyword inputs.
         budget_bytes: of weights and all the rest together.
-        far_memory: as `compile_for_budget` takes it.
+        offload: as `compile_for_budget` takes it.
     """
     with torch.no_grad():
         theirs = module(*args, **kwargs)
     attributes = sorted(module.__dict__)
     weights = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     inputs = [t.clone() for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
-    sicompiler.compile_for_budget(module, f"{budget_bytes}B", example_inputs=(args, kwargs), far_memory=far_memory)
+    sicompiler.compile_for_budget(module, f"{budget_bytes}B", example_inputs=(args, kwargs), offload=offload)
     ours = module(*args, **kwargs)
     verification = sicompiler.verify(module, (args, kwargs))
     plan = sicompiler.report(module).plans[-1]

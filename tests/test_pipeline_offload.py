@@ -10,14 +10,14 @@ import torch
 from safetensors.torch import load_file
 
 import sicompiler
-from sicompiler.ops import is_far
+from sicompiler.ops import is_offloaded
 from tests.mini_pipeline import mini, picture
 from tests.pipelines import PIPELINES, run
 
 pytestmark = pytest.mark.usefixtures("cached")
 
 
-def far_floor(pipe: Any, call: Any) -> int:
+def offload_floor(pipe: Any, call: Any) -> int:
     """The smallest budget that works: what each refusal names as the nearest, until a run goes through."""
     budget = 2**10
     for _ in range(10):
@@ -31,7 +31,7 @@ def far_floor(pipe: Any, call: Any) -> int:
     pytest.fail(f"{budget} is refused after naming it")
 
 
-def near_floor(pipe: Any, call: Any) -> int:
+def device_floor(pipe: Any, call: Any) -> int:
     """The smallest budget with everything in the memory of the device."""
     sicompiler.compile_for_budget(pipe, 1)
     call(pipe)
@@ -44,15 +44,15 @@ def generate(pipe: Any) -> torch.Tensor:
     return torch.as_tensor(pipe(picture()))
 
 
-def far_parts(pipe: Any) -> set[str]:
+def offloaded_parts(pipe: Any) -> set[str]:
     parts = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
-    return {name for name, part in parts.items() if any(map(is_far, part.parameters()))}
+    return {name for name, part in parts.items() if any(map(is_offloaded, part.parameters()))}
 
 
 def test_a_pipeline_runs_below_its_weights_with_the_same_frames() -> None:
     pipe = mini()
     reference = pipe(picture())
-    low, near = far_floor(pipe, generate), near_floor(pipe, generate)
+    low, near = offload_floor(pipe, generate), device_floor(pipe, generate)
     assert low < near
     for budget in (low, (low + near) // 2, near - 1):
         sicompiler.compile_for_budget(pipe, f"{budget}B")
@@ -63,7 +63,7 @@ def test_a_pipeline_runs_below_its_weights_with_the_same_frames() -> None:
         assert found.fits, str(found)
         assert all(row.measured_peak_bytes <= budget for row in found.phases)
     sicompiler.release(pipe)
-    assert far_parts(pipe) == set()
+    assert offloaded_parts(pipe) == set()
     assert torch.equal(pipe(picture()), reference)
 
 
@@ -71,7 +71,7 @@ def test_a_pipeline_runs_below_its_weights_with_the_same_frames() -> None:
 def squeezed() -> tuple[Any, torch.Tensor]:
     pipe = mini()
     reference = pipe(picture())
-    low, near = far_floor(pipe, generate), near_floor(pipe, generate)
+    low, near = offload_floor(pipe, generate), device_floor(pipe, generate)
     sicompiler.compile_for_budget(pipe, f"{low + (near - low) // 4}B")
     return pipe, reference
 
@@ -91,16 +91,16 @@ def test_a_failure_in_the_middle_leaves_a_pipeline_that_works(
 def test_weights_are_saved_as_they_are_wherever_they_lie(squeezed: tuple[Any, torch.Tensor], tmp_path: Path) -> None:
     pipe, _ = squeezed
     pipe(picture())
-    assert far_parts(pipe)
+    assert offloaded_parts(pipe)
     pipe.save_pretrained(tmp_path / "far")
     sicompiler.release(pipe)
     pipe.save_pretrained(tmp_path / "near")
     names = sorted(p.relative_to(tmp_path / "near") for p in (tmp_path / "near").rglob("*.safetensors"))
     assert names
     for name in names:
-        far, near = load_file(tmp_path / "far" / name), load_file(tmp_path / "near" / name)
-        assert far.keys() == near.keys()
-        assert all(torch.equal(far[key], near[key]) for key in near)
+        offloaded, near = load_file(tmp_path / "far" / name), load_file(tmp_path / "near" / name)
+        assert offloaded.keys() == near.keys()
+        assert all(torch.equal(offloaded[key], near[key]) for key in near)
 
 
 def test_another_dtype_takes_the_weights_along(squeezed: tuple[Any, torch.Tensor]) -> None:
@@ -117,7 +117,7 @@ def test_a_pipeline_of_diffusers_runs_at_its_floor(name: str) -> None:
     make, inputs = PIPELINES[name]
     pipe, call = make(torch.float64), inputs(torch.float64)
     frames = torch.as_tensor(run(pipe, call))
-    low, near = far_floor(pipe, lambda p: run(p, call)), near_floor(pipe, lambda p: run(p, call))
+    low, near = offload_floor(pipe, lambda p: run(p, call)), device_floor(pipe, lambda p: run(p, call))
     assert low < near
     sicompiler.compile_for_budget(pipe, f"{low}B")
     found = sicompiler.verify(pipe, ((), {**call, "generator": torch.Generator().manual_seed(0)}))

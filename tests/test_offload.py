@@ -1,6 +1,6 @@
-"""Far memory: values spilled and weights streamed give the same output, within what was predicted for the device.
+"""Offload memory: values spilled and weights streamed give the same output, within what was predicted for the device.
 
-Here the device is the CPU, whose far memory is a mapped file: what lies there is not torch's, so no peak counts it.
+Here the device is the CPU, whose offload memory is a mapped file: what lies there is not torch's, so no peak counts it.
 """
 
 from __future__ import annotations
@@ -21,15 +21,24 @@ from sicompiler import testing
 from sicompiler.api import prepare
 from sicompiler.capture import flatten_inputs, named_tensors, weights_bytes
 from sicompiler.compiler import rewrite
-from sicompiler.errors import FarMemoryError, OverBudget
-from sicompiler.ops import far_tensor, fetch, fetch_slice, is_far, sliced_loop, spill, store_slice_, streamed_loop
+from sicompiler.errors import OffloadError, OverBudget
+from sicompiler.ops import (
+    fetch,
+    fetch_slice,
+    is_offloaded,
+    offloaded_tensor,
+    sliced_loop,
+    spill,
+    store_slice_,
+    streamed_loop,
+)
 from sicompiler.ops import mapped as mapped_files
 from sicompiler.plan import Plan
 from sicompiler.runtime.compiled import Compiled
 from sicompiler.runtime.measure import measure_peak
 from sicompiler.runtime.placement import streams
 from sicompiler.runtime.verify import errors
-from sicompiler.search.search import graph_with_far, spillable
+from sicompiler.search.search import graph_offloading, spillable
 from sicompiler.takeover import installed_state
 from tests.random_choices import Choose, for_choices, seeded
 from tests.test_random_graphs import SLACK_BYTES, check_same, check_text, measured
@@ -55,11 +64,11 @@ def nothing_stays_mapped() -> Iterator[None]:
 @pytest.mark.parametrize("stride", [(30, 5, 1), (1, 4, 24), (5, 20, 1)])
 def test_a_whole_value_comes_back_as_it_went(stride: tuple[int, ...]) -> None:
     near = torch.empty_strided((4, 6, 5), stride).normal_()
-    far = spill(near)
-    assert is_far(far)
-    assert not is_far(near)
-    back = fetch(far, CPU)
-    assert not is_far(back)
+    offloaded = spill(near)
+    assert is_offloaded(offloaded)
+    assert not is_offloaded(near)
+    back = fetch(offloaded, CPU)
+    assert not is_offloaded(back)
     assert back.stride() == near.stride()
     assert torch.equal(back, near)
 
@@ -67,18 +76,18 @@ def test_a_whole_value_comes_back_as_it_went(stride: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(("dim", "outer", "inner"), [(0, 1, 1), (1, 1, 2), (1, 2, 1), (2, 1, 5)])
 def test_slices_are_those_of_a_loop_without_far_memory(dim: int, outer: int, inner: int) -> None:
     near = torch.randn(4, 12, 10)
-    far = spill(near)
+    offloaded = spill(near)
     copy = torch.ops.sicompiler.copy_slice(near, dim, outer, inner, 1, 1)
-    assert torch.equal(fetch_slice(far, dim, outer, inner, 1, 1, CPU), copy)
-    store_slice_(far, 2 * copy, dim, outer, inner, 1, 1)
+    assert torch.equal(fetch_slice(offloaded, dim, outer, inner, 1, 1, CPU), copy)
+    store_slice_(offloaded, 2 * copy, dim, outer, inner, 1, 1)
     torch.ops.sicompiler.write_slice_(near, 2 * copy, dim, outer, inner, 1, 1)
-    assert torch.equal(far, near)
+    assert torch.equal(offloaded, near)
 
 
 @pytest.mark.parametrize("slice_length", [1, 2, 4, 7])
 def test_a_streamed_loop_computes_what_a_sliced_loop_does(slice_length: int) -> None:
     x, near = torch.randn(7, 3), torch.empty(7, 3)
-    source, target = spill(x), far_tensor([7, 3], [3, 1], torch.float32, CPU)
+    source, target = spill(x), offloaded_tensor([7, 3], [3, 1], torch.float32, CPU)
     alive: list[int] = []
 
     def body(part: torch.Tensor, start: int, length: int) -> tuple[torch.Tensor]:
@@ -101,12 +110,12 @@ def test_a_streamed_loop_computes_what_a_sliced_loop_does(slice_length: int) -> 
 
 
 def test_an_empty_value_needs_no_file() -> None:
-    assert far_tensor([0, 3], [3, 1], torch.float32, CPU).shape == (0, 3)
+    assert offloaded_tensor([0, 3], [3, 1], torch.float32, CPU).shape == (0, 3)
 
 
 def test_a_missing_folder_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("SICOMPILER_FAR_MEMORY", str(tmp_path / "nowhere"))
-    with pytest.raises(FarMemoryError, match=r"in .*nowhere: No such file.*SICOMPILER_FAR_MEMORY"):
+    monkeypatch.setenv("SICOMPILER_OFFLOAD_DIR", str(tmp_path / "nowhere"))
+    with pytest.raises(OffloadError, match=r"in .*nowhere: No such file.*SICOMPILER_OFFLOAD_DIR"):
         spill(torch.ones(3))
 
 
@@ -133,7 +142,7 @@ _MMAP = mmap.mmap
 
 def test_a_full_disk_is_an_error_before_anything_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
     full_disk(monkeypatch)
-    with pytest.raises(FarMemoryError, match=r"can't map a file of 0 MiB in .*No space left"):
+    with pytest.raises(OffloadError, match=r"can't map a file of 0 MiB in .*No space left"):
         spill(torch.ones(3))
 
 
@@ -144,8 +153,8 @@ def test_any_values_may_lie_far_in_any_regions() -> None:
     def check(choose: Choose) -> None:
         module, args, kwargs = testing.draw_module(choose, seeded(choose, 1, 6))
         graph = testing.legal_graph(module, args, kwargs)
-        far = frozenset(s for s in sorted(spillable(graph)) if choose((True, False)))
-        graph = graph_with_far(graph, far)
+        offloaded = frozenset(s for s in sorted(spillable(graph)) if choose((True, False)))
+        graph = graph_offloading(graph, offloaded)
         regions = testing.draw_regions(graph, choose, hoisted_bytes=(2**20,))
         program = testing.rewritten(graph, regions)
         check_same(program, module, args, kwargs)
@@ -164,10 +173,10 @@ def test_plans_with_far_memory_keep_the_output_and_fit() -> None:
         low, near = planner.floor("auto")[0], planner.floor()[0]
         assert low <= near
         for budget in dict.fromkeys((low, (low + near) // 2, near)):
-            plan = planner.plan(budget, far_memory="auto")
+            plan = planner.plan(budget, offload="auto")
             assert plan.fits
             assert Plan.from_json(plan.to_json()) == plan
-            assert budget < near or not plan.uses_far_memory  # nothing is spilled that fits
+            assert budget < near or not plan.uses_offload  # nothing is spilled that fits
             done = rewrite(program, plan)
             check_same(done, module, args, kwargs)
             check_text(done.graph_module)
@@ -190,8 +199,8 @@ def test_a_model_is_exact_below_its_floor(name: str, share: float) -> None:
     (module, args, kwargs), _, planner, theirs = prepared(name)
     low, near = planner.floor("auto")[0], planner.floor()[0]
     assert low < 0.75 * near
-    plan = planner.plan(low + int(share * (near - low)), far_memory="auto")
-    assert plan.uses_far_memory
+    plan = planner.plan(low + int(share * (near - low)), offload="auto")
+    assert plan.uses_offload
     compiled = Compiled(planner.rewrite(Plan.from_json(plan.to_json())), plan)
     flat = flatten_inputs(args, kwargs)[0]
     with measure_peak("cpu") as peak:
@@ -204,19 +213,19 @@ def test_a_model_is_exact_below_its_floor(name: str, share: float) -> None:
 
 def test_without_far_memory_the_floor_is_the_end() -> None:
     _, _, planner, _ = prepared("svd")
-    with pytest.raises(OverBudget, match="far memory is not allowed"):
+    with pytest.raises(OverBudget, match="offloading is not allowed"):
         planner.plan(planner.floor()[0] - 1)
-    with pytest.raises(OverBudget, match="with far memory") as caught:
-        planner.plan(planner.floor("auto")[0] - 1, far_memory="auto")
+    with pytest.raises(OverBudget, match="with offloading") as caught:
+        planner.plan(planner.floor("auto")[0] - 1, offload="auto")
     assert caught.value.floor_bytes == planner.floor("auto")[0]
 
 
 def test_more_room_means_fewer_bytes_carried() -> None:
     _, _, planner, _ = prepared("svd")
     low, near = planner.floor("auto")[0], planner.floor()[0]
-    moved = [planner.plan(low + int(s * (near - low)), far_memory="auto").moved_bytes for s in (0.0, 0.3, 0.9)]
+    moved = [planner.plan(low + int(s * (near - low)), offload="auto").moved_bytes for s in (0.0, 0.3, 0.9)]
     assert moved == sorted(moved, reverse=True)
-    assert planner.plan(near, far_memory="auto").moved_bytes == 0
+    assert planner.plan(near, offload="auto").moved_bytes == 0
 
 
 # --- a live model ----------------------------------------------------------------------------------------------------
@@ -262,7 +271,7 @@ def test_a_model_runs_in_less_memory_than_its_weights(squeezed: tuple[Block, tor
     assert torch.equal(model(X), reference)
     plan = plan_of(model)
     assert plan.predicted_peak_bytes <= plan.budget_bytes < weights_bytes(model)
-    assert {name for name, p in model.named_parameters() if is_far(p)} == set(plan.streamed)
+    assert {name for name, p in model.named_parameters() if is_offloaded(p)} == set(plan.streamed)
     assert dict(model.named_parameters()) == parameters  # the very same objects
     found = sicompiler.verify(model, ((X,), {}))
     assert found.bitwise
@@ -278,7 +287,7 @@ def test_release_brings_the_weights_back(squeezed: tuple[Block, torch.Tensor]) -
     model(X)
     assert streams(model)
     sicompiler.release(model)
-    assert not any(map(is_far, named_tensors(model).values()))
+    assert not any(map(is_offloaded, named_tensors(model).values()))
     assert not streams(model)
     with torch.no_grad():
         assert torch.equal(model(X), reference)
@@ -300,7 +309,7 @@ def test_weights_loaded_anew_are_streamed_anew(squeezed: tuple[Block, torch.Tens
     model.load_state_dict(state, assign=True)
     model.requires_grad_(False)
     assert torch.equal(model(X), reference)
-    assert {name for name, p in model.named_parameters() if is_far(p)} == set(plan_of(model).streamed)
+    assert {name for name, p in model.named_parameters() if is_offloaded(p)} == set(plan_of(model).streamed)
 
 
 def test_another_shape_is_planned_and_placed_on_its_own(squeezed: tuple[Block, torch.Tensor]) -> None:
@@ -316,9 +325,9 @@ def test_a_full_disk_leaves_the_model_as_it_was(
     model, reference = squeezed
     with monkeypatch.context() as patch:
         full_disk(patch, after=1)
-        with pytest.raises(FarMemoryError, match="No space left"):
+        with pytest.raises(OffloadError, match="No space left"):
             model(X)
-        assert not any(map(is_far, named_tensors(model).values()))
+        assert not any(map(is_offloaded, named_tensors(model).values()))
     assert torch.equal(model(X), reference)  # once there is room
 
 
@@ -339,7 +348,7 @@ def test_an_exception_in_a_run_leaves_the_model_usable(
 
 def test_far_memory_is_none_or_auto() -> None:
     with pytest.raises(sicompiler.BadInput, match="none, auto"):
-        sicompiler.compile_for_budget(Block(), 1, far_memory="disk")  # type: ignore[arg-type]
-    model = sicompiler.compile_for_budget(Block().eval(), "1MiB", far_memory="none")
+        sicompiler.compile_for_budget(Block(), 1, offload="disk")  # type: ignore[arg-type]
+    model = sicompiler.compile_for_budget(Block().eval(), "1MiB", offload="none")
     with pytest.raises(OverBudget, match="not allowed"):
         model(X)

@@ -1,8 +1,8 @@
-"""Moving values between a device and its far memory.
+"""Moving values between a device and its offload memory.
 
 Copies run on two lanes, one in each direction. On CUDA a lane is a stream beside the one that computes: copying into
 the device starts as soon as what computes has reached that place, and goes on while it computes what comes next. On
-the CPU a copy is done when the call returns. `arrive` and `depart` make what computes wait for a lane.
+the CPU a copy is done when the call returns. `wait_loads` and `wait_stores` make what computes wait for a lane.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from collections.abc import Iterator
 import torch
 
 from sicompiler.ops.library import operator
-from sicompiler.ops.mapped import far_tensor
+from sicompiler.ops.mapped import offloaded_tensor
 from sicompiler.ops.slices import copy_slice_fake, factors, new_slice, slice_view
 
 MAX_BLOCKS = 4096  # of one copy: each takes some microseconds to start
 
 
-class Lane:
+class CopyStream:
     """Copies in one direction."""
 
     def __init__(self, device: torch.device) -> None:
@@ -44,32 +44,32 @@ class Lane:
 
 
 @functools.cache
-def _lanes(kind: str, index: int) -> tuple[Lane, Lane]:
+def _copy_streams(kind: str, index: int) -> tuple[CopyStream, CopyStream]:
     device = torch.device(kind, index) if kind == "cuda" else torch.device(kind)
-    return Lane(device), Lane(device)
+    return CopyStream(device), CopyStream(device)
 
 
-def _lanes_of(device: torch.device) -> tuple[Lane, Lane]:
+def _copy_streams_of(device: torch.device) -> tuple[CopyStream, CopyStream]:
     index = device.index
     if index is None:
         index = torch.cuda.current_device() if device.type == "cuda" else 0
-    return _lanes(device.type, index)
+    return _copy_streams(device.type, index)
 
 
-def arrive(device: torch.device) -> None:
+def wait_loads(device: torch.device) -> None:
     """Compute on only when everything that was fetched so far has arrived on the device."""
-    _lanes_of(device)[0].join()
+    _copy_streams_of(device)[0].join()
 
 
-def depart(device: torch.device) -> None:
+def wait_stores(device: torch.device) -> None:
     """Compute on only when everything that was stored so far has left the device."""
-    _lanes_of(device)[1].join()
+    _copy_streams_of(device)[1].join()
 
 
-for _function in (arrive, depart, far_tensor):
+for _function in (wait_loads, wait_stores, offloaded_tensor):
     _function.__module__ = "sicompiler.ops"  # so that they print as `sicompiler.ops.arrive` in GraphModule.code
-torch.fx.node.has_side_effect(arrive)
-torch.fx.node.has_side_effect(depart)
+torch.fx.node.has_side_effect(wait_loads)
+torch.fx.node.has_side_effect(wait_stores)
 
 
 def _blocks(target: torch.Tensor, source: torch.Tensor, limit: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -91,47 +91,47 @@ def _copy(target: torch.Tensor, source: torch.Tensor) -> None:
         part.copy_(origin, non_blocking=True)
 
 
-def _spill_fake(near: torch.Tensor) -> torch.Tensor:
-    return torch.empty_strided(near.shape, near.stride(), dtype=near.dtype, device=near.device)
+def _spill_fake(on_device: torch.Tensor) -> torch.Tensor:
+    return torch.empty_strided(on_device.shape, on_device.stride(), dtype=on_device.dtype, device=on_device.device)
 
 
-@operator("spill(Tensor near) -> Tensor", _spill_fake)
-def spill(near: torch.Tensor) -> torch.Tensor:
-    """Copy a whole tensor into far memory, in the order of what is computed.
+@operator("spill(Tensor on_device) -> Tensor", _spill_fake)
+def spill(on_device: torch.Tensor) -> torch.Tensor:
+    """Copy a whole tensor into offload memory, in the order of what is computed.
 
     Args:
-        near: any tensor on a device that does not overlap itself.
+        on_device: any tensor on a device that does not overlap itself.
 
     Returns:
         The copy, with the same strides.
 
     Raises:
-        FarMemoryError: there is no room.
+        OffloadError: there is no room.
     """
-    far = far_tensor(near.shape, near.stride(), near.dtype, near.device)
-    _copy(far, near)
-    return far
+    offloaded = offloaded_tensor(on_device.shape, on_device.stride(), on_device.dtype, on_device.device)
+    _copy(offloaded, on_device)
+    return offloaded
 
 
-def _fetch_fake(far: torch.Tensor, device: torch.device) -> torch.Tensor:
-    return torch.empty_strided(far.shape, far.stride(), dtype=far.dtype, device=far.device)
+def _fetch_fake(offloaded: torch.Tensor, device: torch.device) -> torch.Tensor:
+    return torch.empty_strided(offloaded.shape, offloaded.stride(), dtype=offloaded.dtype, device=offloaded.device)
 
 
-@operator("fetch(Tensor far, Device device) -> Tensor", _fetch_fake)
-def fetch(far: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copy a whole tensor from far memory to a device; `arrive` before it is read.
+@operator("fetch(Tensor offloaded, Device device) -> Tensor", _fetch_fake)
+def fetch(offloaded: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Copy a whole tensor from offload memory to a device; `wait_loads` before it is read.
 
     Args:
-        far: any tensor that does not overlap itself.
+        offloaded: any tensor that does not overlap itself.
         device: where to.
 
     Returns:
         The copy, with the same strides.
     """
-    near = torch.empty_strided(far.shape, far.stride(), dtype=far.dtype, device=device)
-    with _lanes_of(device)[0].carry():
-        _copy(near, far)
-    return near
+    on_device = torch.empty_strided(offloaded.shape, offloaded.stride(), dtype=offloaded.dtype, device=device)
+    with _copy_streams_of(device)[0].carry():
+        _copy(on_device, offloaded)
+    return on_device
 
 
 def _fetch_slice_fake(
@@ -148,12 +148,12 @@ def _fetch_slice_fake(
 def fetch_slice(
     whole: torch.Tensor, dim: int, outer: int, inner: int, start: int, length: int, device: torch.device
 ) -> torch.Tensor:
-    """Copy one slice of a whole value in far memory to a device; `arrive` before it is read.
+    """Copy one slice of a whole offloaded value to a device; `wait_loads` before it is read.
 
     Args and result as of `copy_slice`, and the device to copy to.
     """
     part, target = new_slice(whole, dim, outer, inner, length, device)
-    with _lanes_of(device)[0].carry():
+    with _copy_streams_of(device)[0].carry():
         _copy(target, slice_view(whole, dim % whole.dim(), outer, inner, start, length))
     return part
 
@@ -172,11 +172,11 @@ def _store_slice_fake(
 def store_slice_(
     whole: torch.Tensor, part: torch.Tensor, dim: int, outer: int, inner: int, start: int, length: int
 ) -> None:
-    """Write one slice into a whole value in far memory; `depart` before the part's memory is used again.
+    """Write one slice into a whole offloaded value; `wait_stores` before the part's memory is used again.
 
     Args as of `write_slice_`; the shapes must agree, which the compiler saw to.
     """
     dim %= whole.dim()
     source = part if outer == 1 else factors(part, dim, outer, length, inner)
-    with _lanes_of(part.device)[1].carry():
+    with _copy_streams_of(part.device)[1].carry():
         _copy(slice_view(whole, dim, outer, inner, start, length), source)
