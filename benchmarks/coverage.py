@@ -27,7 +27,7 @@ from sicompiler.capture import capture
 from sicompiler.models import build_preset, known_presets
 from sicompiler.passes.manager import run_stage
 from sicompiler.reports.explain import missing, rule_rows
-from sicompiler.study import study
+from sicompiler.study import analyze_graph
 
 
 def cover(preset: str) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def cover(preset: str) -> dict[str, Any]:
     clocks = [(time.perf_counter(), time.process_time())]
     program = capture(call.module, call.args, call.kwargs)
     clocks.append((time.perf_counter(), time.process_time()))
-    graph = study(run_stage("legal", run_stage("clean", program)), "cuda")
+    graph = analyze_graph(run_stage("legal", run_stage("clean", program)), "cuda")
     clocks.append((time.perf_counter(), time.process_time()))
     rows = rule_rows(graph.view)
     without = missing(rows)

@@ -34,7 +34,7 @@ from sicompiler.api import prepare
 from sicompiler.capture import flatten_inputs
 from sicompiler.entry import bound_method
 from sicompiler.models.build import build_preset
-from sicompiler.runtime.compiled import Compiled
+from sicompiler.runtime.compiled import Executable
 from sicompiler.runtime.measure import Peak, measure_peak
 from sicompiler.runtime.placement import place
 from sicompiler.runtime.verify import errors
@@ -125,7 +125,7 @@ def main() -> None:
             budget = weights + max(int(unsliced * SHARES[name]), floor)
             plan = planner.plan(budget)
         place(model, plan.streamed, torch.device(options.device))
-        run = functools.partial(Compiled(planner.rewrite(plan), plan).run, model, flat)
+        run = functools.partial(Executable(planner.rewrite(plan), plan).run, model, flat)
         measured, result = measured_run(run, options.device)
         absolute, relative, bitwise = errors(result, reference)
         del result

@@ -24,7 +24,7 @@ from sicompiler.cost import MACHINES
 from sicompiler.models.build import ModelCall, build_model, build_preset, preset_named
 from sicompiler.passes.manager import run_stage
 from sicompiler.search.search import make_search
-from sicompiler.study import outer_loops, study
+from sicompiler.study import analyze_graph, outer_loops
 
 DEVICE = "cuda"
 STAGES = ("capture", "analyse", "search")
@@ -87,7 +87,7 @@ def measure(series: Series, size: int) -> dict[str, Any]:
     clock = Clock()
     program = capture(call.module, call.args, call.kwargs, method=call.method)
     clock.lap("capture")
-    graph = study(run_stage("legal", run_stage("clean", program)), DEVICE)
+    graph = analyze_graph(run_stage("legal", run_stage("clean", program)), DEVICE)
     clock.lap("analyse")
     with paused_gc():
         regions = [region for _, region in outer_loops(graph)]

@@ -37,7 +37,7 @@ from rich.table import Table
 
 import sicompiler
 from sicompiler.adapters.calibrate import learn
-from sicompiler.adapters.pipeline import PipelineState, pipeline_state
+from sicompiler.adapters.pipeline import CompiledPipeline, pipeline_state
 from sicompiler.adapters.trials import Trials, difference, run_call
 from sicompiler.adapters.verify import measured_call
 from sicompiler.cli.rehash_pipeline import set_scheduler
@@ -81,7 +81,7 @@ def learned_cases(count: int) -> list[Case]:
     return [Case(scenes[number * 7 % len(scenes)], 50_000 + number) for number in range(count)]
 
 
-def one(state: PipelineState, case: Case, steps: int, reference: Any) -> tuple[Any, Measured]:
+def one(state: CompiledPipeline, case: Case, steps: int, reference: Any) -> tuple[Any, Measured]:
     """Make a clip and compare it with the full run; the first one made is its own reference."""
     run = run_call(state, clip_call(case, steps))
     found = difference(run, reference or run)
@@ -93,7 +93,7 @@ def one(state: PipelineState, case: Case, steps: int, reference: Any) -> tuple[A
     return run, Measured(found.rel_error, found.psnr, right, loop.seconds, full)
 
 
-def methods(state: PipelineState, full: int, learned: Sequence[dict[str, Any]]) -> dict[str, RehashPlan]:
+def methods(state: CompiledPipeline, full: int, learned: Sequence[dict[str, Any]]) -> dict[str, RehashPlan]:
     """The plan of every method that skips, each with `full` evaluations in full (or as near as its rule comes).
 
     The planned one is chosen as `compile_for_budget` chooses, by trying plans on calls that were learned from (rules

@@ -28,13 +28,13 @@ from sicompiler.passes.manager import run_stage
 from sicompiler.planners.cuts import candidate_cuts
 from sicompiler.prepare import analyse
 from sicompiler.search.search import whole_seconds_of
-from sicompiler.study import Graph, study
+from sicompiler.study import AnalyzedGraph, analyze_graph
 from sicompiler.units import GIB, MIB
 
 ORDERS = (0, 1, 2)
 
 
-def work(graph: Graph) -> tuple[float, float]:
+def work(graph: AnalyzedGraph) -> tuple[float, float]:
     """Floating point operations and bytes moved of a graph."""
     rows = [work_of(graph.facts, p, graph.view.table.operands[p]) for p in range(len(graph.facts.nodes))]
     moved = sum(w.activation_bytes + w.weight_bytes + w.kernel_bytes for w in rows[graph.facts.num_placeholders :])
@@ -51,7 +51,7 @@ def rows_of(preset: str, sizes: dict[str, Any], console: Console) -> list[dict[s
 
     with console.status(f"{preset}: capturing and planning the whole"):
         clean = run_stage("clean", capture(call.module, call.args, call.kwargs, method=call.method))
-        graph = study(clean, device_type)
+        graph = analyze_graph(clean, device_type)
         cuts = candidate_cuts(graph.facts, whole_seconds_of(graph, MACHINES[device_type]))
         whole, (flops, moved) = planned(clean), work(graph)
     found = []
@@ -59,7 +59,7 @@ def rows_of(preset: str, sizes: dict[str, Any], console: Console) -> list[dict[s
         with console.status(f"{preset}: cut at {cut.share:.0%}"):
             later = skip_program(clean, cut.positions)
             full, skip = planned(full_program(clean, cut.positions)), planned(later)
-            left = work(study(later, device_type))
+            left = work(analyze_graph(later, device_type))
         found.append(
             {
                 "preset": preset,

@@ -8,7 +8,7 @@ Each dim is a list of factors; the same name is the same axis wherever it occurs
 free: running the operator on slices and putting the results together is the whole result. Here rows `a`, `b` and
 out-features `o` are free; in-features `i` would give partial sums, so no region is sliced along them.
 
-A `Walk` grows a region operator by operator. It starts from a slicing of one result and asks each rule what that means
+A `RegionBuilder` grows a region operator by operator. It starts from a slicing of one result and asks each rule what that means
 for the other tensors: sliced too, needed whole, or the end of the region.
 
 Run it: `python examples/lesson_2_read_axis_rules.py`. On the command line, `sicompiler explain MODEL --rules` lists the
@@ -24,7 +24,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from sicompiler.api import prepare
 from sicompiler.axes.factor_map import Slicing
 from sicompiler.graph_view import GraphView
-from sicompiler.region import Walk
+from sicompiler.region import RegionBuilder
 
 
 class Attention(nn.Module):
@@ -48,7 +48,7 @@ class Attention(nn.Module):
 def follow(view: GraphView, name: str, slicing: Slicing) -> None:
     """Grow a region from the operator `name` and tell what becomes of every operator on the way."""
     names = [node.name for node in view.facts.nodes]
-    walk = Walk(view, names.index(name), slicing)
+    walk = RegionBuilder(view, names.index(name), slicing)
     print(f"\nslice {name} along {slicing}:")
     while walk.stop < len(names):
         position = walk.stop

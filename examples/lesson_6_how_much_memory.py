@@ -22,7 +22,7 @@ from sicompiler.errors import OverBudget
 from sicompiler.forms.form import Point
 from sicompiler.forms.peak import closed_peak, evaluate
 from sicompiler.forms.points import choose_points
-from sicompiler.forms.sized import Call, SizedModel
+from sicompiler.forms.sized import SizedCall, SizedModel
 from sicompiler.units import format_bytes, parse_bytes
 
 SIZES: list[Point] = [(frames, side, 2 * side) for side in (16, 24, 32) for frames in (8, 16)]
@@ -41,9 +41,9 @@ class Block(nn.Module):
         return video - video.mean(0)
 
 
-def call(point: Point) -> Call:
+def call(point: Point) -> SizedCall:
     """The block and a video of some size."""
-    return Call(Block().eval(), (torch.zeros(*point, 16),), {}, "forward")
+    return SizedCall(Block().eval(), (torch.zeros(*point, 16),), {}, "forward")
 
 
 def main() -> None:

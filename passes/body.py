@@ -15,7 +15,7 @@ from sicompiler.axes.factor_map import Slicing
 from sicompiler.axes.padding import padding_value, pads_by_itself, repadded, unpadded
 from sicompiler.axes.resize import bakes_sizes, copying_twin, resize
 from sicompiler.axes.span import Span
-from sicompiler.axes.table import Operand, Transfer
+from sicompiler.axes.table import Operand, OpSlicing
 from sicompiler.facts.storages import TensorFact
 from sicompiler.facts.strides import format_strides, suggests_channels_last
 from sicompiler.facts.workspace_layout import suggested
@@ -207,7 +207,7 @@ class BodyEmitter:
             return call.target, (padded, *call.args[1:]), call.kwargs
         return call.target, call.args, call.kwargs
 
-    def _operands(self, position: int, transfer: Transfer) -> Iterator[fx.Node]:
+    def _operands(self, position: int, transfer: OpSlicing) -> Iterator[fx.Node]:
         for index, ((q, r), slicing) in enumerate(
             zip(self.view.table.operands[position], transfer.operands, strict=True)
         ):

@@ -21,7 +21,7 @@ _PLAIN = frozenset(
 )
 
 
-class _NotPlain(Exception):
+class _MoreThanLayout(Exception):
     """Something of a call is more than its layout: a symbol, a constant, a tensor of another mode."""
 
 
@@ -72,14 +72,14 @@ def fake_result(
     tensors: list[torch.Tensor] = []
     try:
         key = _key(target, args, kwargs, mode, tensors)
-    except _NotPlain:
+    except _MoreThanLayout:
         return _evaluated(target, args, kwargs, mode)
     known = _known.setdefault(mode, {})
     results = known.get(key)
     if results is not None:
         return _made(results, tensors, mode)
     value = _evaluated(target, args, kwargs, mode)
-    with contextlib.suppress(_NotPlain):
+    with contextlib.suppress(_MoreThanLayout):
         known[key] = _results(value, tensors, mode)
     return value
 
@@ -99,7 +99,7 @@ def _key(
     """What the layouts of a call's results depend on; collects its tensors."""
     others = torch._C._len_torch_dispatch_stack() or torch._C._is_any_autocast_enabled()  # modes that have a say too
     if others or not isinstance(target, OpOverload) or target._schema.is_mutable:
-        raise _NotPlain
+        raise _MoreThanLayout
 
     def shown(argument: Any) -> Any:
         kind = type(argument)
@@ -110,7 +110,7 @@ def _key(
             return kind, argument
         if isinstance(argument, (tuple, list)):
             return tuple([shown(item) for item in argument])
-        raise _NotPlain
+        raise _MoreThanLayout
 
     given = (tuple([shown(value) for value in args]), tuple([(name, shown(value)) for name, value in kwargs.items()]))
     first: dict[int, int] = {}
@@ -120,12 +120,12 @@ def _key(
 
 def _layout(tensor: torch.Tensor, mode: FakeTensorMode) -> tuple[Any, ...]:
     if not isinstance(tensor, FakeTensor) or tensor.fake_mode is not mode or tensor.constant is not None:
-        raise _NotPlain
+        raise _MoreThanLayout
     nbytes = int(tensor.untyped_storage().nbytes())  # a symbol behind an input that is a view of more
     size, stride, offset = tuple(tensor.shape), tensor.stride(), tensor.storage_offset()
     numbers = (*size, *stride, offset)
     if tensor.layout is not torch.strided or tensor.is_conj() or any(type(number) is not int for number in numbers):
-        raise _NotPlain
+        raise _MoreThanLayout
     return size, stride, offset, tensor.dtype, tensor.device, nbytes
 
 
@@ -139,7 +139,7 @@ def _results(value: Any, tensors: Sequence[torch.Tensor], mode: FakeTensorMode) 
     sizes: list[int] = []
     for tensor in value if kind is not None else (value,):
         if not isinstance(tensor, torch.Tensor) or tensor.requires_grad:
-            raise _NotPlain
+            raise _MoreThanLayout
         *layout, nbytes = _layout(tensor, mode)
         storage = tensor.untyped_storage()._cdata
         if storage not in shown and own.setdefault(storage, len(sizes)) == len(sizes):

@@ -19,7 +19,7 @@ from sicompiler.passes.body import BodyEmitter, Length, in_format, narrowed_agai
 from sicompiler.passes.edit import evaluate, inherit, insert_call
 from sicompiler.passes.spans import SpanNodes
 from sicompiler.passes.stream import fetcher, storer
-from sicompiler.sliced import Output, Read, Region
+from sicompiler.sliced import Output, Region, RegionRead
 
 aten = torch.ops.aten
 ops = torch.ops.sicompiler
@@ -174,7 +174,7 @@ class _Outliner:
         for p in region.hoisted:
             self._whole(p)
         buffers = {output: self._buffer(output) for output in region.outputs}
-        body = _Body(self, region, slice_length, buffers)
+        body = _LoopBody(self, region, slice_length, buffers)
         body.emit()
         inherit(self._call_loop(name, region, slice_length, body), self.view.facts.nodes[region.start])
         for output, buffer in buffers.items():
@@ -184,7 +184,7 @@ class _Outliner:
                 self.offloaded.add(self.view.tensor(output.value).storage)
         self._end(region.hoisted)
 
-    def _call_loop(self, name: str, region: Region, slice_length: int, body: _Body) -> fx.Node:
+    def _call_loop(self, name: str, region: Region, slice_length: int, body: _LoopBody) -> fx.Node:
         loop, operands = self._submodule(name, module_of(body.graph, body.root)), list(body.operands)
         if not body.streams:
             return self.graph.call_function(sliced_loop, (loop, region.size, slice_length, *operands))
@@ -221,7 +221,7 @@ class _Outliner:
         return inherit(insert_call(self.graph, self.mode, ops.take_over.default, taken), origin)
 
 
-class _Body:
+class _LoopBody:
     """The body of one loop, with a placeholder for each whole value it reads or writes."""
 
     def __init__(self, outer: _Outliner, region: Region, slice_length: int, buffers: dict[Output, fx.Node]) -> None:
@@ -229,7 +229,7 @@ class _Body:
         self.graph = fx.Graph()
         self.root = torch.nn.Module()
         self.operands: dict[fx.Node, fx.Node] = {}
-        self.reads: dict[tuple[Operand, Slicing], Read] = {(r.value, r.slicing): r for r in region.reads}
+        self.reads: dict[tuple[Operand, Slicing], RegionRead] = {(r.value, r.slicing): r for r in region.reads}
         self._narrowed: dict[tuple[Operand, Slicing], fx.Node] = {}
         self.device = fake_tensors(self.view.facts.nodes[min(region.sliced)])[0].device
         fetched = [r for r in region.reads if self.view.tensor(r.value).storage in outer.offloaded]

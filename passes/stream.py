@@ -17,7 +17,7 @@ from sicompiler.capture import module_of
 from sicompiler.halo import Halos
 from sicompiler.passes.edit import insert_call
 from sicompiler.passes.spans import SpanNodes
-from sicompiler.sliced import Output, Read
+from sicompiler.sliced import Output, RegionRead
 
 ops = torch.ops.sicompiler
 
@@ -37,7 +37,7 @@ class Carrier:
     slices: tuple[torch.Tensor, ...] = ()
 
 
-class _Builder:
+class _SliceGraph:
     """A graph with placeholders for slices and whole values, and the integers of a slice."""
 
     def __init__(
@@ -68,7 +68,7 @@ class _Builder:
 
 def fetcher(
     mode: FakeTensorMode,
-    reads: Sequence[tuple[Read, fx.Node]],
+    reads: Sequence[tuple[RegionRead, fx.Node]],
     halos: Halos | None,
     slice_length: int,
     device: torch.device,
@@ -82,7 +82,7 @@ def fetcher(
         slice_length: units of a slice.
         device: where the slices are computed with.
     """
-    build = _Builder(mode, (), [node for _, node in reads], slice_length)
+    build = _SliceGraph(mode, (), [node for _, node in reads], slice_length)
     slices = []
     for read, node in reads:
         key: tuple[Operand, Slicing] = (read.value, read.slicing)
@@ -105,7 +105,7 @@ def storer(
         halos: of the region.
         slice_length: units of a slice.
     """
-    build = _Builder(mode, [part for _, part, _ in writes], [node for _, _, node in writes], slice_length)
+    build = _SliceGraph(mode, [part for _, part, _ in writes], [node for _, _, node in writes], slice_length)
     for part, (output, _, node) in zip(build.slices, writes, strict=True):
         assert output.slicing is not None, "statistics merge on the device"
         cut = build.cut(output.slicing, None if halos is None else halos.own[output.value])

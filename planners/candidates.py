@@ -14,14 +14,14 @@ import torch
 from torch._ops import OpOverload
 
 from sicompiler.axes.factor_map import Slicing
-from sicompiler.axes.table import Transfer
+from sicompiler.axes.table import OpSlicing
 from sicompiler.facts.calls import takes_statistics
 from sicompiler.facts.timeline import Timeline
 from sicompiler.graph_view import GraphView
-from sicompiler.planners.evaluator import Evaluator, Floats
+from sicompiler.planners.evaluator import Floats, OpCosts
 from sicompiler.planners.repeats import Answers, Repeats
-from sicompiler.planners.tally import MAX_OPERATORS, MAX_SPAN, MAX_WINDOWS, Tally
-from sicompiler.region import HOISTED_BYTES, Walk
+from sicompiler.planners.tally import MAX_OPERATORS, MAX_SPAN, MAX_WINDOWS, RegionCost
+from sicompiler.region import HOISTED_BYTES, RegionBuilder
 
 SMALL_GRAPH = 200  # operators that allocate; up to here every position may be a cut
 NEAR = 6  # operators that allocate, on either side of a deep cut
@@ -72,7 +72,7 @@ def axis_labels(view: GraphView, axes: Mapping[str, tuple[int, Slicing]]) -> lis
                 if r:
                     continue
                 transfer = view.table.from_operand(p, index, slicing)
-                if isinstance(transfer, Transfer) and transfer.window is None and transfer.results[0] is not None:
+                if isinstance(transfer, OpSlicing) and transfer.window is None and transfer.results[0] is not None:
                     labels[p].setdefault(transfer.results[0], name)
     return labels
 
@@ -175,7 +175,7 @@ def _statistics_bytes(view: GraphView, count: int) -> npt.NDArray[np.int64]:
 
 
 def candidates(
-    evaluator: Evaluator,
+    evaluator: OpCosts,
     labels: list[dict[Slicing, str]],
     *,
     skip: Set[tuple[int, Slicing | None]],
@@ -208,20 +208,20 @@ def candidates(
         for seed in seeds:  # which grow while the loop runs
             grown = search.grow(begin, seed)
             yield from grown.candidates
-            if begin < grown.blocked < search.end and grown.ended is not Ended.WINDOWS:
+            if begin < grown.blocked < search.end and grown.ended is not GrowthEnd.WINDOWS:
                 index = bisect_left(starts, grown.blocked)
                 if index == len(starts) or starts[index] != grown.blocked:
                     starts.insert(index, grown.blocked)
-                if grown.ended is Ended.AXIS:
+                if grown.ended is GrowthEnd.AXIS:
                     search.deep.add(grown.blocked)
-            if grown.windows and grown.ended is not Ended.AXIS:
+            if grown.windows and grown.ended is not GrowthEnd.AXIS:
                 yield from search.go_on(grown, seed)
             coarser = grown.coarser  # units that go through the operator at which the axis ended
             if coarser is not None and (begin, coarser) not in skip and coarser not in seeds:
                 seeds.append(coarser)
 
 
-class Ended(Enum):
+class GrowthEnd(Enum):
     """Why a region grew no further."""
 
     AXIS = "the next operator does not commute with slicing along it"
@@ -250,7 +250,7 @@ class _Grown:
     blocked: int
     candidates: tuple[Candidate, ...]
     coarser: Slicing | None
-    ended: Ended
+    ended: GrowthEnd
     windows: bool
     base_bytes: int
     deep: tuple[int, ...] | None
@@ -279,7 +279,7 @@ class _Search:
 
     def __init__(
         self,
-        evaluator: Evaluator,
+        evaluator: OpCosts,
         ends: Set[int],
         deep: set[int],
         hot_bytes: int,
@@ -318,14 +318,14 @@ class _Search:
 
     def _grow(self, start: int, seed: Slicing) -> _Grown:
         view = self.view
-        walk = Walk(view, start, seed, windows=MAX_WINDOWS if start in self.deep else 0)
+        walk = RegionBuilder(view, start, seed, windows=MAX_WINDOWS if start in self.deep else 0)
         lengths = self.evaluator.grid(seed.size)[0]
-        tally = Tally(self.evaluator, walk)
+        tally = RegionCost(self.evaluator, walk)
         found: list[Candidate] = []
         seen_hot = False
         operators = 0
         counts_from = self._counts_from(start)
-        ended = Ended.LENGTH
+        ended = GrowthEnd.LENGTH
 
         def is_cut() -> bool:
             return walk.stop in (self.deep if walk.windows else self.ends)
@@ -336,7 +336,7 @@ class _Search:
 
         while walk.stop < self.end and operators < MAX_OPERATORS and walk.stop - start < MAX_SPAN:
             if walk.extend() is not None:
-                ended = Ended.WINDOWS if walk.windows and walk.windows == walk.max_windows else Ended.AXIS
+                ended = GrowthEnd.WINDOWS if walk.windows and walk.windows == walk.max_windows else GrowthEnd.AXIS
                 break
             seen_hot = seen_hot or self._hot[walk.stop - 1]
             operators += bool(view.made[walk.stop - 1])
@@ -372,13 +372,13 @@ class _Search:
         base = int(line.crossing_bytes[start])
         if base > LONG_SHARE * line.peak_bytes or (start, seed) in self._crossed:
             return
-        walk = Walk(self.view, start, seed)
+        walk = RegionBuilder(self.view, start, seed)
         while walk.stop < self.end and walk.extend() is None:
             pass
         self._crossed.update((p, transfer.results[0]) for p, transfer in walk.sliced.items())
         if walk.stop <= max(grown.stop, self._counts_from(start)):
             return
-        tally = Tally(self.evaluator, walk)
+        tally = RegionCost(self.evaluator, walk)
         tally.advance()
         if base + tally.hoisted.peak_bytes < line.peak_bytes:
             yield Candidate(start, walk.stop, seed, self.evaluator.grid(seed.size)[0], *tally.evaluate())

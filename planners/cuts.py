@@ -27,7 +27,7 @@ ALIKE = 0.04
 
 
 @dataclass(frozen=True)
-class Cut:
+class FeatureCut:
     """One place to enter a graph again.
 
     Attributes:
@@ -43,7 +43,7 @@ class Cut:
     share: float
 
 
-def candidate_cuts(facts: GraphFacts, seconds: Sequence[float], most: float = 0.5) -> tuple[Cut, ...]:
+def candidate_cuts(facts: GraphFacts, seconds: Sequence[float], most: float = 0.5) -> tuple[FeatureCut, ...]:
     """The cuts of fewest bytes, least time left first.
 
     For each pair of a begin and an end, the heavy operators between them, in schedule order, are the part to skip, and
@@ -65,7 +65,7 @@ def candidate_cuts(facts: GraphFacts, seconds: Sequence[float], most: float = 0.
         return ()
     done = np.cumsum(times) / total
     heavy = [p for p in range(facts.num_placeholders, len(facts.nodes)) if times[p] >= HEAVY * total]
-    found: dict[tuple[int, ...], Cut] = {}
+    found: dict[tuple[int, ...], FeatureCut] = {}
     seen: set[tuple[int, int]] = set()
     for begin in BEGINS:
         for end in ENDS:
@@ -77,13 +77,13 @@ def candidate_cuts(facts: GraphFacts, seconds: Sequence[float], most: float = 0.
             if positions and positions not in found:
                 left = _time_left(facts, positions, times)
                 nbytes = sum(facts.tensors[p][0].nbytes for p in positions)
-                found[positions] = Cut(positions, nbytes, left, left / total)
+                found[positions] = FeatureCut(positions, nbytes, left, left / total)
     return _distinct([cut for cut in found.values() if cut.share <= most])
 
 
-def _distinct(cuts: Sequence[Cut]) -> tuple[Cut, ...]:
+def _distinct(cuts: Sequence[FeatureCut]) -> tuple[FeatureCut, ...]:
     """Of cuts that leave about the same time, the one of fewest bytes. What leaves more may give smaller errors."""
-    best: list[Cut] = []
+    best: list[FeatureCut] = []
     for cut in sorted(cuts, key=lambda c: (c.nbytes, c.share)):
         if all(abs(cut.share - other.share) >= ALIKE for other in best):
             best.append(cut)

@@ -13,8 +13,8 @@ from torch._ops import OpOverload
 
 from sicompiler.axes.factor_map import Slicing
 from sicompiler.axes.span import Span
-from sicompiler.axes.table import Transfer
-from sicompiler.cost import Cut, Machine, Work, slice_lengths, sliced_seconds, waste, whole_seconds, work_of
+from sicompiler.axes.table import OpSlicing
+from sicompiler.cost import Machine, TimeSlicing, Work, slice_lengths, sliced_seconds, waste, whole_seconds, work_of
 from sicompiler.facts.calls import bind
 from sicompiler.facts.storages import ALLOCATION_GRANULE_BYTES, Origin, TensorFact
 from sicompiler.facts.strides import format_strides, suggests_channels_last
@@ -27,7 +27,7 @@ Floats = npt.NDArray[np.float64]
 T = TypeVar("T")
 
 
-class Evaluator:
+class OpCosts:
     """Peaks and times of walks over one graph."""
 
     def __init__(self, view: GraphView, line: Timeline, machine: Machine) -> None:
@@ -38,21 +38,21 @@ class Evaluator:
         self._kinds = facts.calls.kinds
         self.work: list[Work] = facts.calls.each(lambda p: work_of(facts, p, view.table.operands[p]))
         self.whole: Floats = np.array(facts.calls.each(lambda p: whole_seconds(self.work[p], machine)))
-        self._sliced: dict[tuple[int, Transfer], tuple[Floats, Floats]] = {}
-        self._halo_workspace: dict[tuple[int, Transfer], dict[tuple[float, ...], int]] = {}
+        self._sliced: dict[tuple[int, OpSlicing], tuple[Floats, Floats]] = {}
+        self._halo_workspace: dict[tuple[int, OpSlicing], dict[tuple[float, ...], int]] = {}
         self._spans: dict[tuple[Span, int], tuple[Floats, Floats, npt.NDArray[np.bool_]]] = {}
         self._arguments: dict[int, dict[str, Any]] = {}
         self._waste: dict[tuple[int, int], Floats] = {}
         self._remembered: dict[object, Any] = {}
         self.lengths: dict[int, tuple[tuple[int, ...], Floats]] = {}
 
-    def offloading(self, view: GraphView, line: Timeline) -> Evaluator:
+    def offloading(self, view: GraphView, line: Timeline) -> OpCosts:
         """The same for other offloaded storages; times and workspaces stay as they are."""
         other = copy.copy(self)
         other.view, other.line = view, line
         return other
 
-    def remembered(self, make: Callable[[Evaluator], T]) -> T:
+    def remembered(self, make: Callable[[OpCosts], T]) -> T:
         """What has been worked out about this graph, made when first asked for; the same for any offload memory."""
         if make not in self._remembered:
             self._remembered[make] = make(self)
@@ -84,7 +84,7 @@ class Evaluator:
             self._spans[key] = (span.longest(size, lengths), span.total(size, lengths), shortest >= 1)
         return self._spans[key]
 
-    def sliced(self, p: int, transfer: Transfer, size: int) -> tuple[Floats, Floats]:
+    def sliced(self, p: int, transfer: OpSlicing, size: int) -> tuple[Floats, Floats]:
         """Time of one sliced operator and its kernel's workspace, per slice length.
 
         The workspace is asked for each: kernels change their algorithm with size. For the same reason the last slice,
@@ -106,11 +106,11 @@ class Evaluator:
             found = self._sliced[key] = (self.seconds(p, size, transfer, 1.0), workspace)
         return found
 
-    def seconds(self, p: int, size: int, transfer: Transfer, excess: Floats | float) -> Floats:
+    def seconds(self, p: int, size: int, transfer: OpSlicing, excess: Floats | float) -> Floats:
         """Time of one sliced operator per slice length; `excess` times the work, where slices overlap."""
         return sliced_seconds(self.work[p], size, self.grid(size)[1], self.machine, excess, self.cut(p, transfer))
 
-    def cut(self, p: int, transfer: Transfer) -> Cut:
+    def cut(self, p: int, transfer: OpSlicing) -> TimeSlicing:
         """What is cut of an operator: its weights, or its rows; and what every slice reads whole."""
         whole, columns = 0, False
         for value, slicing in zip(self.view.table.operands[p], transfer.operands, strict=True):
@@ -119,7 +119,7 @@ class Evaluator:
                 columns = columns or (slicing is not None and self.work[p].matrix_flops > 0)
             elif slicing is None:
                 whole += tensor.nbytes
-        return Cut(float(whole), columns)
+        return TimeSlicing(float(whole), columns)
 
     def waste(self, tensor: TensorFact, slicing: Slicing) -> Floats:
         """How many times the bytes of a narrowed tensor are moved, per slice length."""
@@ -129,7 +129,7 @@ class Evaluator:
         return self._waste[key]
 
     def halo_workspace(
-        self, p: int, transfer: Transfer, operands: Sequence[Floats | None], results: Sequence[Floats | None]
+        self, p: int, transfer: OpSlicing, operands: Sequence[Floats | None], results: Sequence[Floats | None]
     ) -> Floats:
         """Workspace of an operator whose slices hold more than their own part.
 
@@ -153,7 +153,7 @@ class Evaluator:
             found[column] = known[tuple(lengths)]
         return found
 
-    def _workspace_at(self, target: OpOverload, p: int, transfer: Transfer, length: int) -> int:
+    def _workspace_at(self, target: OpOverload, p: int, transfer: OpSlicing, length: int) -> int:
         lengths = [
             [None if s is None else length * s.inner for s in found] for found in (transfer.operands, transfer.results)
         ]
@@ -163,7 +163,7 @@ class Evaluator:
         self,
         target: OpOverload,
         p: int,
-        transfer: Transfer,
+        transfer: OpSlicing,
         operands: Sequence[int | None],
         results: Sequence[int | None],
     ) -> int:

@@ -8,10 +8,10 @@ import numpy as np
 
 from sicompiler.cost import DOUBT, NO_WORK, Machine, Work
 from sicompiler.facts.storages import Origin
-from sicompiler.planners.evaluator import Evaluator
+from sicompiler.planners.evaluator import OpCosts
 
 
-def most_saved_seconds(evaluator: Evaluator) -> float:
+def most_saved_seconds(evaluator: OpCosts) -> float:
     """An upper bound of what loops can save of the unsliced time of a graph, whatever the budget.
 
     A loop from operator s to e saves at most the sum of what its operators save with all they read and write in the

@@ -15,9 +15,9 @@ import numpy.typing as npt
 from sicompiler.axes.factor_map import Slicing
 from sicompiler.axes.padding import pads_by_itself
 from sicompiler.axes.span import Span
-from sicompiler.axes.table import Operand, Transfer
-from sicompiler.halo import Step, entries, own_part, picks_result, step_of, unread_core
-from sicompiler.planners.evaluator import Evaluator, Floats
+from sicompiler.axes.table import Operand, OpSlicing
+from sicompiler.halo import OperatorSpans, entries, own_part, picks_result, step_of, unread_core
+from sicompiler.planners.evaluator import Floats, OpCosts
 
 Cuts = tuple[bool, ...]  # for each sliced operand of an operator, whether it gets a copy of a part of a slice
 
@@ -82,11 +82,11 @@ class Numbered:
 
     held: tuple[int, ...]
     asked: tuple[int, ...]
-    step: Step
+    step: OperatorSpans
 
 
 @dataclass(frozen=True, slots=True)
-class Read:
+class SlicedRead:
     """One sliced operand of an operator.
 
     Attributes:
@@ -127,10 +127,10 @@ class HaloOperator:
     """
 
     position: int
-    transfer: Transfer
+    transfer: OpSlicing
     results: tuple[tuple[int, int], ...]
     made: tuple[tuple[int, int], ...]
-    reads: tuple[Read, ...]
+    reads: tuple[SlicedRead, ...]
     storages: tuple[int, ...]
     whole: frozenset[int]
     source: Operand | None
@@ -148,10 +148,10 @@ class HaloOperators:
         evaluator: of the graph; what is offloaded makes no difference.
     """
 
-    def __init__(self, evaluator: Evaluator) -> None:
+    def __init__(self, evaluator: OpCosts) -> None:
         self.evaluator, self.view, self.table = evaluator, evaluator.view, evaluator.view.table
         self.spans = Spans()
-        self._operators: dict[tuple[int, Transfer], HaloOperator] = {}
+        self._operators: dict[tuple[int, OpSlicing], HaloOperator] = {}
         self._keys: dict[tuple[Operand, Slicing], int] = {}
         self._alike: dict[Hashable, tuple[dict[int, Numbered], dict[tuple[int, Cuts], Share]]] = {}
 
@@ -163,14 +163,14 @@ class HaloOperators:
         """The span of what is written of an output."""
         return self.spans.number(own_part(slicing, entries(self.table, value, slicing)))
 
-    def of(self, p: int, transfer: Transfer) -> HaloOperator:
+    def of(self, p: int, transfer: OpSlicing) -> HaloOperator:
         """An operator in one slicing."""
         found = self._operators.get((p, transfer))
         if found is None:
             found = self._operators[p, transfer] = self._make(p, transfer)
         return found
 
-    def _make(self, p: int, transfer: Transfer) -> HaloOperator:
+    def _make(self, p: int, transfer: OpSlicing) -> HaloOperator:
         view, table, storages = self.view, self.table, self.view.facts.storages
         pairs = list(zip(table.operands[p], transfer.operands, strict=True))
         reads = []
@@ -179,7 +179,7 @@ class HaloOperators:
                 tensor = view.tensor(value)
                 partial = tensor.nbytes < storages[tensor.storage].nbytes
                 cut = view.fits_by_copy(p, value, slicing)
-                reads.append(Read(self.key(value, slicing), value, index, tensor.storage, cut, partial))
+                reads.append(SlicedRead(self.key(value, slicing), value, index, tensor.storage, cut, partial))
         made = tuple(
             (next(i for i, t in enumerate(view.facts.tensors[p]) if t.storage == storage), storage)
             for storage in view.made[p]
@@ -238,7 +238,7 @@ class HaloOperators:
             found = operator.shares[core, cuts] = self._share(operator, self.step(operator, core).step, cuts, size)
         return found
 
-    def _edge_workspace(self, operator: HaloOperator, step: Step, size: int) -> Floats:
+    def _edge_workspace(self, operator: HaloOperator, step: OperatorSpans, size: int) -> Floats:
         """What a kernel takes for the shortest slice, beyond what its results are smaller than the longest.
 
         On the CPU small convolutions unfold their input, which takes more than what large ones do.
@@ -262,7 +262,7 @@ class HaloOperators:
                 smaller = smaller + each * (evaluator.span(held, size)[0] - few)
         return evaluator.halo_workspace(p, transfer, counts, results) - smaller
 
-    def _share(self, operator: HaloOperator, step: Step, cuts: Cuts, size: int) -> Share:
+    def _share(self, operator: HaloOperator, step: OperatorSpans, cuts: Cuts, size: int) -> Share:
         evaluator, view, machine = self.evaluator, self.view, self.evaluator.machine
         p, transfer = operator.position, operator.transfer
         slices = np.ceil(size / evaluator.grid(size)[1])

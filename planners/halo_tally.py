@@ -18,10 +18,10 @@ from sicompiler.axes.table import Operand
 from sicompiler.cost import DOUBT
 from sicompiler.facts.storages import Origin
 from sicompiler.halo import Halos, entries
-from sicompiler.planners.evaluator import Evaluator, Floats
+from sicompiler.planners.evaluator import Floats, OpCosts
 from sicompiler.planners.halo_operators import Cuts, HaloOperator, HaloOperators, Numbered
 from sicompiler.planners.hoisted import Hoisted
-from sicompiler.region import Walk
+from sicompiler.region import RegionBuilder
 
 
 class _Moments:
@@ -63,7 +63,7 @@ class _Moments:
         return np.asarray(total[:-1].max(axis=0))
 
 
-class HaloTally:
+class HaloRegionCost:
     """What is known of one growing walk, so that its peak and time at each end cost little.
 
     Args:
@@ -71,7 +71,7 @@ class HaloTally:
         walk: grown by the caller, who calls `add` for what it has sliced.
     """
 
-    def __init__(self, evaluator: Evaluator, walk: Walk) -> None:
+    def __init__(self, evaluator: OpCosts, walk: RegionBuilder) -> None:
         self.evaluator, self.walk, self.view, self.table = evaluator, walk, evaluator.view, evaluator.view.table
         self.operators: HaloOperators = evaluator.remembered(HaloOperators)
         self.spans = self.operators.spans
@@ -109,7 +109,7 @@ class HaloTally:
 class _End:
     """A walk that ends where it stands."""
 
-    def __init__(self, tally: HaloTally) -> None:
+    def __init__(self, tally: HaloRegionCost) -> None:
         self.tally, self.walk, self.view = tally, tally.walk, tally.view
         self.evaluator, self.spans, self.lengths = tally.evaluator, tally.spans, tally.lengths
         self.written = [

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from sicompiler.facts.storages import Origin
-from sicompiler.planners.evaluator import Evaluator
-from sicompiler.region import Walk
+from sicompiler.planners.evaluator import OpCosts
+from sicompiler.region import RegionBuilder
 
 
 class Hoisted:
@@ -21,7 +21,7 @@ class Hoisted:
         seconds: of the operators.
     """
 
-    def __init__(self, evaluator: Evaluator, walk: Walk) -> None:
+    def __init__(self, evaluator: OpCosts, walk: RegionBuilder) -> None:
         self.evaluator, self.view, self.walk = evaluator, evaluator.view, walk
         self._begin()
 

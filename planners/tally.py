@@ -8,13 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from sicompiler.axes.factor_map import Slicing
-from sicompiler.axes.table import Operand, Transfer
+from sicompiler.axes.table import Operand, OpSlicing
 from sicompiler.cost import DOUBT
 from sicompiler.facts.storages import Origin
-from sicompiler.planners.evaluator import Evaluator, Floats
-from sicompiler.planners.halo_tally import HaloTally
+from sicompiler.planners.evaluator import Floats, OpCosts
+from sicompiler.planners.halo_tally import HaloRegionCost
 from sicompiler.planners.hoisted import Hoisted
-from sicompiler.region import Walk
+from sicompiler.region import RegionBuilder
 
 MAX_OPERATORS = 96  # of one region; longer ones gain nothing, and an axis of the whole graph is the outer loop's
 MAX_SPAN = 8 * MAX_OPERATORS  # the same, views counted
@@ -25,7 +25,7 @@ _Result = tuple[int, Operand, bool]  # a storage needed after a body, which valu
 
 
 @dataclass(frozen=True)
-class _Body:
+class _BodyCost:
     """What a body takes and moves.
 
     Attributes:
@@ -65,7 +65,7 @@ class _Read:
     copied: bool
 
 
-class Tally:
+class RegionCost:
     """Running sums over one growing walk, so that its peak and time at each end cost little.
 
     Args:
@@ -73,7 +73,7 @@ class Tally:
         walk: grown by the caller, who calls `advance` after every operator.
     """
 
-    def __init__(self, evaluator: Evaluator, walk: Walk) -> None:
+    def __init__(self, evaluator: OpCosts, walk: RegionBuilder) -> None:
         self.evaluator, self.view, self.walk = evaluator, evaluator.view, walk
         self.lengths = evaluator.grid(walk.size)[1]
         self.launching = np.ceil(walk.size / self.lengths) * evaluator.machine.launch_seconds
@@ -84,10 +84,10 @@ class Tally:
         self.work = np.zeros((span, len(self.lengths)))  # workspace, per slice length
         self.ends: dict[int, int] = {}  # last reader so far of each storage the body makes
         self.outlive: dict[int, tuple[int, int]] = {}  # storages needed after the body: node, result
-        self._known: tuple[tuple[int, list[_Result]], _Body] | None = None  # of the last end
+        self._known: tuple[tuple[int, list[_Result]], _BodyCost] | None = None  # of the last end
         self._reads: dict[tuple[int, int, Slicing], _Read] = {}
         self._written: dict[int, Floats | int] = {}  # bytes that go to memory of results that were asked about
-        self.halos: HaloTally | None = None  # where there is a window
+        self.halos: HaloRegionCost | None = None  # where there is a window
         self.hoisted = Hoisted(evaluator, walk)
         self.fetched: set[int] = set()  # offloaded storages that the body needs whole
 
@@ -97,14 +97,14 @@ class Tally:
         self.hoisted.advance()
         if walk.windows:  # sums over the operators don't add up any more
             new = walk.added if self.halos is not None else sorted(walk.sliced)
-            self.halos = self.halos or HaloTally(self.evaluator, walk)
+            self.halos = self.halos or HaloRegionCost(self.evaluator, walk)
             self.halos.add(new)
             walk.added.clear()
         for p in sorted(walk.added):
             self._take(p, walk.sliced[p])
         walk.added.clear()
 
-    def _take(self, p: int, transfer: Transfer) -> None:
+    def _take(self, p: int, transfer: OpSlicing) -> None:
         walk, view = self.walk, self.view
         row = p - walk.start
         if view.made[p]:
@@ -153,7 +153,7 @@ class Tally:
         moved = offloaded_bytes + body.moved
         return peak.astype(np.int64), DOUBT * (evaluator.transfer(seconds, moved) if moved else seconds)
 
-    def _body(self) -> _Body:
+    def _body(self) -> _BodyCost:
         """The body as it is now: what is hoisted behind its last operator leaves it as it was."""
         walk, taken, results = self.walk, set[int](), list[_Result]()
         last, stop = self.view.lives.last, walk.stop
@@ -170,7 +170,7 @@ class Tally:
             self._known = (key, self._count_body(results))
         return self._known[1]
 
-    def _count_body(self, results: list[_Result]) -> _Body:
+    def _count_body(self, results: list[_Result]) -> _BodyCost:
         walk, view, evaluator = self.walk, self.view, self.evaluator
         start, end = walk.start, max(walk.sliced)
         unit, count = self.unit[: end + 1 - start].copy(), self.count[: end + 1 - start].copy()
@@ -206,7 +206,7 @@ class Tally:
         live = unit[:, None] * self.lengths + self.work[: len(unit)]
         if evaluator.granule > 1:
             live = unit[:, None] * self.lengths + (count * evaluator.granule)[:, None] + self.work[: len(unit)]
-        return _Body(live.max(axis=0), whole_bytes, through, copied, moved)
+        return _BodyCost(live.max(axis=0), whole_bytes, through, copied, moved)
 
     def _sliced_result(self, value: Operand) -> Slicing | None:
         return self.walk.sliced[value[0]].results[value[1]]
@@ -233,7 +233,7 @@ class Tally:
         return _Read(tensor.storage, tensor.nbytes, moved, is_offloaded, is_weight, readers, walk.copies(key))
 
 
-def unsliced_at(evaluator: Evaluator, p: int) -> tuple[int, float]:
+def unsliced_at(evaluator: OpCosts, p: int) -> tuple[int, float]:
     """Live bytes and time of an operator that runs unsliced.
 
     What it reads of offload memory is on the device while it runs, and so is what it makes for offload memory.
@@ -245,7 +245,7 @@ def unsliced_at(evaluator: Evaluator, p: int) -> tuple[int, float]:
     return int(evaluator.line.live_bytes[p]) + moved, float(seconds[0])
 
 
-def unsliced(evaluator: Evaluator) -> tuple[npt.NDArray[np.int64], Floats]:
+def unsliced(evaluator: OpCosts) -> tuple[npt.NDArray[np.int64], Floats]:
     """The same of every node; placeholders as they are."""
     live, seconds = evaluator.line.live_bytes, evaluator.whole
     if not evaluator.view.offloaded:

@@ -10,9 +10,9 @@ from typing import Any, Protocol, TypeVar, get_args, overload
 import torch
 
 from sicompiler.adapters.calibrate import calibrate
-from sicompiler.adapters.component import ComponentState
+from sicompiler.adapters.component import CompiledComponent
 from sicompiler.adapters.held import ATTRIBUTE
-from sicompiler.adapters.pipeline import PipelineState, is_pipeline, pipeline_state
+from sicompiler.adapters.pipeline import CompiledPipeline, is_pipeline, pipeline_state
 from sicompiler.adapters.supported import SupportedPipeline, supported_pipelines
 from sicompiler.adapters.verify import PipelineVerification
 from sicompiler.cache.store import Store, default_store
@@ -29,7 +29,7 @@ from sicompiler.reports.report import Report
 from sicompiler.runtime.examples import Inputs, checked_inputs
 from sicompiler.runtime.verify import Verification
 from sicompiler.search.search import Progress
-from sicompiler.takeover import State, installed_state
+from sicompiler.takeover import CompiledModule, installed_state
 from sicompiler.turns import executing
 from sicompiler.units import parse_bytes
 
@@ -132,7 +132,7 @@ def compile_for_budget(
     budget = parse_bytes(gb)
     check_weights(model)
     device_type_of(model)
-    state = partial(State, model, budget, _loaded(plan), progress, offload=offload, store=store)
+    state = partial(CompiledModule, model, budget, _loaded(plan), progress, offload=offload, store=store)
     _take_over(model, state, example_inputs)
     return model
 
@@ -146,8 +146,8 @@ def _compile_pipeline(
     store: Store | None,
 ) -> None:
     """Take a pipeline over, and calibrate Step Rehash where it has calls for that; it is as it was where that fails."""
-    before = found if isinstance(found := model.__dict__.get(ATTRIBUTE), PipelineState) else None
-    state = PipelineState.take_over(model, budget_bytes, progress, offload, rehash, store)
+    before = found if isinstance(found := model.__dict__.get(ATTRIBUTE), CompiledPipeline) else None
+    state = CompiledPipeline.take_over(model, budget_bytes, progress, offload, rehash, store)
     if rehash is None or not rehash.calls:
         return
     try:
@@ -168,7 +168,7 @@ def _loaded(plan: Plan | str | Path | None) -> Plan | None:
     return plan
 
 
-def _take_over(model: torch.nn.Module, make: Callable[[], State], example_inputs: Inputs | None) -> None:
+def _take_over(model: torch.nn.Module, make: Callable[[], CompiledModule], example_inputs: Inputs | None) -> None:
     """Plan the call that was given, if any, and run the model by plans from now on; it is as it was where that fails.
 
     Args:
@@ -177,7 +177,7 @@ def _take_over(model: torch.nn.Module, make: Callable[[], State], example_inputs
         example_inputs: of the call to plan.
     """
     previous = installed_state(model)
-    if isinstance(previous, ComponentState) and previous.tenants.any_alive:
+    if isinstance(previous, CompiledComponent) and previous.tenants.any_alive:
         raise BadInput(f"{_belongs(previous)}, whose budget holds for it: compile that again, or release it first")
     if previous is not None:
         previous.uninstall()
@@ -194,11 +194,11 @@ def _take_over(model: torch.nn.Module, make: Callable[[], State], example_inputs
     module.install()
 
 
-def _belongs(state: ComponentState) -> str:
+def _belongs(state: CompiledComponent) -> str:
     return f"this {type(state.model).__name__} is the {state.role.component} of a compiled {state.pipeline.name}"
 
 
-def _state(model: torch.nn.Module, verb: str) -> State:
+def _state(model: torch.nn.Module, verb: str) -> CompiledModule:
     state = installed_state(model) if isinstance(model, torch.nn.Module) else None
     if state is None:
         raise NotCompiled(
@@ -216,7 +216,7 @@ def release(model: torch.nn.Module | Pipeline) -> None:
     """
     if isinstance(model, torch.nn.Module):
         state = _state(model, "release")
-        if isinstance(state, ComponentState) and state.tenants.any_alive:
+        if isinstance(state, CompiledComponent) and state.tenants.any_alive:
             raise NotCompiled(f"{_belongs(state)} and was not compiled on its own: release the pipeline")
         state.uninstall()
     else:

@@ -29,8 +29,8 @@ from sicompiler.search.basis import basis, region_digest
 from sicompiler.search.restore import Restored, check_prediction, region_of, restore
 from sicompiler.search.search import Progress, Search
 from sicompiler.search.searches import KnownSearches, Searches
-from sicompiler.search.settle import Settled, settle
-from sicompiler.study import Graph
+from sicompiler.search.settle import OffloadAssignment, assign_offload
+from sicompiler.study import AnalyzedGraph
 from sicompiler.units import budget_hint, format_bytes
 
 Offload = Literal["none", "auto"]  # keep everything on the device; or spill and stream what a budget asks for
@@ -70,7 +70,7 @@ class Planner:
         return self.graph.program if self.captured is None else self.captured
 
     @property
-    def graph(self) -> Graph:
+    def graph(self) -> AnalyzedGraph:
         """The legal graph."""
         return self.source.graph
 
@@ -232,7 +232,7 @@ class Planner:
             **_offload_fields(search, settled),
         )
 
-    def _known_floor(self, settled: Settled, budget_bytes: int) -> tuple[int | None, str]:
+    def _known_floor(self, settled: OffloadAssignment, budget_bytes: int) -> tuple[int | None, str]:
         """The floor beside a plan as far as it was needed for it: with offloading where the plan uses that.
 
         None where it would take a search that was left off: by another budget while this one did not try, or because
@@ -253,7 +253,7 @@ class Planner:
         rooms = [(s, budget_bytes - self._beside(s)) for s in self.searches if not s.sought.is_complete]
         return any(search.within(room).fits(room) for search, room in rooms)
 
-    def _on_device(self, budget_bytes: int, solve: Solver) -> tuple[Search, Settled] | None:
+    def _on_device(self, budget_bytes: int, solve: Solver) -> tuple[Search, OffloadAssignment] | None:
         """The fastest plan with everything on the device; where the unsliced graph fits, without outer loops.
 
         What is searched then can only save time: nothing is, if there is little to be saved.
@@ -263,7 +263,7 @@ class Planner:
         else:
             searches = (self.source.whole if self.source.unsliced.may_save_time else self.source.unsliced,)
         found = [
-            (s, Settled(solution, frozenset(), 0, (), 0))
+            (s, OffloadAssignment(solution, frozenset(), 0, (), 0))
             for s in searches
             for room in [budget_bytes - self._beside(s)]
             for sought in [s.within(room)]
@@ -272,7 +272,7 @@ class Planner:
         ]
         return min(found, key=lambda row: row[1].solution.seconds * row[0].repeats, default=None)
 
-    def _with_offloading(self, budget_bytes: int, solve: Solver) -> tuple[Search, Settled] | None:
+    def _with_offloading(self, budget_bytes: int, solve: Solver) -> tuple[Search, OffloadAssignment] | None:
         """The fastest plan found that spills and streams: activations given more room, or weights."""
         found = []
         for search in self.source.offloaded:
@@ -283,11 +283,11 @@ class Planner:
             for share in TRIES:
                 solution = solve(search.problem, lowest + int(share * (room - lowest)))
                 if solution is not None:
-                    found.append((search, settle(search, solution, room)))
+                    found.append((search, assign_offload(search, solution, room)))
         return min(found, key=lambda row: row[1].solution.seconds * row[0].repeats, default=None)
 
 
-def _offload_fields(search: Search, settled: Settled) -> dict[str, Any]:
+def _offload_fields(search: Search, settled: OffloadAssignment) -> dict[str, Any]:
     """What a plan says of offload memory."""
     facts = search.graph.facts
     maker = {storage: p for p, made in enumerate(search.graph.view.made) for storage in made}

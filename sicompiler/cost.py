@@ -144,7 +144,7 @@ NO_WORK = Work(0, 0, 1, 1, 0, 0, 0, 4)
 
 
 @dataclass(frozen=True)
-class Cut:
+class TimeSlicing:
     """How an operator is cut, as far as its time goes.
 
     Attributes:
@@ -156,7 +156,7 @@ class Cut:
     columns: bool = False
 
 
-ROWS = Cut()
+ROWS = TimeSlicing()
 
 
 def work_of(facts: GraphFacts, position: int, operands: Sequence[tuple[int, int]]) -> Work:
@@ -198,7 +198,7 @@ def waste(run_bytes: Floats, machine: Machine) -> Floats:
 
 
 def sliced_seconds(
-    work: Work, size: int, lengths: Floats, machine: Machine, excess: Floats | float = 1.0, cut: Cut = ROWS
+    work: Work, size: int, lengths: Floats, machine: Machine, excess: Floats | float = 1.0, cut: TimeSlicing = ROWS
 ) -> Floats:
     """Seconds of one operator over all slices of an axis.
 

@@ -18,14 +18,14 @@ from sicompiler.capture.decisions import Decided, Decision, Outcome, numbers_in,
 from sicompiler.compiler import make_planner
 from sicompiler.errors import OverBudget
 from sicompiler.plan import Plan
-from sicompiler.runtime.compiled import Compiled
+from sicompiler.runtime.compiled import Executable
 from sicompiler.units import budget_hint, format_bytes
 
 CallKey = tuple[Hashable, tuple[Outcome, ...]]  # all that a trace depends on but values, and how values decide
 
 
 @dataclass(frozen=True)
-class Step:
+class DecisionStep:
     """A decision that is planned.
 
     Attributes:
@@ -33,7 +33,7 @@ class Step:
         decision: what was planned.
     """
 
-    compiled: Compiled
+    compiled: Executable
     decision: Decision
 
     @property
@@ -58,9 +58,9 @@ class Decisions:
     """What one method of a live model decides by, and how it came out."""
 
     def __init__(self) -> None:
-        self._planned: dict[int, Step] = {}  # by id of the decision, until the trace that made it is there
-        self._learned: dict[int, Step] = {}  # the same of the traces that were kept; a step keeps its decision
-        self._steps: dict[CallKey, Step] = {}  # by call and by the outcomes before
+        self._planned: dict[int, DecisionStep] = {}  # by id of the decision, until the trace that made it is there
+        self._learned: dict[int, DecisionStep] = {}  # the same of the traces that were kept; a step keeps its decision
+        self._steps: dict[CallKey, DecisionStep] = {}  # by call and by the outcomes before
 
     def plan(
         self, model: torch.nn.Module, decision: Decision, arguments: Sequence[Any], room_bytes: int, device_type: str
@@ -87,7 +87,7 @@ class Decisions:
         )
         fits = planner.unsliced_bytes <= room_bytes
         plan = planner.plan(room_bytes if fits else max(room_bytes, planner.floor()[0]))
-        step = self._planned[id(decision)] = Step(Compiled(planner.rewrite(plan), plan), decision)
+        step = self._planned[id(decision)] = DecisionStep(Executable(planner.rewrite(plan), plan), decision)
         return step.run(arguments)
 
     @staticmethod

@@ -13,7 +13,7 @@ from torch._ops import OpOverload
 
 import sicompiler.ops  # noqa: F401  (registers the operators named below)
 from sicompiler.axes.factor_map import Slicing
-from sicompiler.axes.table import AxisTable, Operand, Transfer
+from sicompiler.axes.table import AxisTable, Operand, OpSlicing
 from sicompiler.facts.lifetimes import Lifetimes
 from sicompiler.facts.storages import GraphFacts, Origin, TensorFact
 
@@ -115,7 +115,7 @@ class GraphView:
         return sum(self.facts.storages[s].nbytes for s in storages)
 
     def fetched(
-        self, position: int, start: int, transfer: Transfer | None = None, inside: Container[int] = ()
+        self, position: int, start: int, transfer: OpSlicing | None = None, inside: Container[int] = ()
     ) -> set[int]:
         """Offloaded storages, made before a step starts, that one of its operators needs whole on the device.
 
@@ -134,7 +134,7 @@ class GraphView:
         found = {self.tensor(value).storage for value in whole} & self.offloaded
         return {storage for storage in found if self.born[storage] < start}
 
-    def fetched_by_loop(self, start: int, hoisted: Iterable[int], sliced: Mapping[int, Transfer]) -> set[int]:
+    def fetched_by_loop(self, start: int, hoisted: Iterable[int], sliced: Mapping[int, OpSlicing]) -> set[int]:
         """The same of all operators of a loop: those before it, and its body."""
         found = (self.fetched(p, start) for p in hoisted)
         return set().union(*found, *(self.fetched(p, start, transfer, sliced) for p, transfer in sliced.items()))

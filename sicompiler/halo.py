@@ -11,9 +11,9 @@ import operator
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from sicompiler.axes.factor_map import Kind, Slicing, Window
+from sicompiler.axes.factor_map import FactorKind, Slicing, Window
 from sicompiler.axes.span import Floats, Span
-from sicompiler.axes.table import AxisTable, Operand, Transfer
+from sicompiler.axes.table import AxisTable, Operand, OpSlicing
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Halos:
 
 
 @dataclass(frozen=True)
-class Step:
+class OperatorSpans:
     """The spans of one operator of a body.
 
     Attributes:
@@ -77,7 +77,7 @@ def through(window: Window, span: Span, count: int) -> Span:
     )
 
 
-def demand(table: AxisTable, sliced: Mapping[int, Transfer], outputs: Collection[Operand]) -> Halos:
+def demand(table: AxisTable, sliced: Mapping[int, OpSlicing], outputs: Collection[Operand]) -> Halos:
     """Work out the spans of a region.
 
     Args:
@@ -117,7 +117,7 @@ def picks_result(table: AxisTable, p: int) -> bool:
     return table.facts.nodes[p].target is operator.getitem
 
 
-def step_of(table: AxisTable, p: int, transfer: Transfer, core: Span) -> Step:
+def step_of(table: AxisTable, p: int, transfer: OpSlicing, core: Span) -> OperatorSpans:
     """What an operator holds and asks for when it computes `core`, in entries of its factor."""
     held = [None if s is None else core.times(s.inner // transfer.grain) for s in transfer.results]
     asked: list[Span | None] = []
@@ -128,12 +128,12 @@ def step_of(table: AxisTable, p: int, transfer: Transfer, core: Span) -> Step:
             asked.append(core.times(slicing.inner // transfer.grain))
         else:
             asked.append(through(transfer.window, core, entries(table, value, slicing)))
-    return Step(tuple(held), tuple(asked))
+    return OperatorSpans(tuple(held), tuple(asked))
 
 
-def unread_core(table: AxisTable, p: int, transfer: Transfer) -> Span:
+def unread_core(table: AxisTable, p: int, transfer: OpSlicing) -> Span:
     """What an operator computes that nobody reads in the body: its own part."""
-    if transfer.kind is Kind.MERGE:
+    if transfer.kind is FactorKind.MERGE:
         slicing = next(s for s in transfer.operands if s is not None)
         return Span(transfer.grain, 0, 0, transfer.grain * slicing.size)
     first = transfer.results[0]
@@ -141,7 +141,7 @@ def unread_core(table: AxisTable, p: int, transfer: Transfer) -> Span:
     return own_part(first, entries(table, (p, 0), first)).over(first.inner // transfer.grain)
 
 
-def _core(table: AxisTable, p: int, transfer: Transfer, wanted: Mapping[tuple[Operand, Slicing], Span]) -> Span:
+def _core(table: AxisTable, p: int, transfer: OpSlicing, wanted: Mapping[tuple[Operand, Slicing], Span]) -> Span:
     """What an operator has to compute, in entries of its factor."""
     found: Span | None = None
     for r, slicing in enumerate(transfer.results):

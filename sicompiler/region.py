@@ -1,6 +1,6 @@
 """Regions: runs of consecutive operators through which one slice at a time can go.
 
-A `Walk` starts at one operator with one slicing of its result and grows operator by operator, until an operator
+A `RegionBuilder` starts at one operator with one slicing of its result and grows operator by operator, until an operator
 does not commute. Inside, a value is *sliced*, or *whole*: computed once before the loop, because nothing it is
 made of is sliced. A whole value (from inside or outside) is narrowed where a sliced operator reads it.
 """
@@ -11,16 +11,16 @@ import math
 from bisect import bisect_left
 from collections.abc import Mapping
 
-from sicompiler.axes.factor_map import Kind, Slicing
-from sicompiler.axes.table import Operand, Transfer
+from sicompiler.axes.factor_map import FactorKind, Slicing
+from sicompiler.axes.table import Operand, OpSlicing
 from sicompiler.graph_view import GraphView, narrows_well
 from sicompiler.halo import Halos, demand
-from sicompiler.sliced import Output, Read, Region
+from sicompiler.sliced import Output, Region, RegionRead
 
 HOISTED_BYTES = 2**20  # a value this small is computed whole before the loop rather than slice by slice
 
 
-class Walk:
+class RegionBuilder:
     """A region being grown from `start`, operator by operator.
 
     Args:
@@ -48,7 +48,7 @@ class Walk:
         self.seed, self.size = first, first.size
         self._seed_position = start if seed is not None else -1
         self.stop = start
-        self.sliced: dict[int, Transfer] = {}
+        self.sliced: dict[int, OpSlicing] = {}
         self.hoisted: dict[int, None] = {}
         self.turned = 0  # how many operators have been sliced that were hoisted before
         self.added: list[int] = []  # operators sliced since the last time someone emptied this list
@@ -88,14 +88,14 @@ class Walk:
             reason = self.extend()
             assert reason is None, f"{self.view.facts.nodes[self.stop].name}, position {self.stop}: {reason}"
 
-    def _wanted(self, p: int) -> Transfer | str | None:
+    def _wanted(self, p: int) -> OpSlicing | str | None:
         """The transfer that the sliced operands of an operator ask for; None if none is sliced."""
         if p == self._seed_position:
             first = self.table.from_result(p, 0, self.seed)
             if isinstance(first, str):
                 self._ask_for_coarser(self.table.coarser(p, True, 0, self.seed))
             return first
-        found: Transfer | None = None
+        found: OpSlicing | None = None
         for index, (q, r) in enumerate(self.table.operands[p]):
             source = self.sliced.get(q)
             if source is not None:
@@ -115,7 +115,7 @@ class Walk:
             found = transfer
         return found
 
-    def _meet(self, p: int, transfer: Transfer) -> str | None:
+    def _meet(self, p: int, transfer: OpSlicing) -> str | None:
         """Give an operator's other operands the slicing it needs."""
         narrowed = []
         for (q, r), wanted in zip(self.table.operands[p], transfer.operands, strict=True):
@@ -133,7 +133,7 @@ class Walk:
             self.reads.setdefault(key, []).append(p)
         return None
 
-    def _slice_backwards(self, q: int, r: int, wanted: Slicing, reader: int, asked: Transfer) -> None:
+    def _slice_backwards(self, q: int, r: int, wanted: Slicing, reader: int, asked: OpSlicing) -> None:
         """Slice a value made inside the region before anyone asked for it, if that is possible and worth it.
 
         Args:
@@ -145,7 +145,7 @@ class Walk:
         """
         if not self._worth_slicing(q, r):
             return
-        plan: dict[int, Transfer] = {}
+        plan: dict[int, OpSlicing] = {}
         if not self._demand(q, r, wanted, plan):
             return
         for position, transfer in [(reader, asked), *plan.items()]:
@@ -168,7 +168,7 @@ class Walk:
         storage = self.view.facts.storages[tensor.storage]
         return storage.nbytes > self._hoisted_bytes and self.view.born[tensor.storage] >= self.start
 
-    def _demand(self, q: int, r: int, wanted: Slicing, plan: dict[int, Transfer]) -> bool:
+    def _demand(self, q: int, r: int, wanted: Slicing, plan: dict[int, OpSlicing]) -> bool:
         """Plan to slice a hoisted operator: its big operands, and whatever else has read its result, must follow."""
         transfer = self.table.from_result(q, r, wanted)
         if isinstance(transfer, str):
@@ -179,11 +179,11 @@ class Walk:
     def _ask_for_coarser(self, factor: int) -> None:
         self.coarser = math.lcm(self.coarser, factor)
 
-    def _adopt(self, q: int, transfer: Transfer, plan: dict[int, Transfer]) -> bool:
+    def _adopt(self, q: int, transfer: OpSlicing, plan: dict[int, OpSlicing]) -> bool:
         known = plan.get(q)
         if known is not None:
             return known == transfer
-        may = transfer.kind is Kind.FREE or (transfer.kind is Kind.WINDOW and self.max_windows != 0)
+        may = transfer.kind is FactorKind.FREE or (transfer.kind is FactorKind.WINDOW and self.max_windows != 0)
         if not may or any(reader in self.sliced for reader in self.view.lives.readers[q]):
             return False  # the body reads it whole, or narrows it
         plan[q] = transfer
@@ -258,7 +258,7 @@ class Walk:
                 reuses = None if slicing is None else self.reusable(value, slicing, stop, taken, halos)
                 outputs.append(Output(value, slicing, reuses))
         reads = tuple(
-            Read(
+            RegionRead(
                 (q, r),
                 slicing,
                 min(ps),

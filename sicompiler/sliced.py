@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sicompiler.axes.factor_map import Slicing
-from sicompiler.axes.table import Operand, Transfer
+from sicompiler.axes.table import Operand, OpSlicing
 from sicompiler.halo import Halos
 
 
 @dataclass(frozen=True)
-class Read:
+class RegionRead:
     """A whole value that the loop's body reads slice by slice.
 
     Attributes:
@@ -62,8 +62,8 @@ class Region:
     stop: int
     seed: Slicing
     size: int
-    sliced: Mapping[int, Transfer]
+    sliced: Mapping[int, OpSlicing]
     hoisted: tuple[int, ...]
-    reads: tuple[Read, ...]
+    reads: tuple[RegionRead, ...]
     outputs: tuple[Output, ...]
     halos: Halos | None = None

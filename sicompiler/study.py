@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 
 from torch import fx
 
-from sicompiler.axes.factor_map import Kind, Slicing
+from sicompiler.axes.factor_map import FactorKind, Slicing
 from sicompiler.axes.names import AxisNames, Origins
-from sicompiler.axes.table import AxisTable, Transfer
+from sicompiler.axes.table import AxisTable, OpSlicing
 from sicompiler.capture import Program, Source, fingerprint
 from sicompiler.codec import digest
 from sicompiler.facts.kernels import node_workspaces
@@ -28,7 +28,7 @@ from sicompiler.graph_view import GraphView
 from sicompiler.passes.dense_factors import dense_factors
 from sicompiler.passes.outer import Inner, extract_inner
 from sicompiler.plan import OuterLoop
-from sicompiler.region import Walk
+from sicompiler.region import RegionBuilder
 from sicompiler.sliced import Region
 
 OUTER_HOISTED_BYTES = 2**16  # what the outer loop keeps for its whole length should be small; the rest is made again
@@ -37,7 +37,7 @@ OUTER_HOISTED_SHARE = 0.1  # of the unsliced peak; a loop that keeps more whole 
 
 
 @dataclass(frozen=True)
-class Graph:
+class AnalyzedGraph:
     """A legal program with everything known about it.
 
     Attributes:
@@ -52,7 +52,7 @@ class Graph:
     view: GraphView
     line: Timeline
     extra_bytes: int = 0
-    outside: tuple[Graph, Origins] | None = None
+    outside: tuple[AnalyzedGraph, Origins] | None = None
 
     @property
     def facts(self) -> GraphFacts:
@@ -85,7 +85,9 @@ class Graph:
         return digest("\n".join(self.facts.calls.each(shown)))
 
 
-def study(program: Program, device_type: str, extra_bytes: int = 0, released: Collection[fx.Node] = ()) -> Graph:
+def analyze_graph(
+    program: Program, device_type: str, extra_bytes: int = 0, released: Collection[fx.Node] = ()
+) -> AnalyzedGraph:
     """Collect the facts of a program.
 
     Args:
@@ -100,10 +102,10 @@ def study(program: Program, device_type: str, extra_bytes: int = 0, released: Co
         facts = replace(facts, released=frozenset(own))
     lives = lifetimes(facts)
     view = GraphView(facts, lives, AxisTable(facts))
-    return Graph(program, view, timeline(facts, lives, node_workspaces(facts)), extra_bytes)
+    return AnalyzedGraph(program, view, timeline(facts, lives, node_workspaces(facts)), extra_bytes)
 
 
-def named_axes(graph: Graph) -> dict[str, tuple[int, Slicing]]:
+def named_axes(graph: AnalyzedGraph) -> dict[str, tuple[int, Slicing]]:
     """The axes of the inputs: every dim of more than one entry, named by input and dim; those of big inputs first."""
     found: dict[str, tuple[int, Slicing]] = {}
     inputs = [p for p, b in enumerate(graph.program.bindings) if b.source is Source.INPUT and graph.facts.tensors[p]]
@@ -121,13 +123,13 @@ class OuterGraph:
     loop: OuterLoop
     region: Region
     inner: Inner
-    graph: Graph
+    graph: AnalyzedGraph
 
 
-def outer_region(graph: Graph, seeds: dict[int, Slicing]) -> Region | None:
+def outer_region(graph: AnalyzedGraph, seeds: dict[int, Slicing]) -> Region | None:
     """The whole graph as one region along an axis of its inputs; None where some operator does not commute."""
     first = graph.facts.num_placeholders
-    walk = Walk(graph.view, first, None, inputs=seeds, hoisted_bytes=OUTER_HOISTED_BYTES, windows=0)
+    walk = RegionBuilder(graph.view, first, None, inputs=seeds, hoisted_bytes=OUTER_HOISTED_BYTES, windows=0)
     while walk.stop < len(graph.facts.nodes):
         if walk.extend() is not None:
             return None
@@ -143,7 +145,7 @@ def outer_region(graph: Graph, seeds: dict[int, Slicing]) -> Region | None:
     return _made_again(graph, region)
 
 
-def _made_again(graph: Graph, region: Region) -> Region:
+def _made_again(graph: AnalyzedGraph, region: Region) -> Region:
     """Move what is big and the same for every slice into the loop, where it lives no longer than it is needed.
 
     A table of positions, cast once before the loop, would stay for all of it. What the loop reads in slices of can't be
@@ -155,17 +157,17 @@ def _made_again(graph: Graph, region: Region) -> Region:
     for p in reversed(region.hoisted):
         if p in stays or any(t.storage in narrowed for t in graph.facts.tensors[p]):
             stays.update({p, *(q for q, _ in view.table.operands[p])})
-    again: dict[int, Transfer] = {}
+    again: dict[int, OpSlicing] = {}
     for p in region.hoisted:
         operands = view.table.operands[p]
         big = any(storages[s].nbytes > OUTER_HOISTED_BYTES for s in view.made[p])
         if p not in stays and (big or any(q in again for q, _ in operands)):
-            again[p] = Transfer((None,) * len(operands), (None,) * len(graph.facts.tensors[p]), Kind.FREE)
+            again[p] = OpSlicing((None,) * len(operands), (None,) * len(graph.facts.tensors[p]), FactorKind.FREE)
     hoisted = tuple(p for p in region.hoisted if p not in again)
     return replace(region, sliced=dict(sorted({**region.sliced, **again}.items())), hoisted=hoisted)
 
 
-def outer_loops(graph: Graph) -> list[tuple[OuterLoop, Region]]:
+def outer_loops(graph: AnalyzedGraph) -> list[tuple[OuterLoop, Region]]:
     """Every axis of the inputs that commutes with the whole graph; of inputs that share it, the one hoisting least."""
     found: dict[tuple[Slicing | None, ...], tuple[int, OuterLoop, Region]] = {}
     for name, (p, slicing) in named_axes(graph).items():
@@ -181,20 +183,20 @@ def outer_loops(graph: Graph) -> list[tuple[OuterLoop, Region]]:
     return [(_named(graph, loop, list(found.values())), region) for _, loop, region in found.values()]
 
 
-def _named(graph: Graph, loop: OuterLoop, loops: Sequence[tuple[int, OuterLoop, Region]]) -> OuterLoop:
+def _named(graph: AnalyzedGraph, loop: OuterLoop, loops: Sequence[tuple[int, OuterLoop, Region]]) -> OuterLoop:
     """A loop under the name of its axis, and of its input too where several run along axes of one name."""
     name = graph.axes.of(*loop.seeds[0])
     alone = sum(graph.axes.of(*other.seeds[0]) == name for _, other, _ in loops) == 1
     return replace(loop, axis=name if alone else f"{name} of {loop.axis}")
 
 
-def _unsliced_bytes(graph: Graph, region: Region) -> int:
+def _unsliced_bytes(graph: AnalyzedGraph, region: Region) -> int:
     """What an outer loop makes whole, before it or again in each slice."""
     whole = [p for p, transfer in region.sliced.items() if transfer.results and transfer.results[0] is None]
     return sum(graph.facts.storages[s].nbytes for p in (*region.hoisted, *whole) for s in graph.view.made[p])
 
 
-def make_outer(graph: Graph, loop: OuterLoop, region: Region) -> OuterGraph:
+def make_outer(graph: AnalyzedGraph, loop: OuterLoop, region: Region) -> OuterGraph:
     """Cut out the graph of one slice and study it."""
     inner = extract_inner(graph.program, graph.view, region, loop.slice_length)
     dense_factors(inner.program)  # one sample may be a view, expanded, where all of them had to be copied
@@ -204,14 +206,14 @@ def make_outer(graph: Graph, loop: OuterLoop, region: Region) -> OuterGraph:
         for node, (_, slicing) in zip(inner.program.placeholders, inner.operands, strict=True)
         if slicing is not None and all(t.untyped_storage()._cdata not in whole for t in fake_tensors(node))
     ]
-    alone = study(inner.program, graph.facts.device_type, released=copies)
+    alone = analyze_graph(inner.program, graph.facts.device_type, released=copies)
     seen = {t.untyped_storage()._cdata for node in inner.program.placeholders for t in fake_tensors(node)}
     extra = sum(nbytes for storage, nbytes in whole.items() if storage not in seen) + _results_bytes(graph)
     outside = (graph, inner.operands)
-    return OuterGraph(loop, region, inner, Graph(inner.program, alone.view, alone.line, extra, outside))
+    return OuterGraph(loop, region, inner, AnalyzedGraph(inner.program, alone.view, alone.line, extra, outside))
 
 
-def _held_storages(graph: Graph, region: Region) -> dict[int, int]:
+def _held_storages(graph: AnalyzedGraph, region: Region) -> dict[int, int]:
     """Storages that live as long as the outer loop: inputs and what is computed before it."""
     facts = graph.facts
     positions = [*range(facts.num_placeholders), *region.hoisted]
@@ -223,7 +225,7 @@ def _held_storages(graph: Graph, region: Region) -> dict[int, int]:
     }
 
 
-def _results_bytes(graph: Graph) -> int:
+def _results_bytes(graph: AnalyzedGraph) -> int:
     """The buffers an outer loop writes its results into."""
     granule = ALLOCATION_GRANULE_BYTES.get(graph.facts.device_type, 1)
     total = 0

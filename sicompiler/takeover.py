@@ -33,9 +33,9 @@ from sicompiler.guards import ModuleGuards
 from sicompiler.plan import Plan
 from sicompiler.prepare import captured_program, check_weights, device_type_of, dtype_name, prepare
 from sicompiler.reports.report import Report
-from sicompiler.runtime.compiled import Compiled, Untouched, call_key, check_inference
+from sicompiler.runtime.compiled import Executable, Untouched, call_key, check_inference
 from sicompiler.runtime.examples import Inputs, checked_inputs, random_inputs, without_data
-from sicompiler.runtime.news import Known, news
+from sicompiler.runtime.news import KnownCall, news
 from sicompiler.runtime.placement import place, restore, streams
 from sicompiler.runtime.verify import Verification, compare
 from sicompiler.search.search import Progress
@@ -49,7 +49,7 @@ MAX_PLANNERS = 4  # kept for another budget: what is known of a graph is larger 
 HOOK, HOOKED = "_hf_hook", "_old_forward"  # where accelerate keeps its hook, and the forward that the hook calls
 
 
-class State:
+class CompiledModule:
     """What sicompiler keeps for one method of a live model.
 
     Args:
@@ -81,14 +81,14 @@ class State:
         self.home = next(iter(named_tensors(model).values()), torch.empty(0)).device  # where its weights are
         self.own: Callable[..., Any] | None = None  # what the instance itself had in the place of our patch
         self._owns = False  # the patch was put there; whoever has put something else there since may lead back to it
-        self.compiled: dict[Hashable, Compiled] = {}
+        self.compiled: dict[Hashable, Executable] = {}
         self.planners: dict[Hashable, Planner] = {}  # by call, for another budget or reservation
-        self.last: tuple[Compiled, Inputs] | None = None
+        self.last: tuple[Executable, Inputs] | None = None
         self._last_call: CallKey | None = None  # of these inputs
         this = weakref.proxy(self)  # the guards are ours, and must not keep us
         self.guards = ModuleGuards(lambda attributes: this.seen(attributes), (method,), path)
         self._decisions = Decisions()
-        self._known: Known | None = None  # of the call before
+        self._known: KnownCall | None = None  # of the call before
         self._lock = threading.RLock()
         self._entry = self._bound_entry(model)
         self.turn = turn_of(model)
@@ -106,7 +106,7 @@ class State:
 
         # A torch.compile around the model leaves it to us, and does not go through our code.
         @torch.compiler.disable  # type: ignore[untyped-decorator]
-        def entry(state: State, *args: Any, **kwargs: Any) -> Any:
+        def entry(state: CompiledModule, *args: Any, **kwargs: Any) -> Any:
             if state._untouched_in == threading.get_ident():
                 return state.own_method()(*args, **kwargs)
             return state.forward(*args, **kwargs)
@@ -133,7 +133,7 @@ class State:
             return max(tensors, key=lambda t: t.numel()).device
         return next(self.model.parameters(), torch.empty(0)).device
 
-    def compiled_for(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Compiled:
+    def compiled_for(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Executable:
         """The rewritten model for a call; planned now if need be."""
         key = self.key_of(args, kwargs)
         with self._lock:
@@ -145,12 +145,12 @@ class State:
                 key = self.learn(compiled.program, args, kwargs)
                 self.compiled[key] = compiled
                 if self._known is not None:
-                    why = why or news(self._known, Known(key[0], self.guards.facts))
+                    why = why or news(self._known, KnownCall(key[0], self.guards.facts))
                     name, seconds = type(self.model).__name__, format_seconds(time.perf_counter() - began)
                     log.warning("%s: planned again in %s, as %s", entry_label(name, self.method), seconds, why)
                 while len(self.compiled) > MAX_PLANS:
                     self.compiled.pop(next(iter(self.compiled)))
-            self._known = Known(key[0], self.guards.facts)
+            self._known = KnownCall(key[0], self.guards.facts)
             read = self._decisions.read(compiled.program.decided)
             if read or self._last_call != key or self.last is None:  # inputs alike are alike without their data
                 self.last = (compiled, without_data(args, kwargs, read))
@@ -177,7 +177,7 @@ class State:
         """How much of the budget this model may take now: all of it, where it is alone."""
         return self.budget_bytes
 
-    def still_fits(self, compiled: Compiled, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    def still_fits(self, compiled: Executable, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         """Whether a plan made before is within the budget of this call; of a model on its own, always."""
         return True
 
@@ -190,7 +190,7 @@ class State:
         return planner.plan(self.budget_bytes, offload=self.offload)
 
     @frozen_gc()  # what there was before stays: to walk through it takes longer than to make what is made here
-    def compile(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Compiled:
+    def compile(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Executable:
         """Capture, plan and rewrite for the shapes of a call; the live model is left alone."""
         _check_parts(self.model)
         restore(self.model, self.device_of(args, kwargs))  # a trace reads where the weights are
@@ -212,7 +212,7 @@ class State:
             outcomes = tuple(one.outcome for one in program.decided)
             self.keep_planner((call_key(self.guards, self.model, args, kwargs), outcomes), planner)
         plan = self._decisions.counted(plan, self.model, program.decided)
-        compiled = Compiled(rewritten, plan, find_floor, untouched)
+        compiled = Executable(rewritten, plan, find_floor, untouched)
         self.given_plan = None  # not before: a plan that was refused is not silently replaced by another
         log.info(
             "%s: %d regions, predicted peak %s of %s, planned in %s",
@@ -350,7 +350,7 @@ class State:
             else:
                 del attributes[slot]
 
-    def __deepcopy__(self, memo: object) -> State:
+    def __deepcopy__(self, memo: object) -> CompiledModule:
         """Refuse: a copy would run the weights of the model it was copied from."""
         raise BadInput("a compiled model can't be copied or pickled; call sicompiler.release(model) first")
 
@@ -359,11 +359,11 @@ class State:
         return str(self.__deepcopy__({}))
 
 
-def installed_state(model: torch.nn.Module, method: str = FORWARD) -> State | None:
+def installed_state(model: torch.nn.Module, method: str = FORWARD) -> CompiledModule | None:
     """The state that owns a method of a live model; None where the model runs its own."""
     for slot in (method, HOOKED) if method == FORWARD else (method,):
         owner = getattr(model.__dict__.get(slot), "__self__", None)
-        if isinstance(owner, State) and owner.method == method:
+        if isinstance(owner, CompiledModule) and owner.method == method:
             return owner
     return None
 
@@ -383,7 +383,7 @@ def _check_parts(model: torch.nn.Module) -> None:
 
 
 def _is_ours(value: Any) -> bool:
-    return isinstance(value, types.MethodType) and isinstance(value.__self__, State)
+    return isinstance(value, types.MethodType) and isinstance(value.__self__, CompiledModule)
 
 
 def _is_plain(function: Any, model: torch.nn.Module, method: str) -> bool:

@@ -14,9 +14,9 @@ from sicompiler import Rehash, RehashPlan
 from sicompiler.adapters import component
 from sicompiler.adapters import rehash as adapter
 from sicompiler.adapters.calibrate import learn
-from sicompiler.adapters.component import ComponentState
+from sicompiler.adapters.component import CompiledComponent
 from sicompiler.adapters.pipeline import pipeline_state
-from sicompiler.adapters.subgraph import Part
+from sicompiler.adapters.subgraph import GraphPart
 from sicompiler.rehash.request import Strategy
 from tests.mini_pipeline import mini, picture
 
@@ -59,7 +59,7 @@ def error_of(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((found - wanted).norm() / wanted.norm())
 
 
-def told_clock(monkeypatch: pytest.MonkeyPatch, seconds: Callable[[Part | None], float]) -> Callable[[], float]:
+def told_clock(monkeypatch: pytest.MonkeyPatch, seconds: Callable[[GraphPart | None], float]) -> Callable[[], float]:
     """A clock that only evaluations of the denoiser move on, so that times are the same in every run.
 
     Args:
@@ -69,19 +69,19 @@ def told_clock(monkeypatch: pytest.MonkeyPatch, seconds: Callable[[Part | None],
     Returns:
         The clock.
     """
-    now, asked = 0.0, list[Part]()
-    part_for, run_part, run_whole = ComponentState.part_for, ComponentState.run_part, ComponentState.run_whole
+    now, asked = 0.0, list[GraphPart]()
+    part_for, run_part, run_whole = CompiledComponent.part_for, CompiledComponent.run_part, CompiledComponent.run_whole
 
-    def watched(self: ComponentState, part: Part, *args: Any, **kwargs: Any) -> Any:
+    def watched(self: CompiledComponent, part: GraphPart, *args: Any, **kwargs: Any) -> Any:
         asked[:] = [part]
         return part_for(self, part, *args, **kwargs)
 
-    def timed(self: ComponentState, *args: Any, **kwargs: Any) -> Any:
+    def timed(self: CompiledComponent, *args: Any, **kwargs: Any) -> Any:
         nonlocal now
         now += seconds(asked[0])
         return run_part(self, *args, **kwargs)
 
-    def timed_whole(self: ComponentState, *args: Any, **kwargs: Any) -> Any:
+    def timed_whole(self: CompiledComponent, *args: Any, **kwargs: Any) -> Any:
         nonlocal now
         now += seconds(None)
         return run_whole(self, *args, **kwargs)
@@ -89,14 +89,14 @@ def told_clock(monkeypatch: pytest.MonkeyPatch, seconds: Callable[[Part | None],
     def read() -> float:
         return now
 
-    monkeypatch.setattr(ComponentState, "part_for", watched)
-    monkeypatch.setattr(ComponentState, "run_part", timed)
-    monkeypatch.setattr(ComponentState, "run_whole", timed_whole)
+    monkeypatch.setattr(CompiledComponent, "part_for", watched)
+    monkeypatch.setattr(CompiledComponent, "run_part", timed)
+    monkeypatch.setattr(CompiledComponent, "run_whole", timed_whole)
     for module in (adapter, component):
         monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=read))
     return read
 
 
-def skipping_is_fast(part: Part | None) -> float:
+def skipping_is_fast(part: GraphPart | None) -> float:
     """Seconds for `told_clock`: a skipped evaluation takes a quarter of a full one."""
     return 1.0 if part is not None and part.kind == "skip" else 4.0

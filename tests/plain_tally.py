@@ -17,8 +17,8 @@ from sicompiler.axes.table import Operand
 from sicompiler.cost import DOUBT
 from sicompiler.facts.storages import Origin
 from sicompiler.halo import Halos, entries
-from sicompiler.planners.evaluator import Evaluator, Floats
-from sicompiler.region import Walk
+from sicompiler.planners.evaluator import Floats, OpCosts
+from sicompiler.region import RegionBuilder
 
 
 class _Moments:
@@ -53,7 +53,7 @@ class _Moments:
         return np.asarray(total[:, :-1].max(axis=1))
 
 
-class PlainTally:
+class PlainRegionCost:
     """One region that ends where its walk stands.
 
     Args:
@@ -61,7 +61,7 @@ class PlainTally:
         walk: grown as far as the region goes.
     """
 
-    def __init__(self, evaluator: Evaluator, walk: Walk) -> None:
+    def __init__(self, evaluator: OpCosts, walk: RegionBuilder) -> None:
         self.evaluator, self.walk, self.view, self.table = evaluator, walk, evaluator.view, evaluator.view.table
         halos = walk.halos()
         assert halos is not None, "a region without a window has no halos"
@@ -226,7 +226,7 @@ class PlainTally:
         return whole_bytes, moved, copies, carried
 
 
-def hoisted(evaluator: Evaluator, walk: Walk) -> tuple[int, int, float]:
+def hoisted(evaluator: OpCosts, walk: RegionBuilder) -> tuple[int, int, float]:
     """Peak above the base while hoisted operators run, what of them stays for the loop, and their time."""
     view, stop = evaluator.view, walk.stop
     current = peak = kept = 0
@@ -249,7 +249,7 @@ def hoisted(evaluator: Evaluator, walk: Walk) -> tuple[int, int, float]:
     return peak, kept, seconds
 
 
-def _last_read_before_the_loop(walk: Walk, p: int) -> set[int]:
+def _last_read_before_the_loop(walk: RegionBuilder, p: int) -> set[int]:
     """Storages of values made before a region that a hoisted operator is the last to read."""
     view = walk.view
     read = {view.tensor(value).storage for value in view.table.operands[p]} - set(view.offloaded)

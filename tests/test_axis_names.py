@@ -13,7 +13,7 @@ from sicompiler.axes.factor_map import Slicing
 from sicompiler.axes.meanings import CHANNELS, FRAMES, HEADS, joined, piece
 from sicompiler.axes.names import Axis, AxisNames, Meanings
 from sicompiler.capture import capture
-from sicompiler.study import Graph, study
+from sicompiler.study import AnalyzedGraph, analyze_graph
 from tests.zoo import captured
 
 
@@ -37,12 +37,12 @@ class Video(nn.Module):
         return found
 
 
-def names_of(model: nn.Module, *args: torch.Tensor) -> tuple[Graph, AxisNames]:
-    graph = study(capture(model.eval(), args, {}), "cpu")
+def names_of(model: nn.Module, *args: torch.Tensor) -> tuple[AnalyzedGraph, AxisNames]:
+    graph = analyze_graph(capture(model.eval(), args, {}), "cpu")
     return graph, graph.axes
 
 
-def shape_of(graph: Graph, names: AxisNames, name: str) -> list[str]:
+def shape_of(graph: AnalyzedGraph, names: AxisNames, name: str) -> list[str]:
     p = next(p for p, node in enumerate(graph.facts.nodes) if node.name == name)
     shape = graph.facts.tensors[p][0].shape
     return [names.of(p, Slicing(d, 1, size, 1)) if size > 1 else "1" for d, size in enumerate(shape)]
@@ -105,7 +105,7 @@ def test_merged_axes(words: list[str], name: str) -> None:
     ],
 )
 def test_inputs_of_families(model: str, value: str, expected: list[str]) -> None:
-    graph = study(captured(model)[1], "cpu")
+    graph = analyze_graph(captured(model)[1], "cpu")
     found = shape_of(graph, graph.axes, value)
     assert found == [word if name != "1" else "1" for name, word in zip(found, expected, strict=True)]
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from sicompiler import testing
 from sicompiler.axes.factor_map import Slicing
-from sicompiler.region import Walk
+from sicompiler.region import RegionBuilder
 from tests.test_passes import Model
 
 Function = Callable[..., torch.Tensor]
@@ -77,7 +77,7 @@ def test_slices_are_equal_bit_for_bit(case: tuple[Function, tuple[tuple[int, ...
     args = tuple(torch.randn(shape, generator=generator) for shape in shapes)
     module = Model(function).eval()
     graph = testing.legal_graph(module, args, {})
-    walk = Walk(graph.view, graph.facts.num_placeholders, seed)
+    walk = RegionBuilder(graph.view, graph.facts.num_placeholders, seed)
     while walk.stop < len(graph.facts.nodes):
         assert walk.extend() is None
     program = testing.rewritten(graph, [(walk.region(), slice_length)])

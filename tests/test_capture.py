@@ -13,11 +13,11 @@ from torch._higher_order_ops import while_loop
 
 import sicompiler
 from sicompiler.capture import Program, capture
-from sicompiler.capture.state import Entry
+from sicompiler.capture.state import TracedEntry
 from sicompiler.errors import CaptureError
 from sicompiler.facts.storages import fake_tensors, graph_facts
 from sicompiler.guards import state as guards_state
-from sicompiler.guards.walk import Walk
+from sicompiler.guards.walk import ModelDescription
 from sicompiler.testing import run_program
 
 aten = torch.ops.aten
@@ -210,13 +210,13 @@ def test_a_graph_that_does_not_do_is_refused_before_it_is_asked_what_it_leaves_b
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[bool] = []
-    settles = Entry.settles
+    settles = TracedEntry.settles
 
-    def noted(self: Entry, *rest: Any) -> bool:
+    def noted(self: TracedEntry, *rest: Any) -> bool:
         asked.append(True)
         return settles(self, *rest)
 
-    monkeypatch.setattr(Entry, "settles", noted)
+    monkeypatch.setattr(TracedEntry, "settles", noted)
     program = capture(Counts(), (torch.tensor([1.0, -1.0, 2.0]),))
     assert program.decided
     assert len(asked) == 1
@@ -225,12 +225,12 @@ def test_a_graph_that_does_not_do_is_refused_before_it_is_asked_what_it_leaves_b
 def test_a_model_that_is_as_it_was_is_described_once_for_a_call(monkeypatch: pytest.MonkeyPatch) -> None:
     walks: list[bool] = []
 
-    class Counted(Walk):
+    class Counted(ModelDescription):
         def __init__(self, *rest: Any, **named: Any) -> None:
             walks.append(True)
             super().__init__(*rest, **named)
 
-    monkeypatch.setattr(guards_state, "Walk", Counted)
+    monkeypatch.setattr(guards_state, "ModelDescription", Counted)
     capture(nn.Linear(4, 4), (torch.randn(2, 4),))
     assert len(walks) == 2, "what is put back, and what is compared"
 

@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 
-from sicompiler.axes.factor_map import Kind
+from sicompiler.axes.factor_map import FactorKind
 from sicompiler.axes.registry import rules
 from sicompiler.capture import capture
 from sicompiler.models import build_preset, known_presets
 from sicompiler.passes.manager import run_stage
 from sicompiler.reports.explain import missing, rule_rows
-from sicompiler.study import Graph, study
+from sicompiler.study import AnalyzedGraph, analyze_graph
 from tests.zoo import TINY, legal
 
 
-def check(graph: Graph) -> None:
+def check(graph: AnalyzedGraph) -> None:
     assert graph.view.table.missing_rules() == {}
     assert missing(rule_rows(graph.view)) == []
     targets = {node.target for node in graph.facts.nodes[graph.facts.num_placeholders :]}
@@ -44,9 +44,9 @@ def test_every_operator_of_a_tiny_model_has_a_rule(name: str) -> None:
 def test_every_operator_of_a_preset_has_a_rule_at_full_size(name: str) -> None:
     call = build_preset(name)
     program = capture(call.module, call.args, call.kwargs, method=call.method)
-    graph = study(run_stage("legal", run_stage("clean", program)), "cuda")
+    graph = analyze_graph(run_stage("legal", run_stage("clean", program)), "cuda")
     check(graph)
     most = max(range(len(graph.facts.nodes)), key=lambda p: sum(t.nbytes for t in graph.facts.tensors[p]))
     rule = graph.view.table.map_of(most)
     assert rule is not None
-    assert any(rule.kind(f) is Kind.FREE for f in rule.sizes), "the biggest value can be sliced along some axis"
+    assert any(rule.kind(f) is FactorKind.FREE for f in rule.sizes), "the biggest value can be sliced along some axis"

@@ -14,14 +14,14 @@ from sicompiler.cost import MACHINES
 from sicompiler.errors import BadInput
 from sicompiler.passes.cut import full_program, skip_program
 from sicompiler.passes.manager import run_stage
-from sicompiler.planners.cuts import Cut, candidate_cuts
+from sicompiler.planners.cuts import FeatureCut, candidate_cuts
 from sicompiler.search.search import whole_seconds_of
-from sicompiler.study import study
+from sicompiler.study import analyze_graph
 from tests.zoo import captured
 
 
-def _cuts(program: Program, most: float = 1.0) -> tuple[Cut, ...]:
-    graph = study(program, "cpu")
+def _cuts(program: Program, most: float = 1.0) -> tuple[FeatureCut, ...]:
+    graph = analyze_graph(program, "cpu")
     return candidate_cuts(graph.facts, whole_seconds_of(graph, MACHINES["cpu"]), most)
 
 

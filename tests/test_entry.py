@@ -13,7 +13,7 @@ from sicompiler.capture import Source, capture
 from sicompiler.compiler import rewrite
 from sicompiler.entry import bound_method, entry_module
 from sicompiler.errors import BadInput, CaptureError
-from sicompiler.runtime.compiled import Compiled
+from sicompiler.runtime.compiled import Executable
 from sicompiler.runtime.measure import measure_peak
 from sicompiler.runtime.verify import compare, errors
 from sicompiler.testing import run_program
@@ -135,7 +135,7 @@ def test_a_comparison_enters_where_the_capture_did() -> None:
     module, args, kwargs = tiny("sd-vae", frames=2, height=4, width=4)
     program, planner = prepare(module, args, kwargs, method="decode")
     plan = planner.plan(planner.floor()[0])
-    found = compare(module, Compiled(rewrite(program, plan), plan), args, kwargs, call=bound_method(module, "decode"))
+    found = compare(module, Executable(rewrite(program, plan), plan), args, kwargs, call=bound_method(module, "decode"))
     assert plan.phase == "decode"
     assert found.max_rel_error <= 1e-12
     assert found.fits

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from sicompiler.adapters.component import ComponentState
+from sicompiler.adapters.component import CompiledComponent
 from sicompiler.adapters.eviction import IdleComponent, eviction_order
-from sicompiler.adapters.pipeline import PipelineState
+from sicompiler.adapters.pipeline import CompiledPipeline
 from sicompiler.adapters.residency import Residency
 from sicompiler.adapters.roles import Phase, Role
 from sicompiler.adapters.weights import weights_of
-from sicompiler.cli.pipelines import Part, Pipeline
+from sicompiler.cli.pipelines import PhaseCall, PipelinePhases
 from sicompiler.compiler import Planner
 from sicompiler.models.pipelines import PIPELINE_PRESETS, PartName, part_specs
 from sicompiler.turns import turn_of
@@ -45,12 +45,12 @@ class Pipe:
 def while_running(components: dict[str, Component], parts: list[PartName], now: PartName) -> list[str]:
     """The order in which a running pipeline moves components away for one part."""
     pipe = Pipe(components)
-    state = PipelineState(pipe, 1, None)
+    state = CompiledPipeline(pipe, 1, None)
     for part in parts:
-        state.components[Role(part.component, part.method, Phase(part.phase))] = cast(ComponentState, None)
+        state.components[Role(part.component, part.method, Phase(part.phase))] = cast(CompiledComponent, None)
     role = Role(now.component, now.method, Phase(now.phase))
     runs = cast(
-        ComponentState,
+        CompiledComponent,
         SimpleNamespace(model=components[now.component], role=role, turn=turn_of(components[now.component])),
     )
     left: list[str] = []
@@ -63,8 +63,8 @@ def while_running(components: dict[str, Component], parts: list[PartName], now: 
 def while_planning(components: dict[str, Component], parts: list[PartName], now: PartName) -> list[str]:
     """The order in which `sicompiler plan` moves them."""
     weights = {name: part.weight.nbytes for name, part in components.items()}
-    planned = tuple(Part(cast(Any, part), cast(Planner, None)) for part in parts)
-    return list(Pipeline(planned, weights, 0, True).eviction_order(planned[parts.index(now)]))
+    planned = tuple(PhaseCall(cast(Any, part), cast(Planner, None)) for part in parts)
+    return list(PipelinePhases(planned, weights, 0, True).eviction_order(planned[parts.index(now)]))
 
 
 @pytest.mark.parametrize("sizes", ["growing", "shrinking", "equal"])

@@ -12,7 +12,7 @@ import pytest
 
 from sicompiler.compiler import Planner
 from sicompiler.planners.candidates import Candidate
-from sicompiler.region import Walk
+from sicompiler.region import RegionBuilder
 from sicompiler.runtime.measure import measure_peak
 from sicompiler.runtime.verify import errors
 from sicompiler.sliced import Region
@@ -58,7 +58,7 @@ def widest_loops(planner: Planner, turn: int) -> list[tuple[Region, int]]:
     taken: set[int] = set()
     for candidate in sorted(search.problem.candidates, key=rank):
         if taken.isdisjoint(range(candidate.start, candidate.stop)):
-            walk = Walk(search.graph.view, candidate.start, candidate.seed)
+            walk = RegionBuilder(search.graph.view, candidate.start, candidate.seed)
             while walk.stop < candidate.stop:
                 assert walk.extend() is None
             found.append((walk.region(), candidate.lengths[(len(found) + turn) % len(candidate.lengths)]))

@@ -11,7 +11,7 @@ from torch import fx
 
 from sicompiler import testing
 from sicompiler.capture import flatten_inputs
-from sicompiler.study import Graph
+from sicompiler.study import AnalyzedGraph
 from tests.random_choices import Choose, for_choices, seeded
 from tests.zoo import captured, legal
 
@@ -29,7 +29,7 @@ class Recorder(fx.Interpreter):
         return value
 
 
-def check_facts(graph: Graph, module: torch.nn.Module, args: Any, kwargs: Any) -> None:
+def check_facts(graph: AnalyzedGraph, module: torch.nn.Module, args: Any, kwargs: Any) -> None:
     """Shapes, strides, dtypes and who shares memory with whom, in a real run and in the facts."""
     program, facts = graph.program, graph.facts
     recorder = Recorder(program.graph_module)

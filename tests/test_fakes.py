@@ -20,13 +20,13 @@ from sicompiler.facts.storages import GraphFacts
 from sicompiler.facts.workspace import workspace_bytes
 from sicompiler.passes import fakes
 from sicompiler.passes.fakes import fake_result
-from sicompiler.study import Graph
+from sicompiler.study import AnalyzedGraph
 
 aten = torch.ops.aten
 SEEDS = range(3)
 
 
-def graph_of(seed: int) -> Graph:
+def graph_of(seed: int) -> AnalyzedGraph:
     module, args, kwargs = testing.random_network(seed)
     return testing.legal_graph(module, args, kwargs)
 

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import sicompiler
 from sicompiler.adapters.pipeline import pipeline_state
-from sicompiler.runtime.compiled import Compiled
+from sicompiler.runtime.compiled import Executable
 from sicompiler.units import MIB, format_bytes
 from tests.mini_pipeline import close, mini, picture
 
@@ -49,9 +49,9 @@ def faulty(pipe: Any, component: str, fault: Fault) -> Iterator[None]:
     """A pipeline whose compiled component meets a fault."""
     role = next(role for role in pipeline_state(pipe, "test").components if role.label == component)
     plans = {id(c) for c in pipeline_state(pipe, "test").components[role].compiled.values()}
-    healthy = Compiled.run
+    healthy = Executable.run
 
-    def run(self: Compiled, *args: Any) -> Any:
+    def run(self: Executable, *args: Any) -> Any:
         if id(self) not in plans:
             return healthy(self, *args)
         fault.made.clear()  # what an earlier call gave is the pipeline's
@@ -59,7 +59,7 @@ def faulty(pipe: Any, component: str, fault: Fault) -> Iterator[None]:
             return healthy(self, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Compiled, "run", run)
+        patch.setattr(Executable, "run", run)
         yield
 
 

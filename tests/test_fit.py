@@ -21,7 +21,7 @@ from sicompiler.forms.peak import closed_peak, evaluate
 from sicompiler.forms.points import choose_points
 from sicompiler.models import known_presets
 from sicompiler.models.pipelines import PIPELINE_PRESETS
-from sicompiler.reports.fit import Cell, FitReport, Known, PeakForm, cell_text
+from sicompiler.reports.fit import Cell, CellSource, FitReport, PeakForm, cell_text
 from sicompiler.reports.fit_page import fit_page
 from tests.source_tree import ROOT
 
@@ -150,14 +150,14 @@ def test_a_preset_takes_every_size_of_its_own_table(name: str) -> None:
 
 @pytest.mark.pure
 def test_the_text_of_a_cell_says_how_sure_it_is() -> None:
-    cell = Cell(14, 576, 1024, True, 2**30, 2**30, 1.0, Known.FORM)
+    cell = Cell(14, 576, 1024, True, 2**30, 2**30, 1.0, CellSource.FORM)
     assert cell_text(cell) == "1.00 GiB"
     rows = {
-        "1.00 GiB*": Cell(14, 576, 1024, True, 2**30, 2**30, 1.0, Known.PLANNED),
-        "1.00 GiB, 1.20x": Cell(14, 576, 1024, True, 2**31, 2**30, 1.2, Known.REGIONS),
-        "1.00 GiB, 1.20x*": Cell(14, 576, 1024, True, 2**31, 2**30, 1.2, Known.PLANNED),
-        "x <= 1.00 GiB": Cell(14, 576, 1024, False, 2**31, 2**30, 1.2, Known.REGIONS),
-        "x 1.00 GiB*": Cell(14, 576, 1024, False, 2**31, 2**30, 1.2, Known.PLANNED),
+        "1.00 GiB*": Cell(14, 576, 1024, True, 2**30, 2**30, 1.0, CellSource.PLANNED),
+        "1.00 GiB, 1.20x": Cell(14, 576, 1024, True, 2**31, 2**30, 1.2, CellSource.REGIONS),
+        "1.00 GiB, 1.20x*": Cell(14, 576, 1024, True, 2**31, 2**30, 1.2, CellSource.PLANNED),
+        "x <= 1.00 GiB": Cell(14, 576, 1024, False, 2**31, 2**30, 1.2, CellSource.REGIONS),
+        "x 1.00 GiB*": Cell(14, 576, 1024, False, 2**31, 2**30, 1.2, CellSource.PLANNED),
     }
     assert {text: cell_text(found) for text, found in rows.items()} == {text: text for text in rows}
     assert cell_text(None) == ""
@@ -165,7 +165,7 @@ def test_the_text_of_a_cell_says_how_sure_it_is() -> None:
 
 @pytest.mark.pure
 def test_a_table_has_its_sizes_in_order_and_names_are_escaped_in_the_page() -> None:
-    cells = tuple(Cell(f, h, w, True, 9, 9, 1.0, Known.FORM) for h, w in ((64, 64), (32, 64)) for f in (9, 5))
+    cells = tuple(Cell(f, h, w, True, 9, 9, 1.0, CellSource.FORM) for h, w in ((64, 64), (32, 64)) for f in (9, 5))
     forms = (PeakForm("unet", "F*H", ("conv",), 3),)
     report = FitReport("<b>", "cuda", "float16", 10, cells, forms, "F frames", ("a note",))
     assert report.columns() == [5, 9]

@@ -13,10 +13,10 @@ from torch import nn
 from torch.nn import functional
 
 from sicompiler.errors import OverBudget
-from sicompiler.forms.form import Form, Point, fit, symbols, tells_apart
+from sicompiler.forms.form import Point, Polynomial, fit, symbols, tells_apart
 from sicompiler.forms.peak import closed_peak, evaluate, lattice
 from sicompiler.forms.points import choose_points
-from sicompiler.forms.sized import Call, Learned, SizedModel
+from sicompiler.forms.sized import FittedModel, SizedCall, SizedModel
 from sicompiler.forms.template import DifferentGraph
 from tests.zoo import method_of, tiny
 
@@ -49,18 +49,18 @@ class Block(nn.Module):
 
 
 def sized_model(name: str, device: str = "cuda") -> SizedModel:
-    def make(point: Point) -> Call:
+    def make(point: Point) -> SizedCall:
         frames, height, width = point
         if name == "block":
-            return Call(Block().half().eval(), (torch.zeros(frames, 16, height, width).half(),), {}, "forward")
+            return SizedCall(Block().half().eval(), (torch.zeros(frames, 16, height, width).half(),), {}, "forward")
         module, args, kwargs = tiny(name, frames=frames, height=height, width=width, dtype=torch.float16)
-        return Call(module, args, kwargs, method_of(name))
+        return SizedCall(module, args, kwargs, method_of(name))
 
     return SizedModel(name, make, device, lambda *_: None)
 
 
 @functools.cache
-def learned_model(name: str, device: str = "cuda") -> tuple[SizedModel, Learned]:
+def learned_model(name: str, device: str = "cuda") -> tuple[SizedModel, FittedModel]:
     model = sized_model(name, device)
     return model, model.learn(POINTS)
 
@@ -90,7 +90,7 @@ def test_what_is_no_form_is_not_found() -> None:
 
 @pytest.mark.pure
 def test_sizes_that_give_no_whole_number_are_outside_of_a_form() -> None:
-    eighth = Form((((1,), Fraction(1, 8)),))
+    eighth = Polynomial((((1,), Fraction(1, 8)),))
     assert eighth.at((1, 72, 1)) == 9
     assert eighth.at((1, 60, 1)) is None
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from sicompiler.guards import ModuleGuards, changes
 from sicompiler.guards.tensors import bytes_of
-from sicompiler.guards.walk import Walk
+from sicompiler.guards.walk import ModelDescription
 
 FACTOR = 2.0
 TABLE = {"x": {"y": 2}}
@@ -288,7 +288,7 @@ def test_a_call_describes_nothing_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     model[7].scaling = {"adapter": 1.0}
     known = ModuleGuards()
     before = known.key(model)
-    monkeypatch.setattr(Walk, "__init__", lambda *_: pytest.fail("described again"))
+    monkeypatch.setattr(ModelDescription, "__init__", lambda *_: pytest.fail("described again"))
     assert known.key(model) == before
 
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 import sicompiler
 from sicompiler.capture import capture
 from sicompiler.guards import keep_state
-from sicompiler.runtime.compiled import Compiled
-from sicompiler.takeover import State
+from sicompiler.runtime.compiled import Executable
+from sicompiler.takeover import CompiledModule
 from tests.guard_mutations import MUTATIONS, WIDTH, Mutation, toy
 
 DEEP = os.environ.get("HYPOTHESIS_PROFILE") == "deep"
@@ -33,7 +33,7 @@ class Pair:
     def __init__(self) -> None:
         self.ours, self.theirs = toy(), toy()
         sicompiler.compile_for_budget(self.ours, "64MiB", example_inputs=((INPUTS[0],), {}))
-        self.state: State = self.ours.forward.__self__  # type: ignore[attr-defined]
+        self.state: CompiledModule = self.ours.forward.__self__  # type: ignore[attr-defined]
         self._base = [self.theirs(x) for x in INPUTS]
         self._undo = [keep_state(model, "forward") for model in (self.ours, self.theirs)]
 
@@ -80,14 +80,14 @@ def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 def pair() -> Iterator[Pair]:
     """Captured as always, but run as captured: what plans do to a graph is tried elsewhere."""
 
-    def captured(self: State, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Compiled:
+    def captured(self: CompiledModule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Executable:
         with self.untouched():
-            return Compiled(capture(self.model, args, kwargs), plan)
+            return Executable(capture(self.model, args, kwargs), plan)
 
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         made = Pair()
         plan = next(iter(made.state.compiled.values())).plan
-        patch.setattr(State, "compile", captured)
+        patch.setattr(CompiledModule, "compile", captured)
         yield made
 
 

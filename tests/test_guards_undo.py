@@ -9,7 +9,7 @@ import pytest
 from torch import nn
 
 from sicompiler.guards import keep_state
-from sicompiler.guards.walk import Walk
+from sicompiler.guards.walk import ModelDescription
 
 
 class Slotted:
@@ -68,6 +68,6 @@ def test_the_walk_ends_at_libraries_and_at_the_test_runner() -> None:
             assert os.path.join("a", str(x.dim())) in ("a/1", "a/2")
             return x
 
-    facts = Walk(Asserting(), None).facts
+    facts = ModelDescription(Asserting(), None).facts
     assert not [path for path in facts if path.startswith("_pytest.assertion.util._config.")]
     assert len(facts) < 500

@@ -17,14 +17,14 @@ from sicompiler.axes.factor_map import Slicing
 from sicompiler.capture import capture
 from sicompiler.cost import MACHINES
 from sicompiler.planners.candidates import seeds_of
-from sicompiler.planners.evaluator import Evaluator
+from sicompiler.planners.evaluator import OpCosts
 from sicompiler.planners.halo_operators import HaloOperators
-from sicompiler.planners.halo_tally import HaloTally
-from sicompiler.planners.tally import Tally
-from sicompiler.region import Walk
+from sicompiler.planners.halo_tally import HaloRegionCost
+from sicompiler.planners.tally import RegionCost
+from sicompiler.region import RegionBuilder
 from sicompiler.search.search import graph_offloading, spillable
-from sicompiler.study import Graph, study
-from tests.plain_tally import PlainTally
+from sicompiler.study import AnalyzedGraph, analyze_graph
+from tests.plain_tally import PlainRegionCost
 
 
 class Frames(nn.Module):
@@ -55,12 +55,12 @@ class Frames(nn.Module):
         return torch.stack(frames, 1), part, torch.tanh(self.blur(part))
 
 
-def frames_graph(count: int, device: str) -> Graph:
+def frames_graph(count: int, device: str) -> AnalyzedGraph:
     model = Frames().eval()
-    return study(capture(model, (torch.zeros(1, count, 4, 12, 10),), {}), device)
+    return analyze_graph(capture(model, (torch.zeros(1, count, 4, 12, 10),), {}), device)
 
 
-def check_ends(graph: Graph, most: int, every: int) -> int:
+def check_ends(graph: AnalyzedGraph, most: int, every: int) -> int:
     """Grow along every dim from some starts; at each end both tallies say the same. Returns how many ends there were.
 
     Args:
@@ -69,16 +69,16 @@ def check_ends(graph: Graph, most: int, every: int) -> int:
         every: how many positions lie between starts.
     """
     machine, ends = MACHINES[graph.facts.device_type], 0
-    evaluator, other = (Evaluator(graph.view, graph.line, machine) for _ in range(2))
+    evaluator, other = (OpCosts(graph.view, graph.line, machine) for _ in range(2))
     for start in range(graph.facts.num_placeholders, len(graph.facts.nodes), every):
         for seed in seeds_of(graph.view, [{} for _ in graph.facts.nodes], start):
-            walk = Walk(graph.view, start, seed, windows=12)
-            tally = Tally(evaluator, walk)
+            walk = RegionBuilder(graph.view, start, seed, windows=12)
+            tally = RegionCost(evaluator, walk)
             while walk.stop < min(len(graph.facts.nodes), start + most) and walk.extend() is None:
                 tally.advance()
                 if walk.windows:
                     ends += 1
-                    for ours, theirs in zip(tally.evaluate(), PlainTally(other, walk).evaluate(), strict=True):
+                    for ours, theirs in zip(tally.evaluate(), PlainRegionCost(other, walk).evaluate(), strict=True):
                         assert np.array_equal(ours, theirs), (start, walk.stop, str(seed))
     return ends
 
@@ -95,19 +95,19 @@ def test_every_end_in_a_causal_decoder_is_as_counted_from_scratch(device: str, o
 @given(seed=st.integers(0, 10**6), device=st.sampled_from(["cpu", "cuda"]))
 def test_every_end_in_a_random_network_is_as_counted_from_scratch(seed: int, device: str) -> None:
     module, args, kwargs = testing.random_network(seed=seed)
-    check_ends(study(capture(module, args, kwargs), device), most=12, every=3)
+    check_ends(analyze_graph(capture(module, args, kwargs), device), most=12, every=3)
 
 
 @settings(max_examples=5, deadline=None)
 @given(seed=st.integers(0, 10**6), device=st.sampled_from(["cpu", "cuda"]))
 def test_without_windows_both_ways_of_counting_agree(seed: int, device: str) -> None:
     module, args, kwargs = testing.random_network(seed=seed)
-    graph = study(capture(module, args, kwargs), device)
-    evaluator, end = Evaluator(graph.view, graph.line, MACHINES[device]), len(graph.facts.nodes)
+    graph = analyze_graph(capture(module, args, kwargs), device)
+    evaluator, end = OpCosts(graph.view, graph.line, MACHINES[device]), len(graph.facts.nodes)
     for start in range(graph.facts.num_placeholders, end, 3):
         for seed_slicing in seeds_of(graph.view, [{} for _ in graph.facts.nodes], start):
-            walk = Walk(graph.view, start, seed_slicing)
-            sums, halos = Tally(evaluator, walk), HaloTally(evaluator, walk)
+            walk = RegionBuilder(graph.view, start, seed_slicing)
+            sums, halos = RegionCost(evaluator, walk), HaloRegionCost(evaluator, walk)
             while walk.stop < min(end, start + 12) and walk.extend() is None:
                 halos.add(sorted(walk.added))
                 sums.advance()
@@ -120,17 +120,17 @@ def test_without_windows_both_ways_of_counting_agree(seed: int, device: str) -> 
                     assert ((above >= 0) & (above <= most)).all(), (start, walk.stop, str(seed_slicing))
 
 
-def long_walk(graph: Graph) -> Walk:
+def long_walk(graph: AnalyzedGraph) -> RegionBuilder:
     """Through all frames along their height."""
     start = next(p for p, node in enumerate(graph.facts.nodes) if node.name == "sin")
-    return Walk(graph.view, start, Slicing(3, 1, 12, 1))
+    return RegionBuilder(graph.view, start, Slicing(3, 1, 12, 1))
 
 
 def test_a_region_grown_at_once_is_as_one_grown_step_by_step() -> None:
     graph = frames_graph(2, "cuda")
-    evaluator = Evaluator(graph.view, graph.line, MACHINES["cuda"])
+    evaluator = OpCosts(graph.view, graph.line, MACHINES["cuda"])
     walk, other = long_walk(graph), long_walk(graph)
-    steps, once = Tally(evaluator, walk), Tally(evaluator, other)
+    steps, once = RegionCost(evaluator, walk), RegionCost(evaluator, other)
     while walk.stop < len(graph.facts.nodes) and walk.extend() is None:
         steps.advance()
     other.extend_to(walk.stop)
@@ -153,7 +153,7 @@ def test_twice_the_frames_are_hardly_more_to_work_out(monkeypatch: pytest.Monkey
     for frames in (6, 12):
         graph = frames_graph(frames, "cuda")
         walk = long_walk(graph)
-        tally = Tally(Evaluator(graph.view, graph.line, MACHINES["cuda"]), walk)
+        tally = RegionCost(OpCosts(graph.view, graph.line, MACHINES["cuda"]), walk)
         while walk.stop < len(graph.facts.nodes) and walk.extend() is None:
             tally.advance()
         worked_out.clear()

@@ -10,13 +10,13 @@ from torch import nn
 from sicompiler import testing
 from sicompiler.api import prepare
 from sicompiler.axes.factor_map import Slicing
-from sicompiler.axes.table import Transfer
+from sicompiler.axes.table import OpSlicing
 from sicompiler.compiler import rewrite
-from sicompiler.region import Walk
+from sicompiler.region import RegionBuilder
 from sicompiler.runtime.measure import measure_peak
 from sicompiler.runtime.verify import errors
 from sicompiler.sliced import Region
-from sicompiler.study import Graph
+from sicompiler.study import AnalyzedGraph
 
 HEADS, WIDTH = 6, 8
 
@@ -64,10 +64,10 @@ def case(dtype: torch.dtype, tokens: int = 40, **options: bool) -> tuple[nn.Modu
     return Attention(**options).eval().to(dtype), tuple(t.to(dtype) for t in (x, text, angles))
 
 
-def heads_region(graph: Graph) -> Region:
+def heads_region(graph: AnalyzedGraph) -> Region:
     """All operators from the first projection to where heads end, in units of a head."""
     first = next(p for p, n in enumerate(graph.facts.nodes) if n.target is torch.ops.aten.linear.default)
-    walk = Walk(graph.view, first, Slicing(2, 1, HEADS, WIDTH), hoisted_bytes=0)
+    walk = RegionBuilder(graph.view, first, Slicing(2, 1, HEADS, WIDTH), hoisted_bytes=0)
     while walk.extend() is None:
         pass
     return walk.region()
@@ -78,7 +78,7 @@ def test_a_view_into_heads_asks_for_units_of_a_head() -> None:
     model, args = case(torch.float64)
     graph = testing.legal_graph(model, args, {})
     first = next(p for p, n in enumerate(graph.facts.nodes) if n.target is torch.ops.aten.linear.default)
-    walk = Walk(graph.view, first, Slicing(2, 1, HEADS * WIDTH, 1))
+    walk = RegionBuilder(graph.view, first, Slicing(2, 1, HEADS * WIDTH, 1))
     while (reason := walk.extend()) is None:
         pass
     assert "runs across the factors" in reason
@@ -105,7 +105,7 @@ def test_coarser_units(source: list[int], target: list[int], slicing: Slicing, c
     assert graph.view.table.coarser(position, False, 0, slicing) == coarser
     if coarser > 1:
         grown = Slicing(slicing.dim, slicing.outer, slicing.size // coarser, slicing.inner * coarser)
-        assert isinstance(graph.view.table.from_operand(position, 0, grown), Transfer)
+        assert isinstance(graph.view.table.from_operand(position, 0, grown), OpSlicing)
 
 
 @pytest.mark.parametrize("options", [{}, {"joint": True}, {"bias": False}], ids=["rotary", "joint", "no bias"])
@@ -149,7 +149,7 @@ def test_a_transposed_weight_is_copied_slice_by_slice_and_counted() -> None:
     model = Product().double().eval()
     args = (torch.randn(3, 64, dtype=torch.float64),)
     graph = testing.legal_graph(model, args, {})
-    walk = Walk(graph.view, graph.facts.num_placeholders, Slicing(1, 1, 64, 1))
+    walk = RegionBuilder(graph.view, graph.facts.num_placeholders, Slicing(1, 1, 64, 1))
     while walk.stop < len(graph.facts.nodes):
         assert walk.extend() is None
     region = walk.region()

@@ -34,7 +34,7 @@ from sicompiler.ops import (
 )
 from sicompiler.ops import mapped as mapped_files
 from sicompiler.plan import Plan
-from sicompiler.runtime.compiled import Compiled
+from sicompiler.runtime.compiled import Executable
 from sicompiler.runtime.measure import measure_peak
 from sicompiler.runtime.placement import streams
 from sicompiler.runtime.verify import errors
@@ -201,7 +201,7 @@ def test_a_model_is_exact_below_its_floor(name: str, share: float) -> None:
     assert low < 0.75 * near
     plan = planner.plan(low + int(share * (near - low)), offload="auto")
     assert plan.uses_offload
-    compiled = Compiled(planner.rewrite(Plan.from_json(plan.to_json())), plan)
+    compiled = Executable(planner.rewrite(Plan.from_json(plan.to_json())), plan)
     flat = flatten_inputs(args, kwargs)[0]
     with measure_peak("cpu") as peak:
         ours = compiled.run(module, flat)

@@ -15,7 +15,7 @@ from sicompiler.compiler import rewrite
 from sicompiler.passes.outer import wrap_outer
 from sicompiler.runtime.measure import measure_peak
 from sicompiler.runtime.verify import errors
-from sicompiler.study import OUTER_HOISTED_BYTES, Graph, make_outer, outer_loops, outer_region
+from sicompiler.study import OUTER_HOISTED_BYTES, AnalyzedGraph, make_outer, outer_loops, outer_region
 
 SAMPLES, TOKENS, CHANNELS = 8, 512, 64
 
@@ -41,13 +41,13 @@ class Positions(nn.Module):
         return result
 
 
-def case(tokens: int = TOKENS, per_sample: bool = False) -> tuple[Positions, torch.Tensor, Graph]:
+def case(tokens: int = TOKENS, per_sample: bool = False) -> tuple[Positions, torch.Tensor, AnalyzedGraph]:
     model = Positions(tokens, per_sample).eval()
     x = torch.randn(SAMPLES, model.table.shape[0], CHANNELS, dtype=torch.float64)
     return model, x, testing.legal_graph(model, (x,), {})
 
 
-def hoisted(graph: Graph) -> list[str]:
+def hoisted(graph: AnalyzedGraph) -> list[str]:
     """Names of what is computed before a loop over the samples of `x`."""
     position = next(p for p in range(graph.facts.num_placeholders) if len(graph.facts.tensors[p][0].shape) == 3)
     region = outer_region(graph, {position: Slicing(0, 1, SAMPLES, 1)})

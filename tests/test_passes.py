@@ -22,7 +22,7 @@ from sicompiler.passes.edit import Replacements, copy_program, insert_call
 from sicompiler.passes.legalise_groupnorm import split_groupnorm
 from sicompiler.passes.manager import PIPELINE, run_stage, verify_graph
 from sicompiler.passes.schedule import sink_to_first_use
-from sicompiler.region import Walk
+from sicompiler.region import RegionBuilder
 from sicompiler.runtime.verify import errors
 
 import numpy as np  # isort: skip
@@ -261,7 +261,7 @@ def test_a_loop_prints_as_python() -> None:
     model = Model(lambda x, w: F.linear(F.silu(x), w)).eval()
     args = inputs((6, 4), (5, 4))
     graph = testing.legal_graph(model, args, {})
-    walk = Walk(graph.view, graph.facts.num_placeholders, Slicing(0, 1, 6, 1))
+    walk = RegionBuilder(graph.view, graph.facts.num_placeholders, Slicing(0, 1, 6, 1))
     while walk.stop < len(graph.facts.nodes):
         assert walk.extend() is None
     module = testing.rewritten(graph, [(walk.region(), 4)]).graph_module
@@ -321,7 +321,7 @@ def test_statistics_in_loops_use_merged_buffers() -> None:
     model = Model(lambda x: F.group_norm(x * 2, 2)).eval()
     args = inputs((2, 4, 6))
     graph = testing.legal_graph(model, args, {})
-    walk = Walk(graph.view, graph.facts.num_placeholders, Slicing(2, 1, 6, 1))
+    walk = RegionBuilder(graph.view, graph.facts.num_placeholders, Slicing(2, 1, 6, 1))
     while walk.stop < len(graph.facts.nodes) and walk.extend() is None:
         pass
     module = testing.rewritten(graph, [(walk.region(), 4)]).graph_module

@@ -20,7 +20,7 @@ import sicompiler
 from sicompiler import Plan, cost, region, study
 from sicompiler.api import prepare
 from sicompiler.axes import registry
-from sicompiler.axes.factor_map import FactorMap, Kind
+from sicompiler.axes.factor_map import FactorKind, FactorMap
 from sicompiler.capture import Program, fingerprint
 from sicompiler.compiler import Planner, rewrite
 from sicompiler.facts import workspace_cpu
@@ -30,7 +30,7 @@ from sicompiler.planners import tally
 from sicompiler.search import basis, search
 from sicompiler.search.analysis import Analysis
 from sicompiler.search.restore import check_prediction, restore
-from sicompiler.study import Graph
+from sicompiler.study import AnalyzedGraph
 from tests import test_recompute as recompute
 from tests.source_tree import library_modules
 
@@ -94,7 +94,7 @@ def plans_of(planner: Planner) -> list[Plan]:
 @pytest.fixture(scope="module")
 def cases(
     level: tuple[Program, Planner], single: tuple[Program, Planner], tower: tuple[Program, Planner]
-) -> list[tuple[Graph, Plan]]:
+) -> list[tuple[AnalyzedGraph, Plan]]:
     """Plans of every kind, each with the legal graph it is of."""
     planners = [planner for _, planner in (level, single, tower)]
     found = [(planner.graph, plan) for planner in planners for plan in plans_of(planner)]
@@ -106,7 +106,7 @@ def cases(
     return found
 
 
-def test_what_a_plan_predicts_is_worked_out_again_to_the_byte(cases: list[tuple[Graph, Plan]]) -> None:
+def test_what_a_plan_predicts_is_worked_out_again_to_the_byte(cases: list[tuple[AnalyzedGraph, Plan]]) -> None:
     for graph, plan in cases:
         read = Plan.from_json(plan.to_json())
         assert read == plan
@@ -115,7 +115,7 @@ def test_what_a_plan_predicts_is_worked_out_again_to_the_byte(cases: list[tuple[
         assert [(r.start, r.stop) for r, _ in restored.regions] == [(r.start, r.stop) for r in plan.regions]
 
 
-def carried(graph: Graph, plan: Plan) -> list[tuple[int, int, Any, int]]:
+def carried(graph: AnalyzedGraph, plan: Plan) -> list[tuple[int, int, Any, int]]:
     """The regions that a plan comes to where it is carried out."""
     restored = restore(Analysis(graph), plan)
     check_prediction(restored, plan)
@@ -136,7 +136,7 @@ _VALUES = st.one_of(
 
 @given(data=st.data())
 def test_a_file_that_was_changed_is_refused_and_names_the_field(
-    cases: list[tuple[Graph, Plan]], data: st.DataObject
+    cases: list[tuple[AnalyzedGraph, Plan]], data: st.DataObject
 ) -> None:
     _, plan = cases[data.draw(st.integers(0, len(cases) - 1))]
     document = json.loads(plan.to_json())
@@ -191,7 +191,7 @@ def _seeds(plan: Plan, **by: int) -> Plan:
 
 @given(data=st.data())
 def test_a_value_that_was_changed_comes_to_the_same_regions_or_is_refused(
-    cases: list[tuple[Graph, Plan]], data: st.DataObject
+    cases: list[tuple[AnalyzedGraph, Plan]], data: st.DataObject
 ) -> None:
     graph, plan = cases[data.draw(st.integers(0, len(cases) - 1))]
     name = data.draw(st.sampled_from(sorted(_CHANGES)))
@@ -242,7 +242,7 @@ _ELSEWHERE: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "a pass that does something else": lambda patch: patch.setitem(
         manager.PIPELINE, "legal", (manager.PIPELINE["legal"][0], _extra_pass)
     ),
-    "a rule that forbids": _rule(lambda found: replace(found, kinds=dict.fromkeys(found.sizes, Kind.WHOLE))),
+    "a rule that forbids": _rule(lambda found: replace(found, kinds=dict.fromkeys(found.sizes, FactorKind.WHOLE))),
     "a rule less": _rule(lambda found: None),
     "HOISTED_BYTES": _threshold(region, "HOISTED_BYTES"),
     "OUTER_HOISTED_BYTES": _threshold(study, "OUTER_HOISTED_BYTES"),

@@ -16,7 +16,7 @@ from sicompiler.passes.outer import wrap_outer
 from sicompiler.plan import Plan
 from sicompiler.runtime.measure import measure_peak
 from sicompiler.runtime.verify import errors
-from sicompiler.study import Graph, make_outer, outer_loops
+from sicompiler.study import AnalyzedGraph, make_outer, outer_loops
 from tests.random_choices import Choose, for_choices, seeded
 
 TOLERANCE = 1e-12  # of float64
@@ -41,7 +41,7 @@ def check_text(module: torch.nn.Module) -> None:
             child.graph.lint()
 
 
-def measured(program: Program, graph: Graph, module: torch.nn.Module, args: Any, kwargs: Any) -> int:
+def measured(program: Program, graph: AnalyzedGraph, module: torch.nn.Module, args: Any, kwargs: Any) -> int:
     """Measured peak of a run, inputs included."""
     with measure_peak("cpu") as peak:
         testing.run_program(program, module, args, kwargs)

@@ -12,7 +12,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 import sicompiler
-from sicompiler.adapters.pipeline import PipelineState, pipeline_state
+from sicompiler.adapters.pipeline import CompiledPipeline, pipeline_state
 from sicompiler.ops import is_offloaded
 from tests.mini_pipeline import MiniUNet, close, mini, picture
 
@@ -39,15 +39,15 @@ def compile_it(pipe: Any, budget: str = ROOMY, **options: Any) -> None:
 
 
 def fails_at_the_last_component(pipe: Any) -> None:
-    original = PipelineState._install
+    original = CompiledPipeline._install
 
-    def install(self: PipelineState, owner: Any, role: Any) -> None:
+    def install(self: CompiledPipeline, owner: Any, role: Any) -> None:
         if role.label == "vae.decode":
             raise sicompiler.BadInput("made to fail")
         original(self, owner, role)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PipelineState, "_install", install)
+        patch.setattr(CompiledPipeline, "_install", install)
         compile_it(pipe)
 
 

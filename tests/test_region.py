@@ -14,10 +14,10 @@ from torch import nn
 from sicompiler import testing
 from sicompiler.axes.factor_map import Slicing
 from sicompiler.capture import capture
-from sicompiler.region import Walk
+from sicompiler.region import RegionBuilder
 from sicompiler.runtime.verify import errors
 from sicompiler.sliced import Region
-from sicompiler.study import Graph, study
+from sicompiler.study import AnalyzedGraph, analyze_graph
 
 Function = Callable[..., Any]
 
@@ -40,18 +40,18 @@ class Case:
         generator = torch.Generator().manual_seed(0)
         self.model = Model(function).eval()
         self.args = tuple(torch.randn(s, generator=generator, dtype=torch.float64) for s in shapes)
-        self.graph: Graph = testing.legal_graph(self.model, self.args, {})
+        self.graph: AnalyzedGraph = testing.legal_graph(self.model, self.args, {})
 
     def at(self, name: str) -> int:
         """Position of the first node whose name starts so."""
         return next(p for p, n in enumerate(self.graph.facts.nodes) if n.name.startswith(name))
 
-    def walk(self, first: str, dim: int, stop: str | None = None, **options: Any) -> tuple[Walk, str | None]:
+    def walk(self, first: str, dim: int, stop: str | None = None, **options: Any) -> tuple[RegionBuilder, str | None]:
         """Grow a walk from a node along a whole dim of it, up to a node or until it ends."""
         start = self.at(first)
         size = self.graph.facts.tensors[start][0].shape[dim]
         end = len(self.graph.facts.nodes) if stop is None else self.at(stop)
-        walk, reason = Walk(self.graph.view, start, Slicing(dim, 1, size, 1), **options), None
+        walk, reason = RegionBuilder(self.graph.view, start, Slicing(dim, 1, size, 1), **options), None
         while walk.stop < end and reason is None:
             reason = walk.extend()
         return walk, reason
@@ -167,7 +167,7 @@ def test_moved_slices_are_not_written_over_what_they_are_views_of() -> None:
 def test_an_axis_inside_a_merged_dim_is_copied_slice_by_slice() -> None:
     case = Case(lambda x: F.silu(x) @ torch.ones(5, 3, dtype=torch.float64), (6, 5))
     start = case.at("silu")
-    walk = Walk(case.graph.view, start, Slicing(0, 2, 3, 1))  # the frames of (batch frames)
+    walk = RegionBuilder(case.graph.view, start, Slicing(0, 2, 3, 1))  # the frames of (batch frames)
     while walk.stop < len(case.graph.facts.nodes) and walk.extend() is None:
         pass
     region = walk.region()
@@ -200,12 +200,12 @@ def test_what_the_body_reads_whole_is_not_sliced_backwards() -> None:
     case = Case(function, (4, 6), (6, 6))
     assert weight.shape == case.args[1].shape
     start = case.at("sin")
-    walk = Walk(case.graph.view, start, Slicing(1, 1, 6, 1), hoisted_bytes=0)
+    walk = RegionBuilder(case.graph.view, start, Slicing(1, 1, 6, 1), hoisted_bytes=0)
     while walk.stop < len(case.graph.facts.nodes) and walk.extend() is None:
         pass
     case.check((walk.region(), 4))
     weights = case.at("linear")
-    walk = Walk(case.graph.view, weights, Slicing(1, 1, 6, 1), hoisted_bytes=0)
+    walk = RegionBuilder(case.graph.view, weights, Slicing(1, 1, 6, 1), hoisted_bytes=0)
     while walk.stop < len(case.graph.facts.nodes) and walk.extend() is None:
         pass
     case.check((walk.region(), 4))
@@ -287,7 +287,7 @@ def test_a_result_goes_over_an_input_that_is_read_whole_before_the_loop() -> Non
         return F.scaled_dot_product_attention(F.linear(y, query), F.linear(y, key), F.linear(y, key.exp())) * 2
 
     case = Case(function, (1, 6, 4), (4, 4), (4, 4))
-    case.graph = study(capture(case.model, case.args, {}), "cpu")  # cleaned, queries would come last
+    case.graph = analyze_graph(capture(case.model, case.args, {}), "cpu")  # cleaned, queries would come last
     walk, reason = case.walk("linear", 1)
     region = walk.region()
     assert reason is None

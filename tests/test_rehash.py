@@ -13,7 +13,7 @@ import torch
 
 import sicompiler
 from sicompiler import Rehash
-from sicompiler.adapters.component import ComponentState
+from sicompiler.adapters.component import CompiledComponent
 from sicompiler.adapters.pipeline import pipeline_state
 from sicompiler.adapters.roles import Phase
 from sicompiler.rehash.request import Strategy
@@ -235,15 +235,15 @@ def test_features_are_charged_to_the_budget() -> None:
 def test_features_are_freed_before_the_decoder_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = rehashed()
     pipe(**CALL)
-    forward, decoding = ComponentState.forward, list[int]()
+    forward, decoding = CompiledComponent.forward, list[int]()
 
-    def watched(self: ComponentState, *args: Any, **kwargs: Any) -> Any:
+    def watched(self: CompiledComponent, *args: Any, **kwargs: Any) -> Any:
         rehash = self.pipeline.rehash
         if self.role.phase is Phase.DECODE and rehash is not None and rehash.last is not None:
             decoding.append(rehash.last.held_bytes + sum(t.nbytes for t in rehash.kept()))
         return forward(self, *args, **kwargs)
 
-    monkeypatch.setattr(ComponentState, "forward", watched)
+    monkeypatch.setattr(CompiledComponent, "forward", watched)
     pipe(**CALL)
     assert decoding == [0]
     held = sicompiler.rehash_report(pipe).evaluations

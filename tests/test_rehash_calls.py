@@ -16,7 +16,7 @@ from sicompiler import Rehash
 from sicompiler.adapters.pipeline import pipeline_state
 from sicompiler.adapters.rehash import PipelineRehash
 from sicompiler.rehash.importance import evaluation_times
-from sicompiler.rehash.lessons import Lesson, Lessons
+from sicompiler.rehash.lessons import CutStats, RunStats
 from sicompiler.rehash.setting import Setting
 from tests.mini_pipeline import MiniUNet, mini, picture
 from tests.mini_rehash import CALL, ROOMY, STEPS, call_list, half_plan, plan_of, rehashed
@@ -187,8 +187,8 @@ def test_plans_of_other_lengths_see_the_whole_run() -> None:
         times.append(evaluation_times(scheduler))
     assert times[0] == pytest.approx(np.linspace(0, 1, 6))
     features = np.arange(6.0)[:, None]  # moves evenly: so it has to in twice as many steps
-    rows = Lessons((3,), ("add",), 64, times[0], np.ones(6))
-    rows.add(Lesson((features @ features.T,), np.ones(6), 1.0, 0.1), 1.0)
+    rows = CutStats((3,), ("add",), 64, times[0], np.ones(6))
+    rows.add(RunStats((features @ features.T,), np.ones(6), 1.0, 0.1), 1.0)
     found = rows.at(times[1], np.ones(11)).lessons[0].grams[0]
     assert np.sqrt(np.diag(found)) == pytest.approx(np.linspace(0, 5, 11))
 

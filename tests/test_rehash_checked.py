@@ -20,8 +20,8 @@ from sicompiler.adapters.contest import without_a_call
 from sicompiler.adapters.pipeline import pipeline_state
 from sicompiler.adapters.runs import Difference, difference, run_call
 from sicompiler.adapters.trials import Trials
-from sicompiler.rehash.choose import GUARD, LEAST_BOUND, Subject, guarded, planned
-from sicompiler.rehash.lessons import Lesson, Lessons
+from sicompiler.rehash.choose import GUARD, LEAST_BOUND, PlanInputs, guarded, planned
+from sicompiler.rehash.lessons import CutStats, RunStats
 from sicompiler.rehash.plan import RehashPlan
 from tests.mini_pipeline import mini
 from tests.mini_rehash import CALL, ROOMY, STEPS, call_list, error_of, half_plan, plan_of, rehashed
@@ -114,16 +114,16 @@ def test_where_fewer_steps_are_nearer_nothing_is_skipped(
     assert sicompiler.rehash_report(pipe).skipped > 0
 
 
-def _run(features: np.ndarray[Any, Any]) -> Lesson:
-    return Lesson((features @ features.T,), np.ones(len(features)), 1.0, 0.1)
+def _run(features: np.ndarray[Any, Any]) -> RunStats:
+    return RunStats((features @ features.T,), np.ones(len(features)), 1.0, 0.1)
 
 
 def test_a_call_is_run_with_what_the_others_have_taught() -> None:
     walks: Sequence[Any] = [np.random.default_rng(n).standard_normal((8, 4)).cumsum(0) for n in range(3)]
-    rows = Lessons((3,), ("add",), 64, tuple(map(float, range(8))), np.ones(8))
+    rows = CutStats((3,), ("add",), 64, tuple(map(float, range(8))), np.ones(8))
     for walk in walks:
         rows.add(_run(walk), 1.0)
-    subject = Subject("Pipe", "unet", "a", "DDIM()", 1)
+    subject = PlanInputs("Pipe", "unet", "a", "DDIM()", 1)
     plan = next(p for p in planned(subject, [rows], "least squares", 2) if len(p.full) == 4 and p.order)
     refit = without_a_call([rows], (0, 1, 2), "least squares")(plan, 1)
     assert [p and p.sources for p in refit.steps] == [p and p.sources for p in plan.steps]

@@ -14,7 +14,7 @@ import sicompiler
 import sicompiler.cli
 from sicompiler import RehashPlan
 from sicompiler.cli.rehash_options import SCHEDULERS
-from sicompiler.rehash.book import LessonBook
+from sicompiler.rehash.book import CalibrationFile
 from sicompiler.reports.rehash_plot import Curve, Panel, error_picture, measured_panels, panels
 from sicompiler.reports.rehash_tables import held_bytes
 from tests.pipeline_parts import image as picture
@@ -313,7 +313,7 @@ def test_the_picture(cli: Cli, saved: Saved, tmp_path: Path, ending: str) -> Non
 
 
 def test_what_the_picture_shows(saved: Saved) -> None:
-    plan, book = RehashPlan.load(saved.plan), LessonBook.load(saved.lessons)
+    plan, book = RehashPlan.load(saved.plan), CalibrationFile.load(saved.lessons)
     first, second, *cuts = panels(plan, book, measured_panels(json.dumps({"rows": ROWS})))
     assert first.curves[0].points == tuple((p.speedup, p.predicted_error) for p in reversed(plan.frontier()))
     assert (second.title, [c.method for c in second.curves]) == ("measured", ["planned", "fewer steps"])
@@ -341,8 +341,10 @@ def test_pictures_that_cannot_be_drawn(cli: Cli, saved: Saved, tmp_path: Path) -
     assert "add --plot" in refused("--lessons", saved.lessons)
     assert "this is not a file of lessons" in refused("--plot", picture, "--lessons", saved.plan)
     assert "no result of the benchmark" in refused("--plot", picture, "--measured", saved.plan)
-    other = LessonBook.load(saved.lessons)
-    LessonBook("OtherPipeline", other.component, other.setting, other.importance, other.cuts, other.runs).save(picture)
+    other = CalibrationFile.load(saved.lessons)
+    CalibrationFile("OtherPipeline", other.component, other.setting, other.importance, other.cuts, other.runs).save(
+        picture
+    )
     assert "the lessons are of OtherPipeline" in refused("--plot", tmp_path / "a.png", "--lessons", picture)
     with pytest.raises(sicompiler.BadInput, match="nothing to draw"):
         error_picture(picture, RehashPlan.load(saved.plan), [Panel("", (Curve("planned", ()),))])

@@ -13,14 +13,14 @@ import sicompiler
 from sicompiler import Rehash
 from sicompiler.adapters import learning
 from sicompiler.adapters.calibrate import learn
-from sicompiler.adapters.component import ComponentState
-from sicompiler.adapters.pipeline import PipelineState, pipeline_state
+from sicompiler.adapters.component import CompiledComponent
+from sicompiler.adapters.pipeline import CompiledPipeline, pipeline_state
 from sicompiler.adapters.references import References
 from sicompiler.adapters.runs import ending_after, run_call
 from sicompiler.adapters.script import Script
 from sicompiler.planners import cuts
-from sicompiler.planners.cuts import Cut
-from sicompiler.rehash.recorder import Recorder, Turn
+from sicompiler.planners.cuts import FeatureCut
+from sicompiler.rehash.recorder import LoopRecorder, ProbeTurn
 from sicompiler.search.search import Progress
 from tests.mini_pipeline import MiniPipeline, mini
 from tests.mini_rehash import CALL, ROOMY, STEPS, call_list, rehashed
@@ -28,7 +28,7 @@ from tests.mini_rehash import CALL, ROOMY, STEPS, call_list, rehashed
 pytestmark = pytest.mark.usefixtures("fast_skips", "cached")
 
 
-def _learning(**wanted: Any) -> PipelineState:
+def _learning(**wanted: Any) -> CompiledPipeline:
     pipe = sicompiler.compile_for_budget(mini(), ROOMY, rehash=Rehash(speedup=1.5, **wanted))
     state = pipeline_state(pipe, "learn")
     vars(state)["alive"] = pipe  # a state keeps no pipeline
@@ -70,14 +70,14 @@ def test_a_run_begins_with_what_the_full_run_gave(monkeypatch: pytest.MonkeyPatc
     (call,) = call_list(1)
     state.rehash.script = script = Script()
     full = References(state, [call]).make(0, "learning")
-    run_whole = ComponentState.run_whole
+    run_whole = CompiledComponent.run_whole
 
-    def seen(self: ComponentState, *args: Any) -> Any:
+    def seen(self: CompiledComponent, *args: Any) -> Any:
         if self.role.component == "unet":
             evaluated.append(1)
         return run_whole(self, *args)
 
-    monkeypatch.setattr(ComponentState, "run_whole", seen)
+    monkeypatch.setattr(CompiledComponent, "run_whole", seen)
     script.until = 5
     with state.rehash.switched("exact"):
         again = run_call(state, call)
@@ -105,17 +105,17 @@ def test_a_run_that_is_too_far_from_the_full_one_is_ended() -> None:
 
 
 def test_runs_that_are_learned_from_take_turns_at_probing() -> None:
-    cuts = {Cut((n,), 8, 0.1, 0.1): (f"node{n}",) for n in range(4)}
+    cuts = {FeatureCut((n,), 8, 0.1, 0.1): (f"node{n}",) for n in range(4)}
     for runs in (1, 2, 4, 9):
         probed = {
             (number, step)
             for first in range(runs)
             for number in range(4)
             for step in range(1, 8)
-            if Recorder(cuts, Turn(first, runs)).probes(number, step)
+            if LoopRecorder(cuts, ProbeTurn(first, runs)).probes(number, step)
         }
         assert len(probed) == 4 * 7, "together they probe every cut at every evaluation"
-        assert len([n for n in range(4) if Recorder(cuts, Turn(0, runs)).probes(n, 3)]) == 4 // min(runs, 4)
+        assert len([n for n in range(4) if LoopRecorder(cuts, ProbeTurn(0, runs)).probes(n, 3)]) == 4 // min(runs, 4)
 
 
 def test_cuts_are_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:

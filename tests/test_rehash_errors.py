@@ -7,22 +7,22 @@ import pytest
 import torch
 
 from sicompiler.planners.steps import Prediction
-from sicompiler.rehash.choose import Subject, costs_of, make_plan
-from sicompiler.rehash.lessons import Lesson, Lessons
+from sicompiler.rehash.choose import PlanInputs, costs_of, make_plan
+from sicompiler.rehash.lessons import CutStats, RunStats
 from sicompiler.rehash.sketch import PIECE, WIDTH, sketch
 
 pytestmark = pytest.mark.pure
 
 
-SUBJECT = Subject("Pipe", "unet", "abc", "DDIM()", 1)
+SUBJECT = PlanInputs("Pipe", "unet", "abc", "DDIM()", 1)
 
 
 @pytest.mark.parametrize("runs", [1, 2, 5])
 def test_a_predicted_error_is_that_of_one_run_however_many_were_learned_from(runs: int) -> None:
     feature = np.random.default_rng(0).standard_normal((9, 5)).cumsum(0)
-    rows = Lessons((3,), ("add",), 64, tuple(map(float, range(9))), np.ones(9), response=np.full(9, 0.5))
+    rows = CutStats((3,), ("add",), 64, tuple(map(float, range(9))), np.ones(9), response=np.full(9, 0.5))
     for _ in range(runs):
-        rows.add(Lesson((feature @ feature.T,), np.full(9, 2.0), 1.0, 0.1), 1.0)
+        rows.add(RunStats((feature @ feature.T,), np.full(9, 2.0), 1.0, 0.1), 1.0)
     schedule = tuple(Prediction((3,), (1.0,)) if step == 4 else None for step in range(9))
     plan = make_plan(SUBJECT, rows, costs_of(rows, "lagrange", 0), schedule, "planned")
     off = np.linalg.norm(feature[4] - feature[3]) / np.linalg.norm(feature[4])
@@ -30,9 +30,9 @@ def test_a_predicted_error_is_that_of_one_run_however_many_were_learned_from(run
 
 
 def test_errors_of_a_stretch_add_up_and_those_of_stretches_in_squares() -> None:
-    rows = Lessons((3,), ("add",), 64, tuple(map(float, range(7))), np.ones(7), response=np.ones(7))
+    rows = CutStats((3,), ("add",), 64, tuple(map(float, range(7))), np.ones(7), response=np.ones(7))
     feature = np.eye(7)
-    rows.add(Lesson((feature @ feature.T,), np.ones(7), 1.0, 0.1), 1.0)
+    rows.add(RunStats((feature @ feature.T,), np.ones(7), 1.0, 0.1), 1.0)
     reused = {step: Prediction((0,), (1.0,)) for step in (1, 2, 5)}  # each off by the root of two
     schedule = tuple(reused.get(step) for step in range(7))
     plan = make_plan(SUBJECT, rows, costs_of(rows, "lagrange", 0), schedule, "planned")

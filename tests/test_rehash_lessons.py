@@ -19,8 +19,8 @@ import sicompiler
 from sicompiler import Rehash, RehashPlan
 from sicompiler.adapters import rehash as adapter
 from sicompiler.adapters.labels import label_of
-from sicompiler.rehash.book import LearnedRun, LessonBook, WatchedCut
-from sicompiler.rehash.lessons import Lesson
+from sicompiler.rehash.book import CalibrationFile, LearnedRun, WatchedCut
+from sicompiler.rehash.lessons import RunStats
 from sicompiler.rehash.setting import Setting
 from tests.mini_pipeline import MiniUNet, mini, picture
 from tests.mini_rehash import skipping_is_fast, told_clock
@@ -87,14 +87,14 @@ def test_an_interrupted_calibration_goes_on_and_gives_the_same_plan(tmp_path: Pa
     path, told = tmp_path / "lessons.json", Told()
     with pytest.raises(Interrupted):
         calibrated(calls(4), path, stop_at(1))
-    assert len(LessonBook.load(path).runs) == 1
+    assert len(CalibrationFile.load(path).runs) == 1
     assert [p.name for p in tmp_path.iterdir()] == ["lessons.json"]
     assert timeless(calibrated(calls(4), path, told)) == timeless(whole)
     assert told.learned == [1, 2]
     again = Told()
     assert timeless(calibrated(calls(4), path, again)) == timeless(whole), "all runs are known"
     assert again.learned == []
-    assert len(LessonBook.load(path).runs) == 3
+    assert len(CalibrationFile.load(path).runs) == 3
 
 
 def test_the_first_run_says_what_the_others_say(clock: Callable[[], float], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,9 +126,9 @@ def test_only_lessons_of_the_calls_that_are_asked_for_count(tmp_path: Path) -> N
 def test_a_book_is_read_as_it_was_written() -> None:
     gram, gains = np.array([[1.0, 0.1 + 0.2], [0.3, 1 / 3]]), np.array([math.nan, 1e-300])
     cut = WatchedCut((3, 7), ("add", "mul"), 64)
-    book = LessonBook("Pipe", "unet", Setting("abc", "DDIM()", (0.1, 2.0)), (1.0, 0.5))
-    book = book.with_run(LearnedRun("a", 1 / 3, {cut.positions: Lesson((gram, gram.T), gains, 2.0, 1.0, 0.5)}), [cut])
-    again = LessonBook.from_json(book.to_json())
+    book = CalibrationFile("Pipe", "unet", Setting("abc", "DDIM()", (0.1, 2.0)), (1.0, 0.5))
+    book = book.with_run(LearnedRun("a", 1 / 3, {cut.positions: RunStats((gram, gram.T), gains, 2.0, 1.0, 0.5)}), [cut])
+    again = CalibrationFile.from_json(book.to_json())
     assert again.to_json() == book.to_json()
     (rows,), (before,) = again.lessons(), book.lessons()
     assert np.array_equal(rows.gram, before.gram)

@@ -12,11 +12,11 @@ import sicompiler
 from sicompiler import Rehash
 from sicompiler.adapters import response as adapter
 from sicompiler.adapters.calibrate import learn
-from sicompiler.adapters.pipeline import PipelineState, pipeline_state
+from sicompiler.adapters.pipeline import CompiledPipeline, pipeline_state
 from sicompiler.adapters.trials import relative_error, run_call
 from sicompiler.planners.steps import Floats, Prediction, squared_error
-from sicompiler.rehash.book import LessonBook
-from sicompiler.rehash.lessons import Lesson, Lessons
+from sicompiler.rehash.book import CalibrationFile
+from sicompiler.rehash.lessons import CutStats, RunStats
 from sicompiler.rehash.plan import RehashPlan
 from sicompiler.rehash.response import probed, response_of, skipping_one
 from tests.mini_pipeline import mini
@@ -25,15 +25,15 @@ from tests.mini_rehash import ROOMY, STEPS, call_list
 pytestmark = pytest.mark.usefixtures("cached")
 
 
-def _lessons(importance: Floats) -> Lessons:
+def _lessons(importance: Floats) -> CutStats:
     """Of one run whose feature walks at random, with a change of the output of two per relative error."""
     features = np.random.default_rng(0).standard_normal((len(importance), 4)).cumsum(0)
-    rows = Lessons((3,), ("add",), 64, tuple(map(float, range(len(importance)))), importance)
-    rows.add(Lesson((features @ features.T,), np.full(len(importance), 2.0), 1.0, 0.1), 5.0)
+    rows = CutStats((3,), ("add",), 64, tuple(map(float, range(len(importance)))), importance)
+    rows.add(RunStats((features @ features.T,), np.full(len(importance), 2.0), 1.0, 0.1), 5.0)
     return rows
 
 
-def _reused(rows: Lessons, step: int) -> float:
+def _reused(rows: CutStats, step: int) -> float:
     """Relative error of the feature where that of the evaluation before is reused."""
     return float((squared_error(rows.gram, Prediction((step - 1,), (1.0,)), step) / rows.gram[step, step]) ** 0.5)
 
@@ -77,7 +77,7 @@ def test_evaluations_that_are_skipped_are_never_the_first(count: int) -> None:
         assert [i for i, p in enumerate(schedule) if p is not None] == [step]
 
 
-def _learned(calls: list[dict[str, Any]], **wanted: Any) -> PipelineState:
+def _learned(calls: list[dict[str, Any]], **wanted: Any) -> CompiledPipeline:
     pipe = mini()
     sicompiler.compile_for_budget(pipe, ROOMY, rehash=Rehash(speedup=1.5, **wanted))
     state = pipeline_state(pipe, "learn")
@@ -121,7 +121,7 @@ def test_what_was_measured_before_an_interruption_is_not_measured_again(tmp_path
 
     with pytest.raises(Interrupted):
         calibrated(4)
-    assert [len(run.errors) for run in LessonBook.load(path).runs] == [3, 1, 0]
+    assert [len(run.errors) for run in CalibrationFile.load(path).runs] == [3, 1, 0]
     seen.clear()
     whole = calibrated(None)
     assert seen == [4, 5]

@@ -12,10 +12,10 @@ import torch
 
 import sicompiler
 from sicompiler import RehashPlan
-from sicompiler.adapters.component import ComponentState
+from sicompiler.adapters.component import CompiledComponent
 from sicompiler.adapters.contest import Contest
 from sicompiler.adapters.runs import Difference, Run
-from sicompiler.adapters.subgraph import Part
+from sicompiler.adapters.subgraph import GraphPart
 from sicompiler.adapters.trials import Trials, key_of, typical_seconds
 from sicompiler.planners.steps import Prediction
 from sicompiler.rehash.evaluation import Evaluation
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("cached")
 WHOLE, SKIP = 4.0, 1.0
 
 
-def _learning(part: Part) -> bool:
+def _learning(part: GraphPart) -> bool:
     """Whether it runs while learning: beside the features of all cuts, or looked at."""
     return part.beside_bytes > 0 or part.snapshots == 0
 
@@ -43,7 +43,7 @@ def _calibrated(**wanted: Any) -> RehashPlan:
 def test_times_of_a_plan_are_those_of_its_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     """Learning saw evaluations that are skipped take a second, and with features held beside them they take two."""
 
-    def seconds(part: Part | None) -> float:
+    def seconds(part: GraphPart | None) -> float:
         return WHOLE if part is None or part.kind == "full" else SKIP if _learning(part) else 2 * SKIP
 
     told_clock(monkeypatch, seconds)
@@ -56,7 +56,7 @@ def test_times_of_a_plan_are_those_of_its_trial(monkeypatch: pytest.MonkeyPatch)
 def test_plans_that_are_slow_in_the_budget_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     """Holding several features is slower here than skipping nothing, and plans that hold one are found."""
 
-    def seconds(part: Part | None) -> float:
+    def seconds(part: GraphPart | None) -> float:
         if part is None:
             return WHOLE
         slow = part.beside_bytes == 0 and part.snapshots >= 2
@@ -74,20 +74,20 @@ def test_plans_that_are_slow_in_the_budget_are_passed_over(monkeypatch: pytest.M
 
 def test_plans_whose_features_leave_no_room_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
     told_clock(monkeypatch, skipping_is_fast)
-    part_for = ComponentState.part_for
+    part_for = CompiledComponent.part_for
 
-    def narrow(self: ComponentState, part: Part, *args: Any, **kwargs: Any) -> Any:
+    def narrow(self: CompiledComponent, part: GraphPart, *args: Any, **kwargs: Any) -> Any:
         if part.beside_bytes == 0 and part.snapshots >= 2:
             raise sicompiler.OverBudget("no room", budget_bytes=1, floor_bytes=2, culprit="a feature")
         return part_for(self, part, *args, **kwargs)
 
-    monkeypatch.setattr(ComponentState, "part_for", narrow)
+    monkeypatch.setattr(CompiledComponent, "part_for", narrow)
     assert _calibrated(speedup=1.5).full_snapshots < 2
     assert _calibrated(rel_error=0.5, held_out=1).full_snapshots < 2
 
 
 def test_a_target_that_only_predictions_reach_names_what_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    def seconds(part: Part | None) -> float:
+    def seconds(part: GraphPart | None) -> float:
         if part is None:
             return WHOLE
         return {"full": WHOLE, "skip": SKIP}[part.kind] * (1 if part.beside_bytes > 0 else 10)

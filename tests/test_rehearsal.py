@@ -17,7 +17,7 @@ import sicompiler
 from sicompiler.capture import capture
 from sicompiler.capture import state as state_module
 from sicompiler.capture.rehearsal import Score, rehearse
-from sicompiler.guards.walk import Walk
+from sicompiler.guards.walk import ModelDescription
 
 Call = Callable[["Model", torch.Tensor], torch.Tensor]
 
@@ -274,13 +274,13 @@ def test_a_rehearsal_is_given_what_the_call_was_given() -> None:
 
 
 def test_what_a_call_left_is_not_described_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    walks: list[Walk] = []
-    made = Walk.__init__
+    walks: list[ModelDescription] = []
+    made = ModelDescription.__init__
 
-    def counted(self: Walk, *args: Any, **kwargs: Any) -> None:
+    def counted(self: ModelDescription, *args: Any, **kwargs: Any) -> None:
         walks.append(self)
         made(self, *args, **kwargs)
 
-    monkeypatch.setattr(Walk, "__init__", counted)
+    monkeypatch.setattr(ModelDescription, "__init__", counted)
     assert capture(Model(_keeps_devices), (torch.randn(4, 4),))
     assert len(walks) == 4  # to be put back, before the call, after it, and to be put back to that

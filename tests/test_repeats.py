@@ -15,7 +15,7 @@ from sicompiler.cost import MACHINES
 from sicompiler.planners import candidates as searching
 from sicompiler.planners.repeats import Repeats
 from sicompiler.search.search import make_search
-from sicompiler.study import Graph, study
+from sicompiler.study import AnalyzedGraph, analyze_graph
 from tests.zoo import tiny
 
 Row = tuple[Any, ...]
@@ -37,7 +37,7 @@ class Blocks(nn.Module):
 
 def repeats_of(model: nn.Module) -> tuple[Repeats[str], list[int]]:
     """What is known of nothing yet, and where the blocks of a model start."""
-    graph = study(capture(model.eval(), (torch.zeros(5, 8), torch.zeros(8)), {}), "cpu")
+    graph = analyze_graph(capture(model.eval(), (torch.zeros(5, 8), torch.zeros(8)), {}), "cpu")
     starts = [p for p, n in enumerate(graph.facts.nodes) if n.name.startswith("relu")]
     return Repeats(graph.view, set()), starts
 
@@ -139,14 +139,16 @@ class Stages(nn.Module):
         return (x.mean(dim=1), *found[len(found) - self.shown :])
 
 
-def candidates_of(graph: Graph, known: searching.Regions | None) -> list[Row]:
+def candidates_of(graph: AnalyzedGraph, known: searching.Regions | None) -> list[Row]:
     found = make_search(graph, None, [], MACHINES["cpu"], None, known=known).problem.candidates
     return [(c.start, c.stop, c.seed, c.lengths, c.peak_bytes.tolist(), c.seconds.tolist()) for c in found]
 
 
 def test_a_graph_is_searched_with_what_others_have_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     """As for the parts of a denoiser: one graph, more or less of which is shown, planned one after the other."""
-    graphs = [study(capture(Stages(shown).eval(), (torch.zeros(2, 4, 16, 16),), {}), "cpu") for shown in (2, 1, 0)]
+    graphs = [
+        analyze_graph(capture(Stages(shown).eval(), (torch.zeros(2, 4, 16, 16),), {}), "cpu") for shown in (2, 1, 0)
+    ]
     grown: list[int] = []
     grow = searching._Search._grow
 
@@ -165,7 +167,7 @@ def test_a_graph_is_searched_with_what_others_have_shown(monkeypatch: pytest.Mon
 
 
 def test_answers_of_another_machine_are_no_answers() -> None:
-    graph = study(capture(Stages(0).eval(), (torch.zeros(2, 4, 16, 16),), {}), "cpu")
+    graph = analyze_graph(capture(Stages(0).eval(), (torch.zeros(2, 4, 16, 16),), {}), "cpu")
     slow = dataclasses.replace(MACHINES["cpu"], memory_bandwidth=1e6)
     known = searching.Regions()
     alone: list[list[Row]] = []

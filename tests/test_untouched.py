@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import sicompiler
-from sicompiler.adapters.rehearsal import Limit, Stopped, rehearse
+from sicompiler.adapters.rehearsal import Limit, RehearsalStopped, rehearse
 from sicompiler.runtime.measure import measure_peak
 from tests.mini_pipeline import MiniText, close, mini, picture
 
@@ -189,6 +189,6 @@ def test_a_limit_stops_a_call_before_it_is_passed() -> None:
         y = x + 1
         y = y * 2
     assert peak.bytes <= 8100
-    with measure_peak("cpu") as peak, pytest.raises(Stopped, match=r"aten\.cat"), Limit(10000, set()):
+    with measure_peak("cpu") as peak, pytest.raises(RehearsalStopped, match=r"aten\.cat"), Limit(10000, set()):
         torch.cat([x + 1, x]).sum()
     assert peak.bytes <= 4200

@@ -16,7 +16,7 @@ from sicompiler.axes.factor_map import Slicing
 from sicompiler.compiler import rewrite
 from sicompiler.cost import MACHINES
 from sicompiler.planners.tally import MAX_WINDOWS
-from sicompiler.region import Walk
+from sicompiler.region import RegionBuilder
 from sicompiler.runtime.measure import measure_peak
 from sicompiler.runtime.verify import errors
 from sicompiler.search.search import make_search
@@ -40,7 +40,7 @@ def lengths(region: Region) -> list[int]:
     return [n for n, fits in enumerate(region.halos.fits(region.size, tried), start=1) if fits]
 
 
-def check_all(case: Case, walk: Walk, reason: str | None) -> None:
+def check_all(case: Case, walk: RegionBuilder, reason: str | None) -> None:
     """The walk went to the end, and every slice length gives the whole."""
     assert reason is None
     assert walk.windows > 0
@@ -79,7 +79,7 @@ def test_units_hold_whole_strides() -> None:
     assert reason is not None
     assert "does not hold whole strides" in reason
     assert walk.coarser == 2
-    walk = Walk(case.graph.view, case.at("silu"), Slicing(2, 1, 4, 2))
+    walk = RegionBuilder(case.graph.view, case.at("silu"), Slicing(2, 1, 4, 2))
     while walk.stop < len(case.graph.facts.nodes) and (reason := walk.extend()) is None:
         pass
     check_all(case, walk, reason)
@@ -135,7 +135,7 @@ def test_what_is_read_without_a_halo_is_written_over() -> None:
 
 def test_a_window_over_merged_parts_ends_the_region() -> None:
     case = Case(lambda x: F.conv2d(F.silu(x), W2, padding=1), (1, 4, 12, 6))
-    walk = Walk(case.graph.view, case.at("silu"), Slicing(2, 3, 4, 1))
+    walk = RegionBuilder(case.graph.view, case.at("silu"), Slicing(2, 3, 4, 1))
     assert walk.extend() is None
     reason = walk.extend()
     assert reason is not None
@@ -195,7 +195,7 @@ def test_a_region_may_run_on_to_the_end_of_its_axis() -> None:
     assert {c.seed.dim for c in found} == {2, 3}, "along height and along width"
     assert len(found) == 2, "counted once each, where the axis ends"
     for candidate in found:
-        walk = Walk(graph.view, candidate.start, candidate.seed)
+        walk = RegionBuilder(graph.view, candidate.start, candidate.seed)
         while walk.stop < stop:
             assert walk.extend() is None
         assert walk.windows > MAX_WINDOWS
@@ -210,7 +210,7 @@ def test_units_hold_all_rows_that_one_was_upsampled_to() -> None:
     walk, reason = case.walk("upsample", 2)
     assert reason is not None
     assert walk.coarser == 4
-    walk = Walk(case.graph.view, case.at("upsample"), Slicing(2, 1, 4, 4))
+    walk = RegionBuilder(case.graph.view, case.at("upsample"), Slicing(2, 1, 4, 4))
     while walk.stop < len(case.graph.facts.nodes):
         assert walk.extend() is None
     for length in (1, 3):

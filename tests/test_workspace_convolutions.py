@@ -13,7 +13,7 @@ from torch._ops import OpOverload
 
 from sicompiler.facts import workspace_onednn as onednn
 from sicompiler.prepare import prepare
-from sicompiler.runtime.compiled import Compiled
+from sicompiler.runtime.compiled import Executable
 from sicompiler.testing.checks import carry_out, run_budgets
 from tests.kernel_calls import allocated
 
@@ -217,6 +217,6 @@ def test_a_shorter_slice_at_an_edge_stays_below_its_prediction() -> None:
     low, high = planner.floor()[0], planner.unsliced_bytes
     plans = {str(plan.regions): plan for n in range(25) for plan in [planner.plan(low + (high - low) * n // 24)]}
     for plan in plans.values():
-        done = carry_out(model, (x,), {}, Compiled(planner.rewrite(plan), plan)).verification
+        done = carry_out(model, (x,), {}, Executable(planner.rewrite(plan), plan)).verification
         assert done.max_rel_error <= 1e-5
         assert done.measured_peak_bytes <= plan.predicted_peak_bytes, plan.regions

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from sicompiler.axes.factor_map import Cut, Kind, Slicing
+from sicompiler.axes.factor_map import FactorKind, FactorSlicing, Slicing
 from sicompiler.axes.registry import rules
 from sicompiler.axes.resize import copying_twin, resize
 from sicompiler.facts.storages import TensorFact
@@ -80,12 +80,12 @@ def test_slices_allocate_no_more_than_the_planner_takes_them_to(target: OpOverlo
                 except (RuntimeError, NotImplementedError):
                     continue
                 for factor, size in whole.map.sizes.items():
-                    if size > 1 and whole.map.kind(factor) is Kind.FREE:
+                    if size > 1 and whole.map.kind(factor) is FactorKind.FREE:
                         for length in {1, max(1, size // 3)}:
-                            _check_slice(whole, Cut(factor, 1, size, 1), length)
+                            _check_slice(whole, FactorSlicing(factor, 1, size, 1), length)
 
 
-def _check_slice(whole: Sample, cut: Cut, length: int) -> None:
+def _check_slice(whole: Sample, cut: FactorSlicing, length: int) -> None:
     operands = [whole.map.place(dims, cut) for dims in whole.map.operands]
     results = [whole.map.place(dims, cut) for dims in whole.map.results]
     target = copying_twin(whole.target)

@@ -14,12 +14,12 @@ from sicompiler.capture import Program, capture
 from sicompiler.compiler import Planner
 from sicompiler.entry import bound_method
 from sicompiler.models.build import construct, randomize_
-from sicompiler.models.family import Draw
+from sicompiler.models.family import ExampleDraw
 from sicompiler.models.geometry import Sizes
 from sicompiler.models.inputs import FAMILIES
 from sicompiler.passes.manager import run_stage
 from sicompiler.prepare import analyse
-from sicompiler.study import Graph, study
+from sicompiler.study import AnalyzedGraph, analyze_graph
 from tests.zoo_decoders import CONFIGS
 
 Call = tuple[torch.nn.Module, tuple[Any, ...], dict[str, Any]]
@@ -195,7 +195,7 @@ def tiny(
     for child in module.modules():
         if row.norm_groups is not None and isinstance(child, torch.nn.GroupNorm):
             child.num_groups = row.norm_groups  # 32 groups of one channel would hide what is added per channel
-    draw = Draw(dtype, torch.Generator().manual_seed(seed))
+    draw = ExampleDraw(dtype, torch.Generator().manual_seed(seed))
     args, kwargs = FAMILIES[row.class_name].make(module.config, latent, row.text_tokens, draw)
     return module, args, kwargs | {"return_dict": return_dict}
 
@@ -213,9 +213,9 @@ def captured(name: str, **options: Any) -> tuple[Call, Program]:
 
 
 @lru_cache(maxsize=32)
-def legal(name: str) -> Graph:
+def legal(name: str) -> AnalyzedGraph:
     """The graph of a tiny model as plans see it on a CPU, once for all tests that only read it."""
-    return study(run_stage("legal", run_stage("clean", captured(name)[1])), "cpu")
+    return analyze_graph(run_stage("legal", run_stage("clean", captured(name)[1])), "cpu")
 
 
 @lru_cache(maxsize=6)

@@ -13,17 +13,17 @@ import torch
 
 from sicompiler.adapters.contest import Contest, without_a_call, worst_of
 from sicompiler.adapters.parts import parts_of
-from sicompiler.adapters.pipeline import PipelineState
+from sicompiler.adapters.pipeline import CompiledPipeline
 from sicompiler.adapters.references import References
 from sicompiler.adapters.response import CALLS, measure_response
-from sicompiler.adapters.resume import Notes
+from sicompiler.adapters.resume import CalibrationLog
 from sicompiler.adapters.runs import Difference, peak_of, tell
 from sicompiler.adapters.script import Script
 from sicompiler.adapters.trials import Trials, key_of, worst_guard
 from sicompiler.errors import BadInput
 from sicompiler.rehash.choose import fastest_within, guarded, most_exact_at, unguarded, uniform, with_frontier
 from sicompiler.rehash.plan import RehashPlan, Verified
-from sicompiler.rehash.recorder import Turn
+from sicompiler.rehash.recorder import ProbeTurn
 from sicompiler.rehash.request import Rehash
 
 log = logging.getLogger("sicompiler")
@@ -34,7 +34,7 @@ SEARCHES = 4  # for ever smaller errors, each verified on held-out calls
 TIGHTER = 0.7  # of the error of before, where a plan missed the target
 
 
-def calibrate(state: PipelineState) -> RehashPlan | None:
+def calibrate(state: CompiledPipeline) -> RehashPlan | None:
     """Learn from the calls of the request, choose the plan that meets its target, check it on calls.
 
     Args:
@@ -95,7 +95,9 @@ def calibrate(state: PipelineState) -> RehashPlan | None:
     return plan
 
 
-def learn(state: PipelineState, calls: Sequence[Mapping[str, Any]], references: References | None = None) -> list[int]:
+def learn(
+    state: CompiledPipeline, calls: Sequence[Mapping[str, Any]], references: References | None = None
+) -> list[int]:
     """Learn from calls, run in full and with single evaluations skipped; what the file of lessons has is not run again.
 
     Args:
@@ -112,20 +114,20 @@ def learn(state: PipelineState, calls: Sequence[Mapping[str, Any]], references: 
     """
     rehash, references, scripts = state.rehash, references or References(state, calls), dict[int, Script]()
     assert rehash is not None
-    notes = Notes(rehash, state.pipe, calls)
+    notes = CalibrationLog(rehash, state.pipe, calls)
     for component in state.components.values():
         component.analyses.keep()
     try:
         for number in notes.waiting:
             tell(state, "learning", number, len(calls))
-            rehash.turn = Turn(number, len(calls))
+            rehash.turn = ProbeTurn(number, len(calls))
             if number < CALLS:
                 rehash.script = scripts[number] = Script()
             run = references.make(number, "learning")
             rehash.script = None
             notes.add(number, run.final)
     finally:
-        rehash.script, rehash.turn = None, Turn()
+        rehash.script, rehash.turn = None, ProbeTurn()
     if len(rehash.lessons) == 1:
         measure_response(state, notes, references, scripts)
     return list(notes.order)

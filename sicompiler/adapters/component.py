@@ -13,9 +13,9 @@ import torch
 
 from sicompiler.adapters.analyses import Analyses
 from sicompiler.adapters.records import Record, Shortage
-from sicompiler.adapters.rehearsal import Stopped
+from sicompiler.adapters.rehearsal import RehearsalStopped
 from sicompiler.adapters.roles import check_component
-from sicompiler.adapters.subgraph import Part
+from sicompiler.adapters.subgraph import GraphPart
 from sicompiler.adapters.tenants import SharedState, Tenant
 from sicompiler.adapters.untouched import UntouchedCall, check_inputs, key_of, untouched_call
 from sicompiler.adapters.weights import storages, weights_of
@@ -28,7 +28,7 @@ from sicompiler.passes.manager import run_stage
 from sicompiler.plan import Plan
 from sicompiler.prepare import analyse
 from sicompiler.reports.phases import PhaseRow
-from sicompiler.runtime.compiled import Compiled, check_inference
+from sicompiler.runtime.compiled import Executable, check_inference
 from sicompiler.runtime.measure import observe_peak
 from sicompiler.runtime.placement import place, restore, streams
 from sicompiler.takeover import HOOK
@@ -43,7 +43,7 @@ def _is_tight(plan: Plan) -> bool:
     return bool(plan.regions or plan.outer or plan.rematerialized or plan.uses_offload)
 
 
-class ComponentState(SharedState):
+class CompiledComponent(SharedState):
     """A taken-over method of a component, for all pipelines that share it: its plans are made once.
 
     Args:
@@ -57,10 +57,10 @@ class ComponentState(SharedState):
         self.untouched_calls: dict[Hashable, UntouchedCall] = {}  # those that can't be captured
         self.beside: dict[int, frozenset[str]] = {}  # by id of a plan: what else was on the device when it was made
         self.programs: dict[Hashable, Program] = {}  # clean and whole, of which parts are made
-        self.parts: dict[tuple[Hashable, Part], Compiled] = {}  # by call
+        self.parts: dict[tuple[Hashable, GraphPart], Executable] = {}  # by call
         self.analyses = Analyses()
         self.planning_seconds = 0.0  # spent so far, in calls that were timed otherwise
-        self._room: dict[tuple[Hashable, Part], int] = {}  # bytes of features beside each part, at each shape
+        self._room: dict[tuple[Hashable, GraphPart], int] = {}  # bytes of features beside each part, at each shape
 
     @property
     def needed_bytes(self) -> int:
@@ -168,7 +168,7 @@ class ComponentState(SharedState):
                 try:
                     with known.limited(limit_bytes, self.model, (args, kwargs)):
                         return self._run(known, lambda: own(*args, **kwargs), (args, kwargs), device)
-                except Stopped as stop:
+                except RehearsalStopped as stop:
                     known.stopped(stop)  # more is needed than was known: with room for that it may run
 
     def _beside_bytes(self, known: UntouchedCall) -> int:
@@ -193,8 +193,8 @@ class ComponentState(SharedState):
         return self.programs[key]
 
     def part_for(
-        self, part: Part, args: Sequence[Any], kwargs: Mapping[str, Any], key: Hashable | None = None
-    ) -> Compiled:
+        self, part: GraphPart, args: Sequence[Any], kwargs: Mapping[str, Any], key: Hashable | None = None
+    ) -> Executable:
         """A part of the graph, planned within what is left of the budget beside the features that are held.
 
         Args:
@@ -224,7 +224,7 @@ class ComponentState(SharedState):
                 planner = self.planners.get(key) or self._analysed(call, part, args, kwargs)
                 plan = self.choose(planner, args, kwargs)
                 self.keep_planner(key, planner)
-                found = self.parts[key] = Compiled(planner.rewrite(plan), plan, planner.floor_of(plan))
+                found = self.parts[key] = Executable(planner.rewrite(plan), plan, planner.floor_of(plan))
         return found
 
     @property
@@ -232,7 +232,7 @@ class ComponentState(SharedState):
         """How much of the budget the rest of the pipeline leaves."""
         return self.budget_bytes - self.reserved.total_bytes
 
-    def compile(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Compiled:
+    def compile(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Executable:
         """Capture, plan and rewrite for the shapes of a call."""
         with self._planning():
             return super().compile(args, kwargs)
@@ -252,7 +252,7 @@ class ComponentState(SharedState):
         finally:
             self.planning_seconds += time.perf_counter() - began
 
-    def _analysed(self, call: Hashable, part: Part, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Planner:
+    def _analysed(self, call: Hashable, part: GraphPart, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Planner:
         """The planner of a part; parts that differ in what is held beside them have the same."""
         return self.analyses.planner(
             (call, part.kind, part.cut),
@@ -265,7 +265,7 @@ class ComponentState(SharedState):
             self.model, program, method=self.method, progress=self.progress, store=self.store, regions=regions
         )
 
-    def forget_parts(self, but: Collection[Part]) -> None:
+    def forget_parts(self, but: Collection[GraphPart]) -> None:
         """Let go of all parts but some, and of what they were planned from."""
         self.analyses.forget()
         gone = {id(compiled) for key, compiled in self.parts.items() if key[1] not in but}
@@ -273,7 +273,7 @@ class ComponentState(SharedState):
         self.records = [record for record in self.records if id(record.ran) not in gone]
 
     def run_part(
-        self, compiled: Compiled, inputs: Sequence[Any], kept: Sequence[torch.Tensor], device: torch.device
+        self, compiled: Executable, inputs: Sequence[Any], kept: Sequence[torch.Tensor], device: torch.device
     ) -> Any:
         """Run a part of the graph.
 
@@ -286,11 +286,11 @@ class ComponentState(SharedState):
         self.place_weights(compiled, device)
         return self._run(compiled, lambda: compiled.run(self.model, inputs), (inputs, kept), device)
 
-    def place_weights(self, compiled: Compiled, device: torch.device) -> None:
+    def place_weights(self, compiled: Executable, device: torch.device) -> None:
         """Move weights to where a plan wants them."""
         place(self.model, compiled.plan.streamed, device)
 
-    def still_fits(self, compiled: Compiled, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    def still_fits(self, compiled: Executable, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
         """Whether a plan made before leaves room for what the pipeline holds by now.
 
         Components that were away when it was made may have come back since: they go again.
@@ -337,7 +337,7 @@ class ComponentState(SharedState):
             self.pipeline.name, self.role, self.budget_bytes, self.reserved, known=known, waiting=waiting
         )
 
-    def _run(self, ran: Compiled | UntouchedCall, call: Callable[[], Any], inputs: Any, device: torch.device) -> Any:
+    def _run(self, ran: Executable | UntouchedCall, call: Callable[[], Any], inputs: Any, device: torch.device) -> Any:
         """Run, keep the books, and measure where that is asked for; an untouched encoder is measured always."""
         record = next((r for r in self.records if r.ran is ran), None)
         if record is None:

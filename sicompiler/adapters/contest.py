@@ -11,7 +11,7 @@ from sicompiler.adapters.runs import Difference
 from sicompiler.adapters.trials import Trials
 from sicompiler.planners.steps import Predictor
 from sicompiler.rehash.choose import refitted
-from sicompiler.rehash.lessons import Lessons
+from sicompiler.rehash.lessons import CutStats
 from sicompiler.rehash.plan import Other, RehashPlan
 
 log = logging.getLogger("sicompiler")
@@ -23,7 +23,7 @@ MARGIN = 0.8
 
 
 def without_a_call(
-    lessons: Sequence[Lessons], order: Sequence[int], predictor: Predictor
+    lessons: Sequence[CutStats], order: Sequence[int], predictor: Predictor
 ) -> Callable[[RehashPlan, int], RehashPlan]:
     """How a plan is as it would be had one call not been learned from: with weights from the others.
 

@@ -25,7 +25,7 @@ from sicompiler.adapters.weights import storages, weights_of
 from sicompiler.guards.identity import version
 from sicompiler.runtime.faults import locals_of
 from sicompiler.runtime.placement import streams
-from sicompiler.takeover import State
+from sicompiler.takeover import CompiledModule
 
 UNSEEN_BYTES = 2**12  # numbers and small tables, of kernels and in closures, where nobody looks
 ATTRIBUTE = "_sicompiler"  # of a pipeline: what we keep for it, so that it lives as long as the pipeline
@@ -182,7 +182,7 @@ def _kind_of(kind: type[Any]) -> _Kind:
     """What objects of a class are to who looks for tensors; plans and what belongs to them are ours, and large."""
     if issubclass(kind, torch.Tensor):
         return _Kind.TENSOR
-    if kind in _PLAIN or issubclass(kind, (torch.nn.Module, State, type, ModuleType, FunctionType)):
+    if kind in _PLAIN or issubclass(kind, (torch.nn.Module, CompiledModule, type, ModuleType, FunctionType)):
         return _Kind.PLAIN
     if issubclass(kind, Mapping):
         return _Kind.MAPPING

@@ -8,17 +8,17 @@ from typing import Any
 
 import torch
 
-from sicompiler.adapters.component import ComponentState
+from sicompiler.adapters.component import CompiledComponent
 from sicompiler.adapters.parts import distance, held_bytes, watching
 from sicompiler.capture import Program, flatten_inputs
 from sicompiler.cost import MACHINES
 from sicompiler.errors import BadInput, OverBudget
-from sicompiler.planners.cuts import Cut, candidate_cuts
+from sicompiler.planners.cuts import FeatureCut, candidate_cuts
 from sicompiler.rehash.evaluation import Evaluation
-from sicompiler.rehash.lessons import Lessons
+from sicompiler.rehash.lessons import CutStats
 from sicompiler.rehash.loop import DenoisingLoop, NextCall
 from sicompiler.search.search import whole_seconds_of
-from sicompiler.study import study
+from sicompiler.study import analyze_graph
 from sicompiler.units import format_bytes
 
 log = logging.getLogger("sicompiler")
@@ -28,7 +28,7 @@ MOST_LEFT = 0.35  # share of the time a skipped evaluation may cost
 MOST_HELD = 0.25  # share of the room that features may take: beside larger ones, the rest runs in small slices
 
 
-def cuts_of(component: ComponentState, program: Program) -> dict[Cut, tuple[str, ...]]:
+def cuts_of(component: CompiledComponent, program: Program) -> dict[FeatureCut, tuple[str, ...]]:
     """The cuts whose features are watched while learning, with the names of their nodes.
 
     Args:
@@ -39,7 +39,7 @@ def cuts_of(component: ComponentState, program: Program) -> dict[Cut, tuple[str,
         BadInput: there is no legal cut.
     """
     device_type = component.home.type
-    graph = study(program, device_type)
+    graph = analyze_graph(program, device_type)
     seconds = whole_seconds_of(graph, MACHINES[device_type])
     found = candidate_cuts(graph.facts, seconds, MOST_LEFT)
     if not found:
@@ -52,7 +52,7 @@ def cuts_of(component: ComponentState, program: Program) -> dict[Cut, tuple[str,
 
 
 def record(
-    component: ComponentState,
+    component: CompiledComponent,
     loop: DenoisingLoop,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
@@ -73,7 +73,7 @@ def record(
         kwargs: of the same.
         device: where it runs.
         now: the time, once the device has done what it was asked for.
-        key: of the call (`ComponentState.key_of`).
+        key: of the call (`CompiledComponent.key_of`).
         same: whether the call has the graph of the first one.
 
     Returns:
@@ -93,7 +93,7 @@ def record(
 
 
 def _has_room(
-    component: ComponentState, loop: DenoisingLoop, args: Sequence[Any], kwargs: Mapping[str, Any], key: Hashable
+    component: CompiledComponent, loop: DenoisingLoop, args: Sequence[Any], kwargs: Mapping[str, Any], key: Hashable
 ) -> bool:
     """Whether all cuts can be watched in this call; in the first one, those that can't are left out.
 
@@ -123,7 +123,7 @@ def _has_room(
 
 
 def _watched(
-    component: ComponentState,
+    component: CompiledComponent,
     loop: DenoisingLoop,
     call: NextCall,
     inputs: tuple[Sequence[Any], Mapping[str, Any], Hashable],
@@ -165,7 +165,7 @@ def nothing_learned(loop: DenoisingLoop, denoiser: str, pipeline: str) -> str:
     return "" if ran == loop.step == steps else f"the loop ran {denoiser} at {ran} of its {steps} steps"
 
 
-def learn_from(loop: DenoisingLoop, known: list[Lessons]) -> list[Lessons]:
+def learn_from(loop: DenoisingLoop, known: list[CutStats]) -> list[CutStats]:
     """Lessons, one a cut, with what a finished loop showed added.
 
     Args:
@@ -180,7 +180,7 @@ def learn_from(loop: DenoisingLoop, known: list[Lessons]) -> list[Lessons]:
     rows = recorder.lessons(len(setting.times), beside, tuple(map(tuple, loop.kinds)))
     if not known:
         importance = loop.importance()
-        known = [Lessons(c.positions, n, c.nbytes, setting.times, importance) for c, n in recorder.names.items()]
+        known = [CutStats(c.positions, n, c.nbytes, setting.times, importance) for c, n in recorder.names.items()]
     for lessons in known:
         lesson = next((x for x, c in zip(rows, recorder.cuts, strict=True) if c.positions == lessons.cut), None)
         if lesson is not None:

@@ -10,33 +10,33 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 
-from sicompiler.adapters.component import ComponentState
+from sicompiler.adapters.component import CompiledComponent
 from sicompiler.adapters.guidance import drift
-from sicompiler.adapters.subgraph import Part
+from sicompiler.adapters.subgraph import GraphPart
 from sicompiler.capture import Program
-from sicompiler.rehash.kinds import FirstCalls, Kind
+from sicompiler.rehash.kinds import CallKind, FirstCalls
 from sicompiler.rehash.loop import DenoisingLoop
 from sicompiler.rehash.plan import RehashPlan
-from sicompiler.rehash.recorder import Recorder
+from sicompiler.rehash.recorder import LoopRecorder
 
 
-def parts_of(plan: RehashPlan) -> tuple[Part, Part]:
+def parts_of(plan: RehashPlan) -> tuple[GraphPart, GraphPart]:
     """What runs by a plan: the denoiser with its feature, and from the cut on."""
-    full = Part("full", plan.cut, plan.full_snapshots, any(plan.checks))
-    return full, Part("skip", plan.cut, plan.skip_snapshots)
+    full = GraphPart("full", plan.cut, plan.full_snapshots, any(plan.checks))
+    return full, GraphPart("skip", plan.cut, plan.skip_snapshots)
 
 
-def watching(recorder: Recorder, whole: Program) -> list[Part]:
+def watching(recorder: LoopRecorder, whole: Program) -> list[GraphPart]:
     """What runs while learning: the denoiser with the features of all cuts, and from each cut on.
 
     Held are features of this evaluation and, of each branch, of the one before, but for those that a part is given.
     """
     branches, held = max(recorder.branches, 1), held_bytes(recorder, whole)
-    probes = [Part("skip", cut.positions, 0, beside_bytes=held - cut.nbytes) for cut in recorder.cuts]
-    return [Part("full", recorder.positions, branches, looked_at=True), *probes]
+    probes = [GraphPart("skip", cut.positions, 0, beside_bytes=held - cut.nbytes) for cut in recorder.cuts]
+    return [GraphPart("full", recorder.positions, branches, looked_at=True), *probes]
 
 
-def held_bytes(recorder: Recorder, whole: Program) -> int:
+def held_bytes(recorder: LoopRecorder, whole: Program) -> int:
     """Of the features of all cuts of this evaluation and, of each branch, of the one before."""
     nodes = list(whole.graph_module.graph.nodes)
     one = sum(int(nodes[p].meta["val"].nbytes) for p in recorder.positions)
@@ -50,7 +50,7 @@ def distance(one: Any, other: Any) -> float:
     return math.sqrt(sum(squares))
 
 
-def named_inputs(component: ComponentState, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[tuple[str, Any]]:
+def named_inputs(component: CompiledComponent, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Every leaf among the inputs of a call, with the name of its argument."""
     try:
         method = getattr(type(component.model), component.method)
@@ -61,13 +61,13 @@ def named_inputs(component: ComponentState, args: Sequence[Any], kwargs: Mapping
 
 
 def kind_of(
-    component: ComponentState,
+    component: CompiledComponent,
     loop: DenoisingLoop,
     key: Hashable,
     guidance: str,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
-) -> Kind:
+) -> CallKind:
     """What a call that begins is to the first one of its branch in the loop.
 
     Args:
@@ -82,4 +82,4 @@ def kind_of(
         loop.first_calls = FirstCalls(lambda: component.key_of((), {}))
     assert loop.setting is not None
     differs = loop.first_calls.compared(loop.calls, key, named_inputs(component, args, kwargs))
-    return Kind(differs, drift(loop.setting.guidance, guidance))
+    return CallKind(differs, drift(loop.setting.guidance, guidance))

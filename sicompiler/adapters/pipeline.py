@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from sicompiler.adapters.component import ComponentState
+from sicompiler.adapters.component import CompiledComponent
 from sicompiler.adapters.components import modules_of, pipeline_class
 from sicompiler.adapters.eviction import IdleComponent, eviction_order
 from sicompiler.adapters.held import ATTRIBUTE, Reserved, reserved
@@ -46,7 +46,7 @@ log = logging.getLogger("sicompiler")
 
 ENTRANCE = "check_inputs"  # what pipelines call first
 
-_compiled: weakref.WeakSet[PipelineState] = weakref.WeakSet()
+_compiled: weakref.WeakSet[CompiledPipeline] = weakref.WeakSet()
 _compiled_lock = threading.Lock()
 
 
@@ -56,14 +56,14 @@ def is_pipeline(found: object) -> bool:
     return base is not None and isinstance(found, base)
 
 
-def pipeline_state(pipe: object, verb: str) -> PipelineState:
+def pipeline_state(pipe: object, verb: str) -> CompiledPipeline:
     """The state of a compiled pipeline.
 
     Raises:
         NotCompiled: it was never compiled.
     """
     found = getattr(pipe, "__dict__", {}).get(ATTRIBUTE)
-    if not isinstance(found, PipelineState):
+    if not isinstance(found, CompiledPipeline):
         raise NotCompiled(
             f"can't {verb} this {type(pipe).__name__}: it was never compiled; call compile_for_budget first"
         )
@@ -74,7 +74,7 @@ def _ran(tenant: Tenant | None) -> bool:
     return tenant is not None and bool(tenant.records)
 
 
-class PipelineState:
+class CompiledPipeline:
     """What sicompiler keeps for one pipeline.
 
     Args:
@@ -96,7 +96,7 @@ class PipelineState:
         self._pipe = weakref.ref(pipe)
         self.store = store
         self.name, self.budget_bytes, self.progress = type(pipe).__name__, budget_bytes, progress
-        self.components: dict[Role, ComponentState] = {}
+        self.components: dict[Role, CompiledComponent] = {}
         self.offload: Offload = offload
         self.residency = Residency(offloaded=offload == "auto")
         self.measure_calls = False  # measure the calls of components, each on its own
@@ -112,23 +112,23 @@ class PipelineState:
         offload: Offload = "auto",
         rehash: Rehash | None = None,
         store: Store | None = None,
-    ) -> PipelineState:
+    ) -> CompiledPipeline:
         """Let a pipeline run within a budget from now on; a budget it had before is replaced.
 
         Raises:
             BadInput: it can't be taken over; the message says why and what to do. It is left as it was.
         """
         check_pipeline(pipe)
-        state = PipelineState(pipe, budget_bytes, progress, offload, store)
+        state = CompiledPipeline(pipe, budget_bytes, progress, offload, store)
         state.rehash = None if rehash is None else PipelineRehash(state, rehash)  # reads its plan, which may fail
         previous = pipe.__dict__.get(ATTRIBUTE)
-        if isinstance(previous, PipelineState):
+        if isinstance(previous, CompiledPipeline):
             previous.release()
         try:
             state.install(pipe)
         except BaseException:
             state.release()
-            if isinstance(previous, PipelineState):
+            if isinstance(previous, CompiledPipeline):
                 previous.install(pipe)
             raise
         return state
@@ -178,12 +178,12 @@ class PipelineState:
         tenant = Tenant(self, role, self.budget_bytes, self.offload, self.progress)
         with turn_of(model).taken():
             previous = installed_state(model, role.method)
-            if isinstance(previous, ComponentState):
+            if isinstance(previous, CompiledComponent):
                 previous.tenants.admit(tenant)
                 previous.agree()
                 self.components[role] = previous
                 return
-            state = self.components[role] = ComponentState(model, tenant)
+            state = self.components[role] = CompiledComponent(model, tenant)
             if previous is not None:
                 state.beneath = previous  # compiled on its own
                 previous.uninstall()
@@ -212,7 +212,7 @@ class PipelineState:
             elif not state.installed:
                 self._renew(pipe, role, state)
 
-    def _drop(self, role: Role, state: ComponentState) -> None:
+    def _drop(self, role: Role, state: CompiledComponent) -> None:
         """Give a component back as it was, if there is still somebody who has it."""
         if not state.alive:
             return
@@ -225,12 +225,12 @@ class PipelineState:
             if state.beneath is not None:
                 state.beneath.install()
 
-    def _renew(self, pipe: Any, role: Role, state: ComponentState) -> None:
+    def _renew(self, pipe: Any, role: Role, state: CompiledComponent) -> None:
         """Patch a component again where its own method came back; never over somebody else's patch."""
         planned = self.plans(state.role.component)
         check_component(state.role.label, state.model, planned=planned)  # who put a hook there is told about hooks
         owner, found = installed_state(state.model, state.method), state.model.__dict__.get(state.slot)
-        if isinstance(owner, ComponentState):  # taken over by another pipeline while the patch was lost
+        if isinstance(owner, CompiledComponent):  # taken over by another pipeline while the patch was lost
             self._drop(role, state)
             self._install(pipe, role)
             return
@@ -245,7 +245,7 @@ class PipelineState:
             "call compile_for_budget on the pipeline again"
         )
 
-    def bring(self, state: ComponentState, device: torch.device) -> None:
+    def bring(self, state: CompiledComponent, device: torch.device) -> None:
         """Move a component back that had to go, after making room for it."""
         model = state.model
         if not self.residency.missing(model, device):
@@ -256,7 +256,7 @@ class PipelineState:
                 break
         self.residency.bring(model, state.last[0].plan.streamed if state.last else ())
 
-    def reserved(self, state: ComponentState, inputs: Any, device: torch.device) -> Reserved:
+    def reserved(self, state: CompiledComponent, inputs: Any, device: torch.device) -> Reserved:
         """What the rest of the pipeline occupies while a component runs.
 
         Features that Step Rehash keeps are left out for the denoiser, whose plans have room for them.
@@ -277,7 +277,7 @@ class PipelineState:
             if pipe is not None:
                 yield from modules_of(pipe).values()
 
-    def make_room(self, state: ComponentState, device: torch.device, keep: frozenset[str] = frozenset()) -> bool:
+    def make_room(self, state: CompiledComponent, device: torch.device, keep: frozenset[str] = frozenset()) -> bool:
         """Move an idle component away, in the order of `eviction_order`.
 
         Args:
@@ -297,7 +297,7 @@ class PipelineState:
         order = eviction_order(idle, state.role.phase)
         return self.residency.make_room([(name, parts[name]) for name in order], device, state.turn) is not None
 
-    def beside(self, state: ComponentState) -> tuple[int, list[str]]:
+    def beside(self, state: CompiledComponent) -> tuple[int, list[str]]:
         """What is known of the other components, for an error of one.
 
         Returns:
@@ -380,7 +380,7 @@ class PipelineState:
             raise BadInput("nothing is planned yet: pass example_inputs=(args, kwargs), or call the pipeline once")
         return compare_components(self)
 
-    def __deepcopy__(self, memo: object) -> PipelineState:
+    def __deepcopy__(self, memo: object) -> CompiledPipeline:
         """Refuse: a copy would run the weights of the pipeline it was copied from."""
         raise BadInput("a compiled pipeline can't be copied or pickled; call sicompiler.release(pipe) first")
 

@@ -10,7 +10,7 @@ from sicompiler.adapters.roles import Role
 from sicompiler.adapters.untouched import UntouchedCall
 from sicompiler.errors import OverBudget
 from sicompiler.reports.phases import PhaseRow
-from sicompiler.runtime.compiled import Compiled
+from sicompiler.runtime.compiled import Executable
 from sicompiler.units import budget_hint, format_bytes
 
 
@@ -27,7 +27,7 @@ class Record:
         calls: how often it ran.
     """
 
-    ran: Compiled | UntouchedCall
+    ran: Executable | UntouchedCall
     reserved: Reserved = field(default_factory=Reserved)
     own_weights_bytes: int = 0
     measured_bytes: int | None = None
@@ -35,14 +35,14 @@ class Record:
     calls: int = 0
 
     @property
-    def compiled(self) -> Compiled | None:
+    def compiled(self) -> Executable | None:
         """The plan, carried out; None where the component ran untouched."""
-        return self.ran if isinstance(self.ran, Compiled) else None
+        return self.ran if isinstance(self.ran, Executable) else None
 
     @property
     def floor_bytes(self) -> int:
         """The smallest budget of the pipeline for these calls, with all that was resident beside them."""
-        own = self.ran.floor[0] if isinstance(self.ran, Compiled) else self.ran.floor_bytes
+        own = self.ran.floor[0] if isinstance(self.ran, Executable) else self.ran.floor_bytes
         return own + self.reserved.total_bytes
 
     def row(self, role: Role, label: str, budget_bytes: int) -> PhaseRow:

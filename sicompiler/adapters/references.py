@@ -7,8 +7,8 @@ from typing import Literal
 
 import torch
 
-from sicompiler.adapters.pipeline import PipelineState
-from sicompiler.adapters.runs import Call, EachStep, Ended, Run, run_call
+from sicompiler.adapters.pipeline import CompiledPipeline
+from sicompiler.adapters.runs import Call, EachStep, Run, RunEnded, run_call
 from sicompiler.rehash.loop import DenoisingLoop
 from sicompiler.rehash.sketch import sketch
 
@@ -25,7 +25,7 @@ class References:
         timed: the newest run in which nothing but the denoising was done; None where all were learned from.
     """
 
-    def __init__(self, state: PipelineState, calls: Sequence[Call]) -> None:
+    def __init__(self, state: CompiledPipeline, calls: Sequence[Call]) -> None:
         self.calls, self._state = list(calls), state
         self._runs: dict[int, tuple[Run, list[torch.Tensor]]] = {}
         self.timed: Run | None = None
@@ -67,7 +67,7 @@ class References:
             if loop.step <= len(path):
                 wanted = path[loop.step - 1]
                 if float((_sketched(loop) - wanted).norm()) > limit * float(wanted.norm()):
-                    raise Ended
+                    raise RunEnded
 
         return each_step
 

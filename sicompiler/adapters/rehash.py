@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 import torch.utils._pytree as pytree
 
-from sicompiler.adapters.component import ComponentState
+from sicompiler.adapters.component import CompiledComponent
 from sicompiler.adapters.guidance import guidance_of
 from sicompiler.adapters.learning import cuts_of, learn_from, nothing_learned, record
 from sicompiler.adapters.looping import BAR
@@ -22,21 +22,21 @@ from sicompiler.adapters.roles import Phase
 from sicompiler.adapters.script import Script
 from sicompiler.capture import flatten_inputs, structure
 from sicompiler.errors import BadInput
-from sicompiler.planners.cuts import Cut
-from sicompiler.rehash.choose import Subject, by_rule, fastest_within, most_exact_at, planned, with_frontier
+from sicompiler.planners.cuts import FeatureCut
+from sicompiler.rehash.choose import PlanInputs, by_rule, fastest_within, most_exact_at, planned, with_frontier
 from sicompiler.rehash.evaluation import Evaluation
 from sicompiler.rehash.kinds import TIME
-from sicompiler.rehash.lessons import Lessons
+from sicompiler.rehash.lessons import CutStats
 from sicompiler.rehash.loop import CURRENT, DenoisingLoop, NextCall
 from sicompiler.rehash.plan import RehashPlan
-from sicompiler.rehash.recorder import Recorder, Turn
+from sicompiler.rehash.recorder import LoopRecorder, ProbeTurn
 from sicompiler.rehash.request import Rehash
 from sicompiler.rehash.setting import Setting
 from sicompiler.rehash.timings import Timings
 from sicompiler.reports.rehash import RehashReport
 
 if TYPE_CHECKING:
-    from sicompiler.adapters.pipeline import PipelineState
+    from sicompiler.adapters.pipeline import CompiledPipeline
 
 log = logging.getLogger("sicompiler")
 
@@ -55,7 +55,7 @@ class PipelineRehash:
         request: what was asked for.
     """
 
-    def __init__(self, state: PipelineState, request: Rehash) -> None:
+    def __init__(self, state: CompiledPipeline, request: Rehash) -> None:
         self.state, self.request = state, request
         self.given = request.loaded()
         if getattr(state.pipe, BAR, None) is None:
@@ -63,9 +63,9 @@ class PipelineRehash:
         self.plans: dict[Setting, RehashPlan] = {}
         self.unskippable: dict[Setting, str] = {}  # settings in which nothing can be skipped, and why
         self.timings = Timings()
-        self.lessons: dict[Setting, list[Lessons]] = {}
+        self.lessons: dict[Setting, list[CutStats]] = {}
         self._marks: dict[Hashable, str] = {}  # by call: the structure of the denoiser's graph
-        self._cuts: dict[Hashable, Mapping[Cut, tuple[str, ...]]] = {}  # by call: what is watched while learning
+        self._cuts: dict[Hashable, Mapping[FeatureCut, tuple[str, ...]]] = {}  # by call: what is watched while learning
         self.expected: Setting | None = None  # of lessons from a file: loops of any other are refused
         self.last: DenoisingLoop | None = None  # the newest loop that has begun
         self.resting = False  # loops run in full for a while
@@ -75,7 +75,7 @@ class PipelineRehash:
         self._said = ""  # about the newest call, if anything
         self.each_step: Callable[[DenoisingLoop], None] | None = None  # told of every step of a run that is compared
         self.script: Script | None = None  # of the full run of the call that is made
-        self.turn = Turn()  # which cuts the run that is learned from probes where
+        self.turn = ProbeTurn()  # which cuts the run that is learned from probes where
         self.timed = False  # seconds are compared: a GPU is waited for before they are read
 
     @property
@@ -96,7 +96,7 @@ class PipelineRehash:
 
     # The loop
 
-    def loop_of(self, component: ComponentState) -> DenoisingLoop | None:
+    def loop_of(self, component: CompiledComponent) -> DenoisingLoop | None:
         """The loop a call of a component belongs to; None where nothing is skipped or learned."""
         loops = CURRENT.get()
         if not loops or loops[-1].owner is not self or component.role.component != self.component:
@@ -142,7 +142,7 @@ class PipelineRehash:
 
     def evaluate(
         self,
-        component: ComponentState,
+        component: CompiledComponent,
         loop: DenoisingLoop,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
@@ -188,7 +188,7 @@ class PipelineRehash:
         loop.note(Evaluation(step, call.branch, call.prediction, call.reason, error, 0, seconds))
         return result
 
-    def _mark(self, component: ComponentState, key: Hashable, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    def _mark(self, component: CompiledComponent, key: Hashable, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
         """The structure of the denoiser's graph in a call: positions of cuts belong to it."""
         if key not in self._marks:
             self._marks[key] = structure(component.whole_program(args, kwargs, key).graph_module.graph)
@@ -196,7 +196,7 @@ class PipelineRehash:
 
     def _resolve(
         self,
-        component: ComponentState,
+        component: CompiledComponent,
         loop: DenoisingLoop,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
@@ -229,7 +229,7 @@ class PipelineRehash:
         if loop.why:
             self.say(f"Step Rehash skips nothing: {loop.why}")
 
-    def _choose_plan(self, loop: DenoisingLoop, setting: Setting, recorder: Callable[[], Recorder]) -> None:
+    def _choose_plan(self, loop: DenoisingLoop, setting: Setting, recorder: Callable[[], LoopRecorder]) -> None:
         """What a loop of a setting runs by: the plan that was given, or one that was learned; or it is learned from.
 
         Raises:
@@ -261,8 +261,8 @@ class PipelineRehash:
             loop.recorder = recorder()
 
     def _recorder(
-        self, component: ComponentState, args: Sequence[Any], kwargs: Mapping[str, Any], key: Hashable
-    ) -> Recorder:
+        self, component: CompiledComponent, args: Sequence[Any], kwargs: Mapping[str, Any], key: Hashable
+    ) -> LoopRecorder:
         """What watches the features of a few cuts; where those are is worked out once for a graph.
 
         Raises:
@@ -270,7 +270,7 @@ class PipelineRehash:
         """
         if key not in self._cuts:
             self._cuts[key] = cuts_of(component, component.whole_program(args, kwargs, key))
-        return Recorder(self._cuts[key], self.turn)
+        return LoopRecorder(self._cuts[key], self.turn)
 
     @property
     def _knows_nothing(self) -> bool:
@@ -334,10 +334,10 @@ class PipelineRehash:
             self.unskippable[setting] = str(error)
             log.warning("Step Rehash will skip nothing: %s", error)
 
-    def subject(self, setting: Setting) -> Subject:
+    def subject(self, setting: Setting) -> PlanInputs:
         """What plans are made for."""
         branches = max(len(x.grams) for rows in self.lessons[setting] for x in rows.lessons)
-        return Subject(self.state.name, self.component, setting.structure, setting.scheduler, branches)
+        return PlanInputs(self.state.name, self.component, setting.structure, setting.scheduler, branches)
 
     def candidates(self, setting: Setting) -> list[RehashPlan]:
         """Every plan that is the best of its cut and number of full evaluations."""

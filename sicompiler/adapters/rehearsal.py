@@ -37,7 +37,7 @@ aten = torch.ops.aten
 REAL_BYTES = 2**16  # ids and masks of a prompt, not their products
 
 
-class Stopped(Exception):
+class RehearsalStopped(Exception):
     """A call was stopped before it passed its limit.
 
     Attributes:
@@ -187,7 +187,7 @@ class Limit(_Level):
         """What an operator gives, unless it is too much."""
         needed = self.level + _result_bytes(self._mode, func, args, kwargs)
         if needed > self._limit_bytes:
-            raise Stopped(str(func), needed)
+            raise RehearsalStopped(str(func), needed)
         return func(*args, **kwargs)
 
 

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sicompiler.adapters.pipeline import PipelineState
+from sicompiler.adapters.pipeline import CompiledPipeline
 from sicompiler.adapters.references import References
-from sicompiler.adapters.resume import Notes
+from sicompiler.adapters.resume import CalibrationLog
 from sicompiler.adapters.runs import ending_after, relative_error, run_call, tell
 from sicompiler.adapters.script import Script
 from sicompiler.errors import OverBudget
-from sicompiler.rehash.choose import Subject, costs_of, make_plan
-from sicompiler.rehash.lessons import Lessons
+from sicompiler.rehash.choose import PlanInputs, costs_of, make_plan
+from sicompiler.rehash.lessons import CutStats
 from sicompiler.rehash.plan import RehashPlan
 from sicompiler.rehash.response import probed, response_of, skipping_one
 
 CALLS = 2  # of those that are learned from
 
 
-def measure_response(state: PipelineState, notes: Notes, references: References, scripts: Mapping[int, Script]) -> None:
+def measure_response(
+    state: CompiledPipeline, notes: CalibrationLog, references: References, scripts: Mapping[int, Script]
+) -> None:
     """Let the lessons know what an error at each evaluation does, by skipping a few, one a run, at the smallest cut.
 
     The calls take turns. Up to the evaluation before the one that is skipped, a run is its full run, whose outputs are
@@ -62,7 +64,7 @@ def measure_response(state: PipelineState, notes: Notes, references: References,
         rows.response = response
 
 
-def plan_skipping_one(subject: Subject, lessons: Lessons, step: int) -> RehashPlan:
+def plan_skipping_one(subject: PlanInputs, lessons: CutStats, step: int) -> RehashPlan:
     """A plan that gives one evaluation the feature of the one before, and runs all others in full."""
     costs = costs_of(lessons, "least squares", 0)
     return make_plan(subject, lessons, costs, skipping_one(costs.count, step), "one skipped", guard=False)

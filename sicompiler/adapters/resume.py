@@ -12,11 +12,11 @@ import torch
 from sicompiler.adapters.labels import label_of
 from sicompiler.adapters.rehash import PipelineRehash
 from sicompiler.errors import BadInput
-from sicompiler.rehash.book import LearnedRun, LessonBook, WatchedCut
+from sicompiler.rehash.book import CalibrationFile, LearnedRun, WatchedCut
 from sicompiler.rehash.importance import scheduler_line
 
 
-class Notes:
+class CalibrationLog:
     """What is known of the calls of a calibration; kept in a file if the request names one.
 
     Args:
@@ -37,7 +37,7 @@ class Notes:
         self._rehash = rehash
         self._labels = [label_of(call) for call in calls]
         self.path = None if rehash.request.lessons is None else Path(rehash.request.lessons)
-        self._book: LessonBook | None = None
+        self._book: CalibrationFile | None = None
         self._errors: dict[int, dict[int, float]] = {}  # by call, by evaluation that alone was skipped
         self._counts: dict[tuple[int, ...], int] = {}  # of lessons, by cut: what is more has just been learned
         self.waiting = self.order = list(range(len(calls)))
@@ -47,7 +47,7 @@ class Notes:
             if self.path.is_dir() or not self.path.absolute().parent.is_dir():
                 raise BadInput(f"can't keep lessons in {self.path}: there is no such folder")
             return
-        self._book = book = LessonBook.load(self.path)
+        self._book = book = CalibrationFile.load(self.path)
         for what, known, here in (
             ("pipeline", book.pipeline, rehash.state.name),
             ("component", book.component, rehash.component),
@@ -60,7 +60,7 @@ class Notes:
         rehash.expected = book.setting
         self._take_over(book.of(self._labels))
 
-    def _take_over(self, book: LessonBook) -> None:
+    def _take_over(self, book: CalibrationFile) -> None:
         """Let what was learned of these calls stand for running them."""
         left = [run.label for run in book.runs]
         self.waiting = []
@@ -114,7 +114,7 @@ class Notes:
         grown = [row for row in rows if len(row.lessons) > self._counts.get(row.cut, 0)]
         if not grown:
             return  # the loop did not run all of its steps, which has been said
-        book = self._book or LessonBook(
+        book = self._book or CalibrationFile(
             rehash.state.name, rehash.component, loop.setting, tuple(map(float, grown[0].importance))
         )
         book.setting.check(loop.setting)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from sicompiler.adapters.pipeline import PipelineState
+from sicompiler.adapters.pipeline import CompiledPipeline
 from sicompiler.adapters.verify import frames_of, rewinder
 from sicompiler.errors import BadInput
 from sicompiler.rehash.evaluation import Evaluation
@@ -100,17 +100,17 @@ def peak_of(frames: Sequence[torch.Tensor]) -> float:
     return 1.0 if frames and frames[0].is_floating_point() else 255.0
 
 
-class Ended(Exception):
+class RunEnded(Exception):
     """A run has shown what it was made for: what is left of it is not made."""
 
 
-def run_call(state: PipelineState, call: Call, each_step: EachStep | None = None) -> Run:
+def run_call(state: CompiledPipeline, call: Call, each_step: EachStep | None = None) -> Run:
     """Call the pipeline; random generators among the arguments, and torch's own, are left as they were.
 
     Args:
         state: of the pipeline.
         call: keyword arguments.
-        each_step: is given the loop after every step; where it raises `Ended`, the run ends.
+        each_step: is given the loop after every step; where it raises `RunEnded`, the run ends.
 
     Raises:
         BadInput: the pipeline has no denoising loop, or none whose steps are seen.
@@ -126,7 +126,7 @@ def run_call(state: PipelineState, call: Call, each_step: EachStep | None = None
 
     try:
         state.rehash.each_step = stepped
-        with state.rehash.switched("observed"), contextlib.suppress(Ended):
+        with state.rehash.switched("observed"), contextlib.suppress(RunEnded):
             output = state.pipe(**call)
     finally:
         state.rehash.each_step = None
@@ -146,7 +146,7 @@ def ending_after(steps: int) -> EachStep:
 
     def each_step(loop: DenoisingLoop) -> None:
         if loop.step >= steps:
-            raise Ended
+            raise RunEnded
 
     return each_step
 
@@ -158,7 +158,7 @@ def shortened(pipe: Any, call: Call, share: float) -> dict[str, Any] | None:
     return {**call, STEPS: max(round(share * steps), 1)} if isinstance(steps, int) else None
 
 
-def tell(state: PipelineState, what: str, done: int, total: int) -> None:
+def tell(state: CompiledPipeline, what: str, done: int, total: int) -> None:
     """Tell whoever watches how far a calibration is."""
     if state.progress is not None:
         state.progress(f"Step Rehash: {what}", done, total)

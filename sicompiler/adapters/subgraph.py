@@ -16,7 +16,7 @@ Kind = Literal["full", "skip"]
 
 
 @dataclass(frozen=True)
-class Part:
+class GraphPart:
     """A part of a denoiser's graph that runs on its own, or the graph with more outputs (`passes.cut`).
 
     Attributes:

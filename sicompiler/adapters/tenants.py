@@ -17,10 +17,10 @@ from sicompiler.adapters.roles import Role
 from sicompiler.compiler import Offload
 from sicompiler.runtime.faults import locals_of
 from sicompiler.search.search import Progress
-from sicompiler.takeover import State
+from sicompiler.takeover import CompiledModule
 
 if TYPE_CHECKING:
-    from sicompiler.adapters.pipeline import PipelineState
+    from sicompiler.adapters.pipeline import CompiledPipeline
     from sicompiler.adapters.records import Record
 
 
@@ -38,7 +38,7 @@ class Tenant:
         reserved: by the rest of the pipeline, in its newest call.
     """
 
-    pipeline: PipelineState
+    pipeline: CompiledPipeline
     role: Role
     budget_bytes: int
     offload: Offload
@@ -92,7 +92,7 @@ class Tenants(threading.local):
         stay = [other for other in self._shared if other.alive and not _same(other, tenant)]
         self._shared[:] = [*stay, tenant]
 
-    def dismiss(self, pipeline: PipelineState, role: Role) -> bool:
+    def dismiss(self, pipeline: CompiledPipeline, role: Role) -> bool:
         """Let a pipeline go.
 
         Returns:
@@ -104,7 +104,7 @@ class Tenants(threading.local):
         self._shared[:] = left
         return any(tenant.alive for tenant in left)
 
-    def of(self, pipeline: PipelineState, role: Role) -> Tenant | None:
+    def of(self, pipeline: CompiledPipeline, role: Role) -> Tenant | None:
         """What is kept for a pipeline."""
         return next((t for t in self._shared if t.pipeline is pipeline and t.role == role), None)
 
@@ -136,7 +136,7 @@ class Tenants(threading.local):
         return min(living, key=lambda tenant: tenant.budget_bytes)
 
 
-class SharedState(State):
+class SharedState(CompiledModule):
     """A taken-over method of a component that may have several tenants.
 
     Args:
@@ -149,7 +149,7 @@ class SharedState(State):
 
     def __init__(self, model: torch.nn.Module, tenant: Tenant) -> None:
         self.tenants = Tenants([tenant])
-        self.beneath: State | None = None
+        self.beneath: CompiledModule | None = None
         super().__init__(
             model,
             tenant.budget_bytes,
@@ -162,7 +162,7 @@ class SharedState(State):
         )
 
     @property
-    def pipeline(self) -> PipelineState:
+    def pipeline(self) -> CompiledPipeline:
         """The pipeline that is served."""
         return self.tenants.current.pipeline
 

@@ -10,7 +10,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 
-from sicompiler.adapters.pipeline import PipelineState
+from sicompiler.adapters.pipeline import CompiledPipeline
 from sicompiler.adapters.references import References
 from sicompiler.adapters.runs import (
     Call,
@@ -51,7 +51,7 @@ class Trials:
 
     def __init__(
         self,
-        state: PipelineState,
+        state: CompiledPipeline,
         setting: Setting,
         calls: Sequence[Call],
         refit: Callable[[RehashPlan, int], RehashPlan] | None = None,

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 
-from sicompiler.adapters.rehearsal import Limit, Stopped, rehearse
+from sicompiler.adapters.rehearsal import Limit, RehearsalStopped, rehearse
 from sicompiler.capture import named_tensors
 from sicompiler.capture.quantised import storage_bytes
 from sicompiler.capture.results import Opened, open_inputs, tensors_of
@@ -57,7 +57,7 @@ class UntouchedCall:
             return contextlib.nullcontext()
         return Limit(limit_bytes, {*storage_bytes([*named_tensors(model).values(), *tensors_of(inputs)])})
 
-    def stopped(self, stop: Stopped) -> None:
+    def stopped(self, stop: RehearsalStopped) -> None:
         """Note that a call was stopped, and where."""
         self.rehearsed_bytes, self.stopped_at = max(self.rehearsed_bytes or 0, stop.needed_bytes), stop.operator
 

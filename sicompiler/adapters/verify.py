@@ -21,7 +21,7 @@ from sicompiler.runtime.verify import errors
 from sicompiler.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
-    from sicompiler.adapters.pipeline import PipelineState
+    from sicompiler.adapters.pipeline import CompiledPipeline
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class PipelineVerification:
         return "\n".join(lines)
 
 
-def compare_runs(state: PipelineState, example_inputs: Inputs) -> PipelineVerification:
+def compare_runs(state: CompiledPipeline, example_inputs: Inputs) -> PipelineVerification:
     """Run a whole call untouched, compiled with every component measured, and compiled as a whole.
 
     Random generators among the inputs, and torch's own, start each run in the state they are in now.
@@ -151,7 +151,7 @@ def measured_call(pipe: Any, kwargs: dict[str, Any]) -> Measured:
     return Measured(output, _total(peak, sum(resident.values())))
 
 
-def compare_components(state: PipelineState) -> PipelineVerification:
+def compare_components(state: CompiledPipeline) -> PipelineVerification:
     """Run every component that has a plan on random tensors of its last shapes, untouched and compiled."""
     found, weights = [], _resident(state, _device(state), ((), {}))
     for role, component in state.components.items():
@@ -189,11 +189,11 @@ def _total(peak: Peak, before: int) -> int:
     return 0 if peak.not_measured else (peak.allocated_at_entry or before) + peak.bytes
 
 
-def _device(state: PipelineState) -> torch.device:
+def _device(state: CompiledPipeline) -> torch.device:
     return torch.device(state.pipe._execution_device)
 
 
-def _resident(state: PipelineState, device: torch.device, inputs: Any) -> int:
+def _resident(state: CompiledPipeline, device: torch.device, inputs: Any) -> int:
     """What is on the device before a call: all weights, and the tensors the caller passes."""
     found = storages((x for x in pytree.tree_leaves(inputs) if isinstance(x, torch.Tensor)), device)
     for part in modules_of(state.pipe).values():
@@ -201,7 +201,7 @@ def _resident(state: PipelineState, device: torch.device, inputs: Any) -> int:
     return sum(found.values())
 
 
-def _weights(state: PipelineState) -> Iterator[torch.Tensor]:
+def _weights(state: CompiledPipeline) -> Iterator[torch.Tensor]:
     """What a pipeline may replace while it runs, by casting a component."""
     for part in modules_of(state.pipe).values():
         for tensor in (*part.parameters(), *part.buffers()):
@@ -209,7 +209,7 @@ def _weights(state: PipelineState) -> Iterator[torch.Tensor]:
 
 
 @contextlib.contextmanager
-def _measured_calls(state: PipelineState) -> Iterator[None]:
+def _measured_calls(state: CompiledPipeline) -> Iterator[None]:
     state.measure_calls = True
     try:
         yield

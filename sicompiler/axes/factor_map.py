@@ -26,7 +26,7 @@ Dim = tuple[str, ...]  # the factors of one dim, major to minor; () is a dim of 
 Dims = tuple[Dim, ...]  # one tensor
 
 
-class Kind(StrEnum):
+class FactorKind(StrEnum):
     """What slicing a factor takes."""
 
     FREE = "free"  # slicing commutes, nothing else to do
@@ -82,7 +82,7 @@ class Slicing:
 
 
 @dataclass(frozen=True)
-class Cut:
+class FactorSlicing:
     """A slicing told relative to a factor: the factor is `outer x size x inner`, the middle part is sliced."""
 
     factor: str
@@ -106,7 +106,7 @@ class FactorMap:
     operands: tuple[Dims, ...]
     results: tuple[Dims, ...]
     sizes: Mapping[str, int]
-    kinds: Mapping[str, Kind]
+    kinds: Mapping[str, FactorKind]
     windows: Mapping[str, Window]
 
     @staticmethod
@@ -126,9 +126,9 @@ class FactorMap:
         def tensor(dims: Sequence[Sequence[str] | str]) -> Dims:
             return tuple(tuple(d.split()) if isinstance(d, str) else tuple(d) for d in dims)
 
-        kinds = dict.fromkeys(whole, Kind.WHOLE) | dict.fromkeys(reduce, Kind.REDUCE)
-        kinds |= dict.fromkeys(stats, Kind.STATS) | dict.fromkeys(merge, Kind.MERGE)
-        kinds |= dict.fromkeys(windows or {}, Kind.WINDOW)
+        kinds = dict.fromkeys(whole, FactorKind.WHOLE) | dict.fromkeys(reduce, FactorKind.REDUCE)
+        kinds |= dict.fromkeys(stats, FactorKind.STATS) | dict.fromkeys(merge, FactorKind.MERGE)
+        kinds |= dict.fromkeys(windows or {}, FactorKind.WINDOW)
         return FactorMap(
             tuple(tensor(t) for t in operands),
             tuple(tensor(t) for t in results),
@@ -137,11 +137,11 @@ class FactorMap:
             MappingProxyType(dict(windows or {})),
         )
 
-    def kind(self, factor: str) -> Kind:
+    def kind(self, factor: str) -> FactorKind:
         """The kind of a factor; FREE unless said otherwise."""
-        return self.kinds.get(factor, Kind.FREE)
+        return self.kinds.get(factor, FactorKind.FREE)
 
-    def cut_of(self, dims: Dims, slicing: Slicing) -> Cut | None:
+    def cut_of(self, dims: Dims, slicing: Slicing) -> FactorSlicing | None:
         """Tell a slicing of a tensor with factors `dims` relative to the factor it falls into.
 
         A value padded along the axis, or cut short, has more or fewer entries than `size * inner`: then the slicing has
@@ -161,17 +161,17 @@ class FactorMap:
             if size > 1 and slicing.outer % before == 0 and slicing.inner % after == 0:
                 outer, inner = slicing.outer // before, slicing.inner // after
                 if outer * slicing.size * inner == size:
-                    return Cut(name, outer, slicing.size, inner)
+                    return FactorSlicing(name, outer, slicing.size, inner)
             before *= size
         if len(factors) == 1 and slicing.outer == 1 and slicing.size * slicing.inner != self.sizes[factors[0]]:
-            return Cut(factors[0], 1, slicing.size, slicing.inner)
+            return FactorSlicing(factors[0], 1, slicing.size, slicing.inner)
         return None
 
-    def is_exact(self, cut: Cut) -> bool:
+    def is_exact(self, cut: FactorSlicing) -> bool:
         """Whether the slices of a cut have exactly the entries of the factor."""
         return cut.outer * cut.size * cut.inner == self.sizes[cut.factor]
 
-    def place(self, dims: Dims, cut: Cut) -> Slicing | None:
+    def place(self, dims: Dims, cut: FactorSlicing) -> Slicing | None:
         """The slicing that `cut` makes in a tensor with factors `dims`; None where the factor is absent."""
         for position, factors in enumerate(dims):
             before = 1
@@ -191,7 +191,7 @@ class FactorMap:
         operands = ", ".join(map(tensor, self.operands))
         results = ", ".join(map(tensor, self.results))
         text = f"({operands}) -> ({results})"
-        for kind in (Kind.REDUCE, Kind.STATS, Kind.MERGE, Kind.WHOLE):
+        for kind in (FactorKind.REDUCE, FactorKind.STATS, FactorKind.MERGE, FactorKind.WHOLE):
             names = [name for name in self.sizes if self.kinds.get(name) is kind]
             if names:
                 text += f" {kind}={{{', '.join(names)}}}"

@@ -14,7 +14,7 @@ from torch import fx
 from torch._ops import OpOverload
 
 import sicompiler.axes.rules  # noqa: F401  (registers the rules)
-from sicompiler.axes.factor_map import Dims, FactorMap, Kind, Slicing, Window
+from sicompiler.axes.factor_map import Dims, FactorKind, FactorMap, Slicing, Window
 from sicompiler.axes.padding import why_not
 from sicompiler.axes.registry import TensorSpec, factor_map, op_call, rules
 from sicompiler.facts.storages import GraphFacts
@@ -23,7 +23,7 @@ Operand = tuple[int, int]  # position of the node that makes a value, and which 
 
 
 @dataclass(frozen=True)
-class Transfer:
+class OpSlicing:
     """How one slicing runs through one operator.
 
     Attributes:
@@ -36,7 +36,7 @@ class Transfer:
 
     operands: tuple[Slicing | None, ...]
     results: tuple[Slicing | None, ...]
-    kind: Kind
+    kind: FactorKind
     grain: int = 1
     window: Window | None = None
 
@@ -55,8 +55,8 @@ class AxisTable:
     def __init__(self, facts: GraphFacts) -> None:
         self.facts = facts
         self.operands: tuple[tuple[Operand, ...], ...] = facts.calls.operands
-        self._transfers: dict[tuple[int, bool, int, Slicing], Transfer | str] = {}
-        self._applied: dict[tuple[int, bool, int, Slicing], Transfer | str] = {}  # the same, by rule
+        self._transfers: dict[tuple[int, bool, int, Slicing], OpSlicing | str] = {}
+        self._applied: dict[tuple[int, bool, int, Slicing], OpSlicing | str] = {}  # the same, by rule
         cache: dict[Any, FactorMap | None] = {}
         self._maps = facts.calls.each(lambda position: self._map(position, cache))
 
@@ -87,22 +87,22 @@ class AxisTable:
         """The factor map of a node; None where its operator has no rule."""
         return self._maps[position]
 
-    def from_operand(self, position: int, operand: int, slicing: Slicing) -> Transfer | str:
+    def from_operand(self, position: int, operand: int, slicing: Slicing) -> OpSlicing | str:
         """What the node does when one operand comes sliced: a transfer, or the reason why it can't."""
         return self._transfer(position, False, operand, slicing)
 
-    def from_result(self, position: int, result: int, slicing: Slicing) -> Transfer | str:
+    def from_result(self, position: int, result: int, slicing: Slicing) -> OpSlicing | str:
         """What the node needs so that one result comes sliced: a transfer, or the reason why it can't."""
         return self._transfer(position, True, result, slicing)
 
-    def _transfer(self, position: int, from_result: bool, index: int, slicing: Slicing) -> Transfer | str:
+    def _transfer(self, position: int, from_result: bool, index: int, slicing: Slicing) -> OpSlicing | str:
         key = (position, from_result, index, slicing)
         found = self._transfers.get(key)
         if found is None:
             found = self._transfers[key] = self._apply(position, from_result, index, slicing)
         return found
 
-    def _apply(self, position: int, from_result: bool, index: int, slicing: Slicing) -> Transfer | str:
+    def _apply(self, position: int, from_result: bool, index: int, slicing: Slicing) -> OpSlicing | str:
         """The same, looked up by the rule: equal calls share one."""
         rule, node = self._maps[position], self.facts.nodes[position]
         if rule is None:
@@ -111,7 +111,7 @@ class AxisTable:
         found = self._applied.get(key)
         if found is None:
             found = _apply(rule, from_result, index, slicing)
-            if isinstance(found, Transfer) and found.window is not None:
+            if isinstance(found, OpSlicing) and found.window is not None:
                 found = why_not(node.target, node.args, node.kwargs) or found
             self._applied[key] = found
         return found
@@ -136,7 +136,7 @@ class AxisTable:
             factor = minor // math.gcd(minor, slicing.inner)
             if 1 < factor < slicing.size and slicing.size % factor == 0:
                 grown = Slicing(slicing.dim, slicing.outer, slicing.size // factor, slicing.inner * factor)
-                if isinstance(self._transfer(position, is_result, index, grown), Transfer):
+                if isinstance(self._transfer(position, is_result, index, grown), OpSlicing):
                     return factor
         return 1
 
@@ -151,30 +151,30 @@ class AxisTable:
         )
 
 
-def _apply(rule: FactorMap, from_result: bool, index: int, slicing: Slicing) -> Transfer | str:
+def _apply(rule: FactorMap, from_result: bool, index: int, slicing: Slicing) -> OpSlicing | str:
     sides = rule.results if from_result else rule.operands
     if index >= len(sides):
         return "its rule does not describe this tensor"
     dims: Dims = sides[index]
     factors = dims[slicing.dim]
-    if len(factors) == 1 and rule.kind(factors[0]) is Kind.WINDOW:
+    if len(factors) == 1 and rule.kind(factors[0]) is FactorKind.WINDOW:
         return _through_window(rule, from_result, factors[0], slicing)
     cut = rule.cut_of(dims, slicing)
     if cut is None:
         return f"{slicing} runs across the factors [{' '.join(factors) or '1'}] of {rule}"
     kind = rule.kind(cut.factor)
-    if kind not in (Kind.FREE, Kind.MERGE):
+    if kind not in (FactorKind.FREE, FactorKind.MERGE):
         return f"factor {cut.factor} is {kind} in {rule}"
     operands = tuple(rule.place(d, cut) for d in rule.operands)
     results = tuple(rule.place(d, cut) for d in rule.results)
-    if kind is Kind.FREE and any(r is None for r in results):
+    if kind is FactorKind.FREE and any(r is None for r in results):
         return f"factor {cut.factor} is not in every result of {rule}"
-    if kind is Kind.MERGE and not rule.is_exact(cut):
+    if kind is FactorKind.MERGE and not rule.is_exact(cut):
         return f"{slicing} does not give every entry of {rule} to one slice"
-    return Transfer(operands, results, kind, cut.inner)
+    return OpSlicing(operands, results, kind, cut.inner)
 
 
-def _through_window(rule: FactorMap, from_result: bool, factor: str, slicing: Slicing) -> Transfer | str:
+def _through_window(rule: FactorMap, from_result: bool, factor: str, slicing: Slicing) -> OpSlicing | str:
     """A slicing through the window of a factor that fills its dim: units stay, entries a unit divide by the stride."""
     window = rule.windows[factor]
     if slicing.outer > 1:
@@ -190,7 +190,7 @@ def _through_window(rule: FactorMap, from_result: bool, factor: str, slicing: Sl
     operands, results = place(rule.operands, inner * window.stride), place(rule.results, inner)
     if sum(s is not None for s in operands) != 1 or any(s is None for s in results):
         return f"factor {factor} is not in one operand and every result of {rule}"
-    return Transfer(operands, results, Kind.WINDOW, inner, window)
+    return OpSlicing(operands, results, FactorKind.WINDOW, inner, window)
 
 
 def _freeze(argument: Any) -> Any:

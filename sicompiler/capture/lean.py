@@ -51,7 +51,7 @@ _DROPOUTS = {
 }
 
 
-class _NotPlain(Exception):
+class _TorchOperand(Exception):
     """An operand that is recorded in torch's way."""
 
 
@@ -130,7 +130,7 @@ def _recorded(proxy_call: Callable[..., Any]) -> Callable[..., Any]:
         try:
             operands = [_operand(arg, tracer.tensor_tracker) for arg in args]
             named = {key: _operand(arg, tracer.tensor_tracker) for key, arg in kwargs.items()}
-        except _NotPlain:
+        except _TorchOperand:
             return proxy_call(mode, func, pre_dispatch, args, kwargs)
         node = tracer.graph.create_node("call_function", func, tuple(operands), named, name)
         scopes = tuple(tracer.module_stack.items())
@@ -202,13 +202,13 @@ def _operand(value: Any, tracker: Any) -> Any:
     if type(value) is FakeTensor:
         slot = tracker.get(value)
         if slot is None or slot.constant is not None or value._has_symbolic_sizes_strides:
-            raise _NotPlain
+            raise _TorchOperand
         return slot.proxy.node
     if type(value) in _ATOMS or type(value) in _KINDS:
         return value
     if type(value) in (list, tuple, torch.Size):
         return type(value)([_operand(each, tracker) for each in value])
-    raise _NotPlain
+    raise _TorchOperand
 
 
 def _class_name(kind: Any) -> str:

@@ -33,7 +33,7 @@ class _Place:
 
 
 @dataclass(frozen=True, slots=True)
-class _Step:
+class _NodeStep:
     """One node.
 
     Attributes:
@@ -58,7 +58,7 @@ class _Recipe:
         result: what it gives, with places for nodes.
     """
 
-    steps: tuple[_Step, ...]
+    steps: tuple[_NodeStep, ...]
     result: Any
 
 
@@ -156,7 +156,7 @@ class LikeNodes:
         """
         self._known[node.key] = None
         places = {each: _Place(number) for number, each in enumerate((*node.inputs, *(step for step, _ in made)))}
-        pool, steps = _tensors(node.inputs), list[_Step]()
+        pool, steps = _tensors(node.inputs), list[_NodeStep]()
 
         def at(leaf: Any) -> Any:
             return places[leaf] if isinstance(leaf, fx.Node) else leaf
@@ -167,7 +167,7 @@ class LikeNodes:
             if (val is not None and layouts is None) or not places.keys() >= set(each.all_input_nodes):
                 return
             args, kwargs = _mapped((each.args, each.kwargs), at)
-            steps.append(_Step(each.target, args, kwargs, name, layouts))
+            steps.append(_NodeStep(each.target, args, kwargs, name, layouts))
             pool += _fakes(val)
         leaves = [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, fx.Node)]
         if places.keys() >= set(leaves):

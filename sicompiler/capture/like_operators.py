@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from sicompiler.capture.functions import Unlike
 from sicompiler.capture.like_calls import Results, is_plain_state, layouts_of, results_of, settings
 from sicompiler.capture.symbols import depends_on_data
-from sicompiler.capture.tape import Entry, Tape
+from sicompiler.capture.tape import Tape, TapedOperator
 
 
 class LikeOperators:
@@ -69,6 +69,6 @@ class LikeOperators:
         return result, None
 
 
-def _is_pure(part: Entry) -> bool:
+def _is_pure(part: TapedOperator) -> bool:
     """Whether a part of an operator has no other effect than its results, whose layouts no value decides."""
     return isinstance(part.target, OpOverload) and not part.writes and not depends_on_data(part.target)

@@ -31,7 +31,7 @@ _EFFECTS = (torch._C._set_grad_enabled,)  # what is done in a rehearsal too
 
 
 @dataclass(frozen=True)
-class _Step:
+class _FunctionCall:
     """One call of a function of torch.
 
     Attributes:
@@ -60,7 +60,7 @@ class Score:
     """
 
     def __init__(self, weights: Mapping[str, torch.Tensor], inputs: Any) -> None:
-        self.steps: list[_Step] = []
+        self.steps: list[_FunctionCall] = []
         self.is_whole = True
         self.result: Any = None
         self.inputs = pytree.tree_flatten(inputs)
@@ -100,7 +100,7 @@ class Score:
         except Unlike:
             pass
         self.made.update(range(before, len(self.tensors)))
-        self.steps.append(_Step(func, key, state, _mapped(lambda tensor: tensor, result)))
+        self.steps.append(_FunctionCall(func, key, state, _mapped(lambda tensor: tensor, result)))
         return result
 
     def others(self) -> dict[int, int]:
@@ -119,7 +119,7 @@ class _Counting(TorchFunctionMode):
         return self
 
 
-class Recorder(_Counting):
+class CallRecorder(_Counting):
     """Writes down what functions of torch do.
 
     Args:

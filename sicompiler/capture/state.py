@@ -73,7 +73,7 @@ def state_kept(model: torch.nn.Module, method: str) -> Iterator[Undo]:
         undo.back()
 
 
-class Entry:
+class TracedEntry:
     """The module that is traced, with a forward that is watched.
 
     Args:

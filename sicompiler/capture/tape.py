@@ -36,7 +36,7 @@ class UnknownOrigin(Exception):
 
 
 @dataclass(frozen=True)
-class Entry:
+class TapedOperator:
     """One operator that ran.
 
     Attributes:
@@ -80,14 +80,14 @@ class Tape(TorchDispatchMode):
     def __init__(self, answer: Answer) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._answer = answer
-        self.entries: list[Entry] = []
+        self.entries: list[TapedOperator] = []
         self.num_without_tensors = 0  # operators that gave a number, or nothing
         self.literals: dict[int, torch.Tensor] = {}  # numbers that the code spells out, by id of what stands for them
         self._leaves: dict[int, torch.Tensor] = {}
         self._makers: dict[int, int] = {}  # by id of a tensor, which its entry keeps alive: the entry that made it
         self._writers: dict[int, list[int]] = {}  # by storage: the entries that wrote into it
 
-    def maker(self, tensor: torch.Tensor) -> Entry | None:
+    def maker(self, tensor: torch.Tensor) -> TapedOperator | None:
         """The operator that made a tensor."""
         number = self._makers.get(id(tensor))
         return None if number is None else self.entries[number]
@@ -124,7 +124,7 @@ class Tape(TorchDispatchMode):
                 self._makers.setdefault(id(tensor), number)
         for storage in writes:
             self._writers.setdefault(storage, []).append(number)
-        self.entries.append(Entry(func, args, kwargs, result, reads, writes))
+        self.entries.append(TapedOperator(func, args, kwargs, result, reads, writes))
 
     def origin(self, tensor: torch.Tensor) -> Hashable | None:
         """How a tensor was computed: two of one origin have equal entries; None where that can't be told."""
@@ -170,7 +170,7 @@ class Tape(TorchDispatchMode):
         graph.output(tuple(nodes[id(value)] for value in values))
         return Slice(graph, leaves)
 
-    def _needed(self, values: Sequence[torch.Tensor]) -> tuple[list[Entry], tuple[torch.Tensor, ...]]:
+    def _needed(self, values: Sequence[torch.Tensor]) -> tuple[list[TapedOperator], tuple[torch.Tensor, ...]]:
         """The operators that values need, whatever wrote into memory that they read included; where they begin."""
         chosen, leaves, seen, waiting = set[int](), dict[int, torch.Tensor](), set[int](), [*values]
         while waiting:
@@ -210,7 +210,7 @@ def written_into(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
     return frozenset(map(storage_of, tensors_in(written)))
 
 
-def _copy(graph: fx.Graph, entry: Entry, nodes: dict[int, fx.Node]) -> None:
+def _copy(graph: fx.Graph, entry: TapedOperator, nodes: dict[int, fx.Node]) -> None:
     """Append one operator to a graph."""
     if not isinstance(entry.target, OpOverload):
         raise UnknownOrigin(f"it is computed by {entry.target}, which has a body of its own")

@@ -19,7 +19,7 @@ import torch.utils._pytree as pytree
 from sicompiler.capture.live_tensors import named_tensors
 from sicompiler.capture.program import flatten_inputs
 from sicompiler.capture.questions import Decider
-from sicompiler.capture.rehearsal import Recorder, Score
+from sicompiler.capture.rehearsal import CallRecorder, Score
 from sicompiler.capture.tape import tensors_in
 
 _SET_DATA = torch.Tensor.data.__set__  # type: ignore[attr-defined]
@@ -27,7 +27,7 @@ _OF_NUMBERS = frozenset({torch.tensor, torch.as_tensor})
 _SUGGESTIONS = logging.getLogger("torch.fx.experimental.symbolic_shapes")
 
 
-class Stopped(Exception):
+class ModelRaised(Exception):
     """The model's code raised an error, the cause of this one, to which torch attaches nothing that it would print."""
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -90,10 +90,10 @@ def taped(entry: torch.nn.Module, decider: Decider) -> Iterator[list[Score]]:
         weights = named_tensors(entry)
         score = Score(weights, (args, kwargs))
         try:
-            with decider.begin(weights, flatten_inputs(args, kwargs)[0]), Recorder(score, _dispatched):
+            with decider.begin(weights, flatten_inputs(args, kwargs)[0]), CallRecorder(score, _dispatched):
                 score.result = type(entry)._call_impl(entry, *args, **kwargs)
         except Exception as error:
-            raise Stopped(str(error)) from error
+            raise ModelRaised(str(error)) from error
         scores.append(score)
         return score.result
 

@@ -39,8 +39,8 @@ from sicompiler.capture.rehearsal import Score
 from sicompiler.capture.results import with_open_results
 from sicompiler.capture.selections import spell_out_sizes
 from sicompiler.capture.silence import silent_torch
-from sicompiler.capture.state import Entry, graph_shown, state_kept
-from sicompiler.capture.taped import Stopped, taped
+from sicompiler.capture.state import TracedEntry, graph_shown, state_kept
+from sicompiler.capture.taped import ModelRaised, taped
 from sicompiler.capture.tiling import check_tiling
 from sicompiler.capture.uncompiled import as_in_a_plain_call
 from sicompiler.collector import paused_gc
@@ -70,7 +70,7 @@ def _capture_errors(model: torch.nn.Module) -> Iterator[None]:
     except SicompilerError:
         raise
     except Exception as raised:  # torch.export raises anything, from UserError to the model's own exceptions
-        error = raised.__cause__ if isinstance(raised, Stopped) else raised
+        error = raised.__cause__ if isinstance(raised, ModelRaised) else raised
         assert isinstance(error, Exception)
         if isinstance(error, SicompilerError):
             raise error from error.__cause__
@@ -174,7 +174,7 @@ def _trace(
         state_kept(model, method) as undo,
         _stand_in(model, method, decider) as (module, scores),
     ):
-        entry = Entry(module, method, type(model).__name__, undo, with_open_results(module.forward, model))
+        entry = TracedEntry(module, method, type(model).__name__, undo, with_open_results(module.forward, model))
         with entry.watched() as watched:
             exported = torch.export.export(watched, args, kwargs, strict=False)
             shown = functools.partial(graph_shown, exported)

@@ -21,7 +21,7 @@ from sicompiler.plan import Plan
 from sicompiler.reports.picture import Trace, timeline_picture
 from sicompiler.reports.report import Report
 from sicompiler.reports.summary import table
-from sicompiler.runtime.compiled import Compiled
+from sicompiler.runtime.compiled import Executable
 from sicompiler.runtime.measure import measure_peak
 from sicompiler.runtime.verify import errors
 from sicompiler.units import format_bytes, format_seconds
@@ -41,7 +41,7 @@ SHARES = (("100 %", 1.0), ("50 %", 0.5), ("25 %", 0.25), ("floor", 0.0))  # of t
 
 
 @dataclass(frozen=True)
-class Row:
+class BudgetRow:
     """One run of the demo.
 
     Attributes:
@@ -98,7 +98,7 @@ def run(output: Path, *, as_json: bool) -> int:
 
 def _runs(
     call: ModelCall, planner: Planner, progress: Progress
-) -> tuple[list[Row], Trace, list[tuple[Trace, int]], Compiled]:
+) -> tuple[list[BudgetRow], Trace, list[tuple[Trace, int]], Executable]:
     """The untouched model, then one compiled run a budget."""
     flat, _ = flatten_inputs(call.args, call.kwargs)
     inputs = sum(t.untyped_storage().nbytes() for t in flat if isinstance(t, torch.Tensor))
@@ -111,9 +111,9 @@ def _runs(
     progress("running the untouched model", 0, 1)
     untouched()  # the first run of a process is slower
     first = _measured("untouched", untouched, resident)
-    rows = [Row("untouched", None, None, first.trace.peak_bytes, first.trace.seconds, 0.0, True, 0)]
+    rows = [BudgetRow("untouched", None, None, first.trace.peak_bytes, first.trace.seconds, 0.0, True, 0)]
     traces: list[tuple[Trace, int]] = []
-    compiled: Compiled | None = None
+    compiled: Executable | None = None
     floor_bytes = planner.floor()[0]
     for number, (label, share) in enumerate(SHARES):
         progress("running compiled models", number, len(SHARES))
@@ -122,7 +122,7 @@ def _runs(
         found = _measured(f"compiled for {format_bytes(plan.budget_bytes)}", _runner(compiled, call, flat), resident)
         absolute, _, bitwise = errors(found.output, first.output)
         rows.append(
-            Row(
+            BudgetRow(
                 label,
                 plan.budget_bytes,
                 plan.predicted_peak_bytes,
@@ -138,14 +138,14 @@ def _runs(
     return rows, first.trace, [traces[1], traces[-1]], compiled
 
 
-def _compiled(planner: Planner, plan: Plan, previous: Compiled | None) -> Compiled:
+def _compiled(planner: Planner, plan: Plan, previous: Executable | None) -> Executable:
     """The rewritten model; the previous one where the plans differ in nothing but the budget."""
     if previous is not None and replace(previous.plan, budget_bytes=plan.budget_bytes) == plan:
-        return Compiled(previous.program, plan)
-    return Compiled(planner.rewrite(plan), plan)
+        return Executable(previous.program, plan)
+    return Executable(planner.rewrite(plan), plan)
 
 
-def _runner(compiled: Compiled, call: ModelCall, flat: Sequence[Any]) -> Callable[[], Any]:
+def _runner(compiled: Executable, call: ModelCall, flat: Sequence[Any]) -> Callable[[], Any]:
     return lambda: compiled.run(call.module, flat)
 
 
@@ -157,7 +157,7 @@ def _measured(label: str, function: Callable[[], Any], resident_bytes: int) -> _
     return _Run(result, Trace(label, peak.timeline(), resident_bytes, seconds))
 
 
-def _print(call: ModelCall, rows: Sequence[Row], picture: Path, report: Path) -> None:
+def _print(call: ModelCall, rows: Sequence[BudgetRow], picture: Path, report: Path) -> None:
     parameters = sum(p.numel() for p in call.module.parameters())
     assert call.sizes is not None
     size = f"{call.sizes.frames} frames of {call.sizes.width}x{call.sizes.height}, batch {call.sizes.batch}"

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from sicompiler.adapters.pipeline import PipelineState, pipeline_state
+from sicompiler.adapters.pipeline import CompiledPipeline, pipeline_state
 from sicompiler.adapters.runs import ending_after, run_call
 from sicompiler.adapters.verify import Measured, measured_call
 from sicompiler.api import compile_for_budget, rehash_report, release
@@ -40,7 +40,7 @@ UNTOUCHED, EXACT, REHASH = "untouched", "exact", "with Step Rehash"
 
 
 @dataclass(frozen=True)
-class Row:
+class ClipRow:
     """One way to make the clip.
 
     Attributes:
@@ -63,7 +63,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownClips:
     """All that is shown.
 
     Attributes:
@@ -72,7 +72,7 @@ class Shown:
         told: of Step Rehash, in words.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[ClipRow, ...]
     clips: dict[str, torch.Tensor]
     told: str
 
@@ -111,7 +111,7 @@ def run(prompt: str, model: Path | None, output: Path, stages: Stages, *, seed: 
     return int(any(row.budget_bytes is not None and row.peak_bytes > row.budget_bytes for row in shown.rows))
 
 
-def _shown(pipe: Any, call: Callable[[], dict[str, Any]], stages: Stages, *, full: bool) -> Shown:
+def _shown(pipe: Any, call: Callable[[], dict[str, Any]], stages: Stages, *, full: bool) -> ShownClips:
     """Each way measured once, then timed in turns by one compiled pipeline."""
     measured: dict[str, Measured] = {}
     with stages.stage("untouched: measuring a call"):
@@ -144,11 +144,11 @@ def _shown(pipe: Any, call: Callable[[], dict[str, Any]], stages: Stages, *, ful
         limit = None if name == UNTOUCHED else budget
         evaluations = report.full if name == REHASH else STEPS
         took = statistics.median(seconds[name])
-        rows.append(Row(name, limit, measured[name].peak_bytes, took, evaluations, absolute, bitwise))
+        rows.append(ClipRow(name, limit, measured[name].peak_bytes, took, evaluations, absolute, bitwise))
     if report.plan is None:
-        return Shown(tuple(rows), clips, f"nothing is skipped: {report.why}")
+        return ShownClips(tuple(rows), clips, f"nothing is skipped: {report.why}")
     off = float((clips[REHASH] - clips[UNTOUCHED]).norm() / clips[UNTOUCHED].norm())
-    return Shown(tuple(rows), clips, f"{told}\n{summary(report.plan)}\n{_promise(report.plan, off)}")
+    return ShownClips(tuple(rows), clips, f"{told}\n{summary(report.plan)}\n{_promise(report.plan, off)}")
 
 
 def _promise(plan: RehashPlan, off: float) -> str:
@@ -161,7 +161,7 @@ def _promise(plan: RehashPlan, off: float) -> str:
 
 def _compiled(
     pipe: Any, budget: int, call: Callable[[], dict[str, Any]], stages: Stages, *, full: bool
-) -> tuple[PipelineState, str]:
+) -> tuple[CompiledPipeline, str]:
     """The state of the pipeline, compiled with a plan of Step Rehash for its calls; and where the plan comes from."""
     why = "" if full else _with_ready(pipe, budget, call, stages)
     if full or why:
@@ -213,7 +213,7 @@ def _calibrate(pipe: Any, budget: str, learned: list[dict[str, Any]], stages: St
                 raise
 
 
-def _print(prompt: str, shown: Shown, files: Sequence[Path]) -> None:
+def _print(prompt: str, shown: ShownClips, files: Sequence[Path]) -> None:
     cells = [
         (
             row.label,

@@ -18,7 +18,7 @@ from sicompiler.planners.dp import floor
 from sicompiler.reports.explain import Alive, alike, alive, missing, rule_rows, verdicts
 from sicompiler.reports.fit import form_lines
 from sicompiler.reports.summary import table
-from sicompiler.study import study
+from sicompiler.study import analyze_graph
 from sicompiler.units import format_bytes
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def _form(options: ModelOptions, progress: Progress, *, as_json: bool) -> int:
 
 
 def _node(target: Target, name: str, axis: int | None, progress: Progress, *, as_json: bool) -> int:
-    view = study(legal_program(target, progress), target.device).view
+    view = analyze_graph(legal_program(target, progress), target.device).view
     head, found = verdicts(view, name, axis)
     progress.__exit__(None, None, None)
     if as_json:
@@ -81,7 +81,7 @@ def _node(target: Target, name: str, axis: int | None, progress: Progress, *, as
 
 
 def _rules(target: Target, progress: Progress, *, as_json: bool) -> int:
-    rows = rule_rows(study(legal_program(target, progress), target.device).view)
+    rows = rule_rows(analyze_graph(legal_program(target, progress), target.device).view)
     progress.__exit__(None, None, None)
     if as_json:
         show_json({"operators": json_rows(rows), "missing": [row.operator for row in missing(rows)]})

@@ -13,7 +13,7 @@ from sicompiler.search.search import Progress
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from sicompiler.cli.pipelines import Part, Pipeline, PlannedPart
+    from sicompiler.cli.pipelines import PhaseCall, PipelinePhases, PlannedPart
 
 SHARES = (0.0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)  # of the way from the floor to the unsliced peak
 OFFLOAD_SHARES = (0.0, 1 / 4, 1 / 2)  # of the way from the floor with offloading to that without
@@ -72,7 +72,7 @@ def frontier(planner: Planner, progress: Progress, offload: Offload = "none") ->
     return rows
 
 
-def pipeline_frontiers(pipeline: Pipeline, progress: Progress) -> Frontiers:
+def pipeline_frontiers(pipeline: PipelinePhases, progress: Progress) -> Frontiers:
     """The same for every phase of a pipeline and for all of them together."""
     parts = pipeline.parts
     lowest = [pipeline.floor(part, pipeline.offload)[0] for part in parts]
@@ -86,7 +86,7 @@ def pipeline_frontiers(pipeline: Pipeline, progress: Progress) -> Frontiers:
     return Frontiers(tuple(phases), whole)
 
 
-def time_ratio(parts: Sequence[Part], planned: Sequence[PlannedPart]) -> float:
+def time_ratio(parts: Sequence[PhaseCall], planned: Sequence[PlannedPart]) -> float:
     """Predicted time of a pipeline over that without slicing."""
     calls = [STEPS if part.call.phase == DENOISE else 1 for part in parts]
     return _ratio(
@@ -95,7 +95,7 @@ def time_ratio(parts: Sequence[Part], planned: Sequence[PlannedPart]) -> float:
     )
 
 
-def _rows(pipeline: Pipeline, parts: Sequence[Part], budgets: Sequence[int]) -> tuple[FrontierRow, ...]:
+def _rows(pipeline: PipelinePhases, parts: Sequence[PhaseCall], budgets: Sequence[int]) -> tuple[FrontierRow, ...]:
     rows = []
     for budget in budgets:
         planned = [pipeline.plan(part, budget) for part in parts]

@@ -8,15 +8,15 @@ from functools import cached_property
 
 from sicompiler.cli.frontier import DENOISE, ENCODE, time_ratio
 from sicompiler.cli.output import Progress
-from sicompiler.cli.pipelines import HELD_SAMPLES, Part, Pipeline, PlannedPart, sample_bytes
-from sicompiler.cli.subjects import ONCE, Sized, Subject, Video
+from sicompiler.cli.pipelines import HELD_SAMPLES, PhaseCall, PipelinePhases, PlannedPart, sample_bytes
+from sicompiler.cli.subjects import ONCE, NamedModel, Sized, Video
 from sicompiler.compiler import Planner
 from sicompiler.errors import CaptureError
 from sicompiler.forms.form import Point
 from sicompiler.forms.peak import closed_peak, lattice
-from sicompiler.forms.sized import Learned
+from sicompiler.forms.sized import FittedModel
 from sicompiler.forms.template import DifferentGraph
-from sicompiler.reports.fit import Cell, FitReport, Known, PeakForm
+from sicompiler.reports.fit import Cell, CellSource, FitReport, PeakForm
 
 BORDERLINE = 1.1  # a lowest peak up to this share of the budget is not believed: the size is planned in full
 
@@ -49,7 +49,7 @@ class Grid:
         interrupted: the user stopped it; what was there by then is in the table.
     """
 
-    subject: Subject
+    subject: NamedModel
     videos: Sequence[Video]
     budget: int
     exact: bool
@@ -107,7 +107,7 @@ class Grid:
         ]
         unsliced = max(peaks)
         if unsliced <= self.budget:
-            known = Known.PLANNED if all(at.planned for at in found) else Known.FORM
+            known = CellSource.PLANNED if all(at.planned for at in found) else CellSource.FORM
             phase = self.subject.models[peaks.index(unsliced)].name.label
             return Cell(*video, True, unsliced, unsliced, 1.0, known, phase)
         planned = self._planned(found, weights, held)
@@ -117,17 +117,17 @@ class Grid:
                 found[number] = self._full(sized, sized.at(point))
                 planned = self._planned(found, weights, held)
         worst = max((p.row for p in planned), key=lambda row: row.predicted_peak_bytes or 0)
-        known = Known.PLANNED if all(at.planned for at in found) else Known.REGIONS
+        known = CellSource.PLANNED if all(at.planned for at in found) else CellSource.REGIONS
         ratio = time_ratio(self._parts(found), planned)
         fits = all(p.row.fits for p in planned)
         return Cell(*video, fits, unsliced, worst.predicted_peak_bytes or 0, ratio, known, worst.component)
 
-    def _parts(self, found: Sequence[At]) -> tuple[Part, ...]:
-        return tuple(Part(s.name, at.planner) for s, at in zip(self.subject.models, found, strict=True))
+    def _parts(self, found: Sequence[At]) -> tuple[PhaseCall, ...]:
+        return tuple(PhaseCall(s.name, at.planner) for s, at in zip(self.subject.models, found, strict=True))
 
     def _planned(self, found: Sequence[At], weights: dict[str, int], held: int) -> list[PlannedPart]:
         parts = self._parts(found)
-        pipeline = Pipeline(parts, weights, held, self.subject.pipeline and self.subject.device != "cpu")
+        pipeline = PipelinePhases(parts, weights, held, self.subject.pipeline and self.subject.device != "cpu")
         return [pipeline.plan(part, self.budget) for part in parts]
 
     def _at(self, sized: Sized, point: Point) -> At:
@@ -161,7 +161,7 @@ class Grid:
         return FitReport(named.name, named.device, named.dtype, self.budget, *found)
 
 
-def peak_form(label: str, learned: Learned, points: Sequence[Point], steps: Point) -> PeakForm:
+def peak_form(label: str, learned: FittedModel, points: Sequence[Point], steps: Point) -> PeakForm:
     """The unsliced peak as a formula, for a report.
 
     Raises:

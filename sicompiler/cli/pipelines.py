@@ -26,7 +26,7 @@ HELD_SAMPLES = 2  # latents and what they are conditioned on, counted as this ma
 
 
 @dataclass(frozen=True)
-class Part:
+class PhaseCall:
     """One call of a component, and all that is known about it."""
 
     call: PartName
@@ -43,7 +43,7 @@ class PlannedPart:
 
 
 @dataclass(frozen=True)
-class Pipeline:
+class PipelinePhases:
     """Every phase of a pipeline, ready to be planned for any budget.
 
     Attributes:
@@ -54,14 +54,16 @@ class Pipeline:
         offload: whether values may be spilled and weights streamed, once all idle components are moved away.
     """
 
-    parts: tuple[Part, ...]
+    parts: tuple[PhaseCall, ...]
     weights: Mapping[str, int]
     held: int
     movable: bool
     offload: Offload = "none"
 
     @classmethod
-    def of(cls, parts: Sequence[Part], idle: Mapping[str, int], device: str, offload: Offload = "none") -> Pipeline:
+    def of(
+        cls, parts: Sequence[PhaseCall], idle: Mapping[str, int], device: str, offload: Offload = "none"
+    ) -> PipelinePhases:
         """Add up what the phases share."""
         weights = {**idle, **{part.call.component: part.planner.weights_bytes for part in parts}}
         denoisers = [part.planner.graph.facts for part in parts if part.call.phase == DENOISE]
@@ -69,21 +71,21 @@ class Pipeline:
         movable = device != "cpu" or offload == "auto"
         return cls(tuple(parts), weights, held, movable, offload)
 
-    def unsliced_bytes(self, part: Part) -> int:
+    def unsliced_bytes(self, part: PhaseCall) -> int:
         """Peak of a phase without slicing, with everything resident."""
         return part.planner.unsliced_bytes + self._others(part) + self.held
 
-    def untouched_bytes(self, part: Part) -> int | None:
+    def untouched_bytes(self, part: PhaseCall) -> int | None:
         """Peak of a phase of the pipeline as it is, with everything resident; None where it is not known."""
         own = part.untouched_bytes
         return None if own is None else own + self._others(part) + self.held
 
-    def floor(self, part: Part, offload: Offload) -> tuple[int, str]:
+    def floor(self, part: PhaseCall, offload: Offload) -> tuple[int, str]:
         """The smallest budget of a phase, idle components moved away if they can be, and what sets it."""
         floor_bytes, culprit = part.planner.floor(offload)
         return floor_bytes + self._always_beside(part), culprit
 
-    def eviction_order(self, part: Part) -> tuple[str, ...]:
+    def eviction_order(self, part: PhaseCall) -> tuple[str, ...]:
         """The other components while a part runs, in the order in which a running pipeline would move them away."""
         others = {name: nbytes for name, nbytes in self.weights.items() if name != part.call.component}
         if not others:
@@ -94,7 +96,7 @@ class Pipeline:
         idle = [IdleComponent(name, frozenset(phases.get(name, ())), nbytes) for name, nbytes in others.items()]
         return eviction_order(idle, Phase(part.call.phase))
 
-    def plan(self, part: Part, budget: int, *, floors: bool = False) -> PlannedPart:
+    def plan(self, part: PhaseCall, budget: int, *, floors: bool = False) -> PlannedPart:
         """One phase within a budget, as a running pipeline would plan it; at its floor where nothing fits.
 
         Everything stays resident if that fits; else idle components go, one by one, and only then values and weights
@@ -138,11 +140,11 @@ class Pipeline:
         )
         return PlannedPart(row, plan)
 
-    def _always_beside(self, part: Part) -> int:
+    def _always_beside(self, part: PhaseCall) -> int:
         """What can't be moved away while a part runs."""
         return self.held + (0 if self.movable else self._others(part))
 
-    def _others(self, part: Part) -> int:
+    def _others(self, part: PhaseCall) -> int:
         """Weights of all other components."""
         return sum(nbytes for name, nbytes in self.weights.items() if name != part.call.component)
 
@@ -162,7 +164,7 @@ def run(options: ModelOptions, gb: str | None, *, as_json: bool, untouched: bool
         calls = build_pipeline(options.model, dtype=dtype, **options.sizes)
         idle = idle_weights(options.model, dtype)
         build_seconds = time.perf_counter() - began
-        parts: list[Part] = []
+        parts: list[PhaseCall] = []
         unplanned: dict[str, UntouchedCall] = {}
         for call in calls:
             try:
@@ -172,13 +174,13 @@ def run(options: ModelOptions, gb: str | None, *, as_json: bool, untouched: bool
                 if untouched:
                     eager_bytes, seconds = untouched_bytes(target, planner, progress, label=call.label)
                     untouched_seconds += seconds
-                parts.append(Part(call, planner, eager_bytes))
+                parts.append(PhaseCall(call, planner, eager_bytes))
             except CaptureError as error:
                 if call.phase != ENCODE:
                     raise
                 known = _untouched_call(call, str(error).splitlines()[0])
                 unplanned[call.component], idle[call.component] = known, known.weights_bytes
-        pipeline = Pipeline.of(parts, idle, device, options.offloading)
+        pipeline = PipelinePhases.of(parts, idle, device, options.offloading)
         if budget is None:
             whole = [_untouched(name, known, pipeline, 0).floor_bytes or 0 for name, known in unplanned.items()]
             budget = max([*whole, *(pipeline.unsliced_bytes(part) for part in parts)])
@@ -238,7 +240,7 @@ def _untouched_call(part: PartCall, why: str) -> UntouchedCall:
     )
 
 
-def _untouched(component: str, known: UntouchedCall, pipeline: Pipeline, budget: int) -> PhaseRow:
+def _untouched(component: str, known: UntouchedCall, pipeline: PipelinePhases, budget: int) -> PhaseRow:
     """The row of an encoder that can't be captured: its weights, all on the device, and what a rehearsal held."""
     others = 0 if pipeline.movable else sum(pipeline.weights.values()) - pipeline.weights[component]
     return PhaseRow(

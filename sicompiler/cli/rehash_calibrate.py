@@ -13,14 +13,14 @@ from typing import Any, cast, get_args
 import torch
 
 from sicompiler.adapters.calibrate import calibrate
-from sicompiler.adapters.pipeline import PipelineState
+from sicompiler.adapters.pipeline import CompiledPipeline
 from sicompiler.cli.files import check_file, save
 from sicompiler.cli.output import Progress, note, quiet, show, show_json
 from sicompiler.cli.rehash_options import Calibration
 from sicompiler.cli.rehash_pipeline import load_pipeline, set_scheduler
 from sicompiler.cli.rehash_show import read
 from sicompiler.errors import BadInput, SicompilerError
-from sicompiler.rehash.book import LessonBook
+from sicompiler.rehash.book import CalibrationFile
 from sicompiler.rehash.plan import RehashPlan
 from sicompiler.rehash.request import Rehash, Strategy
 from sicompiler.reports.rehash_tables import plan_json, plan_tables, points_json, points_table
@@ -75,7 +75,7 @@ def run(wanted: Calibration, *, as_json: bool) -> int:
 
 def _calibrated(wanted: Calibration, pipe: Any, budget: int, request: Rehash, progress: Progress) -> RehashPlan:
     with quiet():
-        state = PipelineState.take_over(pipe, budget, progress, rehash=request)
+        state = CompiledPipeline.take_over(pipe, budget, progress, rehash=request)
         try:
             plan = calibrate(state)
             if plan is None:
@@ -84,7 +84,7 @@ def _calibrated(wanted: Calibration, pipe: Any, budget: int, request: Rehash, pr
             return plan
         except KeyboardInterrupt:
             if wanted.lessons is not None and wanted.lessons.exists():
-                known = len(LessonBook.load(wanted.lessons).runs)
+                known = len(CalibrationFile.load(wanted.lessons).runs)
                 progress.note(f"{known} runs are in {wanted.lessons}: the same command goes on from there")
             raise
         except SicompilerError:

@@ -8,7 +8,7 @@ from sicompiler.cli.files import check_file, check_folder
 from sicompiler.cli.output import note, show_json
 from sicompiler.cli.output import show as show_tables
 from sicompiler.errors import BadInput, StalePlan
-from sicompiler.rehash.book import LessonBook
+from sicompiler.rehash.book import CalibrationFile
 from sicompiler.rehash.plan import RehashPlan
 from sicompiler.reports.rehash_tables import plan_json, plan_tables, points_json, points_table
 
@@ -43,7 +43,7 @@ def frontier(path: Path, plot: Path | None, lessons: Path | None, measured: Path
     if plot is not None:
         from sicompiler.reports.rehash_plot import error_picture, measured_panels, panels
 
-        book = None if lessons is None else LessonBook.load(lessons)
+        book = None if lessons is None else CalibrationFile.load(lessons)
         shown = [] if measured is None else measured_panels(read(measured, "measurements"))
         error_picture(plot, plan, panels(plan, book, shown))
     if as_json:

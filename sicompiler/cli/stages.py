@@ -12,7 +12,7 @@ from sicompiler.cli.output import Progress
 
 
 @dataclass(frozen=True)
-class Stage:
+class StageTime:
     """What a stage took.
 
     Attributes:
@@ -36,7 +36,7 @@ class Stages:
     """
 
     def __init__(self, head: str, progress: Progress) -> None:
-        self.done: list[Stage] = []
+        self.done: list[StageTime] = []
         self.progress, self._stream = progress, sys.stderr  # the real one, also where `quiet` replaces it
         self.say(head)
 
@@ -46,7 +46,7 @@ class Stages:
         self.progress(name, 0, 1)
         began = time.perf_counter()
         yield
-        self.done.append(Stage(name, time.perf_counter() - began))
+        self.done.append(StageTime(name, time.perf_counter() - began))
         self.say(f"{name}: {self.done[-1].seconds:.1f} s")
 
     def say(self, line: str) -> None:

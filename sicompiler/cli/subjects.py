@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sicompiler.cli.options import ModelOptions
 from sicompiler.cli.output import quiet
 from sicompiler.cli.work import find
-from sicompiler.forms.sized import Call, SizedModel
+from sicompiler.forms.sized import SizedCall, SizedModel
 from sicompiler.models.build import ModelCall
 from sicompiler.models.family import Config, Family
 from sicompiler.models.geometry import Sizes
@@ -53,7 +53,7 @@ class Sized:
 
 
 @dataclass(frozen=True)
-class Scale:
+class SizeScale:
     """How sizes of a video become the numbers that forms are about, and back.
 
     Attributes:
@@ -132,7 +132,7 @@ class Scale:
 
 
 @dataclass(frozen=True)
-class Subject:
+class NamedModel:
     """What the user named.
 
     Attributes:
@@ -149,11 +149,11 @@ class Subject:
     dtype: str
     models: tuple[Sized, ...]
     idle: Mapping[str, int]
-    scale: Scale
+    scale: SizeScale
     pipeline: bool
 
 
-def subject(options: ModelOptions, progress: Progress, video: Video) -> Subject:
+def subject(options: ModelOptions, progress: Progress, video: Video) -> NamedModel:
     """Find what the user named.
 
     Args:
@@ -168,15 +168,15 @@ def subject(options: ModelOptions, progress: Progress, video: Video) -> Subject:
         return _pipeline(options, progress)
     found = family_of(options.model)
     if found is None:
-        scale = Scale(None, {}, Sizes(1, 1, 1, 1), options.model)
+        scale = SizeScale(None, {}, Sizes(1, 1, 1, 1), options.model)
         frames, height, width = video
         device = find(replace(options, frames=frames, height=height, width=width)).device
         given = [n is not None for n in (frames, height, width)]
     else:
-        scale = Scale(found.family, found.config, found.sizes.replaced(batch=options.batch), options.model)
+        scale = SizeScale(found.family, found.config, found.sizes.replaced(batch=options.batch), options.model)
         device, given = _device(options), [True] * 3
 
-    def make(point: Point) -> Call:
+    def make(point: Point) -> SizedCall:
         pixels = Sizes(1, *point) if scale.family is None else scale.pixels(point)
         numbers = (pixels.frames, pixels.height, pixels.width)
         chosen = [n if wanted else None for n, wanted in zip(numbers, given, strict=True)]
@@ -184,28 +184,28 @@ def subject(options: ModelOptions, progress: Progress, video: Video) -> Subject:
 
     model = SizedModel(options.model, make, device, progress)
     single = (Sized(PartName("", "", "forward"), model, True),)
-    return Subject(options.model, device, options.dtype or "float16", single, {}, scale, False)
+    return NamedModel(options.model, device, options.dtype or "float16", single, {}, scale, False)
 
 
-def _pipeline(options: ModelOptions, progress: Progress) -> Subject:
+def _pipeline(options: ModelOptions, progress: Progress) -> NamedModel:
     preset, dtype, device = pipeline_named(options.model), options.dtype or "float16", _device(options)
     found = family_of(preset.denoiser)
     assert found is not None
-    scale = Scale(found.family, found.config, found.sizes.replaced(batch=options.batch), options.model)
+    scale = SizeScale(found.family, found.config, found.sizes.replaced(batch=options.batch), options.model)
     models = []
     for spec in part_specs(options.model, dtype):
 
-        def make(point: Point, build: Callable[[Sizes], ModelCall] = spec.make) -> Call:
+        def make(point: Point, build: Callable[[Sizes], ModelCall] = spec.make) -> SizedCall:
             with quiet():
                 return _call(build(scale.pixels(point)))
 
         models.append(Sized(spec, SizedModel(spec.label, make, device, progress), spec.sized, spec.frames))
-    return Subject(options.model, device, dtype, tuple(models), idle_weights(options.model, dtype), scale, True)
+    return NamedModel(options.model, device, dtype, tuple(models), idle_weights(options.model, dtype), scale, True)
 
 
 def _device(options: ModelOptions) -> str:
     return "cuda" if options.device is None else options.device.value
 
 
-def _call(call: ModelCall) -> Call:
-    return Call(call.module, call.args, call.kwargs, call.method)
+def _call(call: ModelCall) -> SizedCall:
+    return SizedCall(call.module, call.args, call.kwargs, call.method)

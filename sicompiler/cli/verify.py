@@ -15,7 +15,7 @@ from sicompiler.cli.output import Progress, note, quiet, show_json, show_text
 from sicompiler.cli.work import find
 from sicompiler.entry import bound_method
 from sicompiler.errors import BadInput
-from sicompiler.runtime.compiled import Compiled
+from sicompiler.runtime.compiled import Executable
 from sicompiler.runtime.placement import place
 from sicompiler.runtime.verify import compare
 from sicompiler.units import format_bytes, parse_bytes
@@ -54,7 +54,7 @@ def run(options: ModelOptions, gb: str, *, as_json: bool) -> int:
             progress("running both", 0, 1)
             found = compare(
                 model,
-                Compiled(planner.rewrite(plan), plan),
+                Executable(planner.rewrite(plan), plan),
                 args,
                 kwargs,
                 call=bound_method(model, call.method),

@@ -36,7 +36,7 @@ class Target:
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownStage:
     """One stage of a program, ready to be written."""
 
     listing: Listing
@@ -124,7 +124,7 @@ def plan_for(planner: Planner, gb: str | None) -> Plan:
     return planner.plan(planner.unsliced_bytes if gb is None else parse_bytes(gb), offload="auto")
 
 
-def show_stage(target: Target, stage: Stage, gb: str | None, progress: Progress) -> Shown:
+def show_stage(target: Target, stage: Stage, gb: str | None, progress: Progress) -> ShownStage:
     """Bring a model to a stage.
 
     Args:
@@ -139,7 +139,7 @@ def show_stage(target: Target, stage: Stage, gb: str | None, progress: Progress)
     name = target.call.name
     if stage in (Stage.CAPTURED, Stage.CLEAN, Stage.LEGAL):
         program = legal_program(target, progress, stage)
-        return Shown(listing(program, device_type=target.device), f"{name}, {stage.value}, {target.device}")
+        return ShownStage(listing(program, device_type=target.device), f"{name}, {stage.value}, {target.device}")
     _, planner = prepare(target, progress)
     plan = plan_for(planner, gb)
     title = f"{name}, {stage.value} for {format_bytes(plan.budget_bytes)}, {target.device}"
@@ -148,7 +148,7 @@ def show_stage(target: Target, stage: Stage, gb: str | None, progress: Progress)
         if plan.outer is not None:
             title += f", run once for each of {plan.outer.slices} slices of {plan.outer.axis}"
         found = brackets(plan, graph.facts.num_placeholders)
-        return Shown(listing(graph.program, device_type=target.device), title, found)
+        return ShownStage(listing(graph.program, device_type=target.device), title, found)
     with quiet():
         rewritten = planner.rewrite(plan)
-    return Shown(listing(rewritten, device_type=target.device), title)
+    return ShownStage(listing(rewritten, device_type=target.device), title)

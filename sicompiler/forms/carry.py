@@ -15,18 +15,18 @@ from sicompiler.cost import Machine
 from sicompiler.forms.template import SizedGraph, Template
 from sicompiler.planners.candidates import Candidate, cut_positions
 from sicompiler.planners.dp import floor, solve
-from sicompiler.planners.evaluator import Evaluator
+from sicompiler.planners.evaluator import OpCosts
 from sicompiler.planners.gradual import GradualProblem
-from sicompiler.planners.tally import MAX_OPERATORS, MAX_SPAN, Tally
-from sicompiler.region import Walk
+from sicompiler.planners.tally import MAX_OPERATORS, MAX_SPAN, RegionCost
+from sicompiler.region import RegionBuilder
 from sicompiler.search.search import HOT_SHARE, Search
-from sicompiler.study import Graph, OuterGraph
+from sicompiler.study import AnalyzedGraph, OuterGraph
 
 RUNGS = (0.0, 1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4)  # budgets, from the floor to the unsliced peak
 
 
 @dataclass(frozen=True)
-class Known:
+class ReusableRegion:
     """A region that some plan takes.
 
     Attributes:
@@ -43,7 +43,7 @@ class Known:
     late: bool
 
 
-def known_regions(search: Search, template: Template) -> list[Known]:
+def known_regions(search: Search, template: Template) -> list[ReusableRegion]:
     """The regions that the plans of a search take, from its floor to its unsliced peak."""
     problem = search.problem
     lowest = floor(problem)
@@ -54,19 +54,19 @@ def known_regions(search: Search, template: Template) -> list[Known]:
         if found is not None:
             solutions.append(found)
     starts = set(cut_positions(search.graph.view, search.graph.line)[0])
-    regions: dict[Known, None] = {}
+    regions: dict[ReusableRegion, None] = {}
     for solution in solutions:
         for choice in solution.choices:
             candidate = choice.candidate
             for index, base in enumerate(template.seeds[candidate.start]):
                 if _coarsened(base, candidate.seed.inner // base.inner) == candidate.seed:
                     units, late = candidate.seed.inner // base.inner, candidate.start not in starts
-                    regions[Known(candidate.start, candidate.stop, index, units, late)] = None
+                    regions[ReusableRegion(candidate.start, candidate.stop, index, units, late)] = None
                     break
     return list(regions)
 
 
-def carried(sized: SizedGraph, regions: list[Known], outer: OuterGraph | None, machine: Machine) -> Search:
+def carried(sized: SizedGraph, regions: list[ReusableRegion], outer: OuterGraph | None, machine: Machine) -> Search:
     """A search of another size whose candidates are known regions only.
 
     Args:
@@ -76,13 +76,15 @@ def carried(sized: SizedGraph, regions: list[Known], outer: OuterGraph | None, m
         machine: cost model.
     """
     graph = sized.graph()
-    evaluator = Evaluator(graph.view, graph.line, machine)
+    evaluator = OpCosts(graph.view, graph.line, machine)
     found = sorted(_candidates(sized, graph, evaluator, regions), key=lambda candidate: candidate.start)
     sought = GradualProblem(graph.facts.num_placeholders, graph.line.live_bytes, evaluator.whole, lambda: iter(found))
     return Search(graph, outer, [{}] * len(graph.facts.nodes), evaluator, sought, lambda _: sought)
 
 
-def _candidates(sized: SizedGraph, graph: Graph, evaluator: Evaluator, regions: list[Known]) -> Iterator[Candidate]:
+def _candidates(
+    sized: SizedGraph, graph: AnalyzedGraph, evaluator: OpCosts, regions: list[ReusableRegion]
+) -> Iterator[Candidate]:
     starts, ends = map(set, cut_positions(graph.view, graph.line))
     hot = int(graph.line.peak_bytes * HOT_SHARE)
     storages = graph.facts.storages
@@ -91,8 +93,8 @@ def _candidates(sized: SizedGraph, graph: Graph, evaluator: Evaluator, regions: 
         made = [storages[s].nbytes for p in range(region.start, region.stop) for s in graph.view.made[p]]
         if seed is None or seed.size < 2 or max(made, default=0) < hot or not (region.late or region.start in starts):
             continue
-        walk = Walk(graph.view, region.start, seed)
-        tally = Tally(evaluator, walk)
+        walk = RegionBuilder(graph.view, region.start, seed)
+        tally = RegionCost(evaluator, walk)
         while walk.stop < region.stop and walk.extend() is None:
             tally.advance()
         if walk.stop != region.stop:
@@ -102,7 +104,7 @@ def _candidates(sized: SizedGraph, graph: Graph, evaluator: Evaluator, regions: 
             yield Candidate(region.start, region.stop, seed, evaluator.grid(seed.size)[0], peaks, seconds)
 
 
-def _ends(walk: Walk, graph: Graph) -> bool:
+def _ends(walk: RegionBuilder, graph: AnalyzedGraph) -> bool:
     """Whether the planner's walk would end here, wherever that is."""
     operators = sum(bool(graph.view.made[p]) for p in range(walk.start, walk.stop))
     long = operators >= MAX_OPERATORS or walk.stop - walk.start >= MAX_SPAN

@@ -23,7 +23,7 @@ MONOMIALS: tuple[Monomial, ...] = tuple(m for size in range(4) for m in itertool
 
 
 @dataclass(frozen=True)
-class Form:
+class Polynomial:
     """A polynomial: coefficient of each monomial, zeros left out."""
 
     terms: tuple[tuple[Monomial, Fraction], ...]
@@ -58,9 +58,9 @@ def product(monomial: Monomial, point: Point) -> int:
     return found
 
 
-def constant(value: int) -> Form:
+def constant(value: int) -> Polynomial:
     """A number that does not depend on the sizes."""
-    return Form((((), Fraction(value)),) if value else ())
+    return Polynomial((((), Fraction(value)),) if value else ())
 
 
 def tells_apart(points: Sequence[Point], free: set[int]) -> bool:
@@ -91,7 +91,7 @@ def varying(points: Sequence[Point]) -> set[int]:
     return {i for i in range(3) if len({p[i] for p in points}) > 1}
 
 
-def fit(points: Sequence[Point], values: Sequence[int]) -> Form | None:
+def fit(points: Sequence[Point], values: Sequence[int]) -> Polynomial | None:
     """The form that takes these values at these points, if just one of fewest terms does.
 
     One term and a constant are two numbers, so two of four points are a check; two terms leave one.
@@ -121,7 +121,7 @@ def _affine(x: Sequence[int], y: Sequence[int]) -> tuple[Fraction, Fraction] | N
     return (a, b) if all(a * u + b == v for u, v in zip(x, y, strict=True)) else None
 
 
-def _two_terms(points: Sequence[Point], values: Sequence[int], pair: tuple[Monomial, Monomial]) -> Form | None:
+def _two_terms(points: Sequence[Point], values: Sequence[int], pair: tuple[Monomial, Monomial]) -> Polynomial | None:
     """`values = a m + b n + c`, where four points or more say so."""
     if len(points) < 4:
         return None
@@ -140,5 +140,5 @@ def _two_terms(points: Sequence[Point], values: Sequence[int], pair: tuple[Monom
     return None
 
 
-def _form(terms: Sequence[tuple[Monomial, Fraction]]) -> Form:
-    return Form(tuple(sorted((m, c) for m, c in terms if c)))
+def _form(terms: Sequence[tuple[Monomial, Fraction]]) -> Polynomial:
+    return Polynomial(tuple(sorted((m, c) for m, c in terms if c)))

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from sicompiler.facts.modules import describe
 from sicompiler.facts.storages import ALLOCATION_GRANULE_BYTES, Origin
 from sicompiler.facts.workspace import standing_bytes
-from sicompiler.forms.form import Form, Point, corners, fit, symbols
-from sicompiler.forms.sized import Learned
+from sicompiler.forms.form import Point, Polynomial, corners, fit, symbols
+from sicompiler.forms.sized import FittedModel
 from sicompiler.forms.template import DifferentGraph, SizedGraph
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class ClosedPeak:
     checked: tuple[Point, ...]
 
 
-def closed_peak(learned: Learned, points: Sequence[Point], steps: Point) -> ClosedPeak:
+def closed_peak(learned: FittedModel, points: Sequence[Point], steps: Point) -> ClosedPeak:
     """Find the operators that can be the peak, and add up what is alive at each.
 
     Args:
@@ -65,7 +65,7 @@ def evaluate(expression: sympy.Expr, point: Point) -> int:
     return int(expression.subs(dict(zip(symbols(), point, strict=True))))
 
 
-def _alive(learned: Learned, sized: dict[Point, SizedGraph], position: int, steps: Point) -> Any:
+def _alive(learned: FittedModel, sized: dict[Point, SizedGraph], position: int, steps: Point) -> Any:
     """The bytes alive while an operator runs, as a sum."""
     import sympy
 
@@ -80,7 +80,7 @@ def _alive(learned: Learned, sized: dict[Point, SizedGraph], position: int, step
     return found + _workspace(template.points, sized, position)
 
 
-def _rounded(form: Form, granule: int, base: Point, steps: Point) -> Any:
+def _rounded(form: Polynomial, granule: int, base: Point, steps: Point) -> Any:
     """Bytes as the allocator rounds them: up to whole granules, unless they are that at every size.
 
     A multilinear form is, if it is at one size and at those one step away along any of the axes.

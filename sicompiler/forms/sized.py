@@ -13,8 +13,8 @@ from sicompiler.capture import capture, weights_bytes
 from sicompiler.compiler import Planner, make_planner
 from sicompiler.cost import MACHINES
 from sicompiler.errors import CaptureError
-from sicompiler.forms.carry import Known, carried, known_regions
-from sicompiler.forms.form import Form, Point, fit
+from sicompiler.forms.carry import ReusableRegion, carried, known_regions
+from sicompiler.forms.form import Point, Polynomial, fit
 from sicompiler.forms.points import choose_points
 from sicompiler.forms.template import DifferentGraph, Reading, SizedGraph, Template, check_same, read
 from sicompiler.prepare import dtype_name
@@ -27,7 +27,7 @@ WORTH_IT = 4  # sizes; closed forms take one plan and three captures
 
 
 @dataclass(frozen=True)
-class Call:
+class SizedCall:
     """A model and one call of it, as far as planning asks.
 
     Attributes:
@@ -43,16 +43,16 @@ class Call:
 
 
 @dataclass(frozen=True)
-class Loop:
+class SizedLoop:
     """The graph inside an outer loop, at every size."""
 
     outer: OuterGraph
     template: Template
-    regions: list[Known]
+    regions: list[ReusableRegion]
 
 
 @dataclass(frozen=True)
-class Learned:
+class FittedModel:
     """What a few captures say about every size.
 
     Attributes:
@@ -65,9 +65,9 @@ class Learned:
 
     planner: Planner
     template: Template
-    regions: list[Known]
-    loops: tuple[Loop, ...]
-    weights: Form
+    regions: list[ReusableRegion]
+    loops: tuple[SizedLoop, ...]
+    weights: Polynomial
 
     def sized(self, point: Point) -> SizedGraph | None:
         """The graph at a size; None where the captures say nothing about it."""
@@ -98,7 +98,7 @@ class Learned:
 class _Capture:
     """The numbers of one size; the graphs themselves are not kept."""
 
-    def __init__(self, call: Call, device_type: str) -> None:
+    def __init__(self, call: SizedCall, device_type: str) -> None:
         program = capture(call.module, call.args, call.kwargs, method=call.method)
         analysis = analyze(program, device_type)
         graph = analysis.legal
@@ -119,11 +119,11 @@ class SizedModel:
         progress: told about long work.
     """
 
-    def __init__(self, name: str, make: Callable[[Point], Call], device_type: str, progress: Progress) -> None:
+    def __init__(self, name: str, make: Callable[[Point], SizedCall], device_type: str, progress: Progress) -> None:
         self.name, self.device_type = name, device_type
         self._make, self._progress = make, progress
         self._planned: dict[Point, Planner] = {}
-        self._learned: list[Learned] = []
+        self._learned: list[FittedModel] = []
 
     def planned(self, point: Point) -> Planner:
         """The planner of a size, captured and searched in full."""
@@ -145,7 +145,7 @@ class SizedModel:
         """Bytes of the weights at a size, without a capture."""
         return weights_bytes(self._make(point).module)
 
-    def learn(self, points: Sequence[Point]) -> Learned:
+    def learn(self, points: Sequence[Point]) -> FittedModel:
         """Plan at the first of some points, capture at the others, and find the form of every number.
 
         Raises:
@@ -171,12 +171,12 @@ class SizedModel:
             with contextlib.suppress(DifferentGraph):  # without that loop, then: plans stay plans
                 if None not in readings:
                     inner = Template(points, [read(search.graph), *(r for r in readings if r)], search.graph)
-                    loops.append(Loop(search.outer, inner, known_regions(search, inner)))
+                    loops.append(SizedLoop(search.outer, inner, known_regions(search, inner)))
         regions = known_regions(planner.searches[0], template)
-        self._learned.append(Learned(planner, template, regions, tuple(loops), weights))
+        self._learned.append(FittedModel(planner, template, regions, tuple(loops), weights))
         return self._learned[-1]
 
-    def sized(self, point: Point) -> tuple[Learned, SizedGraph] | None:
+    def sized(self, point: Point) -> tuple[FittedModel, SizedGraph] | None:
         """The graph of a size by closed forms; None where nothing is known about it."""
         for learned in self._learned:
             found = learned.sized(point)
@@ -185,7 +185,7 @@ class SizedModel:
         return None
 
     @property
-    def learned(self) -> tuple[Learned, ...]:
+    def learned(self) -> tuple[FittedModel, ...]:
         """What is known by closed forms, one for each kind of sizes."""
         return tuple(self._learned)
 

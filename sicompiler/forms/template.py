@@ -29,10 +29,10 @@ from sicompiler.facts.storages import (
     rounded,
 )
 from sicompiler.facts.timeline import Timeline, timeline
-from sicompiler.forms.form import Form, Point, fit, varying
+from sicompiler.forms.form import Point, Polynomial, fit, varying
 from sicompiler.graph_view import GraphView
 from sicompiler.planners.candidates import axis_labels, seeds_of
-from sicompiler.study import Graph, named_axes
+from sicompiler.study import AnalyzedGraph, named_axes
 
 Ints = npt.NDArray[np.int64]
 
@@ -57,7 +57,7 @@ class Reading:
     numbers: Ints
 
 
-def read(graph: Graph) -> Reading:
+def read(graph: AnalyzedGraph) -> Reading:
     """Read a capture."""
     facts = graph.facts
     seeds = all_seeds(graph)
@@ -92,7 +92,7 @@ def check_same(one: Reading, other: Reading) -> None:
             raise DifferentGraph(f"the graph depends on the sizes, first at {what}")
 
 
-def all_seeds(graph: Graph) -> list[list[Slicing]]:
+def all_seeds(graph: AnalyzedGraph) -> list[list[Slicing]]:
     """For each operator, the slicings of its result from which a region may grow."""
     labels = axis_labels(graph.view, named_axes(graph))
     first = graph.facts.num_placeholders
@@ -112,14 +112,14 @@ class Template:
         DifferentGraph: the captures differ in more than numbers, or some number has no form.
     """
 
-    def __init__(self, points: Sequence[Point], readings: Sequence[Reading], reference: Graph) -> None:
+    def __init__(self, points: Sequence[Point], readings: Sequence[Reading], reference: AnalyzedGraph) -> None:
         self.points, self.reference = tuple(points), reference
         self.seeds = all_seeds(reference)
         for reading in readings[1:]:
             check_same(readings[0], reading)
         table, self._index = np.unique(np.stack([r.numbers for r in readings]), axis=1, return_inverse=True)
         self._index = self._index.reshape(-1)
-        self.forms: list[Form] = []
+        self.forms: list[Polynomial] = []
         for column in table.T:
             found = fit(self.points, [int(v) for v in column])
             if found is None:
@@ -136,7 +136,7 @@ class Template:
         known = np.array(values, dtype=np.int64)
         return list(map(int, known[self._index]))
 
-    def forms_of_storages(self) -> list[Form]:
+    def forms_of_storages(self) -> list[Polynomial]:
         """The form of the bytes of each storage, as they are before the allocator rounds them up."""
         count = len(self.reference.facts.storages)
         stop = len(self._index) - 1 - 3 * sum(map(len, self.seeds))
@@ -187,10 +187,10 @@ class SizedGraph:
         self.extra_bytes = next(given)
         self.line: Timeline = timeline(self.facts, self.lives, node_workspaces(self.facts))
 
-    def graph(self) -> Graph:
+    def graph(self) -> AnalyzedGraph:
         """With its axis table; its program is that of the captured graph, so it can be planned and not rewritten."""
         view = GraphView(self.facts, self.lives, AxisTable(self.facts))
-        return Graph(self.program, view, self.line, self.extra_bytes)
+        return AnalyzedGraph(self.program, view, self.line, self.extra_bytes)
 
 
 def _storage_bytes(facts: GraphFacts) -> list[int]:

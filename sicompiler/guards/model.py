@@ -8,7 +8,7 @@ import torch
 
 from sicompiler.collector import paused_gc
 from sicompiler.guards.modules import View
-from sicompiler.guards.walk import Walk
+from sicompiler.guards.walk import ModelDescription
 
 
 def all_of_it(own: Mapping[str, object]) -> Mapping[str, object]:
@@ -30,14 +30,14 @@ class ModuleGuards:
 
     def __init__(self, view: View = all_of_it, methods: Iterable[str] = ("forward",), path: str = "") -> None:
         self._view, self._methods, self._path = view, tuple(methods), path
-        self._known: tuple[Walk, int] | None = None  # one attribute: threads share a model
+        self._known: tuple[ModelDescription, int] | None = None  # one attribute: threads share a model
 
     def key(self, model: torch.nn.Module) -> int:
         """A hash of all that a plan depends on of the model: code, hooks, state, layouts of its tensors."""
         known = self._known
         if known is None or not known[0].holds(model):
             with paused_gc():
-                walk = Walk(model, self._view, self._methods, path=self._path)
+                walk = ModelDescription(model, self._view, self._methods, path=self._path)
                 walk.tensors.clear()
                 known = self._known = (walk, hash(frozenset(walk.facts.items())))
         return known[1]

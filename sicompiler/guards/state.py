@@ -14,7 +14,7 @@ import torch
 
 from sicompiler.guards.places import DEFAULTS
 from sicompiler.guards.undo import Undo
-from sicompiler.guards.walk import Walk
+from sicompiler.guards.walk import ModelDescription
 from sicompiler.guards.words import differences, place, shown
 
 FORWARD = "forward"
@@ -30,7 +30,7 @@ def keep_state(model: torch.nn.Module, method: str) -> Undo:
         method: the entry point.
     """
     undo = _keep_process()
-    walk = Walk(model, None, (method, FORWARD), undo)
+    walk = ModelDescription(model, None, (method, FORWARD), undo)
     undo.moving = walk.moving
     return undo
 
@@ -65,7 +65,7 @@ class Moment:
 
     facts: Mapping[str, Hashable]
     tensors: Mapping[str, torch.Tensor]
-    walk: Walk
+    walk: ModelDescription
     undo: Undo | None = None
 
     @staticmethod
@@ -90,7 +90,9 @@ class Moment:
             if before is not None and before.walk.holds(model):
                 walk = before.walk
             else:
-                walk = Walk(model, lambda own: {**own, FORWARD: call}, (method, FORWARD), undo, layouts=False)
+                walk = ModelDescription(
+                    model, lambda own: {**own, FORWARD: call}, (method, FORWARD), undo, layouts=False
+                )
         facts = dict(walk.facts)
         facts["the random numbers of Python"] = ("random", hash(random.getstate()))
         facts["the random numbers of NumPy"] = ("random", hash(_numpy_state()))

@@ -80,7 +80,7 @@ def _registered(module: torch.nn.Module) -> list[torch.Tensor | None]:
     return [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
 
 
-class Walk:
+class ModelDescription:
     """One description of a model: facts by path, and guards.
 
     Args:

@@ -5,29 +5,29 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from sicompiler.models.family import Config, Draw, Family, Inputs
+from sicompiler.models.family import Config, ExampleDraw, Family, Inputs
 from sicompiler.models.geometry import Geometry, Sizes
 
 DECODE = "decode"
 
 
-def _frames_in_batch(config: Config, latent: Sizes, text_tokens: int, draw: Draw) -> Inputs:
+def _frames_in_batch(config: Config, latent: Sizes, text_tokens: int, draw: ExampleDraw) -> Inputs:
     shape = (latent.batch * latent.frames, config["latent_channels"], latent.height, latent.width)
     return (draw.normal(*shape),), {"return_dict": False}
 
 
-def _temporal_decoder(config: Config, latent: Sizes, text_tokens: int, draw: Draw) -> Inputs:
+def _temporal_decoder(config: Config, latent: Sizes, text_tokens: int, draw: ExampleDraw) -> Inputs:
     args, kwargs = _frames_in_batch(config, latent, text_tokens, draw)
     return args, kwargs | {"num_frames": latent.frames}
 
 
-def _video(config: Config, latent: Sizes, text_tokens: int, draw: Draw) -> Inputs:
+def _video(config: Config, latent: Sizes, text_tokens: int, draw: ExampleDraw) -> Inputs:
     channels = config["z_dim"] if "z_dim" in config else config["latent_channels"]
     shape = (latent.batch, channels, latent.frames, latent.height, latent.width)
     return (draw.normal(*shape),), {"return_dict": False}
 
 
-def _ltx(config: Config, latent: Sizes, text_tokens: int, draw: Draw) -> Inputs:
+def _ltx(config: Config, latent: Sizes, text_tokens: int, draw: ExampleDraw) -> Inputs:
     (latents,), kwargs = _video(config, latent, text_tokens, draw)
     time = draw.full(*[0.05] * latent.batch) if config["timestep_conditioning"] else None
     return (latents, time), kwargs

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Unpack
 
 from sicompiler.errors import BadInput
-from sicompiler.models.family import Draw, Family
+from sicompiler.models.family import ExampleDraw, Family
 from sicompiler.models.geometry import GivenSizes, Sizes
 from sicompiler.models.inputs import FAMILIES
 from sicompiler.models.presets import PRESETS, Preset
@@ -154,7 +154,7 @@ def build_model(  # noqa: PLR0913  # a model, and how its weights and inputs are
         module = construct(class_name, config, torch_dtype)
         if fake_mode is None:
             randomize_(module, seed)
-        draw = Draw(torch_dtype, None if fake else torch.Generator().manual_seed(seed))
+        draw = ExampleDraw(torch_dtype, None if fake else torch.Generator().manual_seed(seed))
         args, kwargs = family.make(module.config, latent, family.text_tokens, draw)
     if fake_mode is not None:
         fake_buffers_(module, fake_mode)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sicompiler.models.family import Draw, Inputs
+from sicompiler.models.family import ExampleDraw, Inputs
 
 
 @dataclass(frozen=True)
@@ -23,15 +23,15 @@ class Encoder:
     name: str
     class_name: str
     config: Mapping[str, Any]
-    inputs: Callable[[Draw], Inputs]
+    inputs: Callable[[ExampleDraw], Inputs]
 
 
-def _image(draw: Draw) -> Inputs:
+def _image(draw: ExampleDraw) -> Inputs:
     return (draw.normal(1, 3, 224, 224),), {}
 
 
-def _prompt(tokens: int, *, mask: bool = False, **kwargs: Any) -> Callable[[Draw], Inputs]:
-    def make(draw: Draw) -> Inputs:
+def _prompt(tokens: int, *, mask: bool = False, **kwargs: Any) -> Callable[[ExampleDraw], Inputs]:
+    def make(draw: ExampleDraw) -> Inputs:
         import torch
 
         ids = torch.zeros(1, tokens, dtype=torch.int64)

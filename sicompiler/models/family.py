@@ -17,7 +17,7 @@ Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Draw:
+class ExampleDraw:
     """Makes example tensors: fake ones under a fake mode, else random ones that a seed fixes.
 
     Attributes:
@@ -79,7 +79,7 @@ class Family:
     geometry: Geometry
     sizes: Sizes
     text_tokens: int
-    make: Callable[[Config, Sizes, int, Draw], Inputs]
+    make: Callable[[Config, Sizes, int, ExampleDraw], Inputs]
     size_keys: Mapping[str, str] = field(default_factory=dict)
     method: str = "forward"
     geometry_keys: Mapping[str, str] = field(default_factory=dict)
@@ -88,7 +88,7 @@ class Family:
     derived: Callable[[Config], Mapping[str, int]] | None = None
     patch_key: str = ""
     latent_channels: tuple[str, int] | None = None
-    variants: Mapping[str, Callable[[Config, Sizes, int, Draw], Inputs]] = field(default_factory=dict)
+    variants: Mapping[str, Callable[[Config, Sizes, int, ExampleDraw], Inputs]] = field(default_factory=dict)
 
     def default_sizes(self, config: Config) -> Sizes:
         """Sizes in pixels when the user gives none: what the configuration says, else those of the class."""

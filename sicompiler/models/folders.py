@@ -23,7 +23,7 @@ ENCODER = re.compile(r"(text_encoder|image_encoder|prompt_encoder)(_\d+)?")
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownClass:
     """A model whose calls are known.
 
     Attributes:
@@ -102,7 +102,7 @@ def denoisers_of(folder: Path) -> list[str]:
     return denoisers
 
 
-def read_folder(folder: Path) -> Known:
+def read_folder(folder: Path) -> KnownClass:
     """The model in the folder of a component, or the first denoiser in that of a pipeline.
 
     Where the folder is one of a pipeline's, the VAE beside it says what the latents are.
@@ -129,7 +129,7 @@ def read_folder(folder: Path) -> Known:
     family = FAMILIES[class_name]
     if class_name not in AUTOENCODERS:
         family = _in_its_pipeline(family, own, folder.absolute().parent)
-    return Known(class_name, own, family, family.default_sizes(own))
+    return KnownClass(class_name, own, family, family.default_sizes(own))
 
 
 def _in_its_pipeline(family: Family, config: Mapping[str, Any], folder: Path) -> Family:

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from sicompiler.models.autoencoders import AUTOENCODERS
-from sicompiler.models.family import Config, Draw, Family, Inputs
+from sicompiler.models.family import Config, ExampleDraw, Family, Inputs
 from sicompiler.models.geometry import Geometry, Sizes
 
 
-def _svd(config: Config, latent: Sizes, text_tokens: int, draw: Draw) -> Inputs:
+def _svd(config: Config, latent: Sizes, text_tokens: int, draw: ExampleDraw) -> Inputs:
     sample = draw.normal(latent.batch, latent.frames, config["in_channels"], latent.height, latent.width)
     return (sample, draw.timestep(1.637)), {
         "encoder_hidden_states": draw.normal(latent.batch, text_tokens, config["cross_attention_dim"]),
@@ -19,7 +19,7 @@ def _svd(config: Config, latent: Sizes, text_tokens: int, draw: Draw) -> Inputs:
     }
 
 
-def _animatediff(config: Config, latent: Sizes, text_tokens: int, draw: Draw) -> Inputs:
+def _animatediff(config: Config, latent: Sizes, text_tokens: int, draw: ExampleDraw) -> Inputs:
     sample = draw.normal(latent.batch, config["in_channels"], latent.frames, latent.height, latent.width)
     text = draw.normal(latent.batch, text_tokens, config["cross_attention_dim"])
     return (sample, draw.timestep(981)), {
@@ -30,7 +30,7 @@ def _animatediff(config: Config, latent: Sizes, text_tokens: int, draw: Draw) ->
     }
 
 
-def _modelscope(config: Config, latent: Sizes, text_tokens: int, draw: Draw) -> Inputs:
+def _modelscope(config: Config, latent: Sizes, text_tokens: int, draw: ExampleDraw) -> Inputs:
     sample = draw.normal(latent.batch, config["in_channels"], latent.frames, latent.height, latent.width)
     return (sample, draw.timestep(981)), {
         "encoder_hidden_states": draw.normal(latent.batch, text_tokens, config["cross_attention_dim"]),
@@ -39,7 +39,7 @@ def _modelscope(config: Config, latent: Sizes, text_tokens: int, draw: Draw) -> 
     }
 
 
-def _i2vgenxl(config: Config, latent: Sizes, text_tokens: int, draw: Draw) -> Inputs:
+def _i2vgenxl(config: Config, latent: Sizes, text_tokens: int, draw: ExampleDraw) -> Inputs:
     args, kwargs = _modelscope(config, latent, text_tokens, draw)
     return args, kwargs | {
         "fps": draw.timestep(16).repeat(latent.batch),
@@ -48,7 +48,7 @@ def _i2vgenxl(config: Config, latent: Sizes, text_tokens: int, draw: Draw) -> In
     }
 
 
-def _cogvideox(config: Config, latent: Sizes, text_tokens: int, draw: Draw) -> Inputs:
+def _cogvideox(config: Config, latent: Sizes, text_tokens: int, draw: ExampleDraw) -> Inputs:
     patch, patch_t = config["patch_size"], config["patch_size_t"] or 1
     frames = -(-latent.frames // patch_t) * patch_t  # the pipeline rounds up
     rotary = None
@@ -66,7 +66,7 @@ def _cogvideox(config: Config, latent: Sizes, text_tokens: int, draw: Draw) -> I
     }
 
 
-def _wan(config: Config, latent: Sizes, text_tokens: int, draw: Draw) -> Inputs:
+def _wan(config: Config, latent: Sizes, text_tokens: int, draw: ExampleDraw) -> Inputs:
     kwargs = {
         "hidden_states": draw.normal(latent.batch, config["in_channels"], latent.frames, latent.height, latent.width),
         "timestep": draw.timestep(981).expand(latent.batch),
@@ -79,7 +79,7 @@ def _wan(config: Config, latent: Sizes, text_tokens: int, draw: Draw) -> Inputs:
     return (), kwargs
 
 
-def _wan_expanded(config: Config, latent: Sizes, text_tokens: int, draw: Draw) -> Inputs:
+def _wan_expanded(config: Config, latent: Sizes, text_tokens: int, draw: ExampleDraw) -> Inputs:
     """A step of its own for every token, as where the first frame is given and stays (`expand_timesteps`)."""
     args, kwargs = _wan(config, latent, text_tokens, draw)
     time, rows, columns = config["patch_size"]
@@ -87,7 +87,7 @@ def _wan_expanded(config: Config, latent: Sizes, text_tokens: int, draw: Draw) -
     return args, kwargs | {"timestep": draw.timestep(981.0).expand(latent.batch, tokens)}
 
 
-def _ltx(config: Config, latent: Sizes, text_tokens: int, draw: Draw) -> Inputs:
+def _ltx(config: Config, latent: Sizes, text_tokens: int, draw: ExampleDraw) -> Inputs:
     positions = latent.frames * latent.height * latent.width
     return (), {
         "hidden_states": draw.normal(latent.batch, positions, config["in_channels"]),
@@ -103,7 +103,7 @@ def _ltx(config: Config, latent: Sizes, text_tokens: int, draw: Draw) -> Inputs:
     }
 
 
-def _hunyuanvideo(config: Config, latent: Sizes, text_tokens: int, draw: Draw) -> Inputs:
+def _hunyuanvideo(config: Config, latent: Sizes, text_tokens: int, draw: ExampleDraw) -> Inputs:
     return (), {
         "hidden_states": draw.normal(latent.batch, config["in_channels"], latent.frames, latent.height, latent.width),
         "timestep": draw.timestep(981.0).expand(latent.batch),
@@ -116,7 +116,7 @@ def _hunyuanvideo(config: Config, latent: Sizes, text_tokens: int, draw: Draw) -
     }
 
 
-def _mochi(config: Config, latent: Sizes, text_tokens: int, draw: Draw) -> Inputs:
+def _mochi(config: Config, latent: Sizes, text_tokens: int, draw: ExampleDraw) -> Inputs:
     return (), {
         "hidden_states": draw.normal(latent.batch, config["in_channels"], latent.frames, latent.height, latent.width),
         "encoder_hidden_states": draw.normal(latent.batch, text_tokens, config["text_embed_dim"]),

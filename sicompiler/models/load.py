@@ -15,7 +15,7 @@ from typing import Any, Unpack
 
 from sicompiler.errors import BadInput, SicompilerError
 from sicompiler.models.build import ModelCall, build_model, build_preset, preset_named, sizes_of
-from sicompiler.models.folders import Known, read_folder
+from sicompiler.models.folders import KnownClass, read_folder
 from sicompiler.models.geometry import GivenSizes, Sizes
 from sicompiler.models.inputs import FAMILIES
 from sicompiler.models.presets import PRESETS
@@ -69,7 +69,7 @@ def resolve(
     return build_preset(spec, **sizes, dtype=dtype or "float16", fake=fake, seed=seed)
 
 
-def family_of(spec: str) -> Known | None:
+def family_of(spec: str) -> KnownClass | None:
     """What is known of a preset or a folder; None for a function.
 
     Args:
@@ -84,7 +84,7 @@ def family_of(spec: str) -> Known | None:
         if _FUNCTION.fullmatch(spec):
             return None
     preset = preset_named(spec)
-    return Known(preset.class_name, preset.config, FAMILIES[preset.class_name], sizes_of(spec, {}))
+    return KnownClass(preset.class_name, preset.config, FAMILIES[preset.class_name], sizes_of(spec, {}))
 
 
 def pixels_of(spec: str, given: GivenSizes) -> Sizes:

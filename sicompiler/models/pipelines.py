@@ -12,7 +12,7 @@ from sicompiler.entry import FORWARD, entry_label
 from sicompiler.errors import BadInput
 from sicompiler.models.build import ModelCall, construct, default_dtype, fake_buffers_, new_fake_mode
 from sicompiler.models.encoders import Encoder
-from sicompiler.models.family import Draw, Inputs
+from sicompiler.models.family import ExampleDraw, Inputs
 from sicompiler.models.folders import is_pipeline_folder
 from sicompiler.models.geometry import GivenSizes, Sizes
 from sicompiler.models.load import family_of, pixels_of, resolve
@@ -214,7 +214,7 @@ def _fake(
     name: str,
     dtype: str,
     make: Callable[[torch.dtype], Any],
-    inputs: Callable[[Draw], Inputs],
+    inputs: Callable[[ExampleDraw], Inputs],
     method: str = FORWARD,
 ) -> ModelCall:
     """A component and a call of it under fake tensors."""
@@ -224,6 +224,6 @@ def _fake(
     mode = new_fake_mode()
     with mode:
         module = make(torch_dtype)
-        args, kwargs = inputs(Draw(torch_dtype))
+        args, kwargs = inputs(ExampleDraw(torch_dtype))
     fake_buffers_(module, mode)
     return ModelCall(module, args, kwargs, name, None, mode, method)

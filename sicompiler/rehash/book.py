@@ -14,9 +14,9 @@ import numpy as np
 
 from sicompiler.codec import refuse_other
 from sicompiler.errors import BadInput, StalePlan
-from sicompiler.rehash.choose import Subject
+from sicompiler.rehash.choose import PlanInputs
 from sicompiler.rehash.kinds import read_kinds
-from sicompiler.rehash.lessons import Lesson, Lessons
+from sicompiler.rehash.lessons import CutStats, RunStats
 from sicompiler.rehash.setting import Setting
 
 BOOK_VERSION = 2
@@ -50,12 +50,12 @@ class LearnedRun:
 
     label: str
     final_norm: float
-    lessons: Mapping[tuple[int, ...], Lesson]
+    lessons: Mapping[tuple[int, ...], RunStats]
     errors: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class LessonBook:
+class CalibrationFile:
     """What the full runs of one setting have taught.
 
     Attributes:
@@ -75,12 +75,12 @@ class LessonBook:
     runs: tuple[LearnedRun, ...] = ()
 
     @property
-    def subject(self) -> Subject:
+    def subject(self) -> PlanInputs:
         """What plans from these lessons are for."""
         branches = max((len(x.grams) for run in self.runs for x in run.lessons.values()), default=1)
-        return Subject(self.pipeline, self.component, self.setting.structure, self.setting.scheduler, branches)
+        return PlanInputs(self.pipeline, self.component, self.setting.structure, self.setting.scheduler, branches)
 
-    def with_run(self, run: LearnedRun, cuts: Sequence[WatchedCut]) -> LessonBook:
+    def with_run(self, run: LearnedRun, cuts: Sequence[WatchedCut]) -> CalibrationFile:
         """The book with one more run.
 
         Args:
@@ -100,7 +100,7 @@ class LessonBook:
                 )
         return replace(self, cuts=tuple(known.values()), runs=(*self.runs, run))
 
-    def with_error(self, label: str, step: int, error: float) -> LessonBook:
+    def with_error(self, label: str, step: int, error: float) -> CalibrationFile:
         """The book with what skipping one evaluation did, put down at the first run of a call, if it has one.
 
         Args:
@@ -113,7 +113,7 @@ class LessonBook:
             runs[place] = replace(runs[place], errors={**runs[place].errors, step: error})
         return replace(self, runs=tuple(runs))
 
-    def of(self, labels: Sequence[str]) -> LessonBook:
+    def of(self, labels: Sequence[str]) -> CalibrationFile:
         """The book with the runs of some calls only, in the order of the calls; each run stands for one of them."""
         left, found = list(self.runs), list[LearnedRun]()
         for label in labels:
@@ -123,11 +123,11 @@ class LessonBook:
                 found.append(run)
         return replace(self, runs=tuple(found))
 
-    def lessons(self) -> list[Lessons]:
+    def lessons(self) -> list[CutStats]:
         """By cut, as plans are made from them; cuts that no run watched are left out."""
         found = []
         for cut in self.cuts:
-            rows = Lessons(cut.positions, cut.names, cut.nbytes, self.setting.times, np.array(self.importance))
+            rows = CutStats(cut.positions, cut.names, cut.nbytes, self.setting.times, np.array(self.importance))
             for run in self.runs:
                 if cut.positions in run.lessons:
                     rows.add(run.lessons[cut.positions], run.final_norm)
@@ -136,7 +136,7 @@ class LessonBook:
         return found
 
     def to_json(self) -> str:
-        """Write the book as JSON; `LessonBook.from_json` reads it back, the same to the last bit."""
+        """Write the book as JSON; `CalibrationFile.from_json` reads it back, the same to the last bit."""
         runs = [
             {
                 "label": run.label,
@@ -158,7 +158,7 @@ class LessonBook:
         os.replace(fresh, target)
 
     @staticmethod
-    def from_json(text: str) -> LessonBook:
+    def from_json(text: str) -> CalibrationFile:
         """Read a book.
 
         Raises:
@@ -172,7 +172,7 @@ class LessonBook:
             setting = data["setting"]
             if "size" not in setting:
                 raise StalePlan("an earlier version wrote these lessons, of unknown guidance and size: learn them anew")
-            return LessonBook(
+            return CalibrationFile(
                 data["pipeline"],
                 data["component"],
                 Setting(**{**setting, "times": tuple(map(float, setting["times"])), "size": tuple(setting["size"])}),
@@ -192,7 +192,7 @@ class LessonBook:
             raise StalePlan(f"this is not a file of lessons: {type(error).__name__}: {error}") from error
 
     @staticmethod
-    def load(path: str | Path) -> LessonBook:
+    def load(path: str | Path) -> CalibrationFile:
         """Read a book from a file.
 
         Raises:
@@ -203,19 +203,19 @@ class LessonBook:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise BadInput(f"can't read the lessons {path}: {getattr(error, 'strerror', None) or error}") from error
-        return LessonBook.from_json(text)
+        return CalibrationFile.from_json(text)
 
 
-def _written(lesson: Lesson) -> dict[str, Any]:
+def _written(lesson: RunStats) -> dict[str, Any]:
     found = {field.name: getattr(lesson, field.name) for field in fields(lesson)}
     found["grams"] = [gram.tolist() for gram in lesson.grams]
     found["gains"] = [None if math.isnan(gain) else gain for gain in lesson.gains.tolist()]  # JSON has no nan
     return found
 
 
-def _read(row: Mapping[str, Any]) -> Lesson:
+def _read(row: Mapping[str, Any]) -> RunStats:
     found = {name: value for name, value in row.items() if name != "cut"}
     found["grams"] = tuple(np.array(gram, dtype=np.float64) for gram in row["grams"])
     found["gains"] = np.array([math.nan if gain is None else gain for gain in row["gains"]], dtype=np.float64)
     found["kinds"] = tuple(map(read_kinds, row["kinds"]))
-    return Lesson(**found)
+    return RunStats(**found)

@@ -20,7 +20,7 @@ from sicompiler.planners.steps import (
     squared_error,
     uniform_steps,
 )
-from sicompiler.rehash.lessons import Lessons
+from sicompiler.rehash.lessons import CutStats
 from sicompiler.rehash.plan import Check, FrontierPoint, RehashPlan
 from sicompiler.rehash.request import Strategy
 
@@ -33,7 +33,7 @@ LEAST_BOUND = 0.02
 
 
 @dataclass(frozen=True)
-class Subject:
+class PlanInputs:
     """What plans are made for.
 
     Attributes:
@@ -52,7 +52,7 @@ class Subject:
 
 
 def make_plan(
-    subject: Subject, lessons: Lessons, costs: StepCosts, schedule: Schedule, strategy: str, *, guard: bool = True
+    subject: PlanInputs, lessons: CutStats, costs: StepCosts, schedule: Schedule, strategy: str, *, guard: bool = True
 ) -> RehashPlan:
     """A plan from a schedule.
 
@@ -85,7 +85,7 @@ def make_plan(
     )
 
 
-def refitted(plan: RehashPlan, lessons: Lessons, predictor: Predictor) -> RehashPlan:
+def refitted(plan: RehashPlan, lessons: CutStats, predictor: Predictor) -> RehashPlan:
     """The same schedule with the weights that some runs teach; those of rules are taught by none.
 
     Args:
@@ -130,7 +130,7 @@ def guarded(plan: RehashPlan, seen: Mapping[int, float]) -> RehashPlan:
     )
 
 
-def costs_of(lessons: Lessons, predictor: Predictor, order: int) -> StepCosts:
+def costs_of(lessons: CutStats, predictor: Predictor, order: int) -> StepCosts:
     """What skipping costs at one cut."""
     return StepCosts(lessons.gram, lessons.weight, lessons.times, predictor, order, lessons.apart)
 
@@ -151,7 +151,7 @@ def _checks(costs: StepCosts, schedule: Schedule) -> tuple[Check | None, ...]:
     return tuple(found)
 
 
-def planned(subject: Subject, lessons: Sequence[Lessons], predictor: Predictor, order: int) -> list[RehashPlan]:
+def planned(subject: PlanInputs, lessons: Sequence[CutStats], predictor: Predictor, order: int) -> list[RehashPlan]:
     """The best plan of every cut, every order of the predictor and every number of full evaluations.
 
     Args:
@@ -181,7 +181,7 @@ def worth_trying(plans: Sequence[RehashPlan]) -> list[RehashPlan]:
     return list(found.values())
 
 
-def by_rule(strategy: Strategy, subject: Subject, lessons: Sequence[Lessons]) -> list[RehashPlan]:
+def by_rule(strategy: Strategy, subject: PlanInputs, lessons: Sequence[CutStats]) -> list[RehashPlan]:
     """The plans that a rule makes, of every cut and every number of full evaluations it comes to.
 
     Args:
@@ -199,7 +199,7 @@ def by_rule(strategy: Strategy, subject: Subject, lessons: Sequence[Lessons]) ->
     return list(found.values())
 
 
-def uniform(subject: Subject, lessons: Lessons, full: int, order: int = 0, *, guard: bool = True) -> RehashPlan:
+def uniform(subject: PlanInputs, lessons: CutStats, full: int, order: int = 0, *, guard: bool = True) -> RehashPlan:
     """Full evaluations at even distances; plain reuse, or Lagrange over the times (`order` 1: Taylor)."""
     times = [float(i) for i in range(len(lessons.times))]
     costs = StepCosts(lessons.gram, lessons.weight, times, "lagrange", order, lessons.apart)
@@ -222,7 +222,7 @@ def _of_full_order(costs: StepCosts, full: Sequence[int]) -> Schedule:
     return tuple(found)
 
 
-def deepcache(subject: Subject, lessons: Lessons, full: int, *, guard: bool = True) -> RehashPlan:
+def deepcache(subject: PlanInputs, lessons: CutStats, full: int, *, guard: bool = True) -> RehashPlan:
     """The rule of DeepCache (arXiv 2312.00858): in full at every n-th evaluation; plain reuse. n fits `full` best."""
     costs = costs_of(lessons, "lagrange", 0)
     interval = max(-(-costs.count // full), 1)
@@ -230,19 +230,19 @@ def deepcache(subject: Subject, lessons: Lessons, full: int, *, guard: bool = Tr
     return make_plan(subject, lessons, costs, schedule_of(costs, steps), "deepcache", guard=guard)
 
 
-def similar(subject: Subject, lessons: Lessons, full: int, *, guard: bool = True) -> RehashPlan:
+def similar(subject: PlanInputs, lessons: CutStats, full: int, *, guard: bool = True) -> RehashPlan:
     """The rule of Streamlined Inference: a threshold on the similarity with the last full evaluation; plain reuse."""
     costs = costs_of(lessons, "lagrange", 0)
     steps = similar_steps_of(costs.gram, full)
     return make_plan(subject, lessons, costs, schedule_of(costs, steps), "similarity", guard=guard)
 
 
-def taylor(subject: Subject, lessons: Lessons, full: int) -> RehashPlan:
+def taylor(subject: PlanInputs, lessons: CutStats, full: int) -> RehashPlan:
     """Full evaluations at even distances, and a straight line through the last two of them."""
     return uniform(subject, lessons, full, order=1)
 
 
-RULES: Mapping[Strategy, Callable[[Subject, Lessons, int], RehashPlan]] = {
+RULES: Mapping[Strategy, Callable[[PlanInputs, CutStats, int], RehashPlan]] = {
     "uniform": uniform,
     "taylor": taylor,
     "similarity": similar,

@@ -15,7 +15,7 @@ UNWATCHED = "another graph"
 Named = Sequence[tuple[str, Any]]  # every leaf among the inputs, with the name of its argument
 
 
-class Kind(NamedTuple):
+class CallKind(NamedTuple):
     """What a call is to the first one of its branch in the loop, without sizes: the same at every input size.
 
     Attributes:
@@ -34,7 +34,7 @@ class Kind(NamedTuple):
         return "; ".join(filter(None, (inputs, self.guidance)))
 
 
-StepKinds = tuple[Kind, ...]  # of the calls in one step, by branch
+StepKinds = tuple[CallKind, ...]  # of the calls in one step, by branch
 
 
 class FirstCalls:
@@ -96,7 +96,7 @@ def apart(first: StepKinds, second: StepKinds) -> bool:
 
 def read_kinds(row: Sequence[Sequence[str]]) -> StepKinds:
     """The calls of one step, as JSON has them."""
-    return tuple(Kind(*kind) for kind in row)
+    return tuple(CallKind(*kind) for kind in row)
 
 
 def _described(name: str, leaf: Any) -> object:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sicompiler.planners.steps import Floats
-from sicompiler.rehash.kinds import Kind, StepKinds, apart
+from sicompiler.rehash.kinds import CallKind, StepKinds, apart
 
 TEMPER = 0.25
 """Power of the weights of evaluations around their mean: 1 believes the scheduler alone, 0 weighs all the same. Found
@@ -19,7 +19,7 @@ on the demo pipeline's training captions (decision 23)."""
 
 
 @dataclass(frozen=True)
-class Lesson:
+class RunStats:
     """What one full run showed of one cut.
 
     Attributes:
@@ -49,7 +49,7 @@ class Lesson:
 
 
 @dataclass
-class Lessons:
+class CutStats:
     """What all runs showed of one cut.
 
     Attributes:
@@ -70,15 +70,15 @@ class Lessons:
     times: tuple[float, ...]
     importance: Floats
     final_norm: float = 0.0
-    lessons: list[Lesson] = field(default_factory=list)
+    lessons: list[RunStats] = field(default_factory=list)
     response: Floats | None = None
 
-    def add(self, lesson: Lesson, final_norm: float) -> None:
+    def add(self, lesson: RunStats, final_norm: float) -> None:
         """Put down one more run, and the norm of its latents at the end."""
         self.final_norm = (self.final_norm * len(self.lessons) + final_norm) / (len(self.lessons) + 1)
         self.lessons.append(lesson)
 
-    def without(self, number: int) -> Lessons:
+    def without(self, number: int) -> CutStats:
         """What the other runs showed, had one not been made."""
         return replace(self, lessons=[x for i, x in enumerate(self.lessons) if i != number])
 
@@ -98,7 +98,7 @@ class Lessons:
     def kinds(self) -> tuple[tuple[StepKinds, ...], ...]:
         """For each evaluation, the calls of that step in every way they were seen; empty where none differed."""
         branches = max(len(lesson.grams) for lesson in self.lessons)
-        alike = ((Kind(),) * branches,) * len(self.times)
+        alike = ((CallKind(),) * branches,) * len(self.times)
         runs = [lesson.kinds or alike for lesson in self.lessons]
         if all(run == alike for run in runs):
             return ()
@@ -151,7 +151,7 @@ class Lessons:
         """Time of a skipped evaluation, of that of a full one."""
         return self.skip_seconds / self.full_seconds if self.full_seconds else 0.0
 
-    def at(self, times: Sequence[float], importance: Floats) -> Lessons:
+    def at(self, times: Sequence[float], importance: Floats) -> CutStats:
         """The same for other evaluation times, between which features are taken to move evenly.
 
         Args:
@@ -160,7 +160,7 @@ class Lessons:
         """
         matrix, nearest = _between(self.times, times, self.lessons), _nearest(self.times, times)
         moved = [
-            Lesson(
+            RunStats(
                 tuple(matrix @ gram @ matrix.T for gram in lesson.grams),
                 matrix @ np.nan_to_num(lesson.gains, nan=float(np.nanmean(lesson.gains))),
                 lesson.full_seconds,
@@ -170,7 +170,7 @@ class Lessons:
             )
             for lesson in self.lessons
         ]
-        rows = Lessons(self.cut, self.names, self.nbytes, tuple(times), importance, self.final_norm, moved)
+        rows = CutStats(self.cut, self.names, self.nbytes, tuple(times), importance, self.final_norm, moved)
         if self.response is not None:
             ratios = matrix @ np.log(self.response / self.floored_importance)
             rows.response = rows.floored_importance * np.exp(ratios)
@@ -187,7 +187,7 @@ def _nearest(known: Sequence[float], wanted: Sequence[float]) -> list[int]:
     return [int(i) for i in np.abs(np.subtract.outer(wanted, known)).argmin(axis=1)]
 
 
-def _between(known: Sequence[float], wanted: Sequence[float], lessons: Sequence[Lesson] = ()) -> Floats:
+def _between(known: Sequence[float], wanted: Sequence[float], lessons: Sequence[RunStats] = ()) -> Floats:
     """[wanted, known]: weights of linear interpolation; beyond the ends the nearest.
 
     Where calls changed in the runs, those of one kind only: each that is wanted is of the kind of the nearest.

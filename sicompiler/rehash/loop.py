@@ -12,9 +12,9 @@ import torch
 
 from sicompiler.planners.steps import Floats, Prediction
 from sicompiler.rehash.evaluation import Evaluation
-from sicompiler.rehash.kinds import UNWATCHED, FirstCalls, Kind
+from sicompiler.rehash.kinds import UNWATCHED, CallKind, FirstCalls
 from sicompiler.rehash.plan import RehashPlan
-from sicompiler.rehash.recorder import Recorder
+from sicompiler.rehash.recorder import LoopRecorder
 from sicompiler.rehash.setting import Setting
 from sicompiler.rehash.sketch import PIECE, Snapshot
 
@@ -59,7 +59,7 @@ class DenoisingLoop:
     def __init__(self, owner: object) -> None:
         self.owner, self.step = owner, 0
         self.plan: RehashPlan | None = None
-        self.recorder: Recorder | None = None
+        self.recorder: LoopRecorder | None = None
         self.resolved = False
         self.setting: Setting | None = None
         self.importance: Callable[[], Floats] = _unknown
@@ -70,7 +70,7 @@ class DenoisingLoop:
         self.evaluations: list[Evaluation] = []
         self.stopped = ""  # why skipping has ended
         self.first_calls: FirstCalls | None = None
-        self.kinds: list[list[Kind]] = []  # of the calls so far, by step and branch
+        self.kinds: list[list[CallKind]] = []  # of the calls so far, by step and branch
         self.dropped = ""  # why features are gone that the plan would use
         self.why = ""  # nothing is skipped
         self._kept: dict[tuple[int, int], Snapshot] = {}
@@ -108,7 +108,7 @@ class DenoisingLoop:
         last = self.plan.last_use if self.plan else {}
         self._kept = {key: kept for key, kept in self._kept.items() if last.get(key[1], -1) >= self.step}
 
-    def begins(self, kind: Kind) -> None:
+    def begins(self, kind: CallKind) -> None:
         """A call of the denoiser begins. What is kept of its branch goes if it is of another kind than the one before.
 
         Args:
@@ -131,7 +131,7 @@ class DenoisingLoop:
         if self.recorder is not None:
             self.recorder.forget(branch)
 
-    def kind_before(self, branch: int) -> Kind | None:
+    def kind_before(self, branch: int) -> CallKind | None:
         """Of the newest call of a branch so far; None before the first."""
         return next((kinds[branch] for kinds in reversed(self.kinds) if branch < len(kinds)), None)
 

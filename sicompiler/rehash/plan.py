@@ -12,7 +12,7 @@ from typing import Any
 from sicompiler.codec import refuse_other
 from sicompiler.errors import BadInput, StalePlan
 from sicompiler.planners.steps import Prediction, Schedule
-from sicompiler.rehash.kinds import Kind, StepKinds, read_kinds
+from sicompiler.rehash.kinds import CallKind, StepKinds, read_kinds
 from sicompiler.rehash.setting import Setting
 
 REHASH_VERSION = 4
@@ -257,7 +257,7 @@ class RehashPlan:
             differs
         )
 
-    def unlike(self, step: int, calls: Sequence[Kind], *, whole: bool) -> str:
+    def unlike(self, step: int, calls: Sequence[CallKind], *, whole: bool) -> str:
         """In what the calls of a step differ from those that were learned from; empty where they don't.
 
         Args:
@@ -265,7 +265,7 @@ class RehashPlan:
             calls: in this step so far.
             whole: whether no more will come.
         """
-        known = self.kinds[step] if self.kinds else ((Kind(),) * self.branches,)
+        known = self.kinds[step] if self.kinds else ((CallKind(),) * self.branches,)
         if any(row[: len(calls)] == tuple(calls) and len(row) >= len(calls) for row in known):
             complete = not whole or any(len(row) == len(calls) for row in known)
             return "" if complete else f"there were {len(calls)} calls where the plan knows {len(known[0])}"

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from sicompiler.planners.cuts import Cut
+from sicompiler.planners.cuts import FeatureCut
 from sicompiler.planners.steps import Floats
 from sicompiler.rehash.kinds import StepKinds
-from sicompiler.rehash.lessons import Lesson
+from sicompiler.rehash.lessons import RunStats
 from sicompiler.rehash.sketch import WIDTH, Snapshot, sketch
 
 
 @dataclass(frozen=True)
-class Turn:
+class ProbeTurn:
     """Which evaluations of a run probe a cut, where several runs share that work.
 
     Attributes:
@@ -29,7 +29,7 @@ class Turn:
     runs: int = 1
 
 
-class Recorder:
+class LoopRecorder:
     """What is written down of one denoising loop.
 
     Args:
@@ -37,7 +37,7 @@ class Recorder:
         turn: at which evaluations each of them is probed.
     """
 
-    def __init__(self, names: Mapping[Cut, tuple[str, ...]], turn: Turn = Turn()) -> None:
+    def __init__(self, names: Mapping[FeatureCut, tuple[str, ...]], turn: ProbeTurn = ProbeTurn()) -> None:
         self.names, self.cuts, self._turn = dict(names), tuple(names), turn
         self._newest: dict[int, tuple[Snapshot, torch.Tensor]] = {}  # by cut: features that have just been sketched
         self._sketches: list[dict[int, dict[int, torch.Tensor]]] = [{} for _ in names]  # by branch, by step
@@ -48,9 +48,9 @@ class Recorder:
         self._full_seconds: list[float] = []
         self._skip_seconds: list[list[float]] = [[] for _ in names]
 
-    def without(self, cut: Cut) -> Recorder:
+    def without(self, cut: FeatureCut) -> LoopRecorder:
         """What watches all cuts but one, from the start."""
-        return Recorder({other: names for other, names in self.names.items() if other is not cut}, self._turn)
+        return LoopRecorder({other: names for other, names in self.names.items() if other is not cut}, self._turn)
 
     def probes(self, number: int, step: int) -> bool:
         """Whether a cut is probed at an evaluation of this run."""
@@ -118,7 +118,7 @@ class Recorder:
         """Let go of all features."""
         self._previous.clear()
 
-    def lessons(self, evaluations: int, step_seconds: float, kinds: tuple[StepKinds, ...] = ()) -> list[Lesson]:
+    def lessons(self, evaluations: int, step_seconds: float, kinds: tuple[StepKinds, ...] = ()) -> list[RunStats]:
         """One lesson a cut; none where nothing was recorded.
 
         Args:
@@ -136,7 +136,7 @@ class Recorder:
                 gains[step] = float(np.sqrt(np.mean(np.square(moves))))
             skip = self._skip_seconds[number]
             found.append(
-                Lesson(
+                RunStats(
                     tuple(self._gram(branch, rows, evaluations) for branch, rows in branches.items()),
                     gains,
                     statistics.median(self._full_seconds),

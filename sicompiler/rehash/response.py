@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from sicompiler.planners.steps import Floats, Prediction, Schedule, squared_error
-from sicompiler.rehash.lessons import Lessons
+from sicompiler.rehash.lessons import CutStats
 
 PROBED = 6  # evaluations that are skipped, one a run
 
@@ -32,7 +32,7 @@ def skipping_one(count: int, step: int) -> Schedule:
     return tuple(Prediction((step - 1,), (1.0,)) if i == step else None for i in range(count))
 
 
-def response_of(lessons: Lessons, errors: Mapping[int, Sequence[float]]) -> Floats | None:
+def response_of(lessons: CutStats, errors: Mapping[int, Sequence[float]]) -> Floats | None:
     """[n]: relative error of the final latents per 2-norm of an error of the output, at each evaluation.
 
     Args:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sicompiler.plan import Plan
-from sicompiler.reports.steps import Listing, Step
+from sicompiler.reports.steps import Listing, ReportStep
 from sicompiler.units import format_bytes
 
 FORMATS = ("text", "dot", "json")
@@ -81,7 +81,7 @@ def _lines(shown: Listing, title: str, regions: Sequence[Bracket], with_bytes: b
     return lines
 
 
-def _step_lines(step: Step, indent: str, with_bytes: bool) -> list[str]:
+def _step_lines(step: ReportStep, indent: str, with_bytes: bool) -> list[str]:
     loop = step.loop
     if loop is not None:
         head = f"{indent}{step.call}  # {loop.name}: {loop.slices} slices" + (
@@ -99,7 +99,7 @@ def _step_lines(step: Step, indent: str, with_bytes: bool) -> list[str]:
     return [line]
 
 
-def _statement(step: Step) -> str:
+def _statement(step: ReportStep) -> str:
     """A step without tensors: a write has no result worth a name, a number has."""
     return step.call if step.operator.startswith("sicompiler.") else f"{step.name} = {step.call}"
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
-class Known(StrEnum):
+class CellSource(StrEnum):
     """Where the numbers of a cell come from."""
 
     PLANNED = "planned"  # captured and searched in full: what `sicompiler plan` says
@@ -43,7 +43,7 @@ class Cell:
     unsliced_peak_bytes: int
     predicted_peak_bytes: int
     time_ratio: float
-    known: Known
+    known: CellSource
     phase: str = ""
 
     @property
@@ -130,7 +130,7 @@ def cell_text(cell: Cell | None) -> str:
     """One cell of the table."""
     if cell is None:
         return ""
-    star = "*" if cell.known is Known.PLANNED else ""
+    star = "*" if cell.known is CellSource.PLANNED else ""
     size = format_bytes(cell.predicted_peak_bytes)
     if not cell.fits:
         return f"x {size}{star}" if star else f"x <= {size}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sicompiler.reports.fit import Cell, FitReport, Known, sliced
+from sicompiler.reports.fit import Cell, CellSource, FitReport, sliced
 from sicompiler.reports.page import rendered
 from sicompiler.units import format_bytes
 
@@ -46,7 +46,7 @@ def fit_page(report: FitReport) -> str:
 def _box(cell: Cell, budget_bytes: int) -> Box:
     ratio = sliced(cell)
     kind = "over" if not cell.fits else "whole" if ratio is None else "sliced"
-    sure = cell.known is Known.PLANNED
+    sure = cell.known is CellSource.PLANNED
     bound = "" if cell.fits or sure else "≤ "
     over = "no plan fits" if sure else "no plan is known to fit"
     detail = {"over": over, "whole": "without slices", "sliced": f"{cell.time_ratio:.2f}x the time"}[kind]

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from sicompiler.errors import BadInput
-from sicompiler.rehash.book import LessonBook
+from sicompiler.rehash.book import CalibrationFile
 from sicompiler.rehash.choose import RULES, by_rule, planned
-from sicompiler.rehash.lessons import Lessons
+from sicompiler.rehash.lessons import CutStats
 from sicompiler.rehash.plan import RehashPlan
 from sicompiler.units import format_bytes
 
@@ -71,7 +71,7 @@ class Panel:
     compared: bool = True
 
 
-def panels(plan: RehashPlan, book: LessonBook | None = None, measured: Sequence[Panel] = ()) -> list[Panel]:
+def panels(plan: RehashPlan, book: CalibrationFile | None = None, measured: Sequence[Panel] = ()) -> list[Panel]:
     """What the picture shows: the frontier, then what was measured, then every cut that was learned of.
 
     Args:
@@ -95,7 +95,7 @@ def panels(plan: RehashPlan, book: LessonBook | None = None, measured: Sequence[
     return [*found, *(_of_cut(book, lessons) for lessons in book.lessons())]
 
 
-def _of_cut(book: LessonBook, lessons: Lessons) -> Panel:
+def _of_cut(book: CalibrationFile, lessons: CutStats) -> Panel:
     """Every way to choose steps, as predicted at one cut."""
     found = {"planned": planned(book.subject, [lessons], "least squares", 2)}
     found |= {rule: by_rule(rule, book.subject, [lessons]) for rule in RULES}

@@ -26,7 +26,7 @@ _OFFLOADS = (offloaded_tensor, torch.ops.sicompiler.spill.default)  # what they 
 
 
 @dataclass(frozen=True)
-class Loop:
+class LoopHead:
     """The head of a loop: `for start in range(0, size, slice_length)`.
 
     Attributes:
@@ -49,7 +49,7 @@ class Loop:
 
 
 @dataclass(frozen=True)
-class Step:
+class ReportStep:
     """One operator, or the head of a loop whose body follows one level deeper.
 
     Attributes:
@@ -72,7 +72,7 @@ class Step:
     sources: tuple[str, ...]
     module: str
     depth: int
-    loop: Loop | None
+    loop: LoopHead | None
     live_bytes: int = 0
     freed_bytes: int = 0
 
@@ -94,11 +94,11 @@ class Listing:
     weights: int
     weights_bytes: int
     input_bytes: int
-    steps: tuple[Step, ...]
+    steps: tuple[ReportStep, ...]
     outputs: tuple[str, ...]
 
     @property
-    def peak(self) -> Step | None:
+    def peak(self) -> ReportStep | None:
         """The first step at which the most activations are alive, loops opened up; None for an empty program."""
         return max((s for s in self.steps if s.loop is None), key=lambda s: s.live_bytes, default=None)
 
@@ -120,7 +120,7 @@ class _Lister:
         self.names: dict[fx.Node, str] = {}
         self.values: dict[fx.Node, Any] = {}  # fake values, views of what a loop has written brought up to date
         self.taken: set[str] = set()
-        self.steps: list[Step] = []
+        self.steps: list[ReportStep] = []
         self.bytes: dict[int, int] = {}  # of every storage that a step makes
         self.offloaded: set[int] = set()  # offloaded storages
         self.first: dict[int, int] = {}
@@ -172,7 +172,7 @@ class _Lister:
                 self._evaluate(node)
                 call, sources = expression(node, self.names), tuple(self.names[n] for n in node.all_input_nodes)
                 self.steps.append(
-                    Step(
+                    ReportStep(
                         name, operator_name(node.target), types_of(node), call, sources, module_path(node), depth, None
                     )
                 )
@@ -193,10 +193,10 @@ class _Lister:
         body, *others = graphs
         placeholders = body.graph.find_nodes(op="placeholder")
         names = self._name(placeholders[-2]), self._name(placeholders[-1])
-        head = Loop(str(attribute.target), *names, size, slice_length)
+        head = LoopHead(str(attribute.target), *names, size, slice_length)
         call = f"for {head.start} in range(0, {size}, {slice_length}):"
         read = tuple(self.names[n] for n in dict.fromkeys((*sources, *targets, *operands)))
-        self.steps.append(Step(head.name, "sliced_loop", "", call, read, module_path(node), depth, head))
+        self.steps.append(ReportStep(head.name, "sliced_loop", "", call, read, module_path(node), depth, head))
         self.workspace.append(0)
         first = len(self.steps)
         fetched = self._inside(others[0], sources, names, depth) if others else []
@@ -274,7 +274,7 @@ class _Lister:
         results, arguments = [fact_of(fake) for fake in self._fakes(node)], bind(node.target, node.args, node.kwargs)
         return workspace_bytes(node.target, operands, results, self.device_type, arguments)
 
-    def _with_bytes(self, base: int) -> tuple[Step, ...]:
+    def _with_bytes(self, base: int) -> tuple[ReportStep, ...]:
         count = len(self.steps)
         change, freed = [0] * (count + 1), [0] * (count + 1)
         for storage, first in self.first.items():

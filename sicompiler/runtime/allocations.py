@@ -48,7 +48,7 @@ class Allocation:
     device_type: str
 
 
-class Recorder(Protocol):
+class AllocationRecorder(Protocol):
     """Records the allocator events of the thread that starts it."""
 
     name: str
@@ -66,7 +66,7 @@ class Recorder(Protocol):
         ...
 
 
-def recorder(*, exact: bool) -> Recorder:
+def recorder(*, exact: bool) -> AllocationRecorder:
     """A recorder for this thread.
 
     Args:

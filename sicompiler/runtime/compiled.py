@@ -32,7 +32,7 @@ class Untouched:
 
 
 @dataclass(frozen=True)
-class Compiled:
+class Executable:
     """A rewritten model for one input shape.
 
     Attributes:

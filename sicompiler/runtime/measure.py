@@ -29,7 +29,7 @@ import torch
 
 from sicompiler.errors import BadInput
 from sicompiler.ops import is_offloaded
-from sicompiler.runtime.allocations import Allocation, Recorder, profiler_running, recorder
+from sicompiler.runtime.allocations import Allocation, AllocationRecorder, profiler_running, recorder
 
 MAX_POINTS = 5000
 
@@ -155,7 +155,7 @@ class _Thread(threading.local):
 
     def __init__(self) -> None:
         self.windows: list[_Window] = []
-        self.recorder: Recorder | None = None
+        self.recorder: AllocationRecorder | None = None
 
     @contextmanager
     def recording(self, window: _Window, *, exact: bool) -> Iterator[str]:

@@ -10,7 +10,7 @@ from sicompiler.guards import changes
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownCall:
     """What was known of a call.
 
     Attributes:
@@ -22,7 +22,7 @@ class Known:
     facts: Mapping[str, Hashable]
 
 
-def news(before: Known | None, after: Known) -> str:
+def news(before: KnownCall | None, after: KnownCall) -> str:
     """What changed between two calls: of the model, or else of the inputs.
 
     Args:

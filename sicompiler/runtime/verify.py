@@ -11,7 +11,7 @@ import torch
 
 from sicompiler.capture import flatten_inputs
 from sicompiler.capture.results import leaves_of
-from sicompiler.runtime.compiled import Compiled
+from sicompiler.runtime.compiled import Executable
 from sicompiler.runtime.measure import observe_peak
 from sicompiler.units import format_bytes, format_seconds
 
@@ -83,7 +83,7 @@ def errors(ours: Any, theirs: Any) -> tuple[float, float, bool]:
 
 def compare(
     model: torch.nn.Module,
-    compiled: Compiled,
+    compiled: Executable,
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
     *,

@@ -15,7 +15,7 @@ from sicompiler.passes.manager import Observer, run_stage
 from sicompiler.plan import OuterLoop, Plan
 from sicompiler.search.search import rematerialized_graph
 from sicompiler.sliced import Region
-from sicompiler.study import Graph, OuterGraph, make_outer, outer_loops, outer_region, study
+from sicompiler.study import AnalyzedGraph, OuterGraph, analyze_graph, make_outer, outer_loops, outer_region
 
 Seeds = tuple[tuple[int, Slicing], ...]
 
@@ -28,9 +28,9 @@ class Analysis:
         legal: the legal graph.
     """
 
-    legal: Graph
+    legal: AnalyzedGraph
     _outer: dict[OuterLoop, OuterGraph] = field(default_factory=dict, repr=False)
-    _rematerialized: dict[int, Graph | None] = field(default_factory=dict, repr=False)
+    _rematerialized: dict[int, AnalyzedGraph | None] = field(default_factory=dict, repr=False)
 
     @functools.cached_property
     def loops(self) -> list[tuple[OuterLoop, Region]]:
@@ -51,13 +51,13 @@ class Analysis:
             self._outer[loop] = make_outer(self.legal, loop, region)
         return self._outer[loop]
 
-    def rematerialized(self, least_bytes: int) -> Graph | None:
+    def rematerialized(self, least_bytes: int) -> AnalyzedGraph | None:
         """The graph in which values of so many bytes are rematerialized after their statistics; None without such."""
         if least_bytes not in self._rematerialized:
             self._rematerialized[least_bytes] = rematerialized_graph(self.legal, least_bytes)
         return self._rematerialized[least_bytes]
 
-    def graph_of(self, plan: Plan) -> Graph:
+    def graph_of(self, plan: Plan) -> AnalyzedGraph:
         """The graph whose positions a plan counts, of a plan that was made from this analysis."""
         if plan.outer is not None:
             outer = self.outer(plan.outer)
@@ -78,4 +78,4 @@ def analyze(program: Program, device_type: str, *, observer: Observer | None = N
     """
     clean = run_stage("clean", program, observer=observer)
     legal = run_stage("legal", clean, observer=observer, in_place=observer is None)  # an observer may keep what it sees
-    return Analysis(study(legal, device_type))
+    return Analysis(analyze_graph(legal, device_type))

@@ -26,14 +26,14 @@ from sicompiler.ops import groupnorm
 from sicompiler.passes import manager
 from sicompiler.plan import current_versions
 from sicompiler.sliced import Region
-from sicompiler.study import Graph
+from sicompiler.study import AnalyzedGraph
 
 _PACKAGES = (sicompiler.axes, sicompiler.facts, sicompiler.passes, sicompiler.planners, sicompiler.search)
 _MODULES = (cost, groupnorm, halo, region, study)
 _OF_STEP_REHASH = ("sicompiler.planners.cuts", "sicompiler.planners.steps")
 
 
-def basis(legal: Graph, planned: Graph) -> dict[str, str]:
+def basis(legal: AnalyzedGraph, planned: AnalyzedGraph) -> dict[str, str]:
     """What a plan is for, by the names of its fields.
 
     Args:

@@ -14,15 +14,15 @@ from sicompiler.errors import StalePlan
 from sicompiler.facts.timeline import timeline
 from sicompiler.graph_view import GraphView
 from sicompiler.plan import Plan, RegionPlan
-from sicompiler.planners.evaluator import Evaluator
+from sicompiler.planners.evaluator import OpCosts
 from sicompiler.planners.tally import unsliced
-from sicompiler.region import Walk
+from sicompiler.region import RegionBuilder
 from sicompiler.search.analysis import Analysis
 from sicompiler.search.basis import basis, region_digest
 from sicompiler.search.search import spillable, streamable
 from sicompiler.search.settle import evaluate
 from sicompiler.sliced import Region
-from sicompiler.study import Graph, OuterGraph
+from sicompiler.study import AnalyzedGraph, OuterGraph
 from sicompiler.units import format_bytes
 
 
@@ -37,7 +37,7 @@ class Restored:
         regions: in order, each with its slice length.
     """
 
-    graph: Graph
+    graph: AnalyzedGraph
     outer: OuterGraph | None
     view: GraphView
     regions: tuple[tuple[Region, int], ...]
@@ -56,7 +56,7 @@ def restore(analysis: Analysis, plan: Plan) -> Restored:
     late = {name: wanted.pop(name) for name in ("fingerprint", "rules")}
     plan.check(**wanted, **(late if plan.outer is None and not plan.rematerialized else {}))
     outer: OuterGraph | None = None
-    graph: Graph | None = legal
+    graph: AnalyzedGraph | None = legal
     if plan.outer is not None:
         outer = _outer(analysis, plan)
         graph = outer.graph
@@ -102,7 +102,7 @@ def check_prediction(restored: Restored, plan: Plan) -> None:
         raise _other_peak(plan, "predicted_peak_bytes", plan.predicted_peak_bytes, peak)
 
 
-def _peak(restored: Restored, plan: Plan, evaluator: Evaluator, loops: Mapping[int, int]) -> int:
+def _peak(restored: Restored, plan: Plan, evaluator: OpCosts, loops: Mapping[int, int]) -> int:
     """Peak of activations over all steps, weights that are fetched early included."""
     graph, view = restored.graph, restored.view
     live, first = unsliced(evaluator)[0], graph.facts.num_placeholders
@@ -121,11 +121,11 @@ def _peak(restored: Restored, plan: Plan, evaluator: Evaluator, loops: Mapping[i
     return max([*at.values(), int(live[:first].max(initial=0))])
 
 
-def _evaluator(graph: Graph, view: GraphView, device: str) -> Evaluator:
+def _evaluator(graph: AnalyzedGraph, view: GraphView, device: str) -> OpCosts:
     line = (
         timeline(view.facts, view.lives, graph.line.workspace_bytes, view.offloaded) if view.offloaded else graph.line
     )
-    return Evaluator(view, line, MACHINES[device])
+    return OpCosts(view, line, MACHINES[device])
 
 
 def _outer(analysis: Analysis, plan: Plan) -> OuterGraph:
@@ -141,7 +141,7 @@ def _outer(analysis: Analysis, plan: Plan) -> OuterGraph:
     return outer
 
 
-def _input_shape(graph: Graph, p: int) -> tuple[int, ...] | None:
+def _input_shape(graph: AnalyzedGraph, p: int) -> tuple[int, ...] | None:
     bindings, tensors = graph.program.bindings, graph.facts.tensors
     is_input = p < len(bindings) and bindings[p].source is Source.INPUT and bool(tensors[p])
     return tensors[p][0].shape if is_input else None
@@ -157,7 +157,7 @@ def _region(view: GraphView, plan: Plan, number: int) -> Region:
     tensors = view.facts.tensors[chosen.start]
     if not tensors or not _cuts(chosen.seed, tensors[0].shape):
         raise _stale(plan, f"{path}.seed", f"is {chosen.seed}, no axis of {view.facts.nodes[chosen.start].name}")
-    walk = Walk(view, chosen.start, chosen.seed)
+    walk = RegionBuilder(view, chosen.start, chosen.seed)
     while walk.stop < chosen.stop:
         reason = walk.extend()
         if reason is not None:
@@ -171,12 +171,12 @@ def _region(view: GraphView, plan: Plan, number: int) -> Region:
 
 def region_of(view: GraphView, chosen: RegionPlan) -> Region:
     """A region of a plan that was made on this very graph."""
-    walk = Walk(view, chosen.start, chosen.seed)
+    walk = RegionBuilder(view, chosen.start, chosen.seed)
     walk.extend_to(chosen.stop)
     return walk.region()
 
 
-def _far(graph: Graph, plan: Plan) -> frozenset[int]:
+def _far(graph: AnalyzedGraph, plan: Plan) -> frozenset[int]:
     """Storages that a plan offloads."""
     weights = {b.name: p for p, b in enumerate(graph.program.bindings) if b.source is not Source.INPUT}
     values, streams = spillable(graph, 0), streamable(graph) if plan.streamed else frozenset()
@@ -195,7 +195,7 @@ def _far(graph: Graph, plan: Plan) -> frozenset[int]:
     return frozenset(storages)
 
 
-def _check_prefetched(graph: Graph, plan: Plan) -> None:
+def _check_prefetched(graph: AnalyzedGraph, plan: Plan) -> None:
     steps = set(_steps(graph, plan))
     seen: set[int] = set()
     for step, before in plan.prefetched:
@@ -204,7 +204,7 @@ def _check_prefetched(graph: Graph, plan: Plan) -> None:
         seen.add(step)
 
 
-def _steps(graph: Graph, plan: Plan) -> Iterator[int]:
+def _steps(graph: AnalyzedGraph, plan: Plan) -> Iterator[int]:
     """Positions at which the steps of a plan begin: its loops, and operators outside of them."""
     p = graph.facts.num_placeholders
     for region in plan.regions:

@@ -20,12 +20,12 @@ from sicompiler.passes.edit import copy_program
 from sicompiler.passes.recompute import rematerialize
 from sicompiler.planners.candidates import SMALL_GRAPH, Regions, axis_labels, candidates
 from sicompiler.planners.dp import Problem, Solution, floor
-from sicompiler.planners.evaluator import Evaluator
+from sicompiler.planners.evaluator import OpCosts
 from sicompiler.planners.gains import most_saved_seconds
 from sicompiler.planners.gradual import GradualProblem
 from sicompiler.planners.tally import unsliced
 from sicompiler.sliced import Region
-from sicompiler.study import Graph, OuterGraph, named_axes, study
+from sicompiler.study import AnalyzedGraph, OuterGraph, analyze_graph, named_axes
 
 Progress = Callable[[str, int, int], None]  # what is being done, how much of it is done, out of how much
 Working = Callable[[], AbstractContextManager[None]]
@@ -55,10 +55,10 @@ class Search:
         rematerialized_bytes: values of so many bytes or more are rematerialized in it; 0 for none.
     """
 
-    graph: Graph
+    graph: AnalyzedGraph
     outer: OuterGraph | None
     labels: list[dict[Slicing, str]]
-    evaluator: Evaluator
+    evaluator: OpCosts
     sought: GradualProblem
     sought_above: Callable[[int], GradualProblem]
     skip: frozenset[tuple[int, Slicing | None]] = frozenset()
@@ -103,14 +103,14 @@ class Search:
 
 
 def make_search(  # noqa: PLR0913  # a graph, and what it shares with the searches of others
-    graph: Graph,
+    graph: AnalyzedGraph,
     outer: OuterGraph | None,
     regions: Sequence[Region],
     machine: Machine,
     progress: Progress | None,
     *,
     rematerialized_bytes: int = 0,
-    evaluator: Evaluator | None = None,
+    evaluator: OpCosts | None = None,
     working: Working = nullcontext,
     known: Regions | None = None,
 ) -> Search:
@@ -128,7 +128,7 @@ def make_search(  # noqa: PLR0913  # a graph, and what it shares with the search
         known: what grew in graphs like this one; it is added to.
     """
     labels = axis_labels(graph.view, named_axes(graph))
-    evaluator = evaluator or Evaluator(graph.view, graph.line, machine)
+    evaluator = evaluator or OpCosts(graph.view, graph.line, machine)
     what = "regions" if outer is None else f"regions, one {outer.loop.axis} at a time"
     skip = frozenset(
         (p, slicing) for region in regions for p, transfer in region.sliced.items() for slicing in transfer.results[:1]
@@ -137,20 +137,20 @@ def make_search(  # noqa: PLR0913  # a graph, and what it shares with the search
     return Search(graph, outer, labels, evaluator, sought, above, skip, rematerialized_bytes=rematerialized_bytes)
 
 
-def whole_seconds_of(graph: Graph, machine: Machine) -> Sequence[float]:
+def whole_seconds_of(graph: AnalyzedGraph, machine: Machine) -> Sequence[float]:
     """Predicted time of the work of every node, unsliced and without launching it; placeholders have none."""
-    seconds = Evaluator(graph.view, graph.line, machine).whole - machine.launch_seconds
+    seconds = OpCosts(graph.view, graph.line, machine).whole - machine.launch_seconds
     seconds[: graph.facts.num_placeholders] = 0.0
     found: Sequence[float] = np.maximum(seconds, 0.0).tolist()
     return found
 
 
-def rematerialized_bytes(graph: Graph) -> int:
+def rematerialized_bytes(graph: AnalyzedGraph) -> int:
     """The smallest value worth rematerializing, in bytes."""
     return max(1, int(graph.line.peak_bytes * REMATERIALIZED_SHARE))
 
 
-def rematerialized_graph(graph: Graph, least_bytes: int | None = None) -> Graph | None:
+def rematerialized_graph(graph: AnalyzedGraph, least_bytes: int | None = None) -> AnalyzedGraph | None:
     """The graph in which large values are rematerialized after their statistics; None if there are none.
 
     Args:
@@ -161,7 +161,7 @@ def rematerialized_graph(graph: Graph, least_bytes: int | None = None) -> Graph 
     if not rematerialize(program, least_bytes or rematerialized_bytes(graph)):
         return None
     program.graph_module.recompile()
-    return study(program, graph.facts.device_type)
+    return analyze_graph(program, graph.facts.device_type)
 
 
 def offloading(search: Search, progress: Progress | None, working: Working = nullcontext) -> Search:
@@ -187,8 +187,8 @@ def offloading(search: Search, progress: Progress | None, working: Working = nul
 
 
 def _sought(
-    evaluator: Evaluator,
-    on_device: Graph,
+    evaluator: OpCosts,
+    on_device: AnalyzedGraph,
     labels: list[dict[Slicing, str]],
     skip: frozenset[tuple[int, Slicing | None]],
     what: str,
@@ -216,13 +216,13 @@ def _sought(
     return GradualProblem(first, live, seconds, functools.partial(seek, known=known), working), above
 
 
-def graph_offloading(graph: Graph, offloaded: frozenset[int]) -> Graph:
+def graph_offloading(graph: AnalyzedGraph, offloaded: frozenset[int]) -> AnalyzedGraph:
     """The same graph with some storages offloaded."""
     view = graph.view.offloading(offloaded)
     return replace(graph, view=view, line=timeline(view.facts, view.lives, graph.line.workspace_bytes, offloaded))
 
 
-def spillable(graph: Graph, least_bytes: float | None = None) -> frozenset[int]:
+def spillable(graph: AnalyzedGraph, least_bytes: float | None = None) -> frozenset[int]:
     """Values that may be offloaded: big, dense, made by one operator, and nothing the caller holds.
 
     Args:
@@ -242,7 +242,7 @@ def spillable(graph: Graph, least_bytes: float | None = None) -> frozenset[int]:
     return frozenset(found) - _expanded(graph)
 
 
-def streamable(graph: Graph) -> frozenset[int]:
+def streamable(graph: AnalyzedGraph) -> frozenset[int]:
     """Weights that may be offloaded: big ones that one placeholder stands for."""
     facts, found = graph.facts, dict[int, int]()
     total = sum(s.nbytes for s in facts.storages if s.origin is Origin.WEIGHT)
@@ -257,6 +257,6 @@ def streamable(graph: Graph) -> frozenset[int]:
     return frozenset(s for s, count in found.items() if count == 1) - _expanded(graph) - outputs
 
 
-def _expanded(graph: Graph) -> set[int]:
+def _expanded(graph: AnalyzedGraph) -> set[int]:
     """Storages that some view repeats: a copy of a slice of it would make real what is repeated."""
     return {tensor.storage for tensors in graph.facts.tensors for tensor in tensors if tensor.is_expanded}

@@ -12,13 +12,13 @@ from typing import Any
 from sicompiler.collector import paused_gc
 from sicompiler.cost import Machine
 from sicompiler.planners.candidates import Regions
-from sicompiler.planners.evaluator import Evaluator
+from sicompiler.planners.evaluator import OpCosts
 from sicompiler.planners.gradual import GradualProblem
 from sicompiler.planners.tally import unsliced
 from sicompiler.search.analysis import Analysis
 from sicompiler.search.search import Progress, Search, Working, make_search, offloading, rematerialized_bytes
 from sicompiler.sliced import Region
-from sicompiler.study import Graph, OuterGraph
+from sicompiler.study import AnalyzedGraph, OuterGraph
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Searches:
             return self.analyse()
 
     @property
-    def graph(self) -> Graph:
+    def graph(self) -> AnalyzedGraph:
         """The legal graph."""
         return self.analysis.legal
 
@@ -54,7 +54,7 @@ class Searches:
     def unsliced(self) -> Search:
         """The legal graph with no candidates at all."""
         graph = self.graph
-        evaluator = Evaluator(graph.view, graph.line, self.machine)
+        evaluator = OpCosts(graph.view, graph.line, self.machine)
         nothing = GradualProblem(graph.facts.num_placeholders, *unsliced(evaluator), lambda: iter(()))
         return Search(graph, None, [], evaluator, nothing, lambda _: nothing)
 
@@ -80,7 +80,7 @@ class Searches:
 
     def _search(
         self,
-        graph: Graph,
+        graph: AnalyzedGraph,
         outer: OuterGraph | None = None,
         regions: Sequence[Region] = (),
         **options: Any,
@@ -129,7 +129,7 @@ class KnownSearches:
     all_on_device: bool = True
 
     @property
-    def graph(self) -> Graph:
+    def graph(self) -> AnalyzedGraph:
         """The whole graph."""
         return self.whole.graph
 

@@ -19,16 +19,16 @@ from sicompiler.facts.storages import Origin
 from sicompiler.facts.timeline import Timeline, timeline
 from sicompiler.planners.candidates import Candidate
 from sicompiler.planners.dp import Choice, Solution
-from sicompiler.planners.evaluator import Evaluator, Floats
-from sicompiler.planners.tally import Tally, unsliced, unsliced_at
-from sicompiler.region import Walk
+from sicompiler.planners.evaluator import Floats, OpCosts
+from sicompiler.planners.tally import RegionCost, unsliced, unsliced_at
+from sicompiler.region import RegionBuilder
 from sicompiler.search.search import Search
 
 Sizes = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Settled:
+class OffloadAssignment:
     """A path, and what of it is offloaded.
 
     Attributes:
@@ -48,7 +48,7 @@ class Settled:
 
 
 @dataclass
-class _Step:
+class _PathStep:
     """A loop, or an operator that runs unsliced.
 
     Attributes:
@@ -68,7 +68,7 @@ class _Step:
     seconds: Floats
 
 
-def settle(search: Search, solution: Solution, budget_bytes: int) -> Settled:
+def assign_offload(search: Search, solution: Solution, budget_bytes: int) -> OffloadAssignment:
     """Bring back to the device what there is room for.
 
     Args:
@@ -94,13 +94,13 @@ class _Settling:
             for storage in step.touched:
                 self.touching.setdefault(storage, []).append(index)
 
-    def run(self) -> Settled:
+    def run(self) -> OffloadAssignment:
         self._values()
         self._weights()
         self._evaluate_all()
         return self._settled()
 
-    def _steps(self, solution: Solution) -> list[_Step]:
+    def _steps(self, solution: Solution) -> list[_PathStep]:
         found, p = [], self.facts.num_placeholders
         live, seconds = unsliced(self.search.evaluator)
         for choice in (*solution.choices, None):
@@ -108,11 +108,11 @@ class _Settling:
             for q in range(p, stop):
                 if self.view.made[q]:
                     touched = self._touched(q, q + 1)
-                    found.append(_Step(q, q + 1, None, touched, frozenset(), live[q : q + 1], seconds[q : q + 1]))
+                    found.append(_PathStep(q, q + 1, None, touched, frozenset(), live[q : q + 1], seconds[q : q + 1]))
             if choice is not None:
                 c = choice.candidate
                 touched, narrowed = self._touched(c.start, c.stop), self._narrowed(c)
-                found.append(_Step(c.start, c.stop, c.seed, touched, narrowed, c.peak_bytes, c.seconds))
+                found.append(_PathStep(c.start, c.stop, c.seed, touched, narrowed, c.peak_bytes, c.seconds))
                 p = c.stop
         return found
 
@@ -127,7 +127,7 @@ class _Settling:
         return frozenset(found & self.offloaded)
 
     def _narrowed(self, candidate: Candidate) -> frozenset[int]:
-        walk = Walk(self.view, candidate.start, candidate.seed)
+        walk = RegionBuilder(self.view, candidate.start, candidate.seed)
         walk.extend_to(candidate.stop)
         return frozenset(self.view.tensor((q, r)).storage for q, r, _ in walk.reads)
 
@@ -170,7 +170,7 @@ class _Settling:
             line = Timeline(live, self.evaluator.line.workspace_bytes, crossing)
         self.evaluator = self.search.evaluator.offloading(view, line)
 
-    def _evaluate(self, step: _Step) -> tuple[Sizes, Floats]:
+    def _evaluate(self, step: _PathStep) -> tuple[Sizes, Floats]:
         return evaluate(self.evaluator, step.start, step.stop, step.seed)
 
     def _weights(self) -> None:
@@ -194,7 +194,7 @@ class _Settling:
         for step in self.steps:
             step.peaks, step.seconds = self._evaluate(step)
 
-    def _settled(self) -> Settled:
+    def _settled(self) -> OffloadAssignment:
         room = self.budget - self.resident
         choices, peaks, seconds = [], [], []
         for step in self.steps:
@@ -212,12 +212,14 @@ class _Settling:
         solution = Solution(tuple(choices), highest, sum(seconds) + self._waiting(early, seconds), culprit)
         weights = self.view.bytes_of(s for s in self.offloaded if self.facts.storages[s].origin is Origin.WEIGHT)
         starts = tuple((self.steps[i].start, self.steps[j].start) for i, j in early.items())
-        return Settled(solution, self.offloaded, weights, starts, sum(self._moved(step) for step in self.steps))
+        return OffloadAssignment(
+            solution, self.offloaded, weights, starts, sum(self._moved(step) for step in self.steps)
+        )
 
     def _nbytes(self, storage: int) -> int:
         return self.facts.storages[storage].nbytes
 
-    def _group(self, step: _Step) -> list[int]:
+    def _group(self, step: _PathStep) -> list[int]:
         """Weights that a step fetches whole."""
         found = step.touched & self.offloaded - step.narrowed
         return [s for s in found if self.facts.storages[s].origin is Origin.WEIGHT]
@@ -247,17 +249,17 @@ class _Settling:
             waited += max(0.0, moving - beside)
         return waited
 
-    def _moved(self, step: _Step) -> int:
+    def _moved(self, step: _PathStep) -> int:
         return self.view.bytes_of(step.touched & self.offloaded)
 
 
-def evaluate(evaluator: Evaluator, start: int, stop: int, seed: Slicing | None) -> tuple[Sizes, Floats]:
+def evaluate(evaluator: OpCosts, start: int, stop: int, seed: Slicing | None) -> tuple[Sizes, Floats]:
     """Peak and time of one step, per slice length; of an operator that runs unsliced, one of each."""
     if seed is None:
         live, seconds = unsliced_at(evaluator, start)
         return np.array([live]), np.array([seconds])
-    walk = Walk(evaluator.view, start, seed)
-    tally = Tally(evaluator, walk)
+    walk = RegionBuilder(evaluator.view, start, seed)
+    tally = RegionCost(evaluator, walk)
     walk.extend_to(stop)
     tally.advance()
     return tally.evaluate()

@@ -13,7 +13,7 @@ import sicompiler
 from sicompiler.api import prepare
 from sicompiler.compiler import Offload, Planner
 from sicompiler.plan import Plan
-from sicompiler.runtime.compiled import Compiled
+from sicompiler.runtime.compiled import Executable
 from sicompiler.runtime.placement import place, restore
 from sicompiler.runtime.verify import Verification, compare
 
@@ -98,13 +98,13 @@ def run_budgets(
         plan = planner.plan(budget_bytes, offload=allowed)
         what = replace(plan, budget_bytes=0, floor_bytes=None, floor_operator="")
         if what not in found:
-            compiled = Compiled(planner.rewrite(plan), plan)
+            compiled = Executable(planner.rewrite(plan), plan)
             found[what] = carry_out(module, args, kwargs, compiled).verification
         outcomes.append(Outcome(plan, replace(found[what], budget_bytes=budget_bytes)))
     return outcomes
 
 
-def carry_out(module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], compiled: Compiled) -> Outcome:
+def carry_out(module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], compiled: Executable) -> Outcome:
     """Run a rewritten module beside the untouched one; streamed weights are where they were, afterwards."""
     device = next(t.device for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor))
     try:

@@ -10,16 +10,16 @@ import numpy as np
 from sicompiler.axes.factor_map import Slicing
 from sicompiler.cost import MACHINES
 from sicompiler.planners.candidates import axis_labels, seeds_of
-from sicompiler.planners.evaluator import Evaluator
-from sicompiler.planners.tally import Tally, unsliced
-from sicompiler.region import Walk
+from sicompiler.planners.evaluator import OpCosts
+from sicompiler.planners.tally import RegionCost, unsliced
+from sicompiler.region import RegionBuilder
 from sicompiler.sliced import Region
-from sicompiler.study import Graph, named_axes
+from sicompiler.study import AnalyzedGraph, named_axes
 from sicompiler.testing.builder import Draw
 
 
 def draw_regions(
-    graph: Graph,
+    graph: AnalyzedGraph,
     choose: Callable[[Sequence[Any]], Any],
     *,
     most: int = 6,
@@ -50,7 +50,7 @@ def draw_regions(
         through = _through_windows(graph, start, seeds) if draw.flag() else []
         if through:
             seed = draw.pick(through)
-        walk = Walk(graph.view, start, seed, hoisted_bytes=draw.pick(hoisted_bytes))
+        walk = RegionBuilder(graph.view, start, seed, hoisted_bytes=draw.pick(hoisted_bytes))
         length = draw.pick((1, 2, 3, 5, 8, 13, 21, 34))
         while walk.stop < min(start + length, end) and walk.extend() is None:
             pass
@@ -61,11 +61,11 @@ def draw_regions(
     return found
 
 
-def _through_windows(graph: Graph, start: int, seeds: Sequence[Slicing]) -> list[Slicing]:
+def _through_windows(graph: AnalyzedGraph, start: int, seeds: Sequence[Slicing]) -> list[Slicing]:
     """The seeds from which a region soon runs through a window: few do, and halos are where mistakes are made."""
     found = []
     for seed in (_coarsened(seed, factor) for seed in seeds for factor in (1, 2, 4)):
-        walk = Walk(graph.view, start, seed)
+        walk = RegionBuilder(graph.view, start, seed)
         while walk.stop < min(start + 24, len(graph.facts.nodes)) and not walk.windows and walk.extend() is None:
             pass
         if walk.windows:
@@ -80,14 +80,14 @@ def _coarsened(seed: Slicing, factor: int) -> Slicing:
     return Slicing(seed.dim, seed.outer, seed.size // factor, seed.inner * factor)
 
 
-def _slice_lengths(walk: Walk) -> list[int]:
+def _slice_lengths(walk: RegionBuilder) -> list[int]:
     """The slice lengths with which no slice of the region is empty."""
     halos, lengths = walk.halos(), np.arange(1, walk.size + 1, dtype=np.float64)
     fits = [True] * walk.size if halos is None else halos.fits(walk.size, lengths)
     return [length for length, legal in enumerate(fits, start=1) if legal]
 
 
-def predicted_peak(graph: Graph, regions: Sequence[tuple[Region, int]]) -> int:
+def predicted_peak(graph: AnalyzedGraph, regions: Sequence[tuple[Region, int]]) -> int:
     """Peak of activations and inputs that the planner would predict for some regions, all other operators unsliced.
 
     Args:
@@ -95,7 +95,7 @@ def predicted_peak(graph: Graph, regions: Sequence[tuple[Region, int]]) -> int:
         regions: from `draw_regions` with the default `hoisted_bytes` of walks.
     """
     position = graph.facts.num_placeholders
-    live = unsliced(Evaluator(graph.view, graph.line, MACHINES[graph.facts.device_type]))[0]
+    live = unsliced(OpCosts(graph.view, graph.line, MACHINES[graph.facts.device_type]))[0]
     peaks = [int(live[:position].max(initial=0))]  # the inputs
     for region, slice_length in regions:
         peaks.append(int(live[position : region.start].max(initial=0)))
@@ -104,11 +104,11 @@ def predicted_peak(graph: Graph, regions: Sequence[tuple[Region, int]]) -> int:
     return max(*peaks, int(live[position:].max(initial=0)))
 
 
-def _region_peak(graph: Graph, region: Region, slice_length: int) -> int:
-    evaluator = Evaluator(graph.view, graph.line, MACHINES[graph.facts.device_type])
+def _region_peak(graph: AnalyzedGraph, region: Region, slice_length: int) -> int:
+    evaluator = OpCosts(graph.view, graph.line, MACHINES[graph.facts.device_type])
     evaluator.lengths[region.size] = ((slice_length,), np.array([slice_length], dtype=np.float64))
-    walk = Walk(graph.view, region.start, region.seed)
-    tally = Tally(evaluator, walk)
+    walk = RegionBuilder(graph.view, region.start, region.seed)
+    tally = RegionCost(evaluator, walk)
     walk.extend_to(region.stop)
     tally.advance()
     return int(tally.evaluate()[0][0])

@@ -11,18 +11,18 @@ from sicompiler.capture import Program, capture, flatten_inputs
 from sicompiler.passes.loop import outline_loops
 from sicompiler.passes.manager import run_stage
 from sicompiler.sliced import Region
-from sicompiler.study import Graph, study
+from sicompiler.study import AnalyzedGraph, analyze_graph
 
 
 def legal_graph(
     module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], *, device_type: str = "cpu"
-) -> Graph:
+) -> AnalyzedGraph:
     """Capture a model and bring its graph into the form in which regions are chosen."""
     program = capture(module, args, kwargs)
-    return study(run_stage("legal", run_stage("clean", program)), device_type)
+    return analyze_graph(run_stage("legal", run_stage("clean", program)), device_type)
 
 
-def rewritten(graph: Graph, regions: Sequence[tuple[Region, int]]) -> Program:
+def rewritten(graph: AnalyzedGraph, regions: Sequence[tuple[Region, int]]) -> Program:
     """Carry out regions, as `sicompiler.compiler.rewrite` carries out those of a plan."""
     return run_stage("rewritten", outline_loops(graph.program, graph.view, regions))
 

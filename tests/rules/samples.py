@@ -16,7 +16,7 @@ import tests.rules.samples_math
 import tests.rules.samples_pointwise
 import tests.rules.samples_shape
 import tests.rules.samples_space  # noqa: F401  (registers the samplers)
-from sicompiler.axes.factor_map import Cut, FactorMap, Slicing
+from sicompiler.axes.factor_map import FactorMap, FactorSlicing, Slicing
 from sicompiler.axes.registry import OpCall, TensorSpec, factor_map, op_call
 from sicompiler.axes.resize import copying_twin, resize
 from sicompiler.facts.calls import bind, flatten_tensors
@@ -107,7 +107,7 @@ def write(tensor: Tensor, slicing: Slicing, start: int, part: Tensor) -> None:
     parts.narrow(dim + 1, start, length).copy_(part.unflatten(dim, (slicing.outer, length, slicing.inner)))
 
 
-def run_slice(found: Sample, cut: Cut, start: int, length: int) -> tuple[Tensor, ...]:
+def run_slice(found: Sample, cut: FactorSlicing, start: int, length: int) -> tuple[Tensor, ...]:
     """Run one slice: operands narrowed, baked sizes changed; operands without the factor are added once."""
     targets = found.map.results
     placed = [found.map.place(dims, cut) for dims in found.map.operands]

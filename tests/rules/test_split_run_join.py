@@ -10,7 +10,7 @@ import torch
 from hypothesis import strategies as st
 from torch._ops import OpOverload
 
-from sicompiler.axes.factor_map import Cut, Kind
+from sicompiler.axes.factor_map import FactorKind, FactorSlicing
 from sicompiler.axes.registry import rules
 from tests.rules.draw import SAMPLERS
 from tests.rules.samples import Sample, run_slice, same, sample, write
@@ -32,23 +32,23 @@ def test_slices_give_the_whole(target: OpOverload, data: st.DataObject) -> None:
     found = sample(target, lambda options: data.draw(st.sampled_from(options)))
     _check_sizes(found)
     for factor, size in found.map.sizes.items():
-        if size > 1 and found.map.kind(factor) in (Kind.FREE, Kind.REDUCE):
+        if size > 1 and found.map.kind(factor) in (FactorKind.FREE, FactorKind.REDUCE):
             outer = data.draw(st.sampled_from([n for n in range(1, size) if size % n == 0]))
             inner = data.draw(
                 st.sampled_from([n for n in range(1, size) if (size // outer) % n == 0 and n * outer < size])
             )
             step = data.draw(st.integers(1, size // outer // inner))
-            _check(found, Cut(factor, outer, size // outer // inner, inner), step)
+            _check(found, FactorSlicing(factor, outer, size // outer // inner, inner), step)
 
 
-def _check(found: Sample, cut: Cut, step: int) -> None:
+def _check(found: Sample, cut: FactorSlicing, step: int) -> None:
     kind, text = found.map.kind(cut.factor), f"{found.target} {found.map}: {cut}, {step} at a time"
     joined = [torch.zeros_like(result, memory_format=torch.contiguous_format) for result in found.whole]
     for start in range(0, cut.size, step):
         parts = run_slice(found, cut, start, min(step, cut.size - start))
         for whole, part, dims in zip(joined, parts, found.map.results, strict=True):
             place = found.map.place(dims, cut)
-            if kind is Kind.REDUCE:
+            if kind is FactorKind.REDUCE:
                 assert place is None, f"{text}: a REDUCE factor is in a result"
                 whole += part
             else:
@@ -65,5 +65,5 @@ def _check_sizes(found: Sample) -> None:
     ):
         assert len(spec.shape) == len(dims)
         for size, names in zip(spec.shape, dims, strict=True):
-            if not any(found.map.kind(name) is Kind.WINDOW for name in names):
+            if not any(found.map.kind(name) is FactorKind.WINDOW for name in names):
                 assert math.prod(found.map.sizes[name] for name in names) == size, str(found.map)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch._ops import OpOverload
 
-from sicompiler.axes.factor_map import Cut, Kind
+from sicompiler.axes.factor_map import FactorKind, FactorSlicing
 from sicompiler.axes.registry import rules
 from tests.rules.draw import SAMPLERS
 from tests.rules.samples import Sample, narrow, run_slice, same, sample, seeded
@@ -42,8 +42,8 @@ def test_slicing_a_whole_factor_shows(target: OpOverload) -> None:
     for seed in range(SEEDS):
         found = sample(target, seeded(seed))
         for factor, size in found.map.sizes.items():
-            if size > 1 and found.map.kind(factor) in (Kind.WHOLE, Kind.STATS):
-                joins[factor].add(_slices_join(found, Cut(factor, 1, size, 1)))
+            if size > 1 and found.map.kind(factor) in (FactorKind.WHOLE, FactorKind.STATS):
+                joins[factor].add(_slices_join(found, FactorSlicing(factor, 1, size, 1)))
     shy = {factor for factor, seen in joins.items() if seen == {True}}
     if target in DECLARED:
         prefix, reason = DECLARED[target]
@@ -52,7 +52,7 @@ def test_slicing_a_whole_factor_shows(target: OpOverload) -> None:
     assert not shy, f"{target} can be sliced along {sorted(shy)}, the last one: {found.map}"
 
 
-def _slices_join(found: Sample, cut: Cut) -> bool:
+def _slices_join(found: Sample, cut: FactorSlicing) -> bool:
     """Whether slices give the whole result: piece by piece, by adding up, or each for itself."""
     slices = [(0, cut.size - 1), (cut.size - 1, 1)]  # of length 1: operators that squeeze show it
     try:

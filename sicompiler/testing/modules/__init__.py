@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sicompiler.testing.modules.form import Block, Call, Form, Unfit
+from sicompiler.testing.modules.form import Block, BlockCall, Unfit, ValueForm
 from sicompiler.testing.modules.network import WIDE, RandomNetwork, draw_network, random_network
 
-__all__ = ["WIDE", "Block", "Call", "Form", "RandomNetwork", "Unfit", "draw_network", "random_network"]
+__all__ = ["WIDE", "Block", "BlockCall", "RandomNetwork", "Unfit", "ValueForm", "draw_network", "random_network"]

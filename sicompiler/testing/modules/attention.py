@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sicompiler.testing.builder import Draw
-from sicompiler.testing.modules.form import Block, Call, Form, need
+from sicompiler.testing.modules.form import Block, BlockCall, ValueForm, need
 
 
 def rotate_half(x: torch.Tensor) -> torch.Tensor:
@@ -90,7 +90,7 @@ class SelfAttention(Block):
     kinds = ("tokens", "temporal", "sequence")
     mask: torch.Tensor | None
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         n, c = form.shape[-2], form.c
         self.heads = draw.divisor(c)
@@ -131,7 +131,7 @@ class SelfAttention(Block):
             return tuple(parts[:, :, i].transpose(1, 2).contiguous() for i in range(3))
         return qkv.view(b, n, 3, self.heads, width).transpose(1, 3).unbind(dim=2)
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Attend and add."""
         q, k, v = self.cut_heads(x)
         if self.norm_q is not None:
@@ -151,14 +151,14 @@ class CrossAttention(Block):
 
     kinds = ("tokens", "sequence")
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         self.heads, self.how, self.expands = draw.divisor(form.c), draw.pick(HOW), draw.flag()
         self.to_q, self.to_kv = nn.Linear(form.c, form.c, bias=False), nn.Linear(8, 2 * form.c, bias=False)
         self.out = nn.Linear(form.c, form.c)
         self.form, self.note = form, f"{self.how} heads={self.heads}"
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Attend and add."""
         context = call.context if call.context is not None else x.new_ones(1, 3, 8)
         n = x.shape[0] // context.shape[0]
@@ -178,7 +178,7 @@ class WindowAttention(Block):
     kinds = ("last",)
     bias: torch.Tensor
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         self.window, self.shift, self.how = draw.pick((2, 3)), draw.pick((0, 1)), draw.pick(HOW[:4])
         self.heads = draw.divisor(form.c)
@@ -188,7 +188,7 @@ class WindowAttention(Block):
         need(form.h >= self.window and form.w >= self.window)
         self.form, self.note = form, f"{self.how} window={self.window} shift={self.shift}"
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Roll, partition, attend, put together, roll back, add."""
         size, (b, f, h, w, c) = self.window, x.shape
         y = x.flatten(0, 1)
@@ -214,13 +214,13 @@ class LinearAttention(Block):
 
     kinds = ("tokens", "temporal", "sequence")
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         self.heads, self.how = draw.divisor(form.c), draw.pick(("softmax", "relu", "elu"))
         self.qkv = nn.Linear(form.c, 3 * form.c, bias=False)
         self.form, self.note = form, f"{self.how} heads={self.heads}"
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Attend and add."""
         q, k, v = (t.unflatten(-1, (self.heads, -1)) for t in self.qkv(x).chunk(3, -1))
         if self.how == "softmax":
@@ -238,13 +238,13 @@ class MultiHead(Block):
 
     kinds = ("tokens", "temporal")
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         self.attn = nn.MultiheadAttention(form.c, draw.divisor(form.c), batch_first=True)
         self.weights = draw.flag()
         self.form, self.note = form, f"need_weights={self.weights}"
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Attend and add."""
         y, weights = self.attn(x, x, x, need_weights=self.weights)
         return x + y if weights is None else x + y * weights.mean(-1, keepdim=True)

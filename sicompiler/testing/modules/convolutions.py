@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sicompiler.testing.builder import Draw
-from sicompiler.testing.modules.form import CHANNELS_SECOND, Block, Call, Form, need
+from sicompiler.testing.modules.form import CHANNELS_SECOND, Block, BlockCall, ValueForm, need
 
 CONVOLUTIONS: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
     "video": (nn.Conv3d, nn.ConvTranspose3d, ("f", "h", "w")),
@@ -19,12 +19,12 @@ CONVOLUTIONS: dict[str, tuple[Any, Any, tuple[str, ...]]] = {
 CHANNELS = (4, 6, 8)
 
 
-def sizes(form: Form, letters: tuple[str, ...]) -> list[int]:
+def sizes(form: ValueForm, letters: tuple[str, ...]) -> list[int]:
     """Sizes of some axes."""
     return [getattr(form, letter) for letter in letters]
 
 
-def channels(draw: Draw, form: Form) -> int:
+def channels(draw: Draw, form: ValueForm) -> int:
     """A number of channels: as many as there are, fewer or more."""
     return draw.pick((form.c, *(c * (form.c // 8 if form.c >= 16 else 1) for c in CHANNELS)))
 
@@ -34,7 +34,7 @@ class Convolution(Block):
 
     kinds = CHANNELS_SECOND
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         conv, _, axes = CONVOLUTIONS[form.kind]
         out = channels(draw, form)
@@ -56,7 +56,7 @@ class Convolution(Block):
         need(min(made) > 0)
         self.form = form.to(c=out, **dict(zip(axes, made, strict=True)))
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Convolve."""
         return self.conv(x)
 
@@ -66,13 +66,13 @@ class SameConvolution(Block):
 
     kinds = CHANNELS_SECOND
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         conv, _, _ = CONVOLUTIONS[form.kind]
         self.conv = conv(form.c, form.c, draw.pick((3, 2, 4)), padding="same", groups=draw.pick((1, form.c)))
         self.form = form
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Convolve and add."""
         return x + self.conv(x)
 
@@ -82,7 +82,7 @@ class TransposedConvolution(Block):
 
     kinds = CHANNELS_SECOND
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         _, conv, axes = CONVOLUTIONS[form.kind]
         need(form.numel < 20_000)
@@ -92,7 +92,7 @@ class TransposedConvolution(Block):
         self.conv = conv(form.c, form.c, kernel, stride, padding, more, groups, bias=draw.flag())
         self.form = form.to(**{a: stride * getattr(form, a) for a in axes})
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Convolve."""
         return self.conv(x)
 
@@ -102,7 +102,7 @@ class CausalConvolution(Block):
 
     kinds = ("video",)
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         self.mode = draw.pick(("repeat", "expand", "zeros", "replicate"))
         self.time = draw.pick((3, 2))
@@ -110,7 +110,7 @@ class CausalConvolution(Block):
         self.conv = nn.Conv3d(form.c, form.c, (self.time, space, space), padding=(0, space // 2, space // 2))
         self.form, self.note = form, self.mode
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Pad, convolve."""
         before = self.time - 1
         if self.mode == "repeat":
@@ -135,7 +135,7 @@ class Residual(Block):
 
     kinds = CHANNELS_SECOND
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         conv, _, _ = CONVOLUTIONS[form.kind]
         out = channels(draw, form)
@@ -149,7 +149,7 @@ class Residual(Block):
         self.scale = draw.pick((1.0, 2.0**0.5))
         self.form = form.to(c=out)
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Compute the branch and add."""
         h = self.conv1(F.silu(self.norm1(x)))
         if self.embed is not None and call.time is not None:
@@ -164,7 +164,7 @@ class Separable(Block):
 
     kinds = CHANNELS_SECOND
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         conv, _, _ = CONVOLUTIONS[form.kind]
         hidden = draw.pick((2, 1)) * form.c
@@ -173,7 +173,7 @@ class Separable(Block):
         self.narrow = conv(hidden, form.c, 1, bias=False)
         self.form = form
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Widen, convolve, narrow, add."""
         return x + self.narrow(F.hardswish(self.deep(F.gelu(self.wide(x)))))
 
@@ -183,7 +183,7 @@ class Pool(Block):
 
     kinds = ("frames", "video", "signal")
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         axes = CONVOLUTIONS[form.kind][2]
         need(min(sizes(form, axes)) > 1)
@@ -197,7 +197,7 @@ class Pool(Block):
             self.form = form.to(**dict(zip(axes, made, strict=True)))
         self.size, self.note = tuple(made), self.how
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Pool."""
         if self.how == "global":
             return x * torch.sigmoid(self.pool(x, 1))
@@ -213,7 +213,7 @@ class Resample(Block):
 
     kinds = CHANNELS_SECOND
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         axes = CONVOLUTIONS[form.kind][2]
         need(form.numel < 20_000)
@@ -230,7 +230,7 @@ class Resample(Block):
         self.form = form.to(**dict(zip(axes, made, strict=True)))
         self.note = f"{self.mode} {self.size or self.factor} align={self.align}"
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Resample."""
         factor = None if self.size else self.factor
         y = F.interpolate(x, self.size, factor, self.mode, self.align)
@@ -242,13 +242,13 @@ class Downsample(Block):
 
     kinds = ("frames",)
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         need(min(form.h, form.w) > 1)
         self.conv = nn.Conv2d(form.c, form.c, 3, 2)
         self.form = form.to(h=(form.h - 2) // 2 + 1, w=(form.w - 2) // 2 + 1)
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Pad, convolve."""
         return self.conv(F.pad(x, (0, 1, 0, 1)))
 
@@ -258,7 +258,7 @@ class Padded(Block):
 
     kinds = CHANNELS_SECOND
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         axes = CONVOLUTIONS[form.kind][2]
         self.mode = draw.pick(("constant", "reflect", "replicate", "circular"))
@@ -267,7 +267,7 @@ class Padded(Block):
         self.form = form if self.crop else form.to(**{a: getattr(form, a) + 2 for a in axes})
         self.note = self.mode
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Pad, compute, crop."""
         pads = [1, 1] * self.rank
         y = F.pad(x, pads, value=self.value) if self.mode == "constant" else F.pad(x, pads, mode=self.mode)
@@ -281,13 +281,13 @@ class Blur(Block):
     kinds = ("frames",)
     kernel: torch.Tensor
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         taps = torch.tensor([1.0, 2.0, 1.0])
         self.register_buffer("kernel", torch.outer(taps, taps)[None, None] / 16, persistent=draw.flag())
         self.form = form
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Blur."""
         kernel = self.kernel.to(x).expand(x.shape[1], 1, 3, 3)
         return F.conv2d(x, kernel, padding=1, groups=x.shape[1])

@@ -25,7 +25,7 @@ CHANNELS_SECOND = ("frames", "video", "signal")
 
 
 @dataclass(frozen=True)
-class Form:
+class ValueForm:
     """The layout and sizes of one value.
 
     Attributes:
@@ -55,12 +55,12 @@ class Form:
         """The dim of the channels."""
         return KINDS[self.kind].index("c")
 
-    def to(self, **changes: Any) -> Form:
+    def to(self, **changes: Any) -> ValueForm:
         """A form with some of it changed."""
         return replace(self, **changes)
 
 
-class Call(NamedTuple):
+class BlockCall(NamedTuple):
     """What a module was called with beside its main input, and what its blocks have made so far.
 
     Attributes:
@@ -86,7 +86,7 @@ class Block(nn.Module):
     """
 
     kinds: ClassVar[tuple[str, ...]] = tuple(KINDS)
-    form: Form
+    form: ValueForm
     note: str = ""
 
     def extra_repr(self) -> str:

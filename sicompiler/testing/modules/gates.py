@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sicompiler.testing.builder import Draw
-from sicompiler.testing.modules.form import CHANNELS_LAST, CHANNELS_SECOND, Block, Call, Form, need
+from sicompiler.testing.modules.form import CHANNELS_LAST, CHANNELS_SECOND, Block, BlockCall, ValueForm, need
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": F.silu,
@@ -39,12 +39,12 @@ def activation(draw: Draw) -> str:
 class Activation(Block):
     """One or two activations."""
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         self.names = [activation(draw) for _ in range(draw.pick((1, 2)))]
         self.form, self.note = form, ", ".join(self.names)
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Activate."""
         for name in self.names:
             x = ACTIVATIONS[name](x)
@@ -54,7 +54,7 @@ class Activation(Block):
 class Projection(Block):
     """A linear layer over the channels, wherever they are."""
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         out = draw.pick((form.c, form.c + 2, max(form.c // 2, 2)))
         self.lin, self.how, self.dim = (
@@ -64,7 +64,7 @@ class Projection(Block):
         )
         self.form, self.note = form.to(c=out), self.how
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Project."""
         last = self.dim in (-1, x.dim() - 1)
         y = x if last else x.transpose(self.dim, -1)
@@ -82,7 +82,7 @@ class FeedForward(Block):
 
     kinds = CHANNELS_LAST
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         hidden = draw.pick((2, 1, 3)) * form.c
         self.act, self.cut = activation(draw), draw.pick(("chunk", "two", "split", "slices", "none", "glu"))
@@ -92,7 +92,7 @@ class FeedForward(Block):
         self.norm = nn.LayerNorm(form.c) if draw.flag() else nn.Identity()
         self.form, self.note = form, f"{self.act} {self.cut}"
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Widen, gate, narrow, add."""
         normed = self.norm(x)
         y, act = self.into(normed), ACTIVATIONS[self.act]
@@ -119,13 +119,13 @@ class ChannelGate(Block):
 
     kinds = CHANNELS_SECOND
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         self.net = nn.Sequential(nn.Linear(form.c, 4), nn.ReLU(inplace=True), nn.Linear(4, form.c), nn.Sigmoid())
         self.flat = draw.flag()
         self.form = form
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Gate."""
         squeezed = x.flatten(2).mean(-1) if self.flat else x.mean(tuple(range(2, x.dim())))
         gate = self.net(squeezed)
@@ -137,13 +137,13 @@ class HalfGate(Block):
 
     kinds = ("frames", "video", "tokens", "last")
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         need(form.c % 2 == 0 and form.c > 2)
         self.dim, self.stacked = form.channel_dim, draw.flag()
         self.form = form.to(c=form.c // 2)
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Gate."""
         if self.stacked:
             halves = torch.stack(x.chunk(2, dim=self.dim))
@@ -155,7 +155,7 @@ class HalfGate(Block):
 class LayerScale(Block):
     """A learned scale for each channel, and a gate that starts near nothing."""
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         shape = [1] * len(form.shape)
         shape[form.channel_dim] = form.c
@@ -164,7 +164,7 @@ class LayerScale(Block):
         self.how = draw.pick(("scale", "blend", "addcmul", "lerp"))
         self.form, self.note = form, self.how
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Scale."""
         if self.how == "blend":
             alpha = torch.sigmoid(self.alpha)
@@ -181,14 +181,14 @@ class Mixer(Block):
 
     kinds = ("tokens", "temporal")
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         n = form.shape[1]
         need(n <= 64)
         self.net = nn.Sequential(nn.Linear(n, 2 * n), nn.GELU(), nn.Linear(2 * n, n))
         self.form, self.dense = form, draw.flag()
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Mix and add."""
         y = x.transpose(1, 2).contiguous() if self.dense else x.mT
         return x + self.net(y).transpose(1, 2)

@@ -9,20 +9,20 @@ import torch.nn.functional as F
 from torch import nn
 
 from sicompiler.testing.builder import Draw
-from sicompiler.testing.modules.form import CHANNELS_SECOND, KINDS, Block, Call, Form, need
+from sicompiler.testing.modules.form import CHANNELS_SECOND, KINDS, Block, BlockCall, ValueForm, need
 
 
 class Rearrange(Block):
     """Another layout, as authors write it: by reshape and permute, by unflatten, movedim and flatten, with copies."""
 
-    def __init__(self, draw: Draw, form: Form, kind: str | None = None) -> None:
+    def __init__(self, draw: Draw, form: ValueForm, kind: str | None = None) -> None:
         super().__init__()
         self.before = form
         self.form = form.to(kind=kind if kind is not None else draw.pick(tuple(KINDS)))
         self.style = draw.pick(("reshape", "contiguous", "flatten", "movedim"))
         self.note = self.style
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Rearrange."""
         source, target = KINDS[self.before.kind], KINDS[self.form.kind]
         apart = [getattr(self.before, letter) for letter in "".join(source)]
@@ -45,7 +45,7 @@ class Rearrange(Block):
 class Roll(Block):
     """torch.roll over one, two or all dims, added to what was there or alone."""
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         dims = [d for d, n in enumerate(form.shape) if n > 1]
         need(bool(dims))
@@ -54,7 +54,7 @@ class Roll(Block):
         self.flat, self.adds = draw.pick((False, False, False, True)), draw.flag()
         self.form, self.note = form, "flat" if self.flat else f"{self.shifts} over {self.dims}"
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Roll."""
         y = torch.roll(x, 3) if self.flat else torch.roll(x, self.shifts, self.dims)
         return x + y if self.adds else y
@@ -65,7 +65,7 @@ class PixelShuffle(Block):
 
     kinds = ("frames",)
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         self.down = draw.flag()
         self.module = draw.flag()
@@ -79,7 +79,7 @@ class PixelShuffle(Block):
             self.form = form.to(h=2 * form.h, w=2 * form.w)
         self.note = f"down={self.down} module={self.module}"
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Shuffle."""
         n, c, h, w = x.shape
         if self.down:
@@ -98,13 +98,13 @@ class Patches(Block):
 
     kinds = ("frames",)
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         need(form.h % 2 == 0 and form.w % 2 == 0)
         self.lin, self.how = nn.Linear(4 * form.c, 4 * form.c), draw.pick(("reshape", "unfold", "nn"))
         self.form, self.note = form, self.how
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Take apart, project, put together."""
         n, c, h, w = x.shape
         if self.how == "nn":
@@ -123,13 +123,13 @@ class ShuffleChannels(Block):
 
     kinds = CHANNELS_SECOND
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         need(form.c % 2 == 0)
         self.how, self.form = draw.pick(("shuffle", "flip", "cat")), form
         self.note = self.how
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Shuffle."""
         if self.how == "shuffle":
             return x.unflatten(1, (2, -1)).transpose(1, 2).reshape(x.shape)
@@ -143,13 +143,13 @@ class Mirror(Block):
 
     kinds = ("frames", "video", "last")
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         self.dims = draw.pick(((-1,), (-2, -1), (2,)))
         self.exchanges = draw.flag() and form.h == form.w and form.kind != "last"
         self.form, self.note = form, f"{self.dims} exchanges={self.exchanges}"
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Mirror."""
         if self.exchanges:
             return 0.5 * (x + x.transpose(-1, -2))
@@ -161,14 +161,14 @@ class Repeat(Block):
 
     kinds = ("video", "frames")
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         self.how, self.keeps = draw.pick(("repeat", "expand", "interleave", "stack", "tile")), draw.flag()
         self.keeps = self.keeps and form.kind == "video" and form.f <= 6
         self.form, self.note = form.to(f=2 * form.f) if self.keeps else form, f"{self.how} keeps={self.keeps}"
         self.gain = nn.Parameter(torch.tensor([1.0, 0.5]))
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Repeat."""
         dim = 2 if self.keeps else 1
         if self.how == "repeat":
@@ -191,12 +191,12 @@ class OtherLayout(Block):
 
     kinds = ("frames", "video", "tokens")
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         self.how, self.form = draw.pick(("contiguous", "channels last", "twice")), form
         self.note = self.how
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Copy, or nothing."""
         if self.how == "channels last" and x.dim() > 3:
             return x.to(memory_format=torch.channels_last if x.dim() == 4 else torch.channels_last_3d)

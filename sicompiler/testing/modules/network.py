@@ -16,7 +16,7 @@ from torch import nn
 
 from sicompiler.testing.builder import SMALL, Draw, Scale
 from sicompiler.testing.modules import attention, convolutions, gates, moves, norms, products, slices
-from sicompiler.testing.modules.form import Block, Call, Form, Unfit
+from sicompiler.testing.modules.form import Block, BlockCall, Unfit, ValueForm
 from sicompiler.testing.modules.moves import Rearrange
 from sicompiler.testing.modules.products import Concatenate, Skip
 
@@ -68,7 +68,7 @@ class RandomNetwork(nn.Module):
         """
         made = [x]
         for block in self.blocks:
-            made.append(block(made[-1], Call(time, context, made)))
+            made.append(block(made[-1], BlockCall(time, context, made)))
         return self._returned(made[-1], made[self.other], x)
 
     def _returned(self, last: torch.Tensor, other: torch.Tensor, x: torch.Tensor) -> Any:
@@ -116,7 +116,7 @@ def draw_network(
         options = (scale.batch, scale.channels, scale.frames, scale.space, scale.space)
         b, c, f, h, w = (draw.pick(o) for o in options)
         kind = draw.pick(("video", "frames", "tokens", "sequence", "last"))
-        builder = _Builder(draw, Form(kind, b, c, f, h, w))
+        builder = _ModuleBuilder(draw, ValueForm(kind, b, c, f, h, w))
         for _ in range(size):
             builder.grow()
         output, other = draw.pick(OUTPUTS), draw.pick(range(len(builder.forms)))
@@ -124,10 +124,10 @@ def draw_network(
         return module, (builder.x,), builder.kwargs
 
 
-class _Builder:
+class _ModuleBuilder:
     """Grows a module and runs it on the way: a block that fails on what came before is a mistake of ours."""
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         self.draw = draw
         self.forms, self.blocks = [form], list[Block]()
         self.x = self._input(form)
@@ -138,7 +138,7 @@ class _Builder:
             self.kwargs["context"] = torch.randn(form.b, 3, 8, dtype=torch.float64)
         self.made = [self.x]
 
-    def _input(self, form: Form) -> torch.Tensor:
+    def _input(self, form: ValueForm) -> torch.Tensor:
         """The main input: row-major, or a permuted, channels-last or narrowed view as callers hand over."""
         how = self.draw.pick(("dense", "dense", "dense", "permuted", "narrowed"))
         shape = form.shape
@@ -169,7 +169,7 @@ class _Builder:
         return self._add(block) if block.form.numel <= MOST_NUMBERS else None
 
     def _add(self, block: Block) -> None:
-        call = Call(self.kwargs.get("time"), self.kwargs.get("context"), self.made)
+        call = BlockCall(self.kwargs.get("time"), self.kwargs.get("context"), self.made)
         made = block.double().eval()(self.made[-1], call)
         assert list(made.shape) == block.form.shape, f"{block} after {self.forms[-1]} made {list(made.shape)}"
         self.blocks.append(block)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sicompiler.testing.builder import Draw
-from sicompiler.testing.modules.form import CHANNELS_LAST, CHANNELS_SECOND, KINDS, Block, Call, Form, need
+from sicompiler.testing.modules.form import CHANNELS_LAST, CHANNELS_SECOND, KINDS, Block, BlockCall, ValueForm, need
 
 
 class Groups(Block):
@@ -18,7 +18,7 @@ class Groups(Block):
 
     kinds = CHANNELS_SECOND
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         groups = draw.divisor(form.c)
         need(form.numel > form.shape[0] * groups)  # one entry less its own mean is rounding, enlarged
@@ -26,7 +26,7 @@ class Groups(Block):
         self.act = draw.pick((nn.Identity(), nn.SiLU(), nn.ReLU(inplace=True)))
         self.form = form
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Normalise."""
         return self.act(self.norm(x))
 
@@ -36,14 +36,14 @@ class Layer(Block):
 
     kinds = CHANNELS_LAST
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         dims = draw.pick((1, 1, 2))
         need(math.prod(form.shape[-dims:]) > 1)
         self.norm = nn.LayerNorm(form.shape[-dims:], elementwise_affine=draw.flag())
         self.form = form
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Normalise."""
         return self.norm(x)
 
@@ -53,12 +53,12 @@ class ChannelsFirstLayer(Block):
 
     kinds = CHANNELS_SECOND
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         self.norm, self.moves = nn.LayerNorm(form.c), draw.flag()
         self.form, self.note = form, f"moves={self.moves}"
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Normalise."""
         if self.moves:
             return self.norm(x.movedim(1, -1)).movedim(-1, 1)
@@ -74,7 +74,7 @@ class Batch(Block):
 
     kinds = CHANNELS_SECOND
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         rank = len(KINDS[form.kind]) - 2
         size = form.f * form.h * form.w if rank == 3 else form.h * form.w if rank == 2 else form.f
@@ -90,7 +90,7 @@ class Batch(Block):
                 getattr(norm, name).uniform_(low, 1.0)
         self.norm, self.form = norm, form
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Normalise."""
         return self.norm(x)
 
@@ -100,13 +100,13 @@ class RootMeanSquare(Block):
 
     kinds = CHANNELS_LAST
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         self.how = draw.pick(("module", "written", "normalize", "norm"))
         self.norm = nn.RMSNorm(form.c, eps=1e-6)
         self.form, self.note = form, self.how
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Normalise."""
         if self.how == "module":
             return self.norm(x)
@@ -124,7 +124,7 @@ class Modulated(Block):
 
     kinds = ("tokens", "sequence")
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(form.c, elementwise_affine=False)
         self.embed = nn.Sequential(nn.SiLU(), nn.Linear(8, 3 * form.c))
@@ -132,7 +132,7 @@ class Modulated(Block):
         self.body = nn.Linear(form.c, form.c)
         self.form = form
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Modulate, compute, gate, add."""
         if call.time is None:
             return x + self.body(self.norm(x))
@@ -151,12 +151,12 @@ class Embedded(Block):
 
     kinds = ("frames", "video")
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         self.lin = nn.Linear(8, 2 * form.c)
         self.form, self.shifts = form, draw.flag()
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Scale and shift."""
         need_time = call.time if call.time is not None else x.new_ones(1, 8)
         half = torch.exp(-torch.arange(4, dtype=x.dtype, device=x.device))
@@ -172,12 +172,12 @@ class Embedded(Block):
 class Softened(Block):
     """Softmax over some dim, in place of attention; log-softmax and its like."""
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         self.dim, self.how = draw.pick(range(len(form.shape))), draw.pick(("softmax", "log_softmax", "logsumexp"))
         self.form, self.note = form, f"{self.how} over {self.dim}"
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Soften."""
         if self.how == "softmax":
             return x.softmax(self.dim)
@@ -189,7 +189,7 @@ class Softened(Block):
 class Standardised(Block):
     """Statistics over some dims taken away: mean, variance, standard deviation, largest entries, norms."""
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         dims = [d for d, n in enumerate(form.shape) if n > 1]
         need(bool(dims))
@@ -198,7 +198,7 @@ class Standardised(Block):
         self.how = draw.pick(("mean", "var", "std", "amax", "aminmax", "norm", "sum"))
         self.form, self.note = form, f"{self.how} over {self.dims}"
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Standardise."""
         if self.how == "mean":
             return x - x.mean(self.dims, keepdim=True)
@@ -222,13 +222,13 @@ class Standardised(Block):
 class Scalar(Block):
     """A number of the whole value: its mean, its norm or its largest entry, which everything is scaled by."""
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         self.how = draw.pick(("mean", "norm", "max", "gain"))
         self.gain = nn.Parameter(torch.tensor(0.5))
         self.form, self.note = form, self.how
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Scale."""
         if self.how == "mean":
             return x - x.mean()

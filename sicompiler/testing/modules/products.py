@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sicompiler.testing.builder import Draw
-from sicompiler.testing.modules.form import Block, Call, Form, need
+from sicompiler.testing.modules.form import Block, BlockCall, ValueForm, need
 
 EQUATIONS = {  # by layout: the value against a weight whose sizes are those of the letters
     "video": ("bcfhw,oc->bofhw", "bcfhw,gf->bcghw", "bcfhw,ow->bcfho", "bcfhw,cf->bcfhw", "bcfhw,dh->bcfdw"),
@@ -26,7 +26,7 @@ class Einsum(Block):
 
     kinds = tuple(EQUATIONS)
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         self.equation = draw.pick(EQUATIONS[form.kind])
         terms, result = self.equation.split("->")
@@ -39,7 +39,7 @@ class Einsum(Block):
         need(self.weight.numel() <= 4096)
         self.form, self.note = form, self.equation
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Multiply."""
         return torch.einsum(self.equation, x, self.weight)
 
@@ -49,12 +49,12 @@ class Gram(Block):
 
     kinds = ("tokens", "temporal")
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         self.how = draw.pick(("matmul", "einsum", "channels", "three"))
         self.form, self.note = form, self.how
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Multiply twice."""
         if self.how == "matmul":
             return (x @ x.mT).softmax(-1) @ x
@@ -70,12 +70,12 @@ class Outer(Block):
 
     kinds = ("frames", "video", "last")
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         self.how, self.form = draw.pick(("einsum", "broadcast", "batch")), form
         self.note = self.how
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Multiply."""
         rows, columns = x.mean(-1), x.mean(-2)
         if self.how == "einsum":
@@ -88,7 +88,7 @@ class Outer(Block):
 class Skip(Block):
     """An earlier value of the same form added, multiplied or blended; however long ago it was made."""
 
-    def __init__(self, draw: Draw, form: Form, forms: list[Form] | None = None) -> None:
+    def __init__(self, draw: Draw, form: ValueForm, forms: list[ValueForm] | None = None) -> None:
         super().__init__()
         alike = [i for i, other in enumerate(forms or ()) if other == form]
         need(bool(alike))
@@ -96,7 +96,7 @@ class Skip(Block):
         self.how = draw.pick(("add", "iadd", "mul", "lerp", "sub"))
         self.form, self.note = form, f"{self.how} {self.source}"
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Join."""
         other = call.earlier[self.source]
         if self.how == "add":
@@ -113,7 +113,7 @@ class Skip(Block):
 class Concatenate(Block):
     """An earlier value joined along the channels, then perhaps narrowed to as many as before."""
 
-    def __init__(self, draw: Draw, form: Form, forms: list[Form] | None = None) -> None:
+    def __init__(self, draw: Draw, form: ValueForm, forms: list[ValueForm] | None = None) -> None:
         super().__init__()
         alike = [i for i, other in enumerate(forms or ()) if other.to(c=form.c) == form]
         need(bool(alike) and form.c <= 16)
@@ -124,7 +124,7 @@ class Concatenate(Block):
         self.form = form if self.lin is not None else form.to(c=form.c + more)
         self.note = f"with {self.source}"
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Join."""
         other = call.earlier[self.source]
         y = torch.cat([other, x] if self.first else [x, other], dim=self.dim)

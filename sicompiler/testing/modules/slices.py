@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from sicompiler.testing.builder import Draw
-from sicompiler.testing.modules.form import Block, Call, Form, need
+from sicompiler.testing.modules.form import Block, BlockCall, ValueForm, need
 
 
 class WriteSlices(Block):
     """A copy whose slices are written in place: every other entry, the first ones, a border, a channel."""
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         dims = [d for d, n in enumerate(form.shape) if n > 1]
         need(bool(dims))
@@ -22,7 +22,7 @@ class WriteSlices(Block):
         self.how = draw.pick(("every other", "first", "last", "one", "copy_", "whole", "zeros", "two dims"))
         self.form, self.note = form, f"{self.how} of dim {self.dim}"
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Write."""
         at = [slice(None)] * x.dim()
         y = x.clone()
@@ -58,13 +58,13 @@ class ShiftFrames(Block):
 
     kinds = ("video", "last")
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         need(form.f > 1 and form.c >= 4)
         self.last, self.how = form.kind == "last", draw.pick(("written", "cat", "roll"))
         self.form, self.note = form, self.how
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Shift."""
         y = x.permute(0, 4, 1, 2, 3) if self.last else x
         fold = y.shape[1] // 4
@@ -86,7 +86,7 @@ class Recurrent(Block):
 
     kinds = ("video", "temporal", "last")
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         need(1 < form.f <= 6)
         self.dim = {"video": 2, "temporal": 1, "last": 1}[form.kind]
@@ -94,7 +94,7 @@ class Recurrent(Block):
         self.decay = nn.Parameter(torch.tensor(0.5))
         self.form, self.note = form, self.how
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Loop."""
         if self.how == "cat":
             state, made = torch.zeros_like(x.narrow(self.dim, 0, 1)), []
@@ -123,14 +123,14 @@ class Recurrent(Block):
 class Differences(Block):
     """Differences of neighbours: of frames, rows or channels, padded to the old size."""
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         dims = [d for d, n in enumerate(form.shape) if n > 1]
         need(bool(dims))
         self.dim, self.how = draw.pick(dims), draw.pick(("diff", "slices", "narrow"))
         self.form, self.note = form, f"{self.how} of dim {self.dim}"
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Subtract."""
         n = x.shape[self.dim]
         first = x.narrow(self.dim, 0, 1)
@@ -149,12 +149,12 @@ class Differences(Block):
 class Running(Block):
     """Running sums, products and maxima along a dim."""
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         self.dim, self.how = draw.pick(range(len(form.shape))), draw.pick(("cumsum", "cummax", "logcumsumexp", "mean"))
         self.form, self.note = form, f"{self.how} of dim {self.dim}"
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Accumulate."""
         if self.how == "cumsum":
             return x.cumsum(self.dim)
@@ -171,14 +171,14 @@ class Pick(Block):
 
     index: torch.Tensor
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         self.dim = draw.pick(range(len(form.shape)))
         self.register_buffer("index", torch.randperm(form.shape[self.dim]))
         self.how = draw.pick(("index_select", "advanced", "gather", "take_along_dim", "sort", "topk"))
         self.form, self.note = form, f"{self.how} of dim {self.dim}"
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Pick."""
         if self.how == "index_select":
             return x.index_select(self.dim, self.index)
@@ -200,13 +200,13 @@ class Masked(Block):
 
     mask: torch.Tensor
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         self.register_buffer("mask", torch.rand(form.shape[-2:]) < 0.6)
         self.how = draw.pick(("where", "fill", "tril", "threshold", "positions", "multiply"))
         self.form, self.note = form, self.how
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Mask."""
         if self.how == "where":
             return torch.where(self.mask, x, torch.zeros_like(x))
@@ -227,14 +227,14 @@ class Unstack(Block):
 
     kinds = ("video", "last", "temporal")
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         self.dim = draw.pick(range(len(form.shape)))
         need(form.shape[self.dim] <= 8)
         self.how, self.form = draw.pick(("reverse", "pairs", "one")), form
         self.note = f"{self.how} of dim {self.dim}"
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Take apart and stack."""
         parts = list(torch.unbind(x, self.dim))
         if self.how == "reverse":
@@ -250,7 +250,7 @@ class Chunked(Block):
 
     kinds = ("tokens", "sequence")
 
-    def __init__(self, draw: Draw, form: Form) -> None:
+    def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
         self.net, self.chunks = (
             nn.Sequential(nn.Linear(form.c, 2 * form.c), nn.GELU(), nn.Linear(2 * form.c, form.c)),
@@ -258,7 +258,7 @@ class Chunked(Block):
         )
         self.dim, self.form = draw.pick((1, 0)), form
 
-    def forward(self, x: torch.Tensor, call: Call) -> Any:
+    def forward(self, x: torch.Tensor, call: BlockCall) -> Any:
         """Compute chunk by chunk."""
         return torch.cat([self.net(part) for part in x.chunk(2, self.dim)], dim=self.dim)
 
