@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sicompiler.capture import capture
-from sicompiler.models.build import build_preset
+from sicompiler.zoo.build import build_preset
 
 INTERVAL_SECONDS = 0.004
 OTHER = "torch: the rest"

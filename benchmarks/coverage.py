@@ -24,10 +24,10 @@ from rich.console import Console
 from rich.table import Table
 
 from sicompiler.capture import capture
-from sicompiler.models import build_preset, known_presets
+from sicompiler.compiler.analyzed_graph import analyze_graph
 from sicompiler.passes.manager import run_stage
 from sicompiler.reports.explain import missing, rule_rows
-from sicompiler.study import analyze_graph
+from sicompiler.zoo import build_preset, known_presets
 
 
 def cover(preset: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from sicompiler.cli.rehash_pipeline import set_scheduler
+from sicompiler.cli.rehash.pipeline import set_scheduler
 from sicompiler.demo.detect import detect
 from sicompiler.demo.pipeline import MODEL_FOLDER
 from sicompiler.demo.quality import GUIDANCE, Case, Judged, held_out_cases, judge, make_clips

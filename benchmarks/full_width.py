@@ -32,13 +32,13 @@ from rich.table import Table
 
 from sicompiler.api import prepare
 from sicompiler.capture import flatten_inputs
-from sicompiler.entry import bound_method
-from sicompiler.models.build import build_preset
+from sicompiler.capture.entry import bound_method
 from sicompiler.runtime.compiled import Executable
 from sicompiler.runtime.measure import Peak, measure_peak
 from sicompiler.runtime.placement import place
 from sicompiler.runtime.verify import errors
 from sicompiler.units import MIB, format_bytes
+from sicompiler.zoo.build import build_preset
 
 SHARES = {"100%": 1.0, "50%": 0.5, "25%": 0.25, "floor": 0.0}
 OFFLOAD_SHARES = {"offload": 0.5, "offload-floor": 0.0}  # of the way from the floor with offloading to that without

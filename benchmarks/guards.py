@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sicompiler.guards import ModuleGuards
-from sicompiler.models.build import construct, preset_named
+from sicompiler.zoo.build import construct, preset_named
 
 RESULTS = Path(__file__).parent / "results"
 FULL_WIDTH = RESULTS / "svd-256x448-float32.json"

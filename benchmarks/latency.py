@@ -33,8 +33,8 @@ from rich.table import Table
 import sicompiler
 from benchmarks.rehash import SCHEDULERS, budget_of, clip_call, learned_cases
 from benchmarks.rehash_product import HELD_OUT, LEARN, pipeline
-from sicompiler.adapters.pipeline import pipeline_state
 from sicompiler.cache.store import VARIABLE
+from sicompiler.pipelines.pipeline import pipeline_state
 from tests.pipelines import PIPELINES, run
 
 ROUNDS = 7

@@ -23,10 +23,10 @@ from typing import Any
 import torch
 
 from sicompiler.capture import Program, capture
-from sicompiler.compiler import Planner
+from sicompiler.compiler.planner import Planner
+from sicompiler.compiler.prepare import analyse
 from sicompiler.errors import OverBudget
-from sicompiler.models.build import ModelCall, build_preset
-from sicompiler.prepare import analyse
+from sicompiler.zoo.build import ModelCall, build_preset
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the way from the floor to the unsliced peak
 SLOWER = 1.01  # times the predicted seconds before

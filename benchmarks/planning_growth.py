@@ -20,11 +20,11 @@ from rich.table import Table
 
 from sicompiler.capture import capture
 from sicompiler.collector import paused_gc
+from sicompiler.compiler.analyzed_graph import analyze_graph, outer_loops
+from sicompiler.compiler.search import make_search
 from sicompiler.cost import MACHINES
-from sicompiler.models.build import ModelCall, build_model, build_preset, preset_named
 from sicompiler.passes.manager import run_stage
-from sicompiler.search.search import make_search
-from sicompiler.study import analyze_graph, outer_loops
+from sicompiler.zoo.build import ModelCall, build_model, build_preset, preset_named
 
 DEVICE = "cuda"
 STAGES = ("capture", "analyse", "search")

@@ -36,15 +36,15 @@ from rich.progress import Progress
 from rich.table import Table
 
 import sicompiler
-from sicompiler.adapters.calibrate import learn
-from sicompiler.adapters.pipeline import CompiledPipeline, pipeline_state
-from sicompiler.adapters.trials import Trials, difference, run_call
-from sicompiler.adapters.verify import measured_call
-from sicompiler.cli.rehash_pipeline import set_scheduler
+from sicompiler.cli.rehash.pipeline import set_scheduler
 from sicompiler.demo.detect import detect
 from sicompiler.demo.pipeline import MODEL_FOLDER
 from sicompiler.demo.quality import Case, call_of, held_out_cases
 from sicompiler.demo.words import all_scenes
+from sicompiler.pipelines.pipeline import CompiledPipeline, pipeline_state
+from sicompiler.pipelines.rehash.calibrate import learn
+from sicompiler.pipelines.rehash.trials import Trials, difference, run_call
+from sicompiler.pipelines.verify import measured_call
 from sicompiler.rehash.choose import deepcache, similar, uniform
 from sicompiler.rehash.plan import RehashPlan
 from sicompiler.units import format_bytes

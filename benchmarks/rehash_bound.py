@@ -25,11 +25,11 @@ from rich.table import Table
 
 import sicompiler
 from benchmarks.rehash import SCHEDULERS, budget_of, clip_call, learned_cases
-from sicompiler.adapters.pipeline import pipeline_state
-from sicompiler.adapters.trials import difference, run_call
-from sicompiler.cli.rehash_pipeline import set_scheduler
+from sicompiler.cli.rehash.pipeline import set_scheduler
 from sicompiler.demo.pipeline import MODEL_FOLDER
 from sicompiler.demo.quality import held_out_cases
+from sicompiler.pipelines.pipeline import pipeline_state
+from sicompiler.pipelines.rehash.trials import difference, run_call
 
 TARGETS = ("psnr=30", "psnr=35", "rel_error=0.1", "rel_error=0.05")
 

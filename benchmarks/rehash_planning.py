@@ -20,16 +20,16 @@ from rich.console import Console
 from rich.table import Table
 
 from sicompiler.capture import Program, capture
-from sicompiler.compiler import Planner
+from sicompiler.compiler.analyzed_graph import AnalyzedGraph, analyze_graph
+from sicompiler.compiler.planner import Planner
+from sicompiler.compiler.prepare import analyse
+from sicompiler.compiler.search import whole_seconds_of
 from sicompiler.cost import MACHINES, work_of
-from sicompiler.models.build import build_preset
-from sicompiler.passes.cut import full_program, skip_program
 from sicompiler.passes.manager import run_stage
-from sicompiler.planners.cuts import candidate_cuts
-from sicompiler.prepare import analyse
-from sicompiler.search.search import whole_seconds_of
-from sicompiler.study import AnalyzedGraph, analyze_graph
+from sicompiler.passes.split_at_cut import full_program, skip_program
+from sicompiler.planners.min_cut import candidate_cuts
 from sicompiler.units import GIB, MIB
+from sicompiler.zoo.build import build_preset
 
 ORDERS = (0, 1, 2)
 

@@ -32,7 +32,7 @@ from rich.table import Table
 
 import sicompiler
 from benchmarks.rehash import SCHEDULERS, budget_of, clip_call, learned_cases
-from sicompiler.cli.rehash_pipeline import set_scheduler
+from sicompiler.cli.rehash.pipeline import set_scheduler
 from sicompiler.demo.quality import Case, held_out_cases
 
 WAYS = ("calls", "no calls")

@@ -20,7 +20,7 @@ from torch.nn.functional import silu
 
 from sicompiler.api import prepare
 from sicompiler.capture import Program
-from sicompiler.compiler import rewrite
+from sicompiler.compiler.planner import rewrite
 from sicompiler.passes.manager import stages
 from sicompiler.reports.dump import text
 from sicompiler.reports.steps import listing

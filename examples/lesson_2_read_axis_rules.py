@@ -23,8 +23,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from sicompiler.api import prepare
 from sicompiler.axes.factor_map import Slicing
-from sicompiler.graph_view import GraphView
-from sicompiler.region import RegionBuilder
+from sicompiler.regions.builder import RegionBuilder
+from sicompiler.regions.view import GraphView
 
 
 class Attention(nn.Module):

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from sicompiler.errors import OverBudget
-from sicompiler.forms.form import Point
-from sicompiler.forms.peak import closed_peak, evaluate
-from sicompiler.forms.points import choose_points
-from sicompiler.forms.sized import SizedCall, SizedModel
+from sicompiler.scaling.form import Point
+from sicompiler.scaling.peak import closed_peak, evaluate
+from sicompiler.scaling.points import choose_points
+from sicompiler.scaling.sized import SizedCall, SizedModel
 from sicompiler.units import format_bytes, parse_bytes
 
 SIZES: list[Point] = [(frames, side, 2 * side) for side in (16, 24, 32) for frames in (8, 16)]

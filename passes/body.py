@@ -18,14 +18,14 @@ from sicompiler.axes.span import Span
 from sicompiler.axes.table import Operand, OpSlicing
 from sicompiler.facts.storages import TensorFact
 from sicompiler.facts.strides import format_strides, suggests_channels_last
-from sicompiler.facts.workspace_layout import suggested
-from sicompiler.graph_view import GraphView
+from sicompiler.facts.workspace.layout import suggested
 from sicompiler.ops.slices import in_order_fake
 from sicompiler.passes.edit import evaluate, inherit, insert_call
 from sicompiler.passes.layout_rows import COMPOSITE, VIEWS, strided
 from sicompiler.passes.layouts import as_made, keeps_input_size
-from sicompiler.passes.spans import SpanNodes
-from sicompiler.sliced import Region
+from sicompiler.passes.slice_bounds import SpanNodes
+from sicompiler.regions.region import Region
+from sicompiler.regions.view import GraphView
 
 aten = torch.ops.aten
 ops = torch.ops.sicompiler

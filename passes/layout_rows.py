@@ -16,8 +16,8 @@ from sicompiler.facts.strides import (
     suggests_channels_last,
     view_strides,
 )
-from sicompiler.facts.workspace_conv import each_dim, goes_to_onednn
-from sicompiler.facts.workspace_onednn import takes
+from sicompiler.facts.workspace.conv import each_dim, goes_to_onednn
+from sicompiler.facts.workspace.onednn import takes
 
 aten = torch.ops.aten
 

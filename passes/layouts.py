@@ -15,10 +15,10 @@ from torch.utils._python_dispatch import _disable_current_modes
 from sicompiler.capture import Program
 from sicompiler.facts.calls import bind
 from sicompiler.facts.strides import Strided, format_strides, like_strides, pointwise_strides, view_strides
-from sicompiler.facts.workspace_onednn import takes
-from sicompiler.graph_view import CLONES_STORAGE
+from sicompiler.facts.workspace.onednn import takes
 from sicompiler.passes.edit import Replacements
 from sicompiler.passes.layout_rows import COMPOSITE, LIKE, NOT_ITERATED, ROWS, STRIDES, VIEWS, strided
+from sicompiler.regions.view import CLONES_STORAGE
 
 aten = torch.ops.aten
 

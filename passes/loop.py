@@ -13,13 +13,13 @@ from sicompiler.axes.factor_map import Slicing
 from sicompiler.axes.table import Operand
 from sicompiler.capture import Program, module_of
 from sicompiler.facts.storages import fake_tensors
-from sicompiler.graph_view import GraphView
 from sicompiler.ops import offloaded_tensor, sliced_loop, streamed_loop, wait_loads
 from sicompiler.passes.body import BodyEmitter, Length, in_format, narrowed_again, passes_for
 from sicompiler.passes.edit import evaluate, inherit, insert_call
-from sicompiler.passes.spans import SpanNodes
+from sicompiler.passes.slice_bounds import SpanNodes
 from sicompiler.passes.stream import fetcher, storer
-from sicompiler.sliced import Output, Region, RegionRead
+from sicompiler.regions.region import Output, Region, RegionRead
+from sicompiler.regions.view import GraphView
 
 aten = torch.ops.aten
 ops = torch.ops.sicompiler

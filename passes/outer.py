@@ -13,12 +13,12 @@ from sicompiler.axes.factor_map import Slicing
 from sicompiler.axes.table import Operand
 from sicompiler.capture import Binding, Program, Source, module_of
 from sicompiler.facts.storages import TensorFact
-from sicompiler.graph_view import GraphView, narrows_well
 from sicompiler.ops import sliced_loop
 from sicompiler.passes.body import BodyEmitter
 from sicompiler.passes.edit import insert_call
 from sicompiler.passes.layouts import real_layouts
-from sicompiler.sliced import Region
+from sicompiler.regions.region import Region
+from sicompiler.regions.view import GraphView, narrows_well
 
 aten = torch.ops.aten
 ops = torch.ops.sicompiler

@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from sicompiler.capture import Program
-from sicompiler.facts.kernels import node_workspaces
 from sicompiler.facts.lifetimes import Lifetimes, lifetimes
 from sicompiler.facts.storages import GraphFacts, graph_facts
 from sicompiler.facts.timeline import timeline
+from sicompiler.facts.workspace.kernels import node_workspaces
 
 
 def _peak_and_area(facts: GraphFacts, lives: Lifetimes, workspaces: npt.NDArray[np.int64]) -> tuple[int, int]:

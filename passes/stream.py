@@ -14,10 +14,10 @@ from sicompiler.axes.factor_map import Slicing
 from sicompiler.axes.span import Span
 from sicompiler.axes.table import Operand
 from sicompiler.capture import module_of
-from sicompiler.halo import Halos
 from sicompiler.passes.edit import insert_call
-from sicompiler.passes.spans import SpanNodes
-from sicompiler.sliced import Output, RegionRead
+from sicompiler.passes.slice_bounds import SpanNodes
+from sicompiler.regions.halo import Halos
+from sicompiler.regions.region import Output, RegionRead
 
 ops = torch.ops.sicompiler
 

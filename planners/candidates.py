@@ -17,11 +17,11 @@ from sicompiler.axes.factor_map import Slicing
 from sicompiler.axes.table import OpSlicing
 from sicompiler.facts.calls import takes_statistics
 from sicompiler.facts.timeline import Timeline
-from sicompiler.graph_view import GraphView
-from sicompiler.planners.evaluator import Floats, OpCosts
+from sicompiler.planners.op_costs import Floats, OpCosts
+from sicompiler.planners.region_cost import MAX_OPERATORS, MAX_SPAN, MAX_WINDOWS, RegionCost
 from sicompiler.planners.repeats import Answers, Repeats
-from sicompiler.planners.tally import MAX_OPERATORS, MAX_SPAN, MAX_WINDOWS, RegionCost
-from sicompiler.region import HOISTED_BYTES, RegionBuilder
+from sicompiler.regions.builder import HOISTED_BYTES, RegionBuilder
+from sicompiler.regions.view import GraphView
 
 SMALL_GRAPH = 200  # operators that allocate; up to here every position may be a cut
 NEAR = 6  # operators that allocate, on either side of a deep cut

@@ -8,7 +8,7 @@ import numpy as np
 
 from sicompiler.cost import DOUBT, NO_WORK, Machine, Work
 from sicompiler.facts.storages import Origin
-from sicompiler.planners.evaluator import OpCosts
+from sicompiler.planners.op_costs import OpCosts
 
 
 def most_saved_seconds(evaluator: OpCosts) -> float:

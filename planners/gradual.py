@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from sicompiler.planners.candidates import Candidate
 from sicompiler.planners.dp import Problem
-from sicompiler.planners.evaluator import Floats
+from sicompiler.planners.op_costs import Floats
 
 
 class GradualProblem:

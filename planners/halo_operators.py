@@ -16,8 +16,8 @@ from sicompiler.axes.factor_map import Slicing
 from sicompiler.axes.padding import pads_by_itself
 from sicompiler.axes.span import Span
 from sicompiler.axes.table import Operand, OpSlicing
-from sicompiler.halo import OperatorSpans, entries, own_part, picks_result, step_of, unread_core
-from sicompiler.planners.evaluator import Floats, OpCosts
+from sicompiler.planners.op_costs import Floats, OpCosts
+from sicompiler.regions.halo import OperatorSpans, entries, own_part, picks_result, step_of, unread_core
 
 Cuts = tuple[bool, ...]  # for each sliced operand of an operator, whether it gets a copy of a part of a slice
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from sicompiler.facts.storages import Origin
-from sicompiler.planners.evaluator import OpCosts
-from sicompiler.region import RegionBuilder
+from sicompiler.planners.op_costs import OpCosts
+from sicompiler.regions.builder import RegionBuilder
 
 
 class Hoisted:

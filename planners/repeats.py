@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeVar
 from torch import fx
 
 from sicompiler.facts.storages import Origin
-from sicompiler.graph_view import GraphView
+from sicompiler.regions.view import GraphView
 
 T = TypeVar("T")
 

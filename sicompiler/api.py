@@ -9,18 +9,20 @@ from typing import Any, Protocol, TypeVar, get_args, overload
 
 import torch
 
-from sicompiler.adapters.calibrate import calibrate
-from sicompiler.adapters.component import CompiledComponent
-from sicompiler.adapters.held import ATTRIBUTE
-from sicompiler.adapters.pipeline import CompiledPipeline, is_pipeline, pipeline_state
-from sicompiler.adapters.supported import SupportedPipeline, supported_pipelines
-from sicompiler.adapters.verify import PipelineVerification
 from sicompiler.cache.store import Store, default_store
-from sicompiler.compiler import Offload
+from sicompiler.compiled_module import CompiledModule, installed_state
+from sicompiler.compiler.planner import Offload
+from sicompiler.compiler.prepare import check_weights, device_type_of, dtype_name, prepare
+from sicompiler.compiler.search import Progress
 from sicompiler.errors import BadInput, NotCompiled
 from sicompiler.ops.mapped import offload_folder
+from sicompiler.pipelines.component import CompiledComponent
+from sicompiler.pipelines.pipeline import CompiledPipeline, is_pipeline, pipeline_state
+from sicompiler.pipelines.rehash.calibrate import calibrate
+from sicompiler.pipelines.reserved import ATTRIBUTE
+from sicompiler.pipelines.supported import SupportedPipeline, supported_pipelines
+from sicompiler.pipelines.verify import PipelineVerification
 from sicompiler.plan import Plan
-from sicompiler.prepare import check_weights, device_type_of, dtype_name, prepare
 from sicompiler.rehash.request import Rehash
 from sicompiler.renamed import refuses_renamed
 from sicompiler.reports.phases import PipelineReport
@@ -28,8 +30,6 @@ from sicompiler.reports.rehash import RehashReport
 from sicompiler.reports.report import Report
 from sicompiler.runtime.examples import Inputs, checked_inputs
 from sicompiler.runtime.verify import Verification
-from sicompiler.search.search import Progress
-from sicompiler.takeover import CompiledModule, installed_state
 from sicompiler.turns import executing
 from sicompiler.units import parse_bytes
 

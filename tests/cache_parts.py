@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import sicompiler
-from sicompiler import prepare as prepare_module
-from sicompiler.search import searches
+from sicompiler.compiler import prepare as prepare_module
+from sicompiler.compiler import searches
 
 
 class Block(nn.Module):

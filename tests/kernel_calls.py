@@ -13,7 +13,7 @@ from torch._ops import OpOverload
 
 from sicompiler.facts.calls import bind, flatten_tensors
 from sicompiler.facts.storages import TensorFact
-from sicompiler.facts.workspace import workspace_bytes
+from sicompiler.facts.workspace.table import workspace_bytes
 from sicompiler.runtime.measure import measure_peak
 from tests.rules.draw import SAMPLERS, Draw
 

@@ -11,12 +11,12 @@ import torch
 
 import sicompiler
 from sicompiler import Rehash, RehashPlan
-from sicompiler.adapters import component
-from sicompiler.adapters import rehash as adapter
-from sicompiler.adapters.calibrate import learn
-from sicompiler.adapters.component import CompiledComponent
-from sicompiler.adapters.pipeline import pipeline_state
-from sicompiler.adapters.subgraph import GraphPart
+from sicompiler.pipelines import component
+from sicompiler.pipelines.component import CompiledComponent
+from sicompiler.pipelines.pipeline import pipeline_state
+from sicompiler.pipelines.rehash import hooks as adapter
+from sicompiler.pipelines.rehash.calibrate import learn
+from sicompiler.pipelines.subgraph import GraphPart
 from sicompiler.rehash.request import Strategy
 from tests.mini_pipeline import mini, picture
 

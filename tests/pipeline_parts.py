@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sicompiler.models.build import construct, randomize_
+from sicompiler.zoo.build import construct, randomize_
 from tests.zoo import TINY
 
 TEXT = 16  # width of prompts in the zoo's tiny denoisers

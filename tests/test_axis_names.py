@@ -13,7 +13,7 @@ from sicompiler.axes.factor_map import Slicing
 from sicompiler.axes.meanings import CHANNELS, FRAMES, HEADS, joined, piece
 from sicompiler.axes.names import Axis, AxisNames, Meanings
 from sicompiler.capture import capture
-from sicompiler.study import AnalyzedGraph, analyze_graph
+from sicompiler.compiler.analyzed_graph import AnalyzedGraph, analyze_graph
 from tests.zoo import captured
 
 

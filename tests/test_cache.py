@@ -165,8 +165,7 @@ SCRIPT = """
     import sys, torch
     from torch import nn
     import sicompiler
-    from sicompiler import prepare
-    from sicompiler.search import searches
+    from sicompiler.compiler import prepare, searches
     from tests.cache_parts import Block, X, BUDGET, compiled
 
     def refuse(*args, **kwargs):

@@ -15,7 +15,7 @@ from sicompiler.cache.graphs import Broken
 from sicompiler.cache.programs import pack_program, unpack_program
 from sicompiler.cache.results import unpack_spec
 from sicompiler.capture import Program, capture, flatten_inputs, weights_bytes
-from sicompiler.compiler import make_planner
+from sicompiler.compiler.planner import make_planner
 from sicompiler.testing.models import random_module
 from tests.cache_parts import Block, compiled, folder, work
 

@@ -15,10 +15,10 @@ import pytest
 import sicompiler.cli
 from sicompiler.cost import MACHINES
 from sicompiler.errors import PassError
-from sicompiler.models import known_presets
 from sicompiler.passes.manager import stages
 from sicompiler.plan import Plan
 from sicompiler.reports.dump import FORMATS
+from sicompiler.zoo import known_presets
 from tests.source_tree import ROOT
 
 MLP = "tests.cli_models:mlp"

@@ -22,7 +22,7 @@ import sicompiler.cli
 import sicompiler.cli.demo_clip
 import sicompiler.cli.fit
 import sicompiler.cli.plan
-import sicompiler.cli.rehash_calibrate
+import sicompiler.cli.rehash.calibrate
 from sicompiler.cli import files, output
 from sicompiler.ops.mapped import FOLDER_VARIABLE, offload_folder, offloaded_tensor
 from sicompiler.plan import Plan
@@ -89,7 +89,7 @@ def test_outputs_are_looked_at_before_any_work(
 
     monkeypatch.setattr(sicompiler.cli.plan, "find", reached)
     monkeypatch.setattr(sicompiler.cli.fit, "subject", reached)
-    monkeypatch.setattr(sicompiler.cli.rehash_calibrate, "load_pipeline", reached)
+    monkeypatch.setattr(sicompiler.cli.rehash.calibrate, "load_pipeline", reached)
     arguments = {
         "plan": ("plan", MLP, "--output"),
         "fit": ("fit", MLP, "--gb", "1", "--html"),

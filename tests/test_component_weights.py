@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from sicompiler.adapters import weights
-from sicompiler.adapters.weights import weights_of
 from sicompiler.capture import named_tensors, tensors_now
+from sicompiler.pipelines import weights
+from sicompiler.pipelines.weights import weights_of
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 

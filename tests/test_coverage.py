@@ -10,10 +10,10 @@ import pytest
 from sicompiler.axes.factor_map import FactorKind
 from sicompiler.axes.registry import rules
 from sicompiler.capture import capture
-from sicompiler.models import build_preset, known_presets
+from sicompiler.compiler.analyzed_graph import AnalyzedGraph, analyze_graph
 from sicompiler.passes.manager import run_stage
 from sicompiler.reports.explain import missing, rule_rows
-from sicompiler.study import AnalyzedGraph, analyze_graph
+from sicompiler.zoo import build_preset, known_presets
 from tests.zoo import TINY, legal
 
 

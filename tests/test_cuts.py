@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from sicompiler.capture import Program, capture, flatten_inputs, structure
+from sicompiler.compiler.analyzed_graph import analyze_graph
+from sicompiler.compiler.search import whole_seconds_of
 from sicompiler.cost import MACHINES
 from sicompiler.errors import BadInput
-from sicompiler.passes.cut import full_program, skip_program
 from sicompiler.passes.manager import run_stage
-from sicompiler.planners.cuts import FeatureCut, candidate_cuts
-from sicompiler.search.search import whole_seconds_of
-from sicompiler.study import analyze_graph
+from sicompiler.passes.split_at_cut import full_program, skip_program
+from sicompiler.planners.min_cut import FeatureCut, candidate_cuts
 from tests.zoo import captured
 
 

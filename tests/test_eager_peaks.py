@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sicompiler.adapters.eager import eager_peak_bytes
 from sicompiler.capture import capture
-from sicompiler.models.build import construct, fake_buffers_, new_fake_mode
+from sicompiler.pipelines.eager import eager_peak_bytes
 from sicompiler.runtime.measure import measure_peak
+from sicompiler.zoo.build import construct, fake_buffers_, new_fake_mode
 
 GIB = 2**30
 CLOSE = 0.02

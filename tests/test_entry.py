@@ -10,8 +10,8 @@ from torch import nn
 
 from sicompiler.api import prepare
 from sicompiler.capture import Source, capture
-from sicompiler.compiler import rewrite
-from sicompiler.entry import bound_method, entry_module
+from sicompiler.capture.entry import bound_method, entry_module
+from sicompiler.compiler.planner import rewrite
 from sicompiler.errors import BadInput, CaptureError
 from sicompiler.runtime.compiled import Executable
 from sicompiler.runtime.measure import measure_peak

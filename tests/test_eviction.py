@@ -9,16 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-from sicompiler.adapters.component import CompiledComponent
-from sicompiler.adapters.eviction import IdleComponent, eviction_order
-from sicompiler.adapters.pipeline import CompiledPipeline
-from sicompiler.adapters.residency import Residency
-from sicompiler.adapters.roles import Phase, Role
-from sicompiler.adapters.weights import weights_of
 from sicompiler.cli.pipelines import PhaseCall, PipelinePhases
-from sicompiler.compiler import Planner
-from sicompiler.models.pipelines import PIPELINE_PRESETS, PartName, part_specs
+from sicompiler.compiler.planner import Planner
+from sicompiler.pipelines.component import CompiledComponent
+from sicompiler.pipelines.eviction import IdleComponent, eviction_order
+from sicompiler.pipelines.pipeline import CompiledPipeline
+from sicompiler.pipelines.residency import Residency
+from sicompiler.pipelines.roles import Phase, Role
+from sicompiler.pipelines.weights import weights_of
 from sicompiler.turns import turn_of
+from sicompiler.zoo.pipelines import PIPELINE_PRESETS, PartName, part_specs
 
 CPU = torch.device("cpu")
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import pytest
 
-from sicompiler.compiler import Planner
+from sicompiler.compiler.planner import Planner
 from sicompiler.planners.candidates import Candidate
-from sicompiler.region import RegionBuilder
+from sicompiler.regions.builder import RegionBuilder
+from sicompiler.regions.region import Region
 from sicompiler.runtime.measure import measure_peak
 from sicompiler.runtime.verify import errors
-from sicompiler.sliced import Region
 from sicompiler.testing import rewritten, run_program
 from tests.zoo import prepared
 

@@ -16,7 +16,7 @@ import torch
 import torch.utils._pytree as pytree
 
 import sicompiler
-from sicompiler.compiler import Planner
+from sicompiler.compiler.planner import Planner
 from sicompiler.plan import Plan
 from sicompiler.runtime.measure import measure_peak
 from sicompiler.runtime.verify import errors

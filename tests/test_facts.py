@@ -11,7 +11,7 @@ from torch import fx
 
 from sicompiler import testing
 from sicompiler.capture import flatten_inputs
-from sicompiler.study import AnalyzedGraph
+from sicompiler.compiler.analyzed_graph import AnalyzedGraph
 from tests.random_choices import Choose, for_choices, seeded
 from tests.zoo import captured, legal
 

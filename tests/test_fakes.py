@@ -13,14 +13,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sicompiler import testing
 from sicompiler.axes.table import AxisTable
+from sicompiler.compiler.analyzed_graph import AnalyzedGraph
 from sicompiler.cost import work_of
 from sicompiler.facts.calls import bind, flatten_tensors
-from sicompiler.facts.kernels import node_workspaces
 from sicompiler.facts.storages import GraphFacts
-from sicompiler.facts.workspace import workspace_bytes
+from sicompiler.facts.workspace.kernels import node_workspaces
+from sicompiler.facts.workspace.table import workspace_bytes
 from sicompiler.passes import fakes
 from sicompiler.passes.fakes import fake_result
-from sicompiler.study import AnalyzedGraph
 
 aten = torch.ops.aten
 SEEDS = range(3)

@@ -14,7 +14,7 @@ import torch.utils._pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import sicompiler
-from sicompiler.adapters.pipeline import pipeline_state
+from sicompiler.pipelines.pipeline import pipeline_state
 from sicompiler.runtime.compiled import Executable
 from sicompiler.units import MIB, format_bytes
 from tests.mini_pipeline import close, mini, picture

@@ -16,13 +16,13 @@ from sicompiler.cli.options import ModelOptions
 from sicompiler.cli.output import Progress
 from sicompiler.cli.subjects import subject
 from sicompiler.errors import BadInput
-from sicompiler.forms.form import Point
-from sicompiler.forms.peak import closed_peak, evaluate
-from sicompiler.forms.points import choose_points
-from sicompiler.models import known_presets
-from sicompiler.models.pipelines import PIPELINE_PRESETS
 from sicompiler.reports.fit import Cell, CellSource, FitReport, PeakForm, cell_text
 from sicompiler.reports.fit_page import fit_page
+from sicompiler.scaling.form import Point
+from sicompiler.scaling.peak import closed_peak, evaluate
+from sicompiler.scaling.points import choose_points
+from sicompiler.zoo import known_presets
+from sicompiler.zoo.pipelines import PIPELINE_PRESETS
 from tests.source_tree import ROOT
 
 MLP = "tests.cli_models:mlp"

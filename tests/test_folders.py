@@ -11,11 +11,11 @@ import torch
 
 import sicompiler.cli
 from sicompiler.errors import BadInput
-from sicompiler.models.folders import read_folder
-from sicompiler.models.geometry import Sizes
-from sicompiler.models.inputs import FAMILIES
-from sicompiler.models.load import resolve
-from sicompiler.models.pipelines import build_pipeline, idle_weights, pipeline_named
+from sicompiler.zoo.folders import read_folder
+from sicompiler.zoo.geometry import Sizes
+from sicompiler.zoo.inputs import FAMILIES
+from sicompiler.zoo.load import resolve
+from sicompiler.zoo.pipelines import build_pipeline, idle_weights, pipeline_named
 from tests.pipelines import PIPELINES
 
 WAN22 = {  # Wan2.2-TI2V-5B as published

@@ -12,9 +12,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from sicompiler.adapters.eager import eager_peak_bytes
-from sicompiler.adapters.footprints import Footprints
 from sicompiler.capture.like_calls import Results
+from sicompiler.pipelines.eager import eager_peak_bytes
+from sicompiler.pipelines.footprints import Footprints
 
 Block = Callable[["Model", torch.Tensor], torch.Tensor]
 TIMES = 3

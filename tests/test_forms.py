@@ -13,11 +13,11 @@ from torch import nn
 from torch.nn import functional
 
 from sicompiler.errors import OverBudget
-from sicompiler.forms.form import Point, Polynomial, fit, symbols, tells_apart
-from sicompiler.forms.peak import closed_peak, evaluate, lattice
-from sicompiler.forms.points import choose_points
-from sicompiler.forms.sized import FittedModel, SizedCall, SizedModel
-from sicompiler.forms.template import DifferentGraph
+from sicompiler.scaling.form import Point, Polynomial, fit, symbols, tells_apart
+from sicompiler.scaling.peak import closed_peak, evaluate, lattice
+from sicompiler.scaling.points import choose_points
+from sicompiler.scaling.sized import FittedModel, SizedCall, SizedModel
+from sicompiler.scaling.template import DifferentGraph
 from tests.zoo import method_of, tiny
 
 F, H, W = symbols()

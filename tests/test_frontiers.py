@@ -14,7 +14,7 @@ from sicompiler.cli.frontier import frontier
 from sicompiler.cli.options import Device, ModelOptions
 from sicompiler.cli.output import Progress
 from sicompiler.cli.work import find, prepare
-from sicompiler.models.presets import PRESETS
+from sicompiler.zoo.presets import PRESETS
 
 QUICK = ("sd-vae", "svd-vae")
 NAMES = sorted(PRESETS)

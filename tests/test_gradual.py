@@ -16,12 +16,12 @@ from torch import nn
 import sicompiler
 from sicompiler import testing
 from sicompiler.axes.factor_map import Slicing
-from sicompiler.compiler import Planner
+from sicompiler.compiler import search as search_module
+from sicompiler.compiler.planner import Planner
+from sicompiler.compiler.prepare import prepare
 from sicompiler.planners.candidates import Candidate
 from sicompiler.planners.dp import Problem, solve
 from sicompiler.planners.gradual import GradualProblem
-from sicompiler.prepare import prepare
-from sicompiler.search import search as search_module
 
 Region = tuple[int, int, int]  # start, how many operators, peak
 

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 import sicompiler
 from sicompiler.capture import capture
+from sicompiler.compiled_module import CompiledModule
 from sicompiler.guards import keep_state
 from sicompiler.runtime.compiled import Executable
-from sicompiler.takeover import CompiledModule
 from tests.guard_mutations import MUTATIONS, WIDTH, Mutation, toy
 
 DEEP = os.environ.get("HYPOTHESIS_PROFILE") == "deep"

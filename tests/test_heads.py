@@ -11,12 +11,12 @@ from sicompiler import testing
 from sicompiler.api import prepare
 from sicompiler.axes.factor_map import Slicing
 from sicompiler.axes.table import OpSlicing
-from sicompiler.compiler import rewrite
-from sicompiler.region import RegionBuilder
+from sicompiler.compiler.analyzed_graph import AnalyzedGraph
+from sicompiler.compiler.planner import rewrite
+from sicompiler.regions.builder import RegionBuilder
+from sicompiler.regions.region import Region
 from sicompiler.runtime.measure import measure_peak
 from sicompiler.runtime.verify import errors
-from sicompiler.sliced import Region
-from sicompiler.study import AnalyzedGraph
 
 HEADS, WIDTH = 6, 8
 

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import sicompiler
-from sicompiler import prepare as prepare_module
 from sicompiler.cache.store import default_store
-from sicompiler.compiler import Planner
+from sicompiler.compiler import prepare as prepare_module
+from sicompiler.compiler.planner import Planner
 from tests.cache_parts import Block, X, compiled, folder
 from tests.mini_pipeline import mini, picture
 

@@ -14,10 +14,10 @@ from diffusers.hooks import HookRegistry, ModelHook
 from torch import nn
 
 import sicompiler
-from sicompiler.adapters import held
-from sicompiler.adapters.components import components_of
 from sicompiler.capture import flatten_inputs
 from sicompiler.capture.results import open_inputs
+from sicompiler.pipelines import reserved as held
+from sicompiler.pipelines.components import components_of
 from tests.mini_pipeline import MiniPipeline, MiniText, mini, picture
 
 ROOMY = "1GiB"

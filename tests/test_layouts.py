@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from sicompiler.api import prepare
 from sicompiler.capture import capture, flatten_inputs
-from sicompiler.compiler import rewrite
+from sicompiler.compiler.planner import rewrite
 from sicompiler.facts.storages import fake_tensors
 from sicompiler.facts.strides import suggests_channels_last, view_strides
 from sicompiler.passes.layouts import real_layouts

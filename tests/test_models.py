@@ -14,12 +14,12 @@ import torch
 import torch.utils._pytree as pytree
 from torch._subclasses.fake_tensor import FakeTensor
 
-from sicompiler.entry import bound_method
+from sicompiler.capture.entry import bound_method
 from sicompiler.errors import BadInput
-from sicompiler.models import ModelCall, Sizes, build_preset, known_presets, resolve
-from sicompiler.models.build import construct
-from sicompiler.models.inputs import FAMILIES
-from sicompiler.models.presets import PRESETS
+from sicompiler.zoo import ModelCall, Sizes, build_preset, known_presets, resolve
+from sicompiler.zoo.build import construct
+from sicompiler.zoo.inputs import FAMILIES
+from sicompiler.zoo.presets import PRESETS
 from tests.zoo import TINY, method_of, tiny
 
 # The first tensor input at the default sizes: the table of the design.
@@ -75,7 +75,7 @@ def test_a_preset_runs_under_its_fake_mode() -> None:
 
 
 def test_importing_the_zoo_is_fast_because_it_imports_no_torch() -> None:
-    code = "import sicompiler.models, sys; sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
+    code = "import sicompiler.zoo, sys; sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
 
 

@@ -20,7 +20,9 @@ import sicompiler
 from sicompiler import testing
 from sicompiler.api import prepare
 from sicompiler.capture import flatten_inputs, named_tensors, weights_bytes
-from sicompiler.compiler import rewrite
+from sicompiler.compiled_module import installed_state
+from sicompiler.compiler.planner import rewrite
+from sicompiler.compiler.search import graph_offloading, spillable
 from sicompiler.errors import OffloadError, OverBudget
 from sicompiler.ops import (
     fetch,
@@ -38,8 +40,6 @@ from sicompiler.runtime.compiled import Executable
 from sicompiler.runtime.measure import measure_peak
 from sicompiler.runtime.placement import streams
 from sicompiler.runtime.verify import errors
-from sicompiler.search.search import graph_offloading, spillable
-from sicompiler.takeover import installed_state
 from tests.random_choices import Choose, for_choices, seeded
 from tests.test_random_graphs import SLACK_BYTES, check_same, check_text, measured
 from tests.zoo import prepared

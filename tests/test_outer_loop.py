@@ -11,11 +11,11 @@ from torch import nn
 from sicompiler import testing
 from sicompiler.api import prepare
 from sicompiler.axes.factor_map import Slicing
-from sicompiler.compiler import rewrite
+from sicompiler.compiler.analyzed_graph import OUTER_HOISTED_BYTES, AnalyzedGraph, make_outer, outer_loops, outer_region
+from sicompiler.compiler.planner import rewrite
 from sicompiler.passes.outer import wrap_outer
 from sicompiler.runtime.measure import measure_peak
 from sicompiler.runtime.verify import errors
-from sicompiler.study import OUTER_HOISTED_BYTES, AnalyzedGraph, make_outer, outer_loops, outer_region
 
 SAMPLES, TOKENS, CHANNELS = 8, 512, 64
 

@@ -22,7 +22,7 @@ from sicompiler.passes.edit import Replacements, copy_program, insert_call
 from sicompiler.passes.legalise_groupnorm import split_groupnorm
 from sicompiler.passes.manager import PIPELINE, run_stage, verify_graph
 from sicompiler.passes.schedule import sink_to_first_use
-from sicompiler.region import RegionBuilder
+from sicompiler.regions.builder import RegionBuilder
 from sicompiler.runtime.verify import errors
 
 import numpy as np  # isort: skip

@@ -11,10 +11,10 @@ import torch
 
 import sicompiler.cli
 from sicompiler.cli import pipelines, subjects
-from sicompiler.compiler import Planner
-from sicompiler.models.build import ModelCall
-from sicompiler.models.geometry import Sizes
-from sicompiler.models.pipelines import PIPELINE_PRESETS, PartCall, PartSpec, build_pipeline, part_specs
+from sicompiler.compiler.planner import Planner
+from sicompiler.zoo.build import ModelCall
+from sicompiler.zoo.geometry import Sizes
+from sicompiler.zoo.pipelines import PIPELINE_PRESETS, PartCall, PartSpec, build_pipeline, part_specs
 from tests.mini_pipeline import MiniText, MiniUNet, MiniVae
 
 pytestmark = pytest.mark.usefixtures("cached")

@@ -160,8 +160,8 @@ def test_a_whole_pipeline_is_planned_from_configuration(monkeypatch: pytest.Monk
     """Every phase with what stays resident: all where that fits, else the idle go; the floor counts without."""
     from sicompiler.cli import pipelines
     from sicompiler.cli.options import ModelOptions, Offload
-    from sicompiler.models.build import ModelCall
-    from sicompiler.models.pipelines import PartCall
+    from sicompiler.zoo.build import ModelCall
+    from sicompiler.zoo.pipelines import PartCall
 
     unet, text = MiniUNet().double(), MiniText().double()
     inputs = {"encoder_hidden_states": torch.zeros(2, 3, 8).double(), "return_dict": False}

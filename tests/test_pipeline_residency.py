@@ -14,9 +14,9 @@ from diffusers import DDIMScheduler
 from torch import nn
 
 import sicompiler
-from sicompiler.adapters.pipeline import pipeline_state
-from sicompiler.adapters.residency import Residency
-from sicompiler.adapters.weights import weights_of
+from sicompiler.pipelines.pipeline import pipeline_state
+from sicompiler.pipelines.residency import Residency
+from sicompiler.pipelines.weights import weights_of
 from tests.mini_pipeline import MiniPipeline, MiniText, MiniUNet, MiniVae, mini, picture
 
 pytestmark = pytest.mark.usefixtures("cached")

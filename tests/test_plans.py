@@ -17,21 +17,23 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import sicompiler
-from sicompiler import Plan, cost, region, study
+from sicompiler import Plan, cost
 from sicompiler.api import prepare
 from sicompiler.axes import registry
 from sicompiler.axes.factor_map import FactorKind, FactorMap
 from sicompiler.capture import Program, fingerprint
-from sicompiler.compiler import Planner, rewrite
-from sicompiler.facts import workspace_cpu
+from sicompiler.compiler import analyzed_graph as study
+from sicompiler.compiler import basis, search
+from sicompiler.compiler.analysis import Analysis
+from sicompiler.compiler.analyzed_graph import AnalyzedGraph
+from sicompiler.compiler.planner import Planner, rewrite
+from sicompiler.compiler.restore import check_prediction, restore
+from sicompiler.facts.workspace import cpu as workspace_cpu
 from sicompiler.passes import manager
 from sicompiler.passes.edit import copy_program
-from sicompiler.planners import tally
-from sicompiler.search import basis, search
-from sicompiler.search.analysis import Analysis
-from sicompiler.search.restore import check_prediction, restore
-from sicompiler.study import AnalyzedGraph
-from tests import test_recompute as recompute
+from sicompiler.planners import region_cost as tally
+from sicompiler.regions import builder as region
+from tests import test_rematerialize as recompute
 from tests.source_tree import library_modules
 
 Inputs = tuple[torch.Tensor, ...]
@@ -366,10 +368,17 @@ def _with_one_value_elsewhere(program: Program) -> Any:
 
 def test_every_threshold_between_capture_and_plan_is_in_the_digest() -> None:
     names = {name.rsplit(".", 1)[0] for name in basis.thresholds()}
-    for module in ("region", "study", "search.search", "planners.tally", "planners.candidates", "passes.recompute"):
+    for module in (
+        "regions.builder",
+        "compiler.analyzed_graph",
+        "compiler.search",
+        "planners.region_cost",
+        "planners.candidates",
+        "passes.rematerialize",
+    ):
         assert f"sicompiler.{module}" in names
     covered = {module.__name__ for module in basis._threshold_modules()}
-    between = ("axes", "facts", "passes", "planners", "search")
+    between = ("axes", "facts", "passes", "planners", "regions")
     wanted = {name for name in library_modules() if name.split(".")[1:2] and name.split(".")[1] in between}
     inside = {name for name in wanted if name.count(".") > 1} - {basis.__name__, *basis._OF_STEP_REHASH}
     assert inside <= covered

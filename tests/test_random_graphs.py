@@ -11,12 +11,12 @@ import torch
 from sicompiler import testing
 from sicompiler.api import prepare
 from sicompiler.capture import Program
-from sicompiler.compiler import Planner, rewrite
+from sicompiler.compiler.analyzed_graph import AnalyzedGraph, make_outer, outer_loops
+from sicompiler.compiler.planner import Planner, rewrite
 from sicompiler.passes.outer import wrap_outer
 from sicompiler.plan import Plan
 from sicompiler.runtime.measure import measure_peak
 from sicompiler.runtime.verify import errors
-from sicompiler.study import AnalyzedGraph, make_outer, outer_loops
 from tests.random_choices import Choose, for_choices, seeded
 
 TOLERANCE = 1e-12  # of float64

@@ -12,8 +12,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 import sicompiler
-from sicompiler.adapters.pipeline import CompiledPipeline, pipeline_state
 from sicompiler.ops import is_offloaded
+from sicompiler.pipelines.pipeline import CompiledPipeline, pipeline_state
 from tests.mini_pipeline import MiniUNet, close, mini, picture
 
 ROOMY = "2MiB"

@@ -14,10 +14,10 @@ from torch import nn
 from sicompiler import testing
 from sicompiler.axes.factor_map import Slicing
 from sicompiler.capture import capture
-from sicompiler.region import RegionBuilder
+from sicompiler.compiler.analyzed_graph import AnalyzedGraph, analyze_graph
+from sicompiler.regions.builder import RegionBuilder
+from sicompiler.regions.region import Region
 from sicompiler.runtime.verify import errors
-from sicompiler.sliced import Region
-from sicompiler.study import AnalyzedGraph, analyze_graph
 
 Function = Callable[..., Any]
 

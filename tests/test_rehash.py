@@ -13,9 +13,9 @@ import torch
 
 import sicompiler
 from sicompiler import Rehash
-from sicompiler.adapters.component import CompiledComponent
-from sicompiler.adapters.pipeline import pipeline_state
-from sicompiler.adapters.roles import Phase
+from sicompiler.pipelines.component import CompiledComponent
+from sicompiler.pipelines.pipeline import pipeline_state
+from sicompiler.pipelines.roles import Phase
 from sicompiler.rehash.request import Strategy
 from tests.mini_pipeline import MiniPipeline, MiniText, MiniUNet, MiniVae, mini, picture
 from tests.mini_rehash import (

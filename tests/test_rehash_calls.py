@@ -13,8 +13,8 @@ import torch
 
 import sicompiler
 from sicompiler import Rehash
-from sicompiler.adapters.pipeline import pipeline_state
-from sicompiler.adapters.rehash import PipelineRehash
+from sicompiler.pipelines.pipeline import pipeline_state
+from sicompiler.pipelines.rehash.hooks import PipelineRehash
 from sicompiler.rehash.importance import evaluation_times
 from sicompiler.rehash.lessons import CutStats, RunStats
 from sicompiler.rehash.setting import Setting

@@ -15,11 +15,11 @@ import torch
 
 import sicompiler
 from sicompiler import Rehash
-from sicompiler.adapters.calibrate import learn
-from sicompiler.adapters.contest import without_a_call
-from sicompiler.adapters.pipeline import pipeline_state
-from sicompiler.adapters.runs import Difference, difference, run_call
-from sicompiler.adapters.trials import Trials
+from sicompiler.pipelines.pipeline import pipeline_state
+from sicompiler.pipelines.rehash.calibrate import learn
+from sicompiler.pipelines.rehash.contest import without_a_call
+from sicompiler.pipelines.rehash.runs import Difference, difference, run_call
+from sicompiler.pipelines.rehash.trials import Trials
 from sicompiler.rehash.choose import GUARD, LEAST_BOUND, PlanInputs, guarded, planned
 from sicompiler.rehash.lessons import CutStats, RunStats
 from sicompiler.rehash.plan import RehashPlan

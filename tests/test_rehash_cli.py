@@ -13,7 +13,7 @@ import pytest
 import sicompiler
 import sicompiler.cli
 from sicompiler import RehashPlan
-from sicompiler.cli.rehash_options import SCHEDULERS
+from sicompiler.cli.rehash.options import SCHEDULERS
 from sicompiler.rehash.book import CalibrationFile
 from sicompiler.reports.rehash_plot import Curve, Panel, error_picture, measured_panels, panels
 from sicompiler.reports.rehash_tables import held_bytes
@@ -121,7 +121,7 @@ def test_a_rule_instead_of_a_plan(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_prompts_take_turns_and_seeds_count_up(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import sicompiler.cli.rehash_calibrate as command
+    import sicompiler.cli.rehash.calibrate as command
 
     seen: list[Any] = []
 

@@ -11,17 +11,17 @@ import torch
 
 import sicompiler
 from sicompiler import Rehash
-from sicompiler.adapters import learning
-from sicompiler.adapters.calibrate import learn
-from sicompiler.adapters.component import CompiledComponent
-from sicompiler.adapters.pipeline import CompiledPipeline, pipeline_state
-from sicompiler.adapters.references import References
-from sicompiler.adapters.runs import ending_after, run_call
-from sicompiler.adapters.script import Script
-from sicompiler.planners import cuts
-from sicompiler.planners.cuts import FeatureCut
+from sicompiler.compiler.search import Progress
+from sicompiler.pipelines.component import CompiledComponent
+from sicompiler.pipelines.pipeline import CompiledPipeline, pipeline_state
+from sicompiler.pipelines.rehash import learning
+from sicompiler.pipelines.rehash.calibrate import learn
+from sicompiler.pipelines.rehash.references import References
+from sicompiler.pipelines.rehash.runs import ending_after, run_call
+from sicompiler.pipelines.rehash.script import Script
+from sicompiler.planners import min_cut as cuts
+from sicompiler.planners.min_cut import FeatureCut
 from sicompiler.rehash.recorder import LoopRecorder, ProbeTurn
-from sicompiler.search.search import Progress
 from tests.mini_pipeline import MiniPipeline, mini
 from tests.mini_rehash import CALL, ROOMY, STEPS, call_list, rehashed
 
@@ -137,7 +137,7 @@ def test_features_that_take_too_much_room_are_not_watched(monkeypatch: pytest.Mo
     assert state.rehash is not None
     learn(state, call_list(1))
     (rows,) = state.rehash.lessons.values()
-    monkeypatch.setattr("sicompiler.adapters.learning.MOST_HELD", 0.0)
+    monkeypatch.setattr("sicompiler.pipelines.rehash.learning.MOST_HELD", 0.0)
     narrow = _learning()
     assert narrow.rehash is not None
     learn(narrow, call_list(1))

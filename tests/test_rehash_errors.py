@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sicompiler.planners.steps import Prediction
+from sicompiler.planners.skip_schedule import Prediction
 from sicompiler.rehash.choose import PlanInputs, costs_of, make_plan
 from sicompiler.rehash.lessons import CutStats, RunStats
 from sicompiler.rehash.sketch import PIECE, WIDTH, sketch

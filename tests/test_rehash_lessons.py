@@ -17,8 +17,8 @@ import torch
 
 import sicompiler
 from sicompiler import Rehash, RehashPlan
-from sicompiler.adapters import rehash as adapter
-from sicompiler.adapters.labels import label_of
+from sicompiler.pipelines.rehash import hooks as adapter
+from sicompiler.pipelines.rehash.labels import label_of
 from sicompiler.rehash.book import CalibrationFile, LearnedRun, WatchedCut
 from sicompiler.rehash.lessons import RunStats
 from sicompiler.rehash.setting import Setting

@@ -10,11 +10,11 @@ import pytest
 
 import sicompiler
 from sicompiler import Rehash
-from sicompiler.adapters import response as adapter
-from sicompiler.adapters.calibrate import learn
-from sicompiler.adapters.pipeline import CompiledPipeline, pipeline_state
-from sicompiler.adapters.trials import relative_error, run_call
-from sicompiler.planners.steps import Floats, Prediction, squared_error
+from sicompiler.pipelines.pipeline import CompiledPipeline, pipeline_state
+from sicompiler.pipelines.rehash import response as adapter
+from sicompiler.pipelines.rehash.calibrate import learn
+from sicompiler.pipelines.rehash.trials import relative_error, run_call
+from sicompiler.planners.skip_schedule import Floats, Prediction, squared_error
 from sicompiler.rehash.book import CalibrationFile
 from sicompiler.rehash.lessons import CutStats, RunStats
 from sicompiler.rehash.plan import RehashPlan

@@ -13,8 +13,8 @@ import torch
 
 import sicompiler
 from sicompiler import Rehash, RehashPlan
-from sicompiler.adapters.pipeline import pipeline_state
-from sicompiler.adapters.trials import Run, difference, run_call
+from sicompiler.pipelines.pipeline import pipeline_state
+from sicompiler.pipelines.rehash.trials import Run, difference, run_call
 from sicompiler.rehash.importance import evaluation_times, scheduler_importance
 from tests.mini_pipeline import mini
 from tests.mini_rehash import (

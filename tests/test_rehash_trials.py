@@ -12,12 +12,12 @@ import torch
 
 import sicompiler
 from sicompiler import RehashPlan
-from sicompiler.adapters.component import CompiledComponent
-from sicompiler.adapters.contest import Contest
-from sicompiler.adapters.runs import Difference, Run
-from sicompiler.adapters.subgraph import GraphPart
-from sicompiler.adapters.trials import Trials, key_of, typical_seconds
-from sicompiler.planners.steps import Prediction
+from sicompiler.pipelines.component import CompiledComponent
+from sicompiler.pipelines.rehash.contest import Contest
+from sicompiler.pipelines.rehash.runs import Difference, Run
+from sicompiler.pipelines.rehash.trials import Trials, key_of, typical_seconds
+from sicompiler.pipelines.subgraph import GraphPart
+from sicompiler.planners.skip_schedule import Prediction
 from sicompiler.rehash.evaluation import Evaluation
 from sicompiler.rehash.timings import Seconds, Timings
 from tests.mini_pipeline import mini

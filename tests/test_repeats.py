@@ -11,11 +11,11 @@ from torch import nn
 
 from sicompiler.api import prepare
 from sicompiler.capture import capture
+from sicompiler.compiler.analyzed_graph import AnalyzedGraph, analyze_graph
+from sicompiler.compiler.search import make_search
 from sicompiler.cost import MACHINES
 from sicompiler.planners import candidates as searching
 from sicompiler.planners.repeats import Repeats
-from sicompiler.search.search import make_search
-from sicompiler.study import AnalyzedGraph, analyze_graph
 from tests.zoo import tiny
 
 Row = tuple[Any, ...]

@@ -15,7 +15,7 @@ import sicompiler
 from sicompiler.api import prepare
 from sicompiler.axes.factor_map import Slicing
 from sicompiler.capture import Program
-from sicompiler.compiler import Planner, rewrite
+from sicompiler.compiler.planner import Planner, rewrite
 from sicompiler.errors import BadInput
 from sicompiler.facts.lifetimes import lifetimes
 from sicompiler.facts.storages import graph_facts

@@ -7,14 +7,14 @@ import torch
 from torch import nn
 
 import sicompiler
-from sicompiler import takeover
-from sicompiler.compiler import rewrite
+from sicompiler import compiled_module as takeover
+from sicompiler.compiler.planner import rewrite
+from sicompiler.compiler.prepare import prepare
+from sicompiler.compiler.searches import Searches
 from sicompiler.cost import MACHINES
 from sicompiler.planners.dp import Problem, solve
 from sicompiler.planners.gains import most_saved_seconds
-from sicompiler.prepare import prepare
 from sicompiler.runtime.verify import errors
-from sicompiler.search.searches import Searches
 from sicompiler.testing import run_program
 
 

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 import sicompiler
-from sicompiler.adapters import pipeline as pipeline_module
-from sicompiler.adapters.pipeline import pipeline_state
-from sicompiler.adapters.roles import modules_of
+from sicompiler.pipelines import pipeline as pipeline_module
+from sicompiler.pipelines.pipeline import pipeline_state
+from sicompiler.pipelines.roles import modules_of
 from tests.mini_pipeline import MiniPipeline, MiniText, MiniUNet, MiniVae, close, mini, picture
 from tests.threads import in_threads
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sicompiler.planners.steps import (
+from sicompiler.planners.skip_schedule import (
     Floats,
     Prediction,
     Predictor,

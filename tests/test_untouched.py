@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import sicompiler
-from sicompiler.adapters.rehearsal import Limit, RehearsalStopped, rehearse
+from sicompiler.pipelines.rehearsal import Limit, RehearsalStopped, rehearse
 from sicompiler.runtime.measure import measure_peak
 from tests.mini_pipeline import MiniText, close, mini, picture
 

@@ -13,14 +13,14 @@ from torch import nn
 from sicompiler import testing
 from sicompiler.api import prepare
 from sicompiler.axes.factor_map import Slicing
-from sicompiler.compiler import rewrite
+from sicompiler.compiler.planner import rewrite
+from sicompiler.compiler.search import make_search
 from sicompiler.cost import MACHINES
-from sicompiler.planners.tally import MAX_WINDOWS
-from sicompiler.region import RegionBuilder
+from sicompiler.planners.region_cost import MAX_WINDOWS
+from sicompiler.regions.builder import RegionBuilder
+from sicompiler.regions.region import Region
 from sicompiler.runtime.measure import measure_peak
 from sicompiler.runtime.verify import errors
-from sicompiler.search.search import make_search
-from sicompiler.sliced import Region
 from tests.test_region import Case, Function
 
 GENERATOR = torch.Generator().manual_seed(0)

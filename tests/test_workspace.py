@@ -14,8 +14,8 @@ from torch._ops import OpOverload
 
 from sicompiler.facts.calls import bind
 from sicompiler.facts.storages import TensorFact
-from sicompiler.facts.workspace import workspace_bytes
-from sicompiler.facts.workspace_onednn import HALF, multiplies_bfloat16, takes
+from sicompiler.facts.workspace.onednn import HALF, multiplies_bfloat16, takes
+from sicompiler.facts.workspace.table import workspace_bytes
 from sicompiler.runtime.measure import measure_peak
 from sicompiler.units import KIB
 

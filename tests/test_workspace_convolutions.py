@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._ops import OpOverload
 
-from sicompiler.facts import workspace_onednn as onednn
-from sicompiler.prepare import prepare
+from sicompiler.compiler.prepare import prepare
+from sicompiler.facts.workspace import onednn
 from sicompiler.runtime.compiled import Executable
 from sicompiler.testing.checks import carry_out, run_budgets
 from tests.kernel_calls import allocated

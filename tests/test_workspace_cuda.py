@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from sicompiler.facts.storages import TensorFact
-from sicompiler.facts.workspace import standing_bytes, workspace_bytes
+from sicompiler.facts.workspace.table import standing_bytes, workspace_bytes
 from sicompiler.units import KIB
 
 pytestmark = pytest.mark.pure

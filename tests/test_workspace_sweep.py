@@ -13,10 +13,10 @@ from sicompiler.axes.factor_map import FactorKind, FactorSlicing, Slicing
 from sicompiler.axes.registry import rules
 from sicompiler.axes.resize import copying_twin, resize
 from sicompiler.facts.storages import TensorFact
-from sicompiler.facts.workspace import DEVICES, has_row, workspace_bytes
-from sicompiler.graph_view import READS_STRIDED, narrows_well
+from sicompiler.facts.workspace.table import DEVICES, has_row, workspace_bytes
 from sicompiler.ops.slices import slice_view
-from sicompiler.planners.evaluator import shortened
+from sicompiler.planners.op_costs import shortened
+from sicompiler.regions.view import READS_STRIDED, narrows_well
 from sicompiler.units import KIB, MIB
 from tests.kernel_calls import LAYOUTS, LargeDraw, allocated, arguments, calls, fact
 from tests.rules.draw import SAMPLERS

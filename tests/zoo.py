@@ -11,15 +11,15 @@ from typing import Any
 import torch
 
 from sicompiler.capture import Program, capture
-from sicompiler.compiler import Planner
-from sicompiler.entry import bound_method
-from sicompiler.models.build import construct, randomize_
-from sicompiler.models.family import ExampleDraw
-from sicompiler.models.geometry import Sizes
-from sicompiler.models.inputs import FAMILIES
+from sicompiler.capture.entry import bound_method
+from sicompiler.compiler.analyzed_graph import AnalyzedGraph, analyze_graph
+from sicompiler.compiler.planner import Planner
+from sicompiler.compiler.prepare import analyse
 from sicompiler.passes.manager import run_stage
-from sicompiler.prepare import analyse
-from sicompiler.study import AnalyzedGraph, analyze_graph
+from sicompiler.zoo.build import construct, randomize_
+from sicompiler.zoo.family import ExampleDraw
+from sicompiler.zoo.geometry import Sizes
+from sicompiler.zoo.inputs import FAMILIES
 from tests.zoo_decoders import CONFIGS
 
 Call = tuple[torch.nn.Module, tuple[Any, ...], dict[str, Any]]

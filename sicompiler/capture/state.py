@@ -27,10 +27,10 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.export.graph_signature import InputKind
 
 from sicompiler.capture.aliases import spell_out_aliases
+from sicompiler.capture.entry import FORWARD
 from sicompiler.capture.live_tensors import named_tensors
 from sicompiler.capture.program import fingerprint
 from sicompiler.capture.rehearsal import Score, rehearse
-from sicompiler.entry import FORWARD
 from sicompiler.errors import CaptureError
 from sicompiler.guards import Moment, Undo, Written, global_hooks, keep_state, twice, watched
 

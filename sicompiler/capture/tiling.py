@@ -11,9 +11,9 @@ import traceback
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from sicompiler.capture.entry import FORWARD
 from sicompiler.capture.live_tensors import named_tensors
 from sicompiler.capture.reasons import is_users_file
-from sicompiler.entry import FORWARD
 from sicompiler.errors import BadInput, CaptureError
 
 SWITCH = "use_tiling"

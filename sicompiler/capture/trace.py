@@ -27,6 +27,7 @@ from sicompiler.capture.branches import branches_in_python
 from sicompiler.capture.contexts import casts_by_itself, drop_unread_maps, graphs, inline_contexts, maps_by_itself
 from sicompiler.capture.decisions import Decide, decide_at_once
 from sicompiler.capture.draws import draws
+from sicompiler.capture.entry import FORWARD, entry_module, has_method
 from sicompiler.capture.flex import dense_flex_attention
 from sicompiler.capture.functional import functionalized
 from sicompiler.capture.lean import lean_trace
@@ -44,7 +45,6 @@ from sicompiler.capture.taped import ModelRaised, taped
 from sicompiler.capture.tiling import check_tiling
 from sicompiler.capture.uncompiled import as_in_a_plain_call
 from sicompiler.collector import paused_gc
-from sicompiler.entry import FORWARD, entry_module, has_method
 from sicompiler.errors import BadInput, CaptureError, SicompilerError
 from sicompiler.turns import tracing
 

@@ -26,7 +26,7 @@ from sicompiler.cli.options import (
     Stage,
     Width,
 )
-from sicompiler.cli.rehash_app import rehash
+from sicompiler.cli.rehash.app import rehash
 from sicompiler.collector import paused_gc
 
 app = typer.Typer(

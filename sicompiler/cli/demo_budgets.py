@@ -14,9 +14,7 @@ from sicompiler.api import prepare
 from sicompiler.capture import flatten_inputs
 from sicompiler.cli.files import check_folder
 from sicompiler.cli.output import Progress, quiet, show, show_json
-from sicompiler.compiler import Planner
-from sicompiler.models.build import ModelCall, build_model
-from sicompiler.models.geometry import GivenSizes
+from sicompiler.compiler.planner import Planner
 from sicompiler.plan import Plan
 from sicompiler.reports.picture import Trace, timeline_picture
 from sicompiler.reports.report import Report
@@ -25,6 +23,8 @@ from sicompiler.runtime.compiled import Executable
 from sicompiler.runtime.measure import measure_peak
 from sicompiler.runtime.verify import errors
 from sicompiler.units import format_bytes, format_seconds
+from sicompiler.zoo.build import ModelCall, build_model
+from sicompiler.zoo.geometry import GivenSizes
 
 CLASS = "UNetSpatioTemporalConditionModel"
 CONFIG = {  # Stable Video Diffusion's UNet with every kind of block, but narrow and one layer deep

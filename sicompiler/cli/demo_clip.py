@@ -13,9 +13,6 @@ from typing import Any
 
 import torch
 
-from sicompiler.adapters.pipeline import CompiledPipeline, pipeline_state
-from sicompiler.adapters.runs import ending_after, run_call
-from sicompiler.adapters.verify import Measured, measured_call
 from sicompiler.api import compile_for_budget, rehash_report, release
 from sicompiler.cli.demo_ready import ready_plan
 from sicompiler.cli.output import quiet, show, show_json
@@ -23,6 +20,9 @@ from sicompiler.cli.stages import Stages
 from sicompiler.demo.pipeline import demo_pipeline
 from sicompiler.demo.quality import call_of
 from sicompiler.errors import BadInput, StalePlan
+from sicompiler.pipelines.pipeline import CompiledPipeline, pipeline_state
+from sicompiler.pipelines.rehash.runs import ending_after, run_call
+from sicompiler.pipelines.verify import Measured, measured_call
 from sicompiler.rehash.plan import RehashPlan
 from sicompiler.rehash.request import Rehash
 from sicompiler.reports.clips import save_clips

@@ -10,15 +10,15 @@ from sicompiler.cli.options import ModelOptions
 from sicompiler.cli.output import Progress, json_rows, quiet, show, show_json
 from sicompiler.cli.subjects import subject
 from sicompiler.cli.work import Target, find, legal_program, prepare
-from sicompiler.compiler import Planner
+from sicompiler.compiler.analyzed_graph import analyze_graph
+from sicompiler.compiler.planner import Planner
 from sicompiler.errors import BadInput
 from sicompiler.facts.modules import describe
-from sicompiler.forms.points import choose_points
 from sicompiler.planners.dp import floor
 from sicompiler.reports.explain import Alive, alike, alive, missing, rule_rows, verdicts
 from sicompiler.reports.fit import form_lines
 from sicompiler.reports.summary import table
-from sicompiler.study import analyze_graph
+from sicompiler.scaling.points import choose_points
 from sicompiler.units import format_bytes
 
 if TYPE_CHECKING:

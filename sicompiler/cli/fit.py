@@ -12,8 +12,8 @@ from sicompiler.cli.options import ModelOptions
 from sicompiler.cli.output import Progress, note, quiet, show, show_json
 from sicompiler.cli.subjects import subject
 from sicompiler.errors import BadInput
-from sicompiler.models.pipelines import pipeline_named
 from sicompiler.units import parse_bytes
+from sicompiler.zoo.pipelines import pipeline_named
 
 
 @dataclass(frozen=True)

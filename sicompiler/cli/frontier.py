@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sicompiler.compiler import Offload, Planner
+from sicompiler.compiler.planner import Offload, Planner
+from sicompiler.compiler.search import Progress
 from sicompiler.reports.summary import FrontierRow, frontier_table
-from sicompiler.search.search import Progress
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

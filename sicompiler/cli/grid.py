@@ -10,13 +10,13 @@ from sicompiler.cli.frontier import DENOISE, ENCODE, time_ratio
 from sicompiler.cli.output import Progress
 from sicompiler.cli.pipelines import HELD_SAMPLES, PhaseCall, PipelinePhases, PlannedPart, sample_bytes
 from sicompiler.cli.subjects import ONCE, NamedModel, Sized, Video
-from sicompiler.compiler import Planner
+from sicompiler.compiler.planner import Planner
 from sicompiler.errors import CaptureError
-from sicompiler.forms.form import Point
-from sicompiler.forms.peak import closed_peak, lattice
-from sicompiler.forms.sized import FittedModel
-from sicompiler.forms.template import DifferentGraph
 from sicompiler.reports.fit import Cell, CellSource, FitReport, PeakForm
+from sicompiler.scaling.form import Point
+from sicompiler.scaling.peak import closed_peak, lattice
+from sicompiler.scaling.sized import FittedModel
+from sicompiler.scaling.template import DifferentGraph
 
 BORDERLINE = 1.1  # a lowest peak up to this share of the budget is not believed: the size is planned in full
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 if TYPE_CHECKING:
-    from sicompiler.models.geometry import GivenSizes
+    from sicompiler.zoo.geometry import GivenSizes
 
 
 class Device(StrEnum):

@@ -7,20 +7,20 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sicompiler.adapters.eviction import IdleComponent, eviction_order
-from sicompiler.adapters.roles import Phase
-from sicompiler.adapters.untouched import UntouchedCall, untouched_call
 from sicompiler.cli.frontier import DENOISE, ENCODE, Frontiers, pipeline_frontiers
 from sicompiler.cli.options import ModelOptions
 from sicompiler.cli.output import Progress, json_rows, note, quiet, show, show_json, show_text
 from sicompiler.cli.work import Target, prepare, untouched_bytes
-from sicompiler.compiler import Offload, Planner
+from sicompiler.compiler.planner import Offload, Planner
 from sicompiler.errors import CaptureError, OverBudget
 from sicompiler.facts.storages import GraphFacts, Origin
-from sicompiler.models.pipelines import PartCall, PartName, build_pipeline, idle_weights, pipeline_named
+from sicompiler.pipelines.eviction import IdleComponent, eviction_order
+from sicompiler.pipelines.roles import Phase
+from sicompiler.pipelines.untouched import UntouchedCall, untouched_call
 from sicompiler.plan import Plan
 from sicompiler.reports.phases import PhaseRow, PipelineReport
 from sicompiler.units import budget_hint, format_bytes, parse_bytes
+from sicompiler.zoo.pipelines import PartCall, PartName, build_pipeline, idle_weights, pipeline_named
 
 HELD_SAMPLES = 2  # latents and what they are conditioned on, counted as this many samples of the denoiser
 

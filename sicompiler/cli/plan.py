@@ -13,12 +13,12 @@ from sicompiler.cli.frontier import frontier
 from sicompiler.cli.options import ModelOptions
 from sicompiler.cli.output import Progress, json_rows, note, show, show_json
 from sicompiler.cli.work import find, prepare, untouched_bytes
-from sicompiler.compiler import Offload, Planner
+from sicompiler.compiler.planner import Offload, Planner
 from sicompiler.errors import BadInput, OverBudget
-from sicompiler.models.pipelines import is_pipeline_name
 from sicompiler.plan import Plan
 from sicompiler.reports.summary import frontier_table, plan_tables, summary
 from sicompiler.units import format_bytes, parse_bytes
+from sicompiler.zoo.pipelines import is_pipeline_name
 
 
 def run(

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 from sicompiler.cli.options import ModelOptions
 from sicompiler.cli.output import quiet
 from sicompiler.cli.work import find
-from sicompiler.forms.sized import SizedCall, SizedModel
-from sicompiler.models.build import ModelCall
-from sicompiler.models.family import Config, Family
-from sicompiler.models.geometry import Sizes
-from sicompiler.models.load import family_of
-from sicompiler.models.pipelines import PartName, idle_weights, is_pipeline_name, part_specs, pipeline_named
-from sicompiler.search.search import Progress
+from sicompiler.compiler.search import Progress
+from sicompiler.scaling.sized import SizedCall, SizedModel
+from sicompiler.zoo.build import ModelCall
+from sicompiler.zoo.family import Config, Family
+from sicompiler.zoo.geometry import Sizes
+from sicompiler.zoo.load import family_of
+from sicompiler.zoo.pipelines import PartName, idle_weights, is_pipeline_name, part_specs, pipeline_named
 
 if TYPE_CHECKING:
-    from sicompiler.forms.form import Point
+    from sicompiler.scaling.form import Point
 
 FRAMES, SCALES = (0.5, 1.0, 1.5), (0.5, 0.75, 1.0, 1.25)  # of the default frames, and of the default height and width
 ONCE = (1, 1, 1)  # the size of what does not depend on sizes

@@ -10,10 +10,10 @@ import torch
 
 from sicompiler.api import prepare
 from sicompiler.capture import weights_bytes
+from sicompiler.capture.entry import bound_method
 from sicompiler.cli.options import ModelOptions
 from sicompiler.cli.output import Progress, note, quiet, show_json, show_text
 from sicompiler.cli.work import find
-from sicompiler.entry import bound_method
 from sicompiler.errors import BadInput
 from sicompiler.runtime.compiled import Executable
 from sicompiler.runtime.placement import place

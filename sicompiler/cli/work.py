@@ -7,24 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sicompiler.adapters.eager import eager_peak_bytes
 from sicompiler.api import device_type_of
 from sicompiler.api import prepare as prepare_model
 from sicompiler.cache.store import default_store
 from sicompiler.capture import Program, capture
 from sicompiler.cli.options import ModelOptions, Stage
 from sicompiler.cli.output import Progress, note, quiet
-from sicompiler.compiler import Planner
-from sicompiler.models.folders import denoisers_of, is_pipeline_folder
-from sicompiler.models.load import resolve
+from sicompiler.compiler.planner import Planner
 from sicompiler.passes.manager import run_stage
+from sicompiler.pipelines.eager import eager_peak_bytes
 from sicompiler.reports.dump import Bracket, brackets
 from sicompiler.reports.steps import Listing, listing
 from sicompiler.units import format_bytes, parse_bytes
+from sicompiler.zoo.folders import denoisers_of, is_pipeline_folder
+from sicompiler.zoo.load import resolve
 
 if TYPE_CHECKING:
-    from sicompiler.models.build import ModelCall
     from sicompiler.plan import Plan
+    from sicompiler.zoo.build import ModelCall
 
 
 @dataclass(frozen=True)

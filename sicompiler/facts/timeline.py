@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from sicompiler.facts.lifetimes import Lifetimes
 from sicompiler.facts.storages import GraphFacts, Origin
-from sicompiler.facts.workspace import standing_bytes
+from sicompiler.facts.workspace.table import standing_bytes
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ _OPAQUE_MODULES = frozenset(
         *("_io", "_thread", "_weakref", "asyncio", "concurrent", "ctypes", "io", "logging", "multiprocessing", "queue"),
         *("socket", "subprocess", "threading", "tqdm", "weakref", "typing", "_contextvars", "torch._ops"),
         *("torch._dynamo", "torch.fx", "torch.utils.hooks", "torch.distributed", "torch.cuda", "_frozen_importlib"),
-        *("sicompiler.adapters", "sicompiler.capture", "sicompiler.guards", "sicompiler.takeover"),
+        *("sicompiler.pipelines", "sicompiler.capture", "sicompiler.guards", "sicompiler.compiled_module"),
     }
 )
 # Objects of those that hold values of the model all the same.

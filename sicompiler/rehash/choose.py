@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sicompiler.errors import BadInput
-from sicompiler.planners.steps import (
+from sicompiler.planners.skip_schedule import (
     Prediction,
     Predictor,
     Schedule,

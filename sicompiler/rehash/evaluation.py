@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sicompiler.planners.steps import Prediction
+from sicompiler.planners.skip_schedule import Prediction
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sicompiler.planners.steps import Floats
+from sicompiler.planners.skip_schedule import Floats
 
 log = logging.getLogger("sicompiler")
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from sicompiler.planners.steps import Floats
+from sicompiler.planners.skip_schedule import Floats
 from sicompiler.rehash.kinds import CallKind, StepKinds, apart
 
 TEMPER = 0.25

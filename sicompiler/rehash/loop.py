@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sicompiler.planners.steps import Floats, Prediction
+from sicompiler.planners.skip_schedule import Floats, Prediction
 from sicompiler.rehash.evaluation import Evaluation
 from sicompiler.rehash.kinds import UNWATCHED, CallKind, FirstCalls
 from sicompiler.rehash.plan import RehashPlan

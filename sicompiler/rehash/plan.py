@@ -11,7 +11,7 @@ from typing import Any
 
 from sicompiler.codec import refuse_other
 from sicompiler.errors import BadInput, StalePlan
-from sicompiler.planners.steps import Prediction, Schedule
+from sicompiler.planners.skip_schedule import Prediction, Schedule
 from sicompiler.rehash.kinds import CallKind, StepKinds, read_kinds
 from sicompiler.rehash.setting import Setting
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from sicompiler.planners.cuts import FeatureCut
-from sicompiler.planners.steps import Floats
+from sicompiler.planners.min_cut import FeatureCut
+from sicompiler.planners.skip_schedule import Floats
 from sicompiler.rehash.kinds import StepKinds
 from sicompiler.rehash.lessons import RunStats
 from sicompiler.rehash.sketch import WIDTH, Snapshot, sketch

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from sicompiler.errors import BadInput
-from sicompiler.planners.steps import Predictor
+from sicompiler.planners.skip_schedule import Predictor
 from sicompiler.rehash.plan import RehashPlan
 
 Strategy = Literal["planned", "uniform", "taylor", "similarity", "deepcache"]

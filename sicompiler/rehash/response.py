@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from sicompiler.planners.steps import Floats, Prediction, Schedule, squared_error
+from sicompiler.planners.skip_schedule import Floats, Prediction, Schedule, squared_error
 from sicompiler.rehash.lessons import CutStats
 
 PROBED = 6  # evaluations that are skipped, one a run

@@ -11,7 +11,7 @@ from sicompiler.axes.table import coverage
 from sicompiler.errors import BadInput
 from sicompiler.facts.modules import module_path
 from sicompiler.facts.storages import Origin
-from sicompiler.graph_view import GraphView
+from sicompiler.regions.view import GraphView
 from sicompiler.reports.regions import family, shared_path
 from sicompiler.reports.steps import operator_name, types_of
 

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from sicompiler.planners.steps import Prediction
+from sicompiler.planners.skip_schedule import Prediction
 from sicompiler.rehash.plan import FrontierPoint, Other, RehashPlan, Verified
 from sicompiler.reports.summary import pairs, table
 from sicompiler.units import format_bytes, format_seconds

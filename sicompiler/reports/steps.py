@@ -18,7 +18,7 @@ from sicompiler.capture import Program, Source
 from sicompiler.facts.calls import bind, operands_of
 from sicompiler.facts.modules import module_path
 from sicompiler.facts.storages import ALLOCATION_GRANULE_BYTES, fact_of, fake_tensors, rounded
-from sicompiler.facts.workspace import workspace_bytes
+from sicompiler.facts.workspace.table import workspace_bytes
 from sicompiler.ops import offloaded_tensor, sliced_loop, streamed_loop
 
 _LOOPS = (sliced_loop, streamed_loop)

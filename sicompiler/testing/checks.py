@@ -11,7 +11,7 @@ import torch.utils._pytree as pytree
 
 import sicompiler
 from sicompiler.api import prepare
-from sicompiler.compiler import Offload, Planner
+from sicompiler.compiler.planner import Offload, Planner
 from sicompiler.plan import Plan
 from sicompiler.runtime.compiled import Executable
 from sicompiler.runtime.placement import place, restore

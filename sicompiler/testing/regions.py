@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from sicompiler.axes.factor_map import Slicing
+from sicompiler.compiler.analyzed_graph import AnalyzedGraph, named_axes
 from sicompiler.cost import MACHINES
 from sicompiler.planners.candidates import axis_labels, seeds_of
-from sicompiler.planners.evaluator import OpCosts
-from sicompiler.planners.tally import RegionCost, unsliced
-from sicompiler.region import RegionBuilder
-from sicompiler.sliced import Region
-from sicompiler.study import AnalyzedGraph, named_axes
+from sicompiler.planners.op_costs import OpCosts
+from sicompiler.planners.region_cost import RegionCost, unsliced
+from sicompiler.regions.builder import RegionBuilder
+from sicompiler.regions.region import Region
 from sicompiler.testing.builder import Draw
 
 

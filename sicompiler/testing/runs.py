@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from sicompiler.capture import Program, capture, flatten_inputs
+from sicompiler.compiler.analyzed_graph import AnalyzedGraph, analyze_graph
 from sicompiler.passes.loop import outline_loops
 from sicompiler.passes.manager import run_stage
-from sicompiler.sliced import Region
-from sicompiler.study import AnalyzedGraph, analyze_graph
+from sicompiler.regions.region import Region
 
 
 def legal_graph(
@@ -23,7 +23,7 @@ def legal_graph(
 
 
 def rewritten(graph: AnalyzedGraph, regions: Sequence[tuple[Region, int]]) -> Program:
-    """Carry out regions, as `sicompiler.compiler.rewrite` carries out those of a plan."""
+    """Carry out regions, as `sicompiler.compiler.planner.rewrite` carries out those of a plan."""
     return run_stage("rewritten", outline_loops(graph.program, graph.view, regions))
 
 

@@ -16,8 +16,8 @@ from torch._ops import OpOverload
 from sicompiler.axes.factor_map import Slicing, Window
 from sicompiler.axes.padding import pads_by_itself, repadded, unpadded, why_not
 from sicompiler.axes.span import Span
-from sicompiler.halo import own_part, through
 from sicompiler.ops import missing_before, missing_behind, pad_slice
+from sicompiler.regions.halo import own_part, through
 from tests.rules.draw import Draw
 from tests.rules.samples import Sample, run, same, sample_of, with_tensors
 

@@ -1,0 +1,61 @@
+"""Workspace: what a kernel allocates beside its results, and has released when it returns.
+
+One row per operator, one column per device: `workspace_cpu.py` holds what was measured, `workspace_cuda.py` estimates.
+Every operator with an axis rule has one, those that need nothing too (`workspace_families.py`). An operator without,
+one of a user's library say, is taken to copy its operands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch._ops import OpOverload
+
+from sicompiler.facts.storages import TensorFact
+from sicompiler.facts.workspace import cpu as workspace_cpu
+from sicompiler.facts.workspace import cuda as workspace_cuda
+from sicompiler.facts.workspace.layout import Formula, kernel_call, nothing
+
+DEVICES: Mapping[str, Mapping[OpOverload, Formula]] = {"cpu": workspace_cpu.ROWS, "cuda": workspace_cuda.ROWS}
+
+
+def has_row(target: OpOverload, device_type: str) -> bool:
+    """Whether something is known of what an operator allocates; else a copy of its operands is counted."""
+    return target in DEVICES[device_type] or torch.Tag.pointwise in target.tags
+
+
+def takes_workspace(target: OpOverload, device_type: str) -> bool:
+    """Whether a kernel may allocate anything beside its results."""
+    formula = DEVICES["cpu" if device_type == "cpu" else "cuda"].get(target)
+    return formula is not nothing
+
+
+def workspace_bytes(
+    target: OpOverload,
+    operands: Sequence[TensorFact],
+    results: Sequence[TensorFact],
+    device_type: str,
+    arguments: Mapping[str, Any] | None = None,
+) -> int:
+    """Most bytes that a kernel has allocated at any time, beyond its operands and its whole results.
+
+    Args:
+        target: the operator.
+        operands: its tensors in schema order, lists flattened, None left out.
+        results: its tensor results.
+        device_type: "cpu" or "cuda"; anything else counts as "cuda".
+        arguments: every argument by name (`bind`), of the unsliced call; None: all at their defaults.
+    """
+    count = workspace_cpu.workspace if device_type == "cpu" else workspace_cuda.workspace
+    return count(kernel_call(target, operands, results, arguments)) if operands else 0
+
+
+def standing_bytes(device_type: str) -> int:
+    """Bytes that libraries take from torch's allocator at first use and keep: part of every measured peak.
+
+    CUDA: an estimate, the workspace of cuBLAS: 32 MiB on Hopper, 8.1 MiB on older devices (`getChosenWorkspaceSize` in
+    aten/src/ATen/cuda/CublasHandlePool.cpp; the environment variable CUBLAS_WORKSPACE_CONFIG changes it).
+    """
+    return workspace_cuda.CUBLAS_BYTES if device_type == "cuda" else 0

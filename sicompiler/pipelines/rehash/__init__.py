@@ -1,0 +1,1 @@
+"""Step Rehash in a running pipeline: its hooks, what it learns, calibration and trials."""
