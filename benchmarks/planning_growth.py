@@ -1,8 +1,8 @@
 """How the seconds before a plan grow with the graph: one architecture by its layers, a causal decoder by its frames.
 
 Part of `python -m benchmarks planning --growth`. The search is the first, with everything on the device. Seconds are
-those of this process, so that a busy machine counts for little. The exponent is the slope of a least-squares line through the
-logarithms of nodes and seconds: 1 is linear.
+those of this process, so that a busy machine counts for little. The exponent is the slope of a least-squares line
+through the logarithms of nodes and seconds: 1 is linear.
 """
 
 from __future__ import annotations

@@ -8,8 +8,8 @@ Each dim is a list of factors; the same name is the same axis wherever it occurs
 free: running the operator on slices and putting the results together is the whole result. Here rows `a`, `b` and
 out-features `o` are free; in-features `i` would give partial sums, so no region is sliced along them.
 
-A `RegionBuilder` grows a region operator by operator. It starts from a slicing of one result and asks each rule what that means
-for the other tensors: sliced too, needed whole, or the end of the region.
+A `RegionBuilder` grows a region operator by operator. It starts from a slicing of one result and asks each rule what
+that means for the other tensors: sliced too, needed whole, or the end of the region.
 
 Run it: `python examples/lesson_2_read_axis_rules.py`. On the command line, `sicompiler explain MODEL --rules` lists the
 rules of a model and `sicompiler explain MODEL --node NAME` says what slicing one operator takes.

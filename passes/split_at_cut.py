@@ -16,7 +16,7 @@ from sicompiler.passes.edit import copy_program, inherit, insert_call
 
 
 def full_program(program: Program, cut: Sequence[int]) -> Program:
-    """The same program with the values of a cut as further outputs.
+    """A program with the values of a cut as further outputs.
 
     Before: `return y`
     After:  `return (y, [x])`

@@ -49,7 +49,7 @@ class Candidate:
     seconds: Floats
 
     def moved(self, by: int, peak_bytes: npt.NDArray[np.int64]) -> Candidate:
-        """The same region so many positions later, with other peaks."""
+        """The region so many positions later, with other peaks."""
         return Candidate(self.start + by, self.stop + by, self.seed, self.lengths, peak_bytes, self.seconds)
 
 
@@ -256,7 +256,7 @@ class _Grown:
     deep: tuple[int, ...] | None
 
     def moved(self, start: int, base_bytes: int) -> _Grown:
-        """The same of a start where the graph goes on in the same way, with so many bytes alive around it."""
+        """What grows from a start where the graph goes on in the same way, with so many bytes alive around it."""
         by, found, more_bytes = start - self.start, self.candidates, base_bytes - self.base_bytes
         if found:
             beyond = self._peaks == np.iinfo(np.int64).max  # what no budget allows

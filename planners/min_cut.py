@@ -82,7 +82,7 @@ def candidate_cuts(facts: GraphFacts, seconds: Sequence[float], most: float = 0.
 
 
 def _distinct(cuts: Sequence[FeatureCut]) -> tuple[FeatureCut, ...]:
-    """Of cuts that leave about the same time, the one of fewest bytes. What leaves more may give smaller errors."""
+    """The cut of fewest bytes among those that leave about the same time. What leaves more may give smaller errors."""
     best: list[FeatureCut] = []
     for cut in sorted(cuts, key=lambda c: (c.nbytes, c.share)):
         if all(abs(cut.share - other.share) >= ALIKE for other in best):

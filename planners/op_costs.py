@@ -47,7 +47,7 @@ class OpCosts:
         self.lengths: dict[int, tuple[tuple[int, ...], Floats]] = {}
 
     def offloading(self, view: GraphView, line: Timeline) -> OpCosts:
-        """The same for other offloaded storages; times and workspaces stay as they are."""
+        """The costs for other offloaded storages; times and workspaces stay as they are."""
         other = copy.copy(self)
         other.view, other.line = view, line
         return other

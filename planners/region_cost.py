@@ -246,7 +246,7 @@ def unsliced_at(evaluator: OpCosts, p: int) -> tuple[int, float]:
 
 
 def unsliced(evaluator: OpCosts) -> tuple[npt.NDArray[np.int64], Floats]:
-    """The same of every node; placeholders as they are."""
+    """Live bytes and time of every operator that runs unsliced; placeholders as they are."""
     live, seconds = evaluator.line.live_bytes, evaluator.whole
     if not evaluator.view.offloaded:
         return live, seconds

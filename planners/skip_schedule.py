@@ -24,7 +24,7 @@ Floats = npt.NDArray[np.float64]
 Predictor = Literal["least squares", "lagrange"]
 
 RIDGE = 1e-6
-"""Of the mean squared norm of the sources, added to the diagonal of the normal equations."""
+"""The share of the mean squared norm of the sources that is added to the diagonal of the normal equations."""
 
 PART = 4096
 """Sets of sources that are worked on at a time."""
@@ -286,7 +286,7 @@ def similar_steps(gram: Floats, threshold: float) -> tuple[int, ...]:
 
 
 def similar_steps_of(gram: Floats, full: int) -> tuple[int, ...]:
-    """The same with the threshold at which the number of full evaluations comes nearest to `full`, not above it."""
+    """Steps that run in full by the threshold at which their number comes nearest to `full`, not above it."""
     low, high = -1.0, 1.0
     for _ in range(60):
         middle = (low + high) / 2

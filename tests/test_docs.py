@@ -8,6 +8,7 @@ import pytest
 
 import sicompiler
 from tests.source_tree import ROOT
+from tests.test_layers import LAYERS
 
 pytestmark = pytest.mark.pure
 
@@ -24,6 +25,12 @@ def test_the_reference_has_every_public_name() -> None:
 def test_every_page_is_in_the_navigation_of_the_site() -> None:
     navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]
     assert set(re.findall(r"[\w-]+\.md", navigation)) == {path.name for path in DOCS.glob("*.md")}
+
+
+def test_the_table_of_layers_is_that_of_the_tests() -> None:
+    rows = re.findall(r"^\| (\d+) \| (.+?) \|", (DOCS / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    shown = {name: int(layer) for layer, names in rows for name in re.findall(r"`(\w+)`", names)}
+    assert shown == {name: layer for name, layer in LAYERS.items() if name != "_version"}
 
 
 def test_every_page_and_decision_is_listed_in_the_readme_of_docs() -> None:

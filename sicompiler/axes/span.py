@@ -39,7 +39,7 @@ class Span:
         return Span(self.inner, max(self.lo, other.lo), max(self.hi, other.hi), max(self.limit, other.limit))
 
     def times(self, factor: int) -> Span:
-        """The same where each entry is `factor` entries."""
+        """The span in finer entries, `factor` of them for each of these."""
         return Span(self.inner * factor, self.lo * factor, self.hi * factor, self.limit * factor)
 
     def over(self, factor: int) -> Span:

@@ -103,7 +103,7 @@ class AxisTable:
         return found
 
     def _apply(self, position: int, from_result: bool, index: int, slicing: Slicing) -> OpSlicing | str:
-        """The same, looked up by the rule: equal calls share one."""
+        """What one slicing is through the operator at a position, by its rule: equal calls share one answer."""
         rule, node = self._maps[position], self.facts.nodes[position]
         if rule is None:
             return f"{node.target} has no axis rule"

@@ -91,7 +91,7 @@ class DecisionMaker:
 
     @functools.cached_property
     def _mode(self) -> FakeTensorMode:
-        """Of the decisions: nothing that is done with them is seen by the trace. Most traces decide nothing."""
+        """A fake mode for the decisions alone: nothing done in it is seen by the trace. Most traces decide nothing."""
         return FakeTensorMode()
 
     def make(self, tensors: Sequence[torch.Tensor], finish: Finish, where: str) -> Decision:

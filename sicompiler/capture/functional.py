@@ -47,7 +47,7 @@ class _LeftToTorch(Exception):
 
 
 def functionalized(exported: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
-    """The same program without operators that write.
+    """A program that computes the same without operators that write.
 
     Args:
         exported: a program of pure operators and such that write.

@@ -62,7 +62,7 @@ class Program:
     decided: tuple[Decided, ...] = ()
 
     def with_graph(self, graph_module: fx.GraphModule) -> Program:
-        """The same program with another graph behind the same placeholders."""
+        """The program with another graph behind the same placeholders."""
         return replace(self, graph_module=graph_module)
 
     @property

@@ -34,7 +34,7 @@ class _Tee(io.TextIOBase):
 
     @property
     def encoding(self) -> str:  # type: ignore[override]
-        """Of the stream."""
+        """The encoding of the stream."""
         return self._stream.encoding
 
     def write(self, text: str) -> int:
@@ -51,7 +51,7 @@ class _Tee(io.TextIOBase):
         return self._stream.isatty()
 
     def fileno(self) -> int:
-        """Of the stream."""
+        """The file descriptor of the stream."""
         return self._stream.fileno()
 
 

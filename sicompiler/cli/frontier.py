@@ -73,7 +73,7 @@ def frontier(planner: Planner, progress: Progress, offload: Offload = "none") ->
 
 
 def pipeline_frontiers(pipeline: PipelinePhases, progress: Progress) -> Frontiers:
-    """The same for every phase of a pipeline and for all of them together."""
+    """Budgets against times for every phase of a pipeline and for all of them together."""
     parts = pipeline.parts
     lowest = [pipeline.floor(part, pipeline.offload)[0] for part in parts]
     on_device = [pipeline.floor(part, "none")[0] for part in parts]

@@ -80,7 +80,7 @@ class Grid:
             self.notes.append(f"interrupted: {len(self.cells)} of {len(points)} sizes")
 
     def _leave_out_what_cannot_be_captured(self) -> None:
-        """Of an encoder that runs untouched, the weights count, and nothing more is known."""
+        """Count nothing but weights for an encoder that runs untouched, as nothing more is known."""
         for sized in [s for s in self.subject.models if s.name.phase == ENCODE and not s.depends]:
             try:
                 sized.model.planned(ONCE)

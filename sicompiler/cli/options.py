@@ -67,7 +67,7 @@ class ModelOptions:
 
     @property
     def offloading(self) -> Literal["none", "auto"]:
-        """The same, as the planner takes it."""
+        """Whether values and weights may be offloaded, as the planner takes it."""
         return "auto" if self.offload is Offload.AUTO else "none"
 
     @property

@@ -217,7 +217,7 @@ def _sought(
 
 
 def graph_offloading(graph: AnalyzedGraph, offloaded: frozenset[int]) -> AnalyzedGraph:
-    """The same graph with some storages offloaded."""
+    """The graph with some storages offloaded."""
     view = graph.view.offloading(offloaded)
     return replace(graph, view=view, line=timeline(view.facts, view.lives, graph.line.workspace_bytes, offloaded))
 

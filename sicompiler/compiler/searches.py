@@ -41,7 +41,7 @@ class Searches:
 
     @functools.cached_property
     def analysis(self) -> Analysis:
-        """Of the program."""
+        """The analysis of the program."""
         with self._timed("analyse"):
             return self.analyse()
 
@@ -92,7 +92,7 @@ class Searches:
 
     @functools.cached_property
     def offloaded(self) -> tuple[Search, ...]:
-        """The same with everything offloaded that may be."""
+        """Searches of the graphs with everything offloaded that may be."""
         on_device = self.on_device
         timed = functools.partial(self._timed, "regions with offloading")
         with timed():
@@ -135,14 +135,14 @@ class KnownSearches:
 
     @property
     def whole(self) -> Search:
-        """Of the whole graph."""
+        """The search of the whole graph."""
         return self.on_device[0]
 
     unsliced = whole
 
     @functools.cached_property
     def offloaded(self) -> tuple[Search, ...]:
-        """The same with everything offloaded that may be."""
+        """Searches of the graphs with everything offloaded that may be."""
         return _offloading(self.on_device, self.progress)
 
 

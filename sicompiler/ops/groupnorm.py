@@ -249,7 +249,7 @@ def _group_apply_fake(
 
 
 def _result_format(x: torch.Tensor, row_major: bool) -> torch.memory_format:
-    """That of aten.native_group_norm: on the CPU channels-last for channels-last `x`, else contiguous.
+    """The format of what aten.native_group_norm gives: on the CPU channels-last for channels-last `x`, else contiguous.
 
     The strides of dims of one entry say nothing: one sample of a channels-last batch stays channels-last, whatever is
     told of its first dim (which is where the native kernel gives up).

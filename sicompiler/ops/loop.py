@@ -45,7 +45,7 @@ def streamed_loop(  # noqa: PLR0913  # the arguments of a node of a graph
     targets: Sequence[torch.Tensor],
     operands: Sequence[Any],
 ) -> None:
-    """The same where some values are offloaded, and their slices are carried while other slices are computed.
+    """Run a body over slices of an axis, some of them of offloaded values, loaded and stored while others are computed.
 
     Two slices of each such value are on the device: of what is read, the one computed with and the next, which arrives
     meanwhile; of what is written, the one being made and the one before, which leaves.

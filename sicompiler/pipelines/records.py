@@ -46,7 +46,7 @@ class Record:
         return own + self.reserved.total_bytes
 
     def row(self, role: Role, label: str, budget_bytes: int) -> PhaseRow:
-        """The same for a report.
+        """The row of a report.
 
         Args:
             role: what the component does.

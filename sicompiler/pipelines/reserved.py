@@ -54,7 +54,7 @@ class Reserved:
 
     @property
     def weights_bytes(self) -> int:
-        """Of all other components together."""
+        """Bytes of the weights of all other components together."""
         return sum(nbytes for _, nbytes in self.weights)
 
     @property

@@ -1,7 +1,7 @@
 """Regions: runs of consecutive operators through which one slice at a time can go.
 
-A `RegionBuilder` starts at one operator with one slicing of its result and grows operator by operator, until an operator
-does not commute. Inside, a value is *sliced*, or *whole*: computed once before the loop, because nothing it is
+A `RegionBuilder` starts at one operator with one slicing of its result and grows operator by operator, until one does
+not commute. Inside, a value is *sliced*, or *whole*: computed once before the loop, because nothing it is
 made of is sliced. A whole value (from inside or outside) is narrowed where a sliced operator reads it.
 """
 

@@ -105,7 +105,7 @@ class GraphView:
         return cloned
 
     def offloading(self, offloaded: frozenset[int]) -> GraphView:
-        """The same graph with other offloaded storages."""
+        """The graph with other storages offloaded."""
         other = copy.copy(self)
         other.offloaded = offloaded
         return other
@@ -135,7 +135,7 @@ class GraphView:
         return {storage for storage in found if self.born[storage] < start}
 
     def fetched_by_loop(self, start: int, hoisted: Iterable[int], sliced: Mapping[int, OpSlicing]) -> set[int]:
-        """The same of all operators of a loop: those before it, and its body."""
+        """Offloaded storages that a loop needs whole on the device: for the operators before it and for its body."""
         found = (self.fetched(p, start) for p in hoisted)
         return set().union(*found, *(self.fetched(p, start, transfer, sliced) for p, transfer in sliced.items()))
 

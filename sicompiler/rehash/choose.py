@@ -86,7 +86,7 @@ def make_plan(
 
 
 def refitted(plan: RehashPlan, lessons: CutStats, predictor: Predictor) -> RehashPlan:
-    """The same schedule with the weights that some runs teach; those of rules are taught by none.
+    """A plan with the weights that some runs teach, its schedule unchanged; the weights of rules are taught by none.
 
     Args:
         plan: to be changed.
@@ -110,12 +110,12 @@ def refitted(plan: RehashPlan, lessons: CutStats, predictor: Predictor) -> Rehas
 
 
 def unguarded(plan: RehashPlan) -> RehashPlan:
-    """The same plan with a guard that measures and never ends skipping."""
+    """A plan with a guard that measures and never ends skipping."""
     return replace(plan, checks=tuple(check and replace(check, bound=math.inf) for check in plan.checks))
 
 
 def guarded(plan: RehashPlan, seen: Mapping[int, float]) -> RehashPlan:
-    """The same plan with a guard set by errors that it has measured.
+    """A plan with a guard set by errors that were measured.
 
     Args:
         plan: tried before.

@@ -152,7 +152,7 @@ class CutStats:
         return self.skip_seconds / self.full_seconds if self.full_seconds else 0.0
 
     def at(self, times: Sequence[float], importance: Floats) -> CutStats:
-        """The same for other evaluation times, between which features are taken to move evenly.
+        """The statistics for other evaluation times, between which features are taken to move evenly.
 
         Args:
             times: of the evaluations wanted.
@@ -178,7 +178,7 @@ class CutStats:
 
 
 def _mean_square(gram: Floats) -> float:
-    """Of the norms of the features that were watched."""
+    """The mean square of the norms of the features that were watched."""
     return float(np.trace(gram)) / max(int(np.count_nonzero(np.diag(gram))), 1) or 1e-300
 
 

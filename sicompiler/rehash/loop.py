@@ -87,7 +87,7 @@ class DenoisingLoop:
 
     @property
     def held_bytes(self) -> int:
-        """Of the features that are held now."""
+        """Bytes of the features that are cached now."""
         return sum(t.nbytes for t in self.held)
 
     def stepped(self, latents: torch.Tensor | None) -> None:
@@ -132,7 +132,7 @@ class DenoisingLoop:
             self.recorder.forget(branch)
 
     def kind_before(self, branch: int) -> CallKind | None:
-        """Of the newest call of a branch so far; None before the first."""
+        """The kind of the newest call of a branch so far; None before the first."""
         return next((kinds[branch] for kinds in reversed(self.kinds) if branch < len(kinds)), None)
 
     def next_call(self) -> NextCall:

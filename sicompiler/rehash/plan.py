@@ -192,7 +192,7 @@ class RehashPlan:
 
     @property
     def order(self) -> int:
-        """Of the predictor, at most: one less than the features it combines."""
+        """The order of the predictor, at most: one less than the features it combines."""
         return max((len(p.sources) - 1 for p in self.steps if p is not None), default=0)
 
     @property
@@ -202,7 +202,7 @@ class RehashPlan:
 
     @property
     def loop_speedup(self) -> float:
-        """The same of the denoising loop alone, which fewer steps would shorten as much."""
+        """How many times as fast the denoising loop alone is, which fewer steps would shorten as much."""
         return self._ratio(0.0)
 
     def _ratio(self, outside: float) -> float:

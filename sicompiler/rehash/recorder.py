@@ -58,7 +58,7 @@ class LoopRecorder:
 
     @property
     def positions(self) -> tuple[int, ...]:
-        """Of all cuts together."""
+        """The positions of all cuts together."""
         return tuple(sorted({p for cut in self.cuts for p in cut.positions}))
 
     @property

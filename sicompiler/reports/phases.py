@@ -91,7 +91,7 @@ class PipelineReport:
 
     @property
     def predicted_peak_bytes(self) -> int | None:
-        """Of the phase that needs most; None before the first call."""
+        """The predicted peak of the phase that needs most; None before the first call."""
         return max((row.predicted_peak_bytes or 0 for row in self.phases), default=None)
 
     @property

@@ -91,7 +91,7 @@ class Value:
         return Value(x, self.layout, tuple(sizes.get(n, s) for n, s in zip(FACTORS, self.sizes, strict=True)))
 
     def moved(self, layout: Layout) -> Value:
-        """The same values in another layout."""
+        """The value in another layout."""
         return replace(self, x=rearrange(self.x, self.layout, layout, self.by_name), layout=layout)
 
 

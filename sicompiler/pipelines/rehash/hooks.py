@@ -383,6 +383,6 @@ class PipelineRehash:
 
 
 def _size_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int, ...]:
-    """Of the first tensor the denoiser is given, which is what it denoises, without its batch."""
+    """The shape of the first tensor the denoiser is given, which is what it denoises, without its batch."""
     first = next((x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)), None)
     return () if first is None else tuple(first.shape[1:])

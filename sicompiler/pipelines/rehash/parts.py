@@ -37,7 +37,7 @@ def watching(recorder: LoopRecorder, whole: Program) -> list[GraphPart]:
 
 
 def held_bytes(recorder: LoopRecorder, whole: Program) -> int:
-    """Of the features of all cuts of this evaluation and, of each branch, of the one before."""
+    """Bytes of the features of all cuts, of this evaluation and, for each branch, of the one before."""
     nodes = list(whole.graph_module.graph.nodes)
     one = sum(int(nodes[p].meta["val"].nbytes) for p in recorder.positions)
     return (max(recorder.branches, 1) + 1) * one

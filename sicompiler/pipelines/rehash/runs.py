@@ -90,7 +90,7 @@ def difference(run: Run, reference: Run) -> Difference:
 
 
 def relative_error(found: torch.Tensor, reference: torch.Tensor) -> float:
-    """Of latents, by 2-norms; infinite where they are not finite."""
+    """The relative error of latents, by 2-norms; infinite where they are not finite."""
     off = float((found.double() - reference.double()).norm() / reference.double().norm())
     return off if math.isfinite(off) else math.inf
 

@@ -124,7 +124,7 @@ class CausalConvolution(Block):
 
 
 def _group_norm(draw: Draw, channels: int, space: int) -> nn.GroupNorm:
-    """Of some groups, each of more than one entry."""
+    """A group norm of some groups, each of more than one entry."""
     groups = draw.divisor(channels)
     need(space * channels > groups)
     return nn.GroupNorm(groups, channels)

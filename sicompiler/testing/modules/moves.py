@@ -187,7 +187,7 @@ class Repeat(Block):
 
 
 class OtherLayout(Block):
-    """The same values in another memory format, or as a copy that is dense."""
+    """A copy of its input in another memory format, or a dense one."""
 
     kinds = ("frames", "video", "tokens")
 
