@@ -39,7 +39,7 @@ check: env ## lint, format, types, layers and house rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/test_layers.py tests/test_house_rules.py
+	$(BIN)/python -m pytest -q tests/house/test_layers.py tests/house/test_house_rules.py
 
 format: env ## rewrite files to the house format
 	$(BIN)/ruff check --fix .

@@ -41,7 +41,7 @@ class Names:
             yield self._order[low.bit_length() - 1]
 
     def among(self, keys: set[str], since: int = 0) -> set[str]:
-        """Those of the names that are among some keys.
+        """The names that are among some keys.
 
         Args:
             keys: where to look.

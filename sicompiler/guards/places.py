@@ -131,7 +131,7 @@ class NamespacePlace:
             self._fresh |= fresh
 
     def _new(self, fresh: int) -> list[str]:
-        """Of names, those that there are."""
+        """The names among some that the dict has, in order."""
         as_of = (version(self._dict), len(self._names))
         if as_of[0] != self._as_of[0]:
             self._there, self._left, self._as_of = 0, set(self._dict), (as_of[0], 0)

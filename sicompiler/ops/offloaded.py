@@ -1,8 +1,8 @@
 """Moving values between a device and its offload memory.
 
-Copies run on two lanes, one in each direction. On CUDA a lane is a stream beside the one that computes: copying into
+Copies run on two streams, one in each direction, on CUDA beside the one that computes: copying into
 the device starts as soon as what computes has reached that place, and goes on while it computes what comes next. On
-the CPU a copy is done when the call returns. `wait_loads` and `wait_stores` make what computes wait for a lane.
+the CPU a copy is done when the call returns. `wait_loads` and `wait_stores` make what computes wait for one.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class CopyStream:
             yield
 
     def join(self) -> None:
-        """Compute on only when everything on this lane is done."""
+        """Compute on only when everything on this stream is done."""
         if self.stream is not None:
             torch.cuda.current_stream(self.device).wait_stream(self.stream)
 
@@ -67,7 +67,7 @@ def wait_stores(device: torch.device) -> None:
 
 
 for _function in (wait_loads, wait_stores, offloaded_tensor):
-    _function.__module__ = "sicompiler.ops"  # so that they print as `sicompiler.ops.arrive` in GraphModule.code
+    _function.__module__ = "sicompiler.ops"  # so that they print as `sicompiler.ops.wait_loads` in GraphModule.code
 torch.fx.node.has_side_effect(wait_loads)
 torch.fx.node.has_side_effect(wait_stores)
 

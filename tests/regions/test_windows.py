@@ -21,7 +21,7 @@ from sicompiler.regions.builder import RegionBuilder
 from sicompiler.regions.region import Region
 from sicompiler.runtime.measure import measure_peak
 from sicompiler.runtime.verify import errors
-from tests.test_region import Case, Function
+from tests.regions.test_region import Case, Function
 
 GENERATOR = torch.Generator().manual_seed(0)
 

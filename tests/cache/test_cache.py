@@ -184,7 +184,7 @@ def test_a_second_process_captures_and_searches_nothing(folder: Path) -> None:
         done = subprocess.run(
             [sys.executable, "-c", textwrap.dedent(SCRIPT), name],
             env={**os.environ, "PYTHONHASHSEED": seed},
-            cwd=Path(__file__).parents[1],
+            cwd=Path(__file__).parents[2],
             capture_output=True,
             text=True,
             check=False,

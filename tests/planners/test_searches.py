@@ -44,7 +44,7 @@ def test_what_fits_unsliced_is_not_searched() -> None:
     assert not {"whole", "on_device", "offloaded"} & planner.source.__dict__.keys()
 
 
-def test_far_memory_is_searched_last() -> None:
+def test_offloading_is_searched_last() -> None:
     model, x = feeds()
     _, planner = prepare(model, (x,), {})
     floor = planner.floor()[0]

@@ -33,7 +33,7 @@ from sicompiler.passes import manager
 from sicompiler.passes.edit import copy_program
 from sicompiler.planners import region_cost as tally
 from sicompiler.regions import builder as region
-from tests import test_rematerialize as recompute
+from tests.passes import test_rematerialize as recompute
 from tests.source_tree import library_modules
 
 Inputs = tuple[torch.Tensor, ...]

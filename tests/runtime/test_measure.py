@@ -39,7 +39,7 @@ def test_known_allocations() -> None:
     assert peak.method == "allocator events of torch.profiler"
 
 
-def test_far_memory_never_counted_so_that_its_release_lowers_nothing() -> None:
+def test_offloading_never_counted_so_that_its_release_lowers_nothing() -> None:
     """As when weights come back from offload memory: they count from then on."""
     weight = torch.nn.Parameter(offloaded_tensor((MIB // 4,), (1,), torch.float32, torch.device("cpu")))
     with measure_peak("cpu", older=[weight]) as peak:

@@ -147,7 +147,7 @@ def test_what_eager_python_peaks_at_stands_beside_the_unsliced_peak(plan: Plan) 
 
 
 @pytest.mark.pure
-def test_the_floor_says_whether_it_is_with_far_memory(plan: Plan) -> None:
+def test_the_floor_says_whether_it_is_with_offloading(plan: Plan) -> None:
     assert "with offloading" not in summary.floor_text(plan)
     assert "with offloading, set by" in summary.floor_text(replace(plan, spilled=(3,)))
 

@@ -24,8 +24,8 @@ from sicompiler.capture import Program, capture, flatten_inputs
 from sicompiler.errors import CaptureError
 from sicompiler.guards import ModuleGuards, sources
 from tests.guard_mutations import MUTATIONS, Toy, toy
+from tests.guards.test_guards_mutations import INPUTS, NUMBERS
 from tests.program_keys import key
-from tests.test_guards_mutations import INPUTS, NUMBERS
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +163,7 @@ def test_source_that_was_edited_between_two_processes_is_another_key(tmp_path: P
     """Methods looked up by a name put together, values of enumerations, what is imported inside of a function."""
     name = "models_edited"
     script = f"from tests.program_keys import key; import {name}; print(key({name}.Model()))"
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[1]}"}
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"}
     keys = []
     for value, gain in ((2.0, 1.0), (2.0, 1.0), (3.0, 1.0), (2.0, 5.0)):
         (tmp_path / f"{name}.py").write_text(EDITED.format(value=value, name=name))

@@ -179,7 +179,7 @@ def test_plan_json(cli: Cli, tmp_path: Path) -> None:
     assert len(plan.regions) == len(found["regions"]) > 0
 
 
-def test_a_budget_below_the_floor_with_far_memory(cli: Cli) -> None:
+def test_a_budget_below_the_floor_with_offloading(cli: Cli) -> None:
     near = cli("plan", MLP, "--gb", "10KiB", "--json", "--offload", "none").json
     result = cli("plan", MLP, "--gb", "10KiB", "--json")
     assert result.status == 2

@@ -76,7 +76,7 @@ def test_a_preset_runs_under_its_fake_mode() -> None:
 
 def test_importing_the_zoo_is_fast_because_it_imports_no_torch() -> None:
     code = "import sicompiler.zoo, sys; sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import torch
 
 from tests.source_tree import ROOT
 
-# The training script is no lesson: tests/test_demo_training.py runs it.
+# The training script is no lesson: tests/demo/test_demo_training.py runs it.
 EXAMPLES = sorted(path for path in (ROOT / "examples").glob("*.py") if path.name != "train_demo.py")
 
 

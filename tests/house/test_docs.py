@@ -7,8 +7,8 @@ import re
 import pytest
 
 import sicompiler
+from tests.house.test_layers import LAYERS
 from tests.source_tree import ROOT
-from tests.test_layers import LAYERS
 
 pytestmark = pytest.mark.pure
 

@@ -1,7 +1,8 @@
 """The frontier of every preset at full size: budgets against peaks and times, down to the floor with offloading.
 
 A change of rules, planner or cost model shows here as a difference of numbers to be read before it is committed:
-`pytest tests/test_frontiers.py -m "slow or not slow" --update-golden` writes the tables anew (about ten minutes).
+`pytest tests/planners/test_frontiers.py -m "slow or not slow" --update-golden` writes the tables anew (about ten
+minutes).
 """
 
 from __future__ import annotations

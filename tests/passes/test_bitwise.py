@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from sicompiler import testing
 from sicompiler.axes.factor_map import Slicing
 from sicompiler.regions.builder import RegionBuilder
-from tests.test_passes import Model
+from tests.passes.test_passes import Model
 
 Function = Callable[..., torch.Tensor]
 

@@ -40,8 +40,8 @@ from sicompiler.runtime.compiled import Executable
 from sicompiler.runtime.measure import measure_peak
 from sicompiler.runtime.placement import streams
 from sicompiler.runtime.verify import errors
+from tests.exact.test_random_graphs import SLACK_BYTES, check_same, check_text, measured
 from tests.random_choices import Choose, for_choices, seeded
-from tests.test_random_graphs import SLACK_BYTES, check_same, check_text, measured
 from tests.zoo import prepared
 
 CPU = torch.device("cpu")
@@ -74,7 +74,7 @@ def test_a_whole_value_comes_back_as_it_went(stride: tuple[int, ...]) -> None:
 
 
 @pytest.mark.parametrize(("dim", "outer", "inner"), [(0, 1, 1), (1, 1, 2), (1, 2, 1), (2, 1, 5)])
-def test_slices_are_those_of_a_loop_without_far_memory(dim: int, outer: int, inner: int) -> None:
+def test_slices_are_those_of_a_loop_without_offloading(dim: int, outer: int, inner: int) -> None:
     near = torch.randn(4, 12, 10)
     offloaded = spill(near)
     copy = torch.ops.sicompiler.copy_slice(near, dim, outer, inner, 1, 1)
@@ -165,7 +165,7 @@ def test_any_values_may_lie_far_in_any_regions() -> None:
     for_choices(check, seeds=20, deep=240)
 
 
-def test_plans_with_far_memory_keep_the_output_and_fit() -> None:
+def test_plans_with_offloading_keep_the_output_and_fit() -> None:
     def check(choose: Choose) -> None:
         scale = choose((testing.SMALL, testing.LARGE))
         module, args, kwargs = testing.draw_module(choose, seeded(choose, 1, 6), scale=scale)
@@ -211,7 +211,7 @@ def test_a_model_is_exact_below_its_floor(name: str, share: float) -> None:
     assert plan.predicted_peak_bytes <= 1.05 * found
 
 
-def test_without_far_memory_the_floor_is_the_end() -> None:
+def test_without_offloading_the_floor_is_the_end() -> None:
     _, _, planner, _ = prepared("svd")
     with pytest.raises(OverBudget, match="offloading is not allowed"):
         planner.plan(planner.floor()[0] - 1)
@@ -346,7 +346,7 @@ def test_an_exception_in_a_run_leaves_the_model_usable(
     assert torch.equal(model(X), reference)
 
 
-def test_far_memory_is_none_or_auto() -> None:
+def test_offloading_is_none_or_auto() -> None:
     with pytest.raises(sicompiler.BadInput, match="none, auto"):
         sicompiler.compile_for_budget(Block(), 1, offload="disk")  # type: ignore[arg-type]
     model = sicompiler.compile_for_budget(Block().eval(), "1MiB", offload="none")

@@ -1,6 +1,6 @@
 """A pipeline whose text encoder is a language model, and its largest component: planned and streamed like any other.
 
-Whole pipelines of diffusers with such encoders are in `tests/test_pipelines.py`.
+Whole pipelines of diffusers with such encoders are in `tests/whole_pipelines/test_pipelines.py`.
 """
 
 from __future__ import annotations

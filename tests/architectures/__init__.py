@@ -1,0 +1,1 @@
+"""Presets, folders of diffusers, and closed forms in their sizes."""

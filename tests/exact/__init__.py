@@ -1,0 +1,1 @@
+"""Whole models and random ones, compiled, against the untouched ones."""

@@ -1,0 +1,1 @@
+"""The house: layers, names, packaging, documentation."""

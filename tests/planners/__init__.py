@@ -1,0 +1,1 @@
+"""Planning: candidates, searches, plans and their files, offloading."""

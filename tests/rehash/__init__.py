@@ -1,0 +1,1 @@
+"""Step Rehash: learning, plans, what they promise."""

@@ -1,0 +1,1 @@
+"""A compiled module in the hands of its user: public functions, measuring, failing, giving back."""

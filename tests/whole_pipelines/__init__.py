@@ -1,0 +1,1 @@
+"""Whole diffusers pipelines under one budget."""
