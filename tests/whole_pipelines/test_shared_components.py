@@ -16,8 +16,8 @@ from torch import nn
 
 import sicompiler
 from sicompiler.pipelines import pipeline as pipeline_module
+from sicompiler.pipelines.components import modules_of
 from sicompiler.pipelines.pipeline import pipeline_state
-from sicompiler.pipelines.roles import modules_of
 from tests.mini_pipeline import MiniPipeline, MiniText, MiniUNet, MiniVae, close, mini, picture
 from tests.threads import in_threads
 
