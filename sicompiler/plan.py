@@ -111,7 +111,7 @@ class Plan:
         streamed_bytes: of the streamed weights.
         moved_bytes: carried to and from offload memory in one run.
         rematerialized_bytes: values of so many bytes or more that wait for their own statistics are rematerialized
-            (`passes.recompute`); 0 for none. A share of the unsliced peak, so it depends on the machine.
+            (`passes.rematerialize`); 0 for none. A share of the unsliced peak, so it depends on the machine.
     """
 
     model: str

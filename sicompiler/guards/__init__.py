@@ -1,7 +1,7 @@
 """Guards: whatever a trace of a live model read is compared at every call, whatever it wrote is put back or refused.
 
-`Walk` goes through everything a model can reach, and makes one small guard for each kind of thing it meets.
-`ModuleGuards` asks them at every call; `Written` compares what one call left behind with what it began with.
+A `ModelDescription` goes through everything a model can reach, and makes one small guard for each kind of thing it
+meets. `ModuleGuards` asks them at every call; `Written` compares what one call left behind with what it began with.
 """
 
 from sicompiler.guards.model import ModuleGuards

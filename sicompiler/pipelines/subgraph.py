@@ -17,7 +17,7 @@ Kind = Literal["full", "skip"]
 
 @dataclass(frozen=True)
 class GraphPart:
-    """A part of a denoiser's graph that runs on its own, or the graph with more outputs (`passes.cut`).
+    """A part of a denoiser's graph that runs on its own, or the graph with more outputs (`passes.split_at_cut`).
 
     Attributes:
         kind: "full" gives the values of the cut too, "skip" starts at them.

@@ -1,7 +1,7 @@
 """Encoders that run as they are: what a call takes is predicted, and a call that would pass the budget does not run.
 
 There is no graph to plan from. But what a model allocates follows from shapes nearly everywhere, so a call is rehearsed
-on fake tensors, which have no memory (`adapters.rehearsal`). The first real call shows what that leaves out.
+on fake tensors, which have no memory (`pipelines.rehearsal`). The first real call shows what that leaves out.
 """
 
 from __future__ import annotations

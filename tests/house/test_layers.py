@@ -11,8 +11,8 @@ from tests.source_tree import library_modules
 pytestmark = pytest.mark.pure
 
 
-# A new module gets a line here. Within a layer nothing imports a neighbour: passes, planners, runtime and reports
-# meet in Plan only. docs/README.md shows the same table with what each layer is for.
+# A new folder, or a module outside of all, gets a line here. Within a layer nothing imports a neighbour: passes,
+# planners, runtime and reports meet in Plan only. docs/README.md shows the same table with what each layer is for.
 LAYERS = {
     "_version": 0, "collector": 0, "errors": 0, "turns": 0,
     "codec": 1, "demo": 1, "guards": 1, "ops": 1, "renamed": 1, "units": 1,
