@@ -38,7 +38,7 @@ def outline_loops(
     computes `a` and one slice of `y`, and writes it into `y`. Of what is offloaded a loop gets slices; what is
     needed whole is fetched before: `w_here = fetch(w)`.
     Exact because every operator of the body commutes with slicing (its factor map says so).
-    Refuses nothing: regions come from walks over this very graph.
+    Refuses nothing: regions were grown on this very graph.
 
     Args:
         program: the graph; left as it is.
@@ -92,7 +92,7 @@ class _Outliner:
             self._end((p,))
 
     def _begin(self, step: int) -> None:
-        """Have on the device what a step needs whole of offload memory, and send for what the steps to come need."""
+        """Have on the device what a step needs whole and is offloaded, and send for what the steps to come need."""
         here = self.coming.pop(step, {})
         here |= {storage: self._fetch(storage) for storage in sorted(self._needs(step) - here.keys())}
         if here:
@@ -160,13 +160,13 @@ class _Outliner:
                 self.env[(p, 0)] = self.lookup(self.view.table.operands[p][0])
             else:
                 computes = bool(self.view.made[p])  # else it is a view, which lies where its base does
-                self.env[(p, 0)] = self.graph.node_copy(node, self._mapped_near if computes else self._mapped)
+                self.env[(p, 0)] = self.graph.node_copy(node, self._mapped_on_device if computes else self._mapped)
         return self.env[(p, 0)]
 
     def _mapped(self, node: fx.Node) -> fx.Node:
         return self._whole(self.position[node])
 
-    def _mapped_near(self, node: fx.Node) -> fx.Node:
+    def _mapped_on_device(self, node: fx.Node) -> fx.Node:
         return self.on_device((self.position[node], 0))
 
     def _loop(self, name: str, region: Region, slice_length: int) -> None:

@@ -1,4 +1,4 @@
-"""Recompute: a large value that waits for its own statistics is made again from something smaller."""
+"""Rematerialize: a large value that waits for its own statistics is made again from something smaller."""
 
 from __future__ import annotations
 

@@ -235,7 +235,7 @@ class _Grown:
 
     Attributes:
         start: where it started.
-        stop: where its axis ended, or the walk became too long.
+        stop: where its axis ended, or the region became too long.
         blocked: position of the operator that allocates next; `start` where nothing grew.
         candidates: the regions on the way.
         coarser: the same axis in units that would have gone on, if there are such.

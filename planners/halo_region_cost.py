@@ -64,11 +64,11 @@ class _Moments:
 
 
 class HaloRegionCost:
-    """What is known of one growing walk, so that its peak and time at each end cost little.
+    """What is known of one growing region, so that its peak and time at each end cost little.
 
     Args:
         evaluator: of the graph.
-        walk: grown by the caller, who calls `add` for what it has sliced.
+        walk: the region, grown by the caller, who calls `add` for what it has sliced.
     """
 
     def __init__(self, evaluator: OpCosts, walk: RegionBuilder) -> None:
@@ -82,7 +82,7 @@ class HaloRegionCost:
         self.outlive: dict[int, int] = {}  # who makes each storage that is needed after the body
 
     def add(self, positions: Iterable[int]) -> None:
-        """Take in what the walk has sliced."""
+        """Take in what the region has sliced."""
         last = next(reversed(self.body), -1)
         for p in positions:
             operator = self.body[p] = self.operators.of(p, self.walk.sliced[p])
@@ -95,7 +95,7 @@ class HaloRegionCost:
                 self.body, last = dict(sorted(self.body.items())), max(self.body)
 
     def evaluate(self, hoisted: Hoisted) -> tuple[npt.NDArray[np.int64], Floats]:
-        """Peak and time if the walk ended here, per slice length; a peak beyond all bounds where a slice is empty.
+        """Peak and time if the region ended here, per slice length; a peak beyond all bounds where a slice is empty.
 
         Args:
             hoisted: what is computed before the loop.
@@ -107,7 +107,7 @@ class HaloRegionCost:
 
 
 class _End:
-    """A walk that ends where it stands."""
+    """A region that ends where it stands."""
 
     def __init__(self, tally: HaloRegionCost) -> None:
         self.tally, self.walk, self.view = tally, tally.walk, tally.view

@@ -1,4 +1,4 @@
-"""What a growing walk computes before its loop: running sums, as they are asked for at each place where it may end."""
+"""What a growing region computes before its loop: running sums, as asked for at each place where it may end."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Hoisted:
 
     Args:
         evaluator: of the graph.
-        walk: grown by the caller.
+        walk: the region, grown by the caller.
 
     Attributes:
         peak_bytes: above what is alive before the region.
@@ -33,7 +33,7 @@ class Hoisted:
         self._ending: dict[int, list[int]] = {}  # storages by the position of their last reader
 
     def advance(self) -> None:
-        """Take in what the walk has grown by since the last call."""
+        """Take in what the region has grown by since the last call."""
         if self._turned != self.walk.turned:  # something counted here has been sliced after all
             self._begin()
         for p in range(self._passed, self.walk.stop):

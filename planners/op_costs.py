@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class OpCosts:
-    """Peaks and times of walks over one graph."""
+    """Time and workspace of the operators of one graph: whole, and for each slice length."""
 
     def __init__(self, view: GraphView, line: Timeline, machine: Machine) -> None:
         self.view, self.line, self.machine = view, line, machine
@@ -53,7 +53,7 @@ class OpCosts:
         return other
 
     def remembered(self, make: Callable[[OpCosts], T]) -> T:
-        """What has been worked out about this graph, made when first asked for; the same for any offload memory."""
+        """What has been worked out about this graph, made when first asked for; the same whatever is offloaded."""
         if make not in self._remembered:
             self._remembered[make] = make(self)
         found: T = self._remembered[make]

@@ -66,11 +66,11 @@ class _Read:
 
 
 class RegionCost:
-    """Running sums over one growing walk, so that its peak and time at each end cost little.
+    """Running sums over one growing region, so that its peak and time at each end cost little.
 
     Args:
         evaluator: of the graph.
-        walk: grown by the caller, who calls `advance` after every operator.
+        walk: the region, grown by the caller, who calls `advance` after every operator.
     """
 
     def __init__(self, evaluator: OpCosts, walk: RegionBuilder) -> None:
@@ -92,7 +92,7 @@ class RegionCost:
         self.fetched: set[int] = set()  # offloaded storages that the body needs whole
 
     def advance(self) -> None:
-        """Take in what the walk has sliced since the last call."""
+        """Take in what the region has sliced since the last call."""
         walk = self.walk
         self.hoisted.advance()
         if walk.windows:  # sums over the operators don't add up any more
@@ -134,7 +134,7 @@ class RegionCost:
         count[first - start : last - start + 1] += 1
 
     def evaluate(self) -> tuple[npt.NDArray[np.int64], Floats]:
-        """Peak and time if the walk ended here, per slice length."""
+        """Peak and time if the region ended here, per slice length."""
         walk, view, evaluator = self.walk, self.view, self.evaluator
         if self.halos is not None:
             return self.halos.evaluate(self.hoisted)

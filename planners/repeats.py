@@ -1,7 +1,7 @@
 """Repeated blocks: what was found for regions from one start is true wherever the graph goes on in the same way.
 
 A transformer is one block many times over, a UNet has a few of each level. What grows from a start depends on the
-operators from there to where the walk ends, on the tensors they read and make, and on which of those die on the way,
+operators from there to where the region ends, on the tensors they read and make, and on which of those die on the way,
 not on where in the schedule that is. So every operator gets a token that says all of this, and a start whose next
 tokens are those of an earlier one takes over what was found there. Tokens are told apart by value, never by a hash
 alone: equal means equal. So what one graph has answered answers another one too, such as the parts of a denoiser that
@@ -165,7 +165,7 @@ class Repeats(Generic[T]):
         return found
 
     def _token(self, p: int, told: tuple[bool, ...]) -> int:
-        """Everything else that a walk, its peak and its time ask about an operator."""
+        """Everything else that a region, its peak and its time ask about an operator."""
         view, facts = self.view, self.view.facts
         node = facts.nodes[p]
         parts: list[Hashable] = [r for _, r in view.table.operands[p]]

@@ -1,4 +1,4 @@
-"""Peak and time of a region whose values have halos, counted from scratch: what the planner's running tally must equal.
+"""Peak and time of a region whose values have halos, counted from scratch: what the planner's running sums must equal.
 
 Nothing is remembered from one region to the next, and what is computed before the loop is counted anew as well.
 """
@@ -54,11 +54,11 @@ class _Moments:
 
 
 class PlainRegionCost:
-    """One region that ends where its walk stands.
+    """One region that ends where it stands.
 
     Args:
         evaluator: of the graph.
-        walk: grown as far as the region goes.
+        walk: the region, grown as far as it goes.
     """
 
     def __init__(self, evaluator: OpCosts, walk: RegionBuilder) -> None:

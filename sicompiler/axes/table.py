@@ -45,12 +45,12 @@ class OpSlicing:
 
     @cached_property
     def _hash(self) -> int:
-        """Worked out once: searches look things up by a transfer hundreds of thousands of times."""
+        """Worked out once: searches look things up by an `OpSlicing` hundreds of thousands of times."""
         return hash((self.operands, self.results, self.kind, self.grain, self.window))
 
 
 class AxisTable:
-    """Factor maps of every node of a graph, and the transfers they allow, computed once each."""
+    """Factor maps of every node of a graph, and the slicings of operators that they allow, computed once each."""
 
     def __init__(self, facts: GraphFacts) -> None:
         self.facts = facts

@@ -1,6 +1,6 @@
 """What is known of a captured program once and for all: its legal graph, and the graphs that plans are made on.
 
-A plan is made from it and carried out on it, so nothing is cleaned, legalised or studied twice, and a second budget
+A plan is made from it and carried out on it, so nothing is cleaned, legalised or analysed twice, and a second budget
 finds everything there. No part of it is ever changed.
 """
 

@@ -197,7 +197,7 @@ def _unsliced_bytes(graph: AnalyzedGraph, region: Region) -> int:
 
 
 def make_outer(graph: AnalyzedGraph, loop: OuterLoop, region: Region) -> OuterGraph:
-    """Cut out the graph of one slice and study it."""
+    """Cut out the graph of one slice and analyse it."""
     inner = extract_inner(graph.program, graph.view, region, loop.slice_length)
     dense_factors(inner.program)  # one sample may be a view, expanded, where all of them had to be copied
     whole = _held_storages(graph, region)

@@ -168,7 +168,7 @@ def offloading(search: Search, progress: Progress | None, working: Working = nul
     """Search the same graph with everything offloaded that may be.
 
     A candidate then counts what it needs on the device, whatever is done between candidates; which of all that really
-    is offloaded is settled once a path is chosen (`compiler.offload`).
+    is offloaded is decided once a path is chosen (`compiler.offload`).
 
     Args:
         search: with everything on the device.

@@ -27,7 +27,7 @@ class RegionBuilder:
         view: the graph.
         start: position of the first operator.
         seed: slicing of its first result, or None when `inputs` are given.
-        inputs: slicings of whole values from outside that start the walk (the outer loop).
+        inputs: slicings of whole values from outside that start the region (the outer loop).
         hoisted_bytes: values up to this size are computed whole when nothing in them is sliced.
         windows: how many windows the region may run through; None for any number.
     """
@@ -89,7 +89,7 @@ class RegionBuilder:
             assert reason is None, f"{self.view.facts.nodes[self.stop].name}, position {self.stop}: {reason}"
 
     def _wanted(self, p: int) -> OpSlicing | str | None:
-        """The transfer that the sliced operands of an operator ask for; None if none is sliced."""
+        """The slicing of an operator that its sliced operands ask for; None if none is sliced."""
         if p == self._seed_position:
             first = self.table.from_result(p, 0, self.seed)
             if isinstance(first, str):

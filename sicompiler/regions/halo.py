@@ -82,7 +82,7 @@ def demand(table: AxisTable, sliced: Mapping[int, OpSlicing], outputs: Collectio
 
     Args:
         table: of the graph.
-        sliced: transfers of the operators in the body, by position.
+        sliced: how each operator in the body is sliced, by position.
         outputs: sliced values that are needed after the loop; statistics left out.
     """
     held: dict[Operand, Span] = {}

@@ -51,7 +51,7 @@ class Region:
         start, stop: positions in the schedule.
         seed: the slicing of the result of the first operator.
         size: length of the axis.
-        sliced: transfers of the operators in the body, by position.
+        sliced: how each operator in the body is sliced, by position.
         hoisted: positions of operators that run whole before the loop.
         reads: what the body narrows.
         outputs: what the body writes.

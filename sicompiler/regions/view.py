@@ -1,4 +1,4 @@
-"""What region walks look up again and again about one graph."""
+"""What growing regions look up again and again about one graph."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _may_be_view(node: fx.Node) -> bool:
 
 
 class GraphView:
-    """What walks look up again and again about one graph, computed once.
+    """What growing regions look up again and again about one graph, computed once.
 
     Attributes:
         offloaded: storages that are offloaded: values that outlive the region they are made in, and streamed weights.

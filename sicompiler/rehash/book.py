@@ -1,4 +1,4 @@
-"""A book of lessons: what every full run has taught so far, as a value. A calibration that was interrupted reads it."""
+"""A calibration file: the lessons of every full run so far, as a value. A calibration that was interrupted reads it."""
 
 from __future__ import annotations
 
@@ -81,14 +81,14 @@ class CalibrationFile:
         return PlanInputs(self.pipeline, self.component, self.setting.structure, self.setting.scheduler, branches)
 
     def with_run(self, run: LearnedRun, cuts: Sequence[WatchedCut]) -> CalibrationFile:
-        """The book with one more run.
+        """The file with one more run.
 
         Args:
             run: that was made.
             cuts: that were watched; new ones are added.
 
         Raises:
-            BadInput: a cut of the book has features of another size there: another shape or dtype.
+            BadInput: a cut of the file has features of another size there: another shape or dtype.
         """
         known = {cut.positions: cut for cut in self.cuts}
         for cut in cuts:
@@ -101,7 +101,7 @@ class CalibrationFile:
         return replace(self, cuts=tuple(known.values()), runs=(*self.runs, run))
 
     def with_error(self, label: str, step: int, error: float) -> CalibrationFile:
-        """The book with what skipping one evaluation did, put down at the first run of a call, if it has one.
+        """The file with what skipping one evaluation did, put down at the first run of a call, if it has one.
 
         Args:
             label: of the call.
@@ -114,7 +114,7 @@ class CalibrationFile:
         return replace(self, runs=tuple(runs))
 
     def of(self, labels: Sequence[str]) -> CalibrationFile:
-        """The book with the runs of some calls only, in the order of the calls; each run stands for one of them."""
+        """The file with the runs of some calls only, in the order of the calls; each run stands for one of them."""
         left, found = list(self.runs), list[LearnedRun]()
         for label in labels:
             run = next((r for r in left if r.label == label), None)
@@ -136,7 +136,7 @@ class CalibrationFile:
         return found
 
     def to_json(self) -> str:
-        """Write the book as JSON; `CalibrationFile.from_json` reads it back, the same to the last bit."""
+        """Write it as JSON; `CalibrationFile.from_json` reads it back, the same to the last bit."""
         runs = [
             {
                 "label": run.label,
@@ -151,7 +151,7 @@ class CalibrationFile:
         return json.dumps({**head, **rest, "runs": runs}, allow_nan=False)
 
     def save(self, path: str | Path) -> None:
-        """Write the book to a file; whoever is interrupted while writing leaves the file as it was."""
+        """Write it to disk; whoever is interrupted while writing leaves the file as it was."""
         target = Path(path)
         fresh = target.with_name(f"{target.name}.new")
         fresh.write_text(self.to_json() + "\n", encoding="utf-8")
@@ -159,7 +159,7 @@ class CalibrationFile:
 
     @staticmethod
     def from_json(text: str) -> CalibrationFile:
-        """Read a book.
+        """Read what `to_json` wrote.
 
         Raises:
             StalePlan: the text holds no lessons, or those of another version of the format.
@@ -193,7 +193,7 @@ class CalibrationFile:
 
     @staticmethod
     def load(path: str | Path) -> CalibrationFile:
-        """Read a book from a file.
+        """Read what `save` wrote.
 
         Raises:
             BadInput: the file can't be read.

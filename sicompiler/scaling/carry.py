@@ -105,7 +105,7 @@ def _candidates(
 
 
 def _ends(walk: RegionBuilder, graph: AnalyzedGraph) -> bool:
-    """Whether the planner's walk would end here, wherever that is."""
+    """Whether the planner's region would end here, wherever that is."""
     operators = sum(bool(graph.view.made[p]) for p in range(walk.start, walk.stop))
     long = operators >= MAX_OPERATORS or walk.stop - walk.start >= MAX_SPAN
     return long or walk.stop == len(graph.facts.nodes) or walk.extend() is not None

@@ -92,7 +92,7 @@ def predicted_peak(graph: AnalyzedGraph, regions: Sequence[tuple[Region, int]]) 
 
     Args:
         graph: a legal graph.
-        regions: from `draw_regions` with the default `hoisted_bytes` of walks.
+        regions: from `draw_regions` with the default `hoisted_bytes` of `RegionBuilder`.
     """
     position = graph.facts.num_placeholders
     live = unsliced(OpCosts(graph.view, graph.line, MACHINES[graph.facts.device_type]))[0]

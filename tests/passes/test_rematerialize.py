@@ -1,4 +1,4 @@
-"""Recompute: what waits for its own statistics is made again, and only where a budget asks for it."""
+"""Rematerialize: what waits for its own statistics is made again, and only where a budget asks for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The running tally of regions with halos: equal to one counted from scratch at every end, for less work."""
+"""The running cost of regions with halos: equal to one counted from scratch at every end, for less work."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def makes(graph: AnalyzedGraph, position: int) -> bool:
 
 
 def check_ends(graph: AnalyzedGraph, most: int, every: int) -> int:
-    """Grow along every dim from some starts; at each end both tallies say the same. Returns how many ends there were.
+    """Grow along every dim from some starts; at each end both ways say the same. Returns how many ends there were.
 
     Args:
         graph: where.

@@ -1,4 +1,4 @@
-"""Regions: what a walk takes in, where it ends, what it narrows, computes before, writes and writes over."""
+"""Regions: what one takes in, where it ends, what it narrows, computes before, writes and writes over."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Case:
         return next(p for p, n in enumerate(self.graph.facts.nodes) if n.name.startswith(name))
 
     def walk(self, first: str, dim: int, stop: str | None = None, **options: Any) -> tuple[RegionBuilder, str | None]:
-        """Grow a walk from a node along a whole dim of it, up to a node or until it ends."""
+        """Grow a region from a node along a whole dim of it, up to a node or until it ends."""
         start = self.at(first)
         size = self.graph.facts.tensors[start][0].shape[dim]
         end = len(self.graph.facts.nodes) if stop is None else self.at(stop)

@@ -41,7 +41,7 @@ def lengths(region: Region) -> list[int]:
 
 
 def check_all(case: Case, walk: RegionBuilder, reason: str | None) -> None:
-    """The walk went to the end, and every slice length gives the whole."""
+    """The region went to the end, and every slice length gives the whole."""
     assert reason is None
     assert walk.windows > 0
     region = walk.region()
