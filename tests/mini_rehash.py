@@ -14,7 +14,7 @@ from sicompiler import Rehash, RehashPlan
 from sicompiler.pipelines import component
 from sicompiler.pipelines.component import CompiledComponent
 from sicompiler.pipelines.pipeline import pipeline_state
-from sicompiler.pipelines.rehash import hooks as adapter
+from sicompiler.pipelines.rehash import hooks
 from sicompiler.pipelines.rehash.calibrate import learn
 from sicompiler.pipelines.subgraph import GraphPart
 from sicompiler.rehash.request import Strategy
@@ -92,7 +92,7 @@ def told_clock(monkeypatch: pytest.MonkeyPatch, seconds: Callable[[GraphPart | N
     monkeypatch.setattr(CompiledComponent, "part_for", watched)
     monkeypatch.setattr(CompiledComponent, "run_part", timed)
     monkeypatch.setattr(CompiledComponent, "run_whole", timed_whole)
-    for module in (adapter, component):
+    for module in (hooks, component):
         monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=read))
     return read
 

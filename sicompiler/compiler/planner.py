@@ -204,13 +204,13 @@ class Planner:
         if found is None:
             return None
         floor_bytes, culprit = self._known_floor(found[1], budget_bytes)
-        search, settled = found
-        solution, facts = settled.solution, search.graph.facts
-        view = search.graph.view.offloading(settled.offloaded) if self.bound else None
+        search, assignment = found
+        solution, facts = assignment.solution, search.graph.facts
+        view = search.graph.view.offloading(assignment.offloaded) if self.bound else None
         marks: dict[str, Any] = {**basis(self.graph, search.graph)} if self.bound else UNBOUND
         spent = {stage: seconds - before.get(stage, 0.0) for stage, seconds in self.source.timings.items()}
         timings = {**self.source.timings, "choose": time.perf_counter() - began - sum(spent.values())}
-        weights = self.weights_bytes - settled.streamed_bytes
+        weights = self.weights_bytes - assignment.streamed_bytes
         return Plan(
             model=self.model,
             **marks,
@@ -229,10 +229,10 @@ class Planner:
             held_bytes=search.graph.extra_bytes,
             phase=self.phase,
             rematerialized_bytes=search.rematerialized_bytes,
-            **_offload_fields(search, settled),
+            **_offload_fields(search, assignment),
         )
 
-    def _known_floor(self, settled: OffloadAssignment, budget_bytes: int) -> tuple[int | None, str]:
+    def _known_floor(self, assignment: OffloadAssignment, budget_bytes: int) -> tuple[int | None, str]:
         """The floor beside a plan as far as it was needed for it: with offloading where the plan uses that.
 
         None where it would take a search that was left off: by another budget while this one did not try, or because
@@ -240,7 +240,7 @@ class Planner:
         """
         if not self.source.all_on_device:
             return None, ""
-        offloaded: Offload = "auto" if settled.offloaded else "none"
+        offloaded: Offload = "auto" if assignment.offloaded else "none"
         complete = [search.sought.is_complete for search in self._floor_searches(offloaded)]
         if all(complete) or (
             any(complete) and self.unsliced_bytes > budget_bytes and not self._may_be_lower(budget_bytes)
@@ -287,18 +287,18 @@ class Planner:
         return min(found, key=lambda row: row[1].solution.seconds * row[0].repeats, default=None)
 
 
-def _offload_fields(search: Search, settled: OffloadAssignment) -> dict[str, Any]:
+def _offload_fields(search: Search, assignment: OffloadAssignment) -> dict[str, Any]:
     """What a plan says of offload memory."""
     facts = search.graph.facts
     maker = {storage: p for p, made in enumerate(search.graph.view.made) for storage in made}
     bindings = search.graph.program.bindings
-    positions = sorted(maker[s] for s in settled.offloaded)
+    positions = sorted(maker[s] for s in assignment.offloaded)
     return {
         "spilled": tuple(p for p in positions if p >= facts.num_placeholders),
         "streamed": tuple(bindings[p].name for p in positions if p < facts.num_placeholders),
-        "prefetched": settled.prefetched,
-        "streamed_bytes": settled.streamed_bytes,
-        "moved_bytes": settled.moved_bytes * search.repeats,
+        "prefetched": assignment.prefetched,
+        "streamed_bytes": assignment.streamed_bytes,
+        "moved_bytes": assignment.moved_bytes * search.repeats,
     }
 
 

@@ -72,7 +72,7 @@ def restore(analysis: Analysis, plan: Plan) -> Restored:
     for i, region in enumerate(plan.regions):
         if region.start < graph.facts.num_placeholders or region.stop > nodes:
             raise _stale(plan, f"regions[{i}]", f"is {region.start} to {region.stop} of {nodes} nodes")
-    view = graph.view.offloading(_far(graph, plan))
+    view = graph.view.offloading(_offloaded(graph, plan))
     regions = tuple((_region(view, plan, i), chosen.slice_length) for i, chosen in enumerate(plan.regions))
     _check_prefetched(graph, plan)
     return Restored(graph, outer, view, regions)
@@ -176,7 +176,7 @@ def region_of(view: GraphView, chosen: RegionPlan) -> Region:
     return walk.region()
 
 
-def _far(graph: AnalyzedGraph, plan: Plan) -> frozenset[int]:
+def _offloaded(graph: AnalyzedGraph, plan: Plan) -> frozenset[int]:
     """Storages that a plan offloads."""
     weights = {b.name: p for p, b in enumerate(graph.program.bindings) if b.source is not Source.INPUT}
     values, streams = spillable(graph, 0), streamable(graph) if plan.streamed else frozenset()

@@ -180,11 +180,11 @@ def test_plan_json(cli: Cli, tmp_path: Path) -> None:
 
 
 def test_a_budget_below_the_floor_with_offloading(cli: Cli) -> None:
-    near = cli("plan", MLP, "--gb", "10KiB", "--json", "--offload", "none").json
+    resident = cli("plan", MLP, "--gb", "10KiB", "--json", "--offload", "none").json
     result = cli("plan", MLP, "--gb", "10KiB", "--json")
     assert result.status == 2
     found = result.json
-    assert found["predicted_peak_bytes"] <= found["floor_bytes"] < near["floor_bytes"]
+    assert found["predicted_peak_bytes"] <= found["floor_bytes"] < resident["floor_bytes"]
     assert found["offload"]["streamed_bytes"] > 0
     assert "(with offloading)" in result.err
     enough = cli("plan", MLP, "--gb", f"{found['floor_bytes']}B", "--json")
@@ -193,11 +193,11 @@ def test_a_budget_below_the_floor_with_offloading(cli: Cli) -> None:
 
 
 def test_what_is_dumped_is_what_was_planned(cli: Cli) -> None:
-    near = cli("plan", MLP, "--gb", "10KiB", "--json", "--offload", "none").json
-    dumped = cli("dump", MLP, "--gb", f"{near['floor_bytes'] - 512}B")
+    resident = cli("plan", MLP, "--gb", "10KiB", "--json", "--offload", "none").json
+    dumped = cli("dump", MLP, "--gb", f"{resident['floor_bytes'] - 512}B")
     assert dumped.status == 0
     assert "sicompiler.fetch" in dumped.out  # whole, or a slice at a time
-    assert "sicompiler.fetch" not in cli("dump", MLP, "--gb", f"{near['floor_bytes']}B").out
+    assert "sicompiler.fetch" not in cli("dump", MLP, "--gb", f"{resident['floor_bytes']}B").out
 
 
 def test_a_budget_below_the_floor(cli: Cli, tmp_path: Path) -> None:
@@ -222,9 +222,9 @@ def test_plan_without_a_budget_shows_the_frontier(cli: Cli) -> None:
     rows = found["frontier"]
     assert found["offload"]["moved_bytes"] == 0
     assert found["floor_bytes"] in [row["budget_bytes"] for row in rows], "of the plan shown, which needs no offloading"
-    near = cli("plan", MLP, "--json", "--frames", "64", "--device", "cuda", "--offload", "none").json
-    assert rows[0]["budget_bytes"] < found["floor_bytes"] == near["floor_bytes"]
-    assert near["frontier"][0]["budget_bytes"] == near["floor_bytes"]
+    resident = cli("plan", MLP, "--json", "--frames", "64", "--device", "cuda", "--offload", "none").json
+    assert rows[0]["budget_bytes"] < found["floor_bytes"] == resident["floor_bytes"]
+    assert resident["frontier"][0]["budget_bytes"] == resident["floor_bytes"]
     assert rows[-1]["budget_bytes"] == found["unsliced_peak_bytes"]
     ratios = [row["time_ratio"] for row in rows]
     assert ratios == sorted(ratios, reverse=True), "a bigger budget is never slower"

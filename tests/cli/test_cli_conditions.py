@@ -367,16 +367,16 @@ def test_a_table_after_a_progress_bar_is_shown(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_offload_folder_is_expanded_and_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "far").mkdir()
+    (tmp_path / "offloaded").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv(FOLDER_VARIABLE, "~/far")
-    assert offload_folder() == str(tmp_path / "far")
+    monkeypatch.setenv(FOLDER_VARIABLE, "~/offloaded")
+    assert offload_folder() == str(tmp_path / "offloaded")
     offloaded_tensor((4,), (1,), torch.float32, torch.device("cpu"))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv(FOLDER_VARIABLE, "far")
+    monkeypatch.setenv(FOLDER_VARIABLE, "offloaded")
     sicompiler.compile_for_budget(nn.Linear(2, 2), 1)
     monkeypatch.chdir("/")
-    assert offload_folder() == str(tmp_path / "far"), "as it was when the model was compiled"
+    assert offload_folder() == str(tmp_path / "offloaded"), "as it was when the model was compiled"
     offloaded_tensor((4,), (1,), torch.float32, torch.device("cpu"))
     monkeypatch.setenv(FOLDER_VARIABLE, "nowhere")
     with pytest.raises(sicompiler.OffloadError, match="in /nowhere: No such file"):

@@ -16,7 +16,7 @@ from torch import nn
 import sicompiler
 from sicompiler.capture import flatten_inputs
 from sicompiler.capture.results import open_inputs
-from sicompiler.pipelines import reserved as held
+from sicompiler.pipelines import reserved
 from sicompiler.pipelines.components import components_of
 from tests.mini_pipeline import MiniPipeline, MiniText, mini, picture
 
@@ -89,7 +89,7 @@ def test_plans_are_not_looked_through_for_tensors_that_the_pipeline_holds() -> N
     pipe(picture())
     state: Any = pipe.unet.forward.__self__
     state.ballast = [T]
-    assert held._tensors([(state, T)], set()) == [T]
+    assert reserved._tensors([(state, T)], set()) == [T]
 
 
 @pytest.mark.parametrize(
@@ -110,14 +110,14 @@ def test_plans_are_not_looked_through_for_tensors_that_the_pipeline_holds() -> N
 )
 def test_tensors_are_found_in_whatever_holds_them(value: Any, count: int) -> None:
     for _ in range(2):
-        assert len(held._tensors([value], set())) == count
+        assert len(reserved._tensors([value], set())) == count
 
 
 def test_a_tensor_that_is_put_in_a_dict_of_plain_values_is_found() -> None:
     settings: dict[str, Any] = {"a": 1}
-    assert not held._tensors([settings], set())
+    assert not reserved._tensors([settings], set())
     settings["a"] = T
-    assert held._tensors([settings], set()) == [T]
+    assert reserved._tensors([settings], set()) == [T]
 
 
 @pytest.mark.parametrize(

@@ -188,12 +188,12 @@ def test_a_budget_that_fits_after_one_that_left_searches_off_has_no_floor_of_a_p
 
     model, x = Model().eval(), torch.randn(4, 8, 64, 64)
     _, whole = prepare(model, (x,), {})
-    near, offloaded = (whole.floor(way)[0] for way in ("none", "auto"))
+    resident, offloaded = (whole.floor(way)[0] for way in ("none", "auto"))
     _, planner = prepare(model, (x,), {})
-    assert planner.plan((near + offloaded) // 2, offload="auto").uses_offload
+    assert planner.plan((resident + offloaded) // 2, offload="auto").uses_offload
     plan = planner.plan(2 * planner.unsliced_bytes, offload="auto")
-    assert plan.floor_bytes in (None, near)
-    assert planner.floor("none")[0] == near
+    assert plan.floor_bytes in (None, resident)
+    assert planner.floor("none")[0] == resident
 
 
 def test_where_loops_save_no_time_only_what_a_budget_asks_for_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:

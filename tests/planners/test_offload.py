@@ -63,30 +63,30 @@ def nothing_stays_mapped() -> Iterator[None]:
 
 @pytest.mark.parametrize("stride", [(30, 5, 1), (1, 4, 24), (5, 20, 1)])
 def test_a_whole_value_comes_back_as_it_went(stride: tuple[int, ...]) -> None:
-    near = torch.empty_strided((4, 6, 5), stride).normal_()
-    offloaded = spill(near)
+    on_device = torch.empty_strided((4, 6, 5), stride).normal_()
+    offloaded = spill(on_device)
     assert is_offloaded(offloaded)
-    assert not is_offloaded(near)
+    assert not is_offloaded(on_device)
     back = fetch(offloaded, CPU)
     assert not is_offloaded(back)
-    assert back.stride() == near.stride()
-    assert torch.equal(back, near)
+    assert back.stride() == on_device.stride()
+    assert torch.equal(back, on_device)
 
 
 @pytest.mark.parametrize(("dim", "outer", "inner"), [(0, 1, 1), (1, 1, 2), (1, 2, 1), (2, 1, 5)])
 def test_slices_are_those_of_a_loop_without_offloading(dim: int, outer: int, inner: int) -> None:
-    near = torch.randn(4, 12, 10)
-    offloaded = spill(near)
-    copy = torch.ops.sicompiler.copy_slice(near, dim, outer, inner, 1, 1)
+    on_device = torch.randn(4, 12, 10)
+    offloaded = spill(on_device)
+    copy = torch.ops.sicompiler.copy_slice(on_device, dim, outer, inner, 1, 1)
     assert torch.equal(fetch_slice(offloaded, dim, outer, inner, 1, 1, CPU), copy)
     store_slice_(offloaded, 2 * copy, dim, outer, inner, 1, 1)
-    torch.ops.sicompiler.write_slice_(near, 2 * copy, dim, outer, inner, 1, 1)
-    assert torch.equal(offloaded, near)
+    torch.ops.sicompiler.write_slice_(on_device, 2 * copy, dim, outer, inner, 1, 1)
+    assert torch.equal(offloaded, on_device)
 
 
 @pytest.mark.parametrize("slice_length", [1, 2, 4, 7])
 def test_a_streamed_loop_computes_what_a_sliced_loop_does(slice_length: int) -> None:
-    x, near = torch.randn(7, 3), torch.empty(7, 3)
+    x, on_device = torch.randn(7, 3), torch.empty(7, 3)
     source, target = spill(x), offloaded_tensor([7, 3], [3, 1], torch.float32, CPU)
     alive: list[int] = []
 
@@ -101,11 +101,11 @@ def test_a_streamed_loop_computes_what_a_sliced_loop_does(slice_length: int) -> 
         store_slice_(whole, part, 0, 1, 1, start, length)
 
     def plain(start: int, length: int) -> None:
-        near[start : start + length] = x[start : start + length].sin()
+        on_device[start : start + length] = x[start : start + length].sin()
 
     streamed_loop(body, load, save, 7, slice_length, CPU, [source], [target], [])
     sliced_loop(plain, 7, slice_length)
-    assert torch.equal(target, near)
+    assert torch.equal(target, on_device)
     assert sum(alive) == 7
 
 
@@ -170,13 +170,13 @@ def test_plans_with_offloading_keep_the_output_and_fit() -> None:
         scale = choose((testing.SMALL, testing.LARGE))
         module, args, kwargs = testing.draw_module(choose, seeded(choose, 1, 6), scale=scale)
         program, planner = prepare(module, args, kwargs)
-        low, near = planner.floor("auto")[0], planner.floor()[0]
-        assert low <= near
-        for budget in dict.fromkeys((low, (low + near) // 2, near)):
+        low, resident = planner.floor("auto")[0], planner.floor()[0]
+        assert low <= resident
+        for budget in dict.fromkeys((low, (low + resident) // 2, resident)):
             plan = planner.plan(budget, offload="auto")
             assert plan.fits
             assert Plan.from_json(plan.to_json()) == plan
-            assert budget < near or not plan.uses_offload  # nothing is spilled that fits
+            assert budget < resident or not plan.uses_offload  # nothing is spilled that fits
             done = rewrite(program, plan)
             check_same(done, module, args, kwargs)
             check_text(done.graph_module)
@@ -197,9 +197,9 @@ SLOW = ("animatediff", "modelscope", "cogvideox-2b", "mochi", "svd-vae", "ltx-va
 @pytest.mark.parametrize("name", [*QUICK, *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)])
 def test_a_model_is_exact_below_its_floor(name: str, share: float) -> None:
     (module, args, kwargs), _, planner, theirs = prepared(name)
-    low, near = planner.floor("auto")[0], planner.floor()[0]
-    assert low < 0.75 * near
-    plan = planner.plan(low + int(share * (near - low)), offload="auto")
+    low, resident = planner.floor("auto")[0], planner.floor()[0]
+    assert low < 0.75 * resident
+    plan = planner.plan(low + int(share * (resident - low)), offload="auto")
     assert plan.uses_offload
     compiled = Executable(planner.rewrite(Plan.from_json(plan.to_json())), plan)
     flat = flatten_inputs(args, kwargs)[0]
@@ -222,10 +222,10 @@ def test_without_offloading_the_floor_is_the_end() -> None:
 
 def test_more_room_means_fewer_bytes_carried() -> None:
     _, _, planner, _ = prepared("svd")
-    low, near = planner.floor("auto")[0], planner.floor()[0]
-    moved = [planner.plan(low + int(s * (near - low)), offload="auto").moved_bytes for s in (0.0, 0.3, 0.9)]
+    low, resident = planner.floor("auto")[0], planner.floor()[0]
+    moved = [planner.plan(low + int(s * (resident - low)), offload="auto").moved_bytes for s in (0.0, 0.3, 0.9)]
     assert moved == sorted(moved, reverse=True)
-    assert planner.plan(near, offload="auto").moved_bytes == 0
+    assert planner.plan(resident, offload="auto").moved_bytes == 0
 
 
 # --- a live model ----------------------------------------------------------------------------------------------------

@@ -22,8 +22,7 @@ from sicompiler.api import prepare
 from sicompiler.axes import registry
 from sicompiler.axes.factor_map import FactorKind, FactorMap
 from sicompiler.capture import Program, fingerprint
-from sicompiler.compiler import analyzed_graph as study
-from sicompiler.compiler import basis, search
+from sicompiler.compiler import analyzed_graph, basis, search
 from sicompiler.compiler.analysis import Analysis
 from sicompiler.compiler.analyzed_graph import AnalyzedGraph
 from sicompiler.compiler.planner import Planner, rewrite
@@ -31,9 +30,9 @@ from sicompiler.compiler.restore import check_prediction, restore
 from sicompiler.facts.workspace import cpu as workspace_cpu
 from sicompiler.passes import manager
 from sicompiler.passes.edit import copy_program
-from sicompiler.planners import region_cost as tally
-from sicompiler.regions import builder as region
-from tests.passes import test_rematerialize as recompute
+from sicompiler.planners import region_cost
+from sicompiler.regions import builder
+from tests.passes import test_rematerialize
 from tests.source_tree import library_modules
 
 Inputs = tuple[torch.Tensor, ...]
@@ -76,7 +75,7 @@ def level() -> tuple[Program, Planner]:
 def single() -> tuple[Program, Planner]:
     """One sample: no outer loop, values are rematerialized."""
     torch.manual_seed(0)
-    return prepare(recompute.Level().double().eval(), (torch.randn(1, 12, 64, 48, dtype=torch.float64),), {})
+    return prepare(test_rematerialize.Level().double().eval(), (torch.randn(1, 12, 64, 48, dtype=torch.float64),), {})
 
 
 @pytest.fixture(scope="module")
@@ -246,11 +245,11 @@ _ELSEWHERE: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     ),
     "a rule that forbids": _rule(lambda found: replace(found, kinds=dict.fromkeys(found.sizes, FactorKind.WHOLE))),
     "a rule less": _rule(lambda found: None),
-    "HOISTED_BYTES": _threshold(region, "HOISTED_BYTES"),
-    "OUTER_HOISTED_BYTES": _threshold(study, "OUTER_HOISTED_BYTES"),
+    "HOISTED_BYTES": _threshold(builder, "HOISTED_BYTES"),
+    "OUTER_HOISTED_BYTES": _threshold(analyzed_graph, "OUTER_HOISTED_BYTES"),
     "REMATERIALIZED_SHARE": _threshold(search, "REMATERIALIZED_SHARE"),
     "SPILL_SHARE": _threshold(search, "SPILL_SHARE"),
-    "MAX_WINDOWS": _threshold(tally, "MAX_WINDOWS"),
+    "MAX_WINDOWS": _threshold(region_cost, "MAX_WINDOWS"),
     "DOUBT": _threshold(cost, "DOUBT"),
     "another torch": lambda patch: patch.setattr(torch, "__version__", "2.99.0"),
 }  # fmt: skip

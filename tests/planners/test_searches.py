@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import sicompiler
-from sicompiler import compiled_module as takeover
+from sicompiler import compiled_module
 from sicompiler.compiler.planner import rewrite
 from sicompiler.compiler.prepare import prepare
 from sicompiler.compiler.searches import Searches
@@ -58,10 +58,10 @@ def test_offloading_is_searched_last() -> None:
 def test_the_floor_beside_a_plan_is_that_of_its_kind() -> None:
     model, x = feeds(width=64)
     _, planner = prepare(model, (x,), {})
-    near = planner.plan(planner.floor()[0], offload="auto")
+    resident = planner.plan(planner.floor()[0], offload="auto")
     offloaded = planner.plan(planner.floor("auto")[0], offload="auto")
     assert offloaded.uses_offload
-    assert planner.floor_of(near)() == planner.floor()
+    assert planner.floor_of(resident)() == planner.floor()
     assert planner.floor_of(offloaded)() == planner.floor("auto")
 
 
@@ -106,13 +106,13 @@ def test_one_analysis_serves_every_plan() -> None:
 def test_a_second_budget_captures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = feeds()
     sicompiler.compile_for_budget(model, "1GiB", example_inputs=((x,), {}))
-    state = takeover.installed_state(model)
+    state = compiled_module.installed_state(model)
     assert state is not None
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("captured again")
 
-    monkeypatch.setattr(takeover, "prepare", refuse)
+    monkeypatch.setattr(compiled_module, "prepare", refuse)
     state.compiled.clear()
     state.budget_bytes = next(iter(state.planners.values())).floor()[0]
     with torch.no_grad():

@@ -19,7 +19,7 @@ from sicompiler.pipelines.rehash.calibrate import learn
 from sicompiler.pipelines.rehash.references import References
 from sicompiler.pipelines.rehash.runs import ending_after, run_call
 from sicompiler.pipelines.rehash.script import Script
-from sicompiler.planners import min_cut as cuts
+from sicompiler.planners import min_cut
 from sicompiler.planners.min_cut import FeatureCut
 from sicompiler.rehash.recorder import LoopRecorder, ProbeTurn
 from tests.mini_pipeline import MiniPipeline, mini
@@ -120,7 +120,7 @@ def test_runs_that_are_learned_from_take_turns_at_probing() -> None:
 
 def test_cuts_are_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[int] = []
-    search = cuts.candidate_cuts
+    search = min_cut.candidate_cuts
 
     def counted(*args: Any) -> Any:
         looked.append(1)

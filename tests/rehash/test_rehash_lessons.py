@@ -17,7 +17,7 @@ import torch
 
 import sicompiler
 from sicompiler import Rehash, RehashPlan
-from sicompiler.pipelines.rehash import hooks as adapter
+from sicompiler.pipelines.rehash import hooks
 from sicompiler.pipelines.rehash.labels import label_of
 from sicompiler.rehash.book import CalibrationFile, LearnedRun, WatchedCut
 from sicompiler.rehash.lessons import RunStats
@@ -99,15 +99,15 @@ def test_an_interrupted_calibration_goes_on_and_gives_the_same_plan(tmp_path: Pa
 
 def test_the_first_run_says_what_the_others_say(clock: Callable[[], float], monkeypatch: pytest.MonkeyPatch) -> None:
     """Capturing the graph, which only the first run does, is no part of a step."""
-    resolve, seconds = adapter.PipelineRehash._resolve, 0.0
+    resolve, seconds = hooks.PipelineRehash._resolve, 0.0
 
-    def slow(self: adapter.PipelineRehash, *args: Any) -> None:
+    def slow(self: hooks.PipelineRehash, *args: Any) -> None:
         nonlocal seconds
         seconds += 1000.0
         resolve(self, *args)
 
-    monkeypatch.setattr(adapter.PipelineRehash, "_resolve", slow)
-    monkeypatch.setattr(adapter, "time", SimpleNamespace(perf_counter=lambda: clock() + seconds))
+    monkeypatch.setattr(hooks.PipelineRehash, "_resolve", slow)
+    monkeypatch.setattr(hooks, "time", SimpleNamespace(perf_counter=lambda: clock() + seconds))
     assert calibrated(calls(1), None, target={"held_out": 0}).step_seconds == 0.0
 
 

@@ -11,7 +11,7 @@ import pytest
 import sicompiler
 from sicompiler import Rehash
 from sicompiler.pipelines.pipeline import CompiledPipeline, pipeline_state
-from sicompiler.pipelines.rehash import response as adapter
+from sicompiler.pipelines.rehash import response
 from sicompiler.pipelines.rehash.calibrate import learn
 from sicompiler.pipelines.rehash.trials import relative_error, run_call
 from sicompiler.planners.skip_schedule import Floats, Prediction, squared_error
@@ -94,7 +94,7 @@ def test_what_was_measured_is_what_a_run_shows() -> None:
     with state.rehash.switched("exact"):
         reference = run_call(state, call).final
     for step in probed(STEPS):
-        state.rehash.plans[setting] = adapter.plan_skipping_one(state.rehash.subject(setting), smallest, step)
+        state.rehash.plans[setting] = response.plan_skipping_one(state.rehash.subject(setting), smallest, step)
         found = relative_error(run_call(state, call).final, reference)
         assert smallest.weight[step] * _reused(smallest, step) == pytest.approx(found, rel=1e-3)
     assert all(rows.response is smallest.response for rows in lessons)
@@ -135,7 +135,7 @@ def test_without_room_the_scheduler_has_to_do(monkeypatch: pytest.MonkeyPatch) -
     def refuse(*args: Any, **kwargs: Any) -> Any:
         raise sicompiler.OverBudget("no room", budget_bytes=1, floor_bytes=2, culprit="unet")
 
-    monkeypatch.setattr(adapter, "run_call", refuse)
+    monkeypatch.setattr(response, "run_call", refuse)
     state = _learned(call_list(1))
     assert state.rehash is not None
     ((setting, lessons),) = state.rehash.lessons.items()
