@@ -48,17 +48,17 @@ class Attention(nn.Module):
 def follow(view: GraphView, name: str, slicing: Slicing) -> None:
     """Grow a region from the operator `name` and tell what becomes of every operator on the way."""
     names = [node.name for node in view.facts.nodes]
-    walk = RegionBuilder(view, names.index(name), slicing)
+    builder = RegionBuilder(view, names.index(name), slicing)
     print(f"\nslice {name} along {slicing}:")
-    while walk.stop < len(names):
-        position = walk.stop
-        reason = walk.extend()
+    while builder.stop < len(names):
+        position = builder.stop
+        reason = builder.extend()
         if reason is not None:
             print(f"  {names[position]:<30} ends the region: {reason}")
             break
-        transfer = walk.sliced.get(position)
-        print(f"  {names[position]:<30} {'whole, before the loop' if transfer is None else transfer.results[0]}")
-    region = walk.region()
+        sliced = builder.sliced.get(position)
+        print(f"  {names[position]:<30} {'whole, before the loop' if sliced is None else sliced.results[0]}")
+    region = builder.region()
     for read in region.reads:
         print(f"  the body reads {names[read.value[0]]} slice by slice along {read.slicing}")
     for output in region.outputs:

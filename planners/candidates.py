@@ -318,9 +318,9 @@ class _Search:
 
     def _grow(self, start: int, seed: Slicing) -> _Grown:
         view = self.view
-        walk = RegionBuilder(view, start, seed, windows=MAX_WINDOWS if start in self.deep else 0)
+        builder = RegionBuilder(view, start, seed, windows=MAX_WINDOWS if start in self.deep else 0)
         lengths = self.evaluator.grid(seed.size)[0]
-        tally = RegionCost(self.evaluator, walk)
+        cost = RegionCost(self.evaluator, builder)
         found: list[Candidate] = []
         seen_hot = False
         operators = 0
@@ -328,33 +328,37 @@ class _Search:
         ended = GrowthEnd.LENGTH
 
         def is_cut() -> bool:
-            return walk.stop in (self.deep if walk.windows else self.ends)
+            return builder.stop in (self.deep if builder.windows else self.ends)
 
         def take() -> None:
-            if seen_hot and walk.stop > counts_from:
-                found.append(Candidate(start, walk.stop, seed, lengths, *tally.evaluate()))
+            if seen_hot and builder.stop > counts_from:
+                found.append(Candidate(start, builder.stop, seed, lengths, *cost.evaluate()))
 
-        while walk.stop < self.end and operators < MAX_OPERATORS and walk.stop - start < MAX_SPAN:
-            if walk.extend() is not None:
-                ended = GrowthEnd.WINDOWS if walk.windows and walk.windows == walk.max_windows else GrowthEnd.AXIS
+        while builder.stop < self.end and operators < MAX_OPERATORS and builder.stop - start < MAX_SPAN:
+            if builder.extend() is not None:
+                ended = (
+                    GrowthEnd.WINDOWS if builder.windows and builder.windows == builder.max_windows else GrowthEnd.AXIS
+                )
                 break
-            seen_hot = seen_hot or self._hot[walk.stop - 1]
-            operators += bool(view.made[walk.stop - 1])
-            if walk.stop > counts_from:
-                tally.advance()
+            seen_hot = seen_hot or self._hot[builder.stop - 1]
+            operators += bool(view.made[builder.stop - 1])
+            if builder.stop > counts_from:
+                cost.advance()
             if is_cut():
                 take()
-        blocked = next((p for p in range(walk.stop, self.end) if view.made[p]), self.end)
+        blocked = next((p for p in range(builder.stop, self.end) if view.made[p]), self.end)
         if not is_cut():  # the last chance, wherever the axis ends
             take()
         coarser = None
-        if walk.coarser > 1 and seed.size % walk.coarser == 0 and seed.size > walk.coarser:
+        if builder.coarser > 1 and seed.size % builder.coarser == 0 and seed.size > builder.coarser:
             # Whole strides of a window, whole blocks of an upsampled axis, whole heads.
-            coarser = Slicing(seed.dim, seed.outer, seed.size // walk.coarser, seed.inner * walk.coarser)
-        blocked = blocked if walk.stop > start else start
-        windows, base_bytes = bool(walk.windows), int(self.evaluator.line.crossing_bytes[start])
-        deep = self._deep_in(start, walk.stop) if windows else None
-        return _Grown(start, walk.stop, blocked, tuple(found), coarser, ended, seen_hot and windows, base_bytes, deep)
+            coarser = Slicing(seed.dim, seed.outer, seed.size // builder.coarser, seed.inner * builder.coarser)
+        blocked = blocked if builder.stop > start else start
+        windows, base_bytes = bool(builder.windows), int(self.evaluator.line.crossing_bytes[start])
+        deep = self._deep_in(start, builder.stop) if windows else None
+        return _Grown(
+            start, builder.stop, blocked, tuple(found), coarser, ended, seen_hot and windows, base_bytes, deep
+        )
 
     def _counts_from(self, start: int) -> int:
         """The position behind which a region from a start contains one of those that it must contain."""
@@ -372,13 +376,13 @@ class _Search:
         base = int(line.crossing_bytes[start])
         if base > LONG_SHARE * line.peak_bytes or (start, seed) in self._crossed:
             return
-        walk = RegionBuilder(self.view, start, seed)
-        while walk.stop < self.end and walk.extend() is None:
+        builder = RegionBuilder(self.view, start, seed)
+        while builder.stop < self.end and builder.extend() is None:
             pass
-        self._crossed.update((p, transfer.results[0]) for p, transfer in walk.sliced.items())
-        if walk.stop <= max(grown.stop, self._counts_from(start)):
+        self._crossed.update((p, transfer.results[0]) for p, transfer in builder.sliced.items())
+        if builder.stop <= max(grown.stop, self._counts_from(start)):
             return
-        tally = RegionCost(self.evaluator, walk)
-        tally.advance()
-        if base + tally.hoisted.peak_bytes < line.peak_bytes:
-            yield Candidate(start, walk.stop, seed, self.evaluator.grid(seed.size)[0], *tally.evaluate())
+        cost = RegionCost(self.evaluator, builder)
+        cost.advance()
+        if base + cost.hoisted.peak_bytes < line.peak_bytes:
+            yield Candidate(start, builder.stop, seed, self.evaluator.grid(seed.size)[0], *cost.evaluate())

@@ -129,11 +129,11 @@ class OuterGraph:
 def outer_region(graph: AnalyzedGraph, seeds: dict[int, Slicing]) -> Region | None:
     """The whole graph as one region along an axis of its inputs; None where some operator does not commute."""
     first = graph.facts.num_placeholders
-    walk = RegionBuilder(graph.view, first, None, inputs=seeds, hoisted_bytes=OUTER_HOISTED_BYTES, windows=0)
-    while walk.stop < len(graph.facts.nodes):
-        if walk.extend() is not None:
+    builder = RegionBuilder(graph.view, first, None, inputs=seeds, hoisted_bytes=OUTER_HOISTED_BYTES, windows=0)
+    while builder.stop < len(graph.facts.nodes):
+        if builder.extend() is not None:
             return None
-    region = walk.region()
+    region = builder.region()
     owners: dict[int, fx.Node] = {}
     for node in graph.facts.outputs:
         transfer = region.sliced.get(graph.facts.position[node])

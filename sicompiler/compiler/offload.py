@@ -127,9 +127,9 @@ class _Settling:
         return frozenset(found & self.offloaded)
 
     def _narrowed(self, candidate: Candidate) -> frozenset[int]:
-        walk = RegionBuilder(self.view, candidate.start, candidate.seed)
-        walk.extend_to(candidate.stop)
-        return frozenset(self.view.tensor((q, r)).storage for q, r, _ in walk.reads)
+        builder = RegionBuilder(self.view, candidate.start, candidate.seed)
+        builder.extend_to(candidate.stop)
+        return frozenset(self.view.tensor((q, r)).storage for q, r, _ in builder.reads)
 
     def _values(self) -> None:
         """Bring values back, those first that are carried most for the time they are alive."""
@@ -258,8 +258,8 @@ def evaluate(evaluator: OpCosts, start: int, stop: int, seed: Slicing | None) ->
     if seed is None:
         live, seconds = unsliced_at(evaluator, start)
         return np.array([live]), np.array([seconds])
-    walk = RegionBuilder(evaluator.view, start, seed)
-    tally = RegionCost(evaluator, walk)
-    walk.extend_to(stop)
-    tally.advance()
-    return tally.evaluate()
+    builder = RegionBuilder(evaluator.view, start, seed)
+    cost = RegionCost(evaluator, builder)
+    builder.extend_to(stop)
+    cost.advance()
+    return cost.evaluate()

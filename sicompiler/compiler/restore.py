@@ -157,13 +157,13 @@ def _region(view: GraphView, plan: Plan, number: int) -> Region:
     tensors = view.facts.tensors[chosen.start]
     if not tensors or not _cuts(chosen.seed, tensors[0].shape):
         raise _stale(plan, f"{path}.seed", f"is {chosen.seed}, no axis of {view.facts.nodes[chosen.start].name}")
-    walk = RegionBuilder(view, chosen.start, chosen.seed)
-    while walk.stop < chosen.stop:
-        reason = walk.extend()
+    builder = RegionBuilder(view, chosen.start, chosen.seed)
+    while builder.stop < chosen.stop:
+        reason = builder.extend()
         if reason is not None:
-            name = view.facts.nodes[walk.stop].name
-            raise _stale(plan, f"{path}.stop", f"is {chosen.stop}, but {name} at {walk.stop} ends it: {reason}")
-    region = walk.region()
+            name = view.facts.nodes[builder.stop].name
+            raise _stale(plan, f"{path}.stop", f"is {chosen.stop}, but {name} at {builder.stop} ends it: {reason}")
+    region = builder.region()
     if chosen.digest and region_digest(region) != chosen.digest:
         raise _stale(plan, path, f"({chosen.first} .. {chosen.last}) comes to another region (its digest differs)")
     return region
@@ -171,9 +171,9 @@ def _region(view: GraphView, plan: Plan, number: int) -> Region:
 
 def region_of(view: GraphView, chosen: RegionPlan) -> Region:
     """A region of a plan that was made on this very graph."""
-    walk = RegionBuilder(view, chosen.start, chosen.seed)
-    walk.extend_to(chosen.stop)
-    return walk.region()
+    builder = RegionBuilder(view, chosen.start, chosen.seed)
+    builder.extend_to(chosen.stop)
+    return builder.region()
 
 
 def _offloaded(graph: AnalyzedGraph, plan: Plan) -> frozenset[int]:

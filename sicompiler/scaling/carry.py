@@ -93,22 +93,22 @@ def _candidates(
         made = [storages[s].nbytes for p in range(region.start, region.stop) for s in graph.view.made[p]]
         if seed is None or seed.size < 2 or max(made, default=0) < hot or not (region.late or region.start in starts):
             continue
-        walk = RegionBuilder(graph.view, region.start, seed)
-        tally = RegionCost(evaluator, walk)
-        while walk.stop < region.stop and walk.extend() is None:
-            tally.advance()
-        if walk.stop != region.stop:
+        builder = RegionBuilder(graph.view, region.start, seed)
+        cost = RegionCost(evaluator, builder)
+        while builder.stop < region.stop and builder.extend() is None:
+            cost.advance()
+        if builder.stop != region.stop:
             continue
-        peaks, seconds = tally.evaluate()
-        if region.stop in ends or _ends(walk, graph):
+        peaks, seconds = cost.evaluate()
+        if region.stop in ends or _ends(builder, graph):
             yield Candidate(region.start, region.stop, seed, evaluator.grid(seed.size)[0], peaks, seconds)
 
 
-def _ends(walk: RegionBuilder, graph: AnalyzedGraph) -> bool:
+def _ends(builder: RegionBuilder, graph: AnalyzedGraph) -> bool:
     """Whether the planner's region would end here, wherever that is."""
-    operators = sum(bool(graph.view.made[p]) for p in range(walk.start, walk.stop))
-    long = operators >= MAX_OPERATORS or walk.stop - walk.start >= MAX_SPAN
-    return long or walk.stop == len(graph.facts.nodes) or walk.extend() is not None
+    operators = sum(bool(graph.view.made[p]) for p in range(builder.start, builder.stop))
+    long = operators >= MAX_OPERATORS or builder.stop - builder.start >= MAX_SPAN
+    return long or builder.stop == len(graph.facts.nodes) or builder.extend() is not None
 
 
 def _coarsened(seed: Slicing, units: int) -> Slicing | None:

@@ -50,14 +50,14 @@ def draw_regions(
         through = _through_windows(graph, start, seeds) if draw.flag() else []
         if through:
             seed = draw.pick(through)
-        walk = RegionBuilder(graph.view, start, seed, hoisted_bytes=draw.pick(hoisted_bytes))
+        builder = RegionBuilder(graph.view, start, seed, hoisted_bytes=draw.pick(hoisted_bytes))
         length = draw.pick((1, 2, 3, 5, 8, 13, 21, 34))
-        while walk.stop < min(start + length, end) and walk.extend() is None:
+        while builder.stop < min(start + length, end) and builder.extend() is None:
             pass
-        lengths = _slice_lengths(walk) if walk.sliced else []
+        lengths = _slice_lengths(builder) if builder.sliced else []
         if lengths:
-            found.append((walk.region(), draw.pick(lengths)))
-            position = walk.stop
+            found.append((builder.region(), draw.pick(lengths)))
+            position = builder.stop
     return found
 
 
@@ -65,10 +65,12 @@ def _through_windows(graph: AnalyzedGraph, start: int, seeds: Sequence[Slicing])
     """The seeds from which a region soon runs through a window: few do, and halos are where mistakes are made."""
     found = []
     for seed in (_coarsened(seed, factor) for seed in seeds for factor in (1, 2, 4)):
-        walk = RegionBuilder(graph.view, start, seed)
-        while walk.stop < min(start + 24, len(graph.facts.nodes)) and not walk.windows and walk.extend() is None:
+        builder = RegionBuilder(graph.view, start, seed)
+        while (
+            builder.stop < min(start + 24, len(graph.facts.nodes)) and not builder.windows and builder.extend() is None
+        ):
             pass
-        if walk.windows:
+        if builder.windows:
             found.append(seed)
     return list(dict.fromkeys(found))
 
@@ -80,10 +82,10 @@ def _coarsened(seed: Slicing, factor: int) -> Slicing:
     return Slicing(seed.dim, seed.outer, seed.size // factor, seed.inner * factor)
 
 
-def _slice_lengths(walk: RegionBuilder) -> list[int]:
+def _slice_lengths(builder: RegionBuilder) -> list[int]:
     """The slice lengths with which no slice of the region is empty."""
-    halos, lengths = walk.halos(), np.arange(1, walk.size + 1, dtype=np.float64)
-    fits = [True] * walk.size if halos is None else halos.fits(walk.size, lengths)
+    halos, lengths = builder.halos(), np.arange(1, builder.size + 1, dtype=np.float64)
+    fits = [True] * builder.size if halos is None else halos.fits(builder.size, lengths)
     return [length for length, legal in enumerate(fits, start=1) if legal]
 
 
@@ -107,8 +109,8 @@ def predicted_peak(graph: AnalyzedGraph, regions: Sequence[tuple[Region, int]]) 
 def _region_peak(graph: AnalyzedGraph, region: Region, slice_length: int) -> int:
     evaluator = OpCosts(graph.view, graph.line, MACHINES[graph.facts.device_type])
     evaluator.lengths[region.size] = ((slice_length,), np.array([slice_length], dtype=np.float64))
-    walk = RegionBuilder(graph.view, region.start, region.seed)
-    tally = RegionCost(evaluator, walk)
-    walk.extend_to(region.stop)
-    tally.advance()
-    return int(tally.evaluate()[0][0])
+    builder = RegionBuilder(graph.view, region.start, region.seed)
+    cost = RegionCost(evaluator, builder)
+    builder.extend_to(region.stop)
+    cost.advance()
+    return int(cost.evaluate()[0][0])
