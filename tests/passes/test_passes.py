@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -24,8 +25,6 @@ from sicompiler.passes.manager import PIPELINE, run_stage, verify_graph
 from sicompiler.passes.schedule import sink_to_first_use
 from sicompiler.regions.builder import RegionBuilder
 from sicompiler.runtime.verify import errors
-
-import numpy as np  # isort: skip
 
 aten = torch.ops.aten
 ops = torch.ops.sicompiler
