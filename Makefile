@@ -35,11 +35,11 @@ test-pure: env ## the tests that build no model of torch: half a minute
 test-deep: env ## every test, slow ones included, with more examples
 	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest -m "slow or not slow" $(PYTEST_ARGS)
 
-check: env ## lint, format, types, layers and house rules
+check: env ## lint, format, types, layers, words and house rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q tests/house/test_layers.py tests/house/test_house_rules.py
+	$(BIN)/python -m pytest -q $(addprefix tests/house/test_,docs.py house_rules.py layers.py structure.py words.py)
 
 format: env ## rewrite files to the house format
 	$(BIN)/ruff check --fix .
