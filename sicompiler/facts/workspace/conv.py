@@ -59,14 +59,50 @@ def convolution(call: KernelCall) -> int:
         return copied + unfolding(call, x, weight, y) + 64
     if padded is not None:
         copied += row_major_copy(weight)
-    return copied + _by_layout(x, weight, y, lambda *tensors: _convolution(groups, *tensors))
+    return copied + _by_layout(x, weight, y, lambda *tensors: _convolution(call, groups, *tensors))
 
 
-def _convolution(groups: int, x: TensorFact, weight: TensorFact, y: TensorFact) -> int:
+def _convolution(call: KernelCall, groups: int, x: TensorFact, weight: TensorFact, y: TensorFact) -> int:
     copied = 0 if channels_last(weight) and len(weight.shape) == 4 else row_major_copy(weight)
     if onednn.works_channels_last(x.dtype):
         return copied + _half(x, weight, y, groups)
-    return copied + _onednn(x, weight, y, groups) + 512
+    nbytes = _onednn(x, weight, y, groups)
+    if onednn.uses_small_products(x.dtype):
+        nbytes = _small_products(call, x, weight, y, groups, nbytes + 4 * weight.shape[0])  # a bias in float32
+    return copied + nbytes + 512
+
+
+def _small_products(
+    call: KernelCall, x: TensorFact, weight: TensorFact, y: TensorFact, groups: int, direct: int
+) -> int:
+    """Bfloat16, channels-last: as in `_onednn`, but with other blocks of the weight and scratch memory; the larger.
+
+    Args:
+        direct: bytes of the kernels in `_onednn`, which take the rest.
+    """
+    if not suggested(x) and not suggested(weight):
+        return max(direct, _not_in_blocks(x, weight, y, groups))
+    outputs, inputs, taps = weight.shape[0] // groups, weight.shape[1], math.prod(weight.shape[2:])
+    if not onednn.takes_small_products(inputs, outputs, groups, taps):
+        return direct
+    steps, dilation = _steps(call, "stride"), _steps(call, "dilation")
+    nbytes = onednn.small_products_weight(outputs, inputs, groups, taps)
+    nbytes += onednn.small_products_scratchpad(x, weight, y, groups, steps, dilation)
+    nbytes += (0 if channels_last(x) else x.nbytes) + (0 if channels_last(weight) else weight.nbytes)
+    return nbytes if groups > 1 and channels_last(x) else max(direct, nbytes)
+
+
+def _not_in_blocks(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int) -> int:
+    """Row-major bfloat16: two results in 3-D with one channel per group; unfolded where a kernel is wider than rows."""
+    if groups > 1 and weight.shape[:2] == (groups, 1):
+        return row_major_copy(x) + 2 * y.nbytes
+    return row_major_copy(x) + (_unfolded_groups(weight, y, groups) if y.shape[-1] < weight.shape[-1] else 0)
+
+
+def _steps(call: KernelCall, name: str) -> Sequence[int]:
+    """Strides or dilations of a call whose operands in 1-D are seen as images of one row."""
+    values = each_dim(call[name], len(call.operands[1].shape) - 2)
+    return values if len(values) > 1 else [1, *values]
 
 
 def _by_layout(
@@ -77,7 +113,10 @@ def _by_layout(
     if len(weight.shape) != 3 or x.is_contiguous:
         return count(*plain)
     copied = x.nbytes * (1 if weight.is_contiguous else 2)
-    return max(count(*plain), copied + count(*_as_images(row_major(x), row_major(weight), y)))
+    either = max(count(*plain), copied + count(*_as_images(row_major(x), row_major(weight), y)))
+    if onednn.uses_small_products(x.dtype):  # or only the input is, and then brought back to channels-last
+        return max(either, count(*_as_images(row_major(x), weight, y)))
+    return either
 
 
 def _unevenly_padded(call: KernelCall, x: TensorFact) -> TensorFact | None:
@@ -163,11 +202,7 @@ def _onednn(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int) -> in
     block = _onednn_block()
     inputs, outputs = weight.shape[1], weight.shape[0] // groups
     if groups > 1 and (inputs % block or outputs % block) and not inputs == outputs == 1:
-        positions = math.prod(y.shape[-2:])
-        columns = math.prod(weight.shape[1:]) * positions * x.dtype.itemsize
-        columns += (4 * outputs * positions + 256) if x.dtype in HALF else 0  # float32 sums
-        unfolded = torch.get_num_threads() * columns + 512
-        return row_major_copy(x) + max(unfolded, y.nbytes, x.nbytes + weight.nbytes)
+        return row_major_copy(x) + max(_unfolded_groups(weight, y, groups), y.nbytes, x.nbytes + weight.nbytes)
     strided_point = math.prod(weight.shape[2:]) == 1 and x.shape[2:] != y.shape[2:]
     point = math.prod(weight.shape[2:]) == 1  # with AVX512 its few channels are filled up like more
     few = x.shape[1] < block and not strided_point and not (point and block == 16)
@@ -184,6 +219,13 @@ def _onednn(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int) -> in
     elif strided_point:  # the positions that are read, of one sample
         w_filled += _positions_read(x, y)
     return row_major_copy(x) + max(x_filled + w_filled + y_filled - y.nbytes, after)
+
+
+def _unfolded_groups(weight: TensorFact, y: TensorFact, groups: int) -> int:
+    positions = math.prod(y.shape[-2:])
+    columns = math.prod(weight.shape[1:]) * positions * y.dtype.itemsize
+    columns += (4 * (weight.shape[0] // groups) * positions + 256) if y.dtype in HALF else 0  # float32 sums
+    return torch.get_num_threads() * columns + 512
 
 
 def _filled_weight(weight: TensorFact, y: TensorFact) -> int:
@@ -256,7 +298,28 @@ def _transposed(call: KernelCall, x: TensorFact, weight: TensorFact, y: TensorFa
     if onednn.has_amx(x.dtype) or onednn.works_channels_last(x.dtype):
         scratchpad = torch.get_num_threads() * (x.nbytes + 2**16)
         return copied + max(2 * (x.nbytes + weight.nbytes) + scratchpad, 2 * y.nbytes)
-    return copied + _transposed_onednn(x, weight, y, call["groups"], call["bias"] is not None)
+    nbytes = _transposed_onednn(x, weight, y, call["groups"], call["bias"] is not None)
+    if onednn.uses_small_products(x.dtype):
+        nbytes = max(nbytes + _point_sums(weight, y), _transposed_small_products(call, x, weight, y))
+    return copied + nbytes
+
+
+def _transposed_small_products(call: KernelCall, x: TensorFact, weight: TensorFact, y: TensorFact) -> int:
+    """In bfloat16: the weight in other blocks, a row-major result brought back in two steps; a bound."""
+    groups, outputs, bias = call["groups"], weight.shape[1], call["bias"] is not None
+    inputs, taps = x.shape[1] // groups, math.prod(weight.shape[2:])
+    steps, dilation = _steps(call, "stride"), _steps(call, "dilation")
+    filled = onednn.small_products_weight(outputs, inputs if groups == 1 else round_up(inputs, 16), groups, taps)
+    if max(steps) == 1:
+        turned = replace(weight, shape=(groups * outputs, inputs, *weight.shape[2:]))
+        scratchpad = onednn.small_products_scratchpad(x, turned, y, groups, steps, dilation)
+    else:
+        scratchpad = onednn.strided_scratchpad(x, weight, y, groups, steps, bias=bias)
+    if groups > 1 or max(dilation) > 1:
+        scratchpad = max(scratchpad, onednn.unfolded_scratchpad(x, weight, y, groups, bias=bias))
+    if channels_last(x):
+        return filled + scratchpad + (0 if channels_last(weight) else weight.nbytes)
+    return max(x.nbytes + filled + scratchpad, 2 * y.nbytes)
 
 
 def _transposed_onednn(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int, bias: bool) -> int:

@@ -37,6 +37,12 @@ def multiplies_bfloat16() -> bool:
 
 
 @cache
+def uses_small_products(dtype: torch.dtype) -> bool:
+    """Whether convolutions of a dtype are sums of small AVX512 products: bfloat16, on a CPU that multiplies it without AMX."""
+    return dtype == torch.bfloat16 and takes(dtype) and multiplies_bfloat16() and not has_amx(dtype)
+
+
+@cache
 def takes(dtype: torch.dtype) -> bool:
     """Whether convolutions of a dtype go to oneDNN on this machine, and products of half dtypes too."""
     if dtype == torch.bfloat16:
@@ -240,3 +246,106 @@ def _padded_rows(
     elif repeated == 1:
         rows = math.ceil(round_up(rows * stretch, max(block * outs[-1], 1)) / stretch) + high
     return frames * rows * width * repeated
+
+
+# Convolutions by small products in AVX512 (`uses_small_products`), followed from init_scratchpad in
+# src/cpu/x64/jit_brgemm_conv_utils.cpp and jit_brgemm_conv_bwd_utils.cpp
+
+def takes_small_products(inputs: int, outputs: int, groups: int, taps: int) -> bool:
+    """Whether a channels-last convolution is a sum of small products: none with a kernel of 1, nor of some groups."""
+    return taps > 1 and not (groups > 1 and _has_direct_kernel(inputs, outputs))
+
+
+def _has_direct_kernel(inputs: int, outputs: int) -> bool:
+    """Channels of a group for which there is another kernel: one, or few in fours."""
+    return inputs == outputs == 1 or (inputs <= 16 and inputs % 4 == 0 and outputs % 4 == 0)
+
+
+_PAGE = 4096  # to which buffers are rounded up, in entries, and aligned
+
+
+def small_products_weight(outputs: int, inputs: int, groups: int, taps: int) -> int:
+    """Bytes of a weight whose results are filled up to blocks of 16 or 32, its inputs to pairs, in each group."""
+    return 2 * groups * round_up(outputs, 32 if outputs > 16 else 16) * round_up(inputs, 2) * taps
+
+
+def small_products_scratchpad(
+    x: TensorFact, weight: TensorFact, y: TensorFact, groups: int, steps: Sequence[int], dilation: Sequence[int]
+) -> int:
+    """Bytes for a convolution of channels-last [n, c, h, w] or [n, c, t, h, w]: pointers and float32 sums of one row.
+
+    One input per group, and columns of one entry, are copied first. A bound: how oneDNN divides a row is not known.
+
+    Args:
+        steps: its strides.
+        dilation: its dilations, in the same dims.
+    """
+    kernel, outputs = weight.shape[2:], weight.shape[0] // groups
+    positions = y.shape[-1] if y.shape[-1] > 1 else y.shape[-2]
+    nbytes = _pointers(math.prod(kernel)) + 4 * positions * min(round_up(outputs, 16), 64)
+    shared = 2 * _PAGE
+    if weight.shape[1] == 1 or kernel[-1] == y.shape[-1] == 1:
+        nbytes += _copied_rows(x, weight, y, groups, steps, dilation)
+        shared += 3 * _PAGE + small_products_weight(outputs, 31, groups, math.prod(kernel))  # inputs in 32s
+    if weight.shape[1] == 1:  # its weight once more, the whole kernel or its rows filled up
+        by_row = math.prod(kernel[:-1]) * round_up(kernel[-1], 2 if kernel[-1] <= 32 else 32)
+        depth = max(by_row, round_up(math.prod(kernel), 32))
+        shared += small_products_weight(outputs, depth, groups, 1) + _PAGE
+    return torch.get_num_threads() * nbytes + shared
+
+
+def _copied_rows(
+    x: TensorFact, weight: TensorFact, y: TensorFact, groups: int, steps: Sequence[int], dilation: Sequence[int]
+) -> int:
+    """Bytes of the padded input of one sample, or, of one input channel, of what one row of the result reads."""
+    kernel, step = weight.shape[2:], steps[-1]
+    reached = [
+        (out - 1) * gap + (size - 1) * apart + 1
+        for out, gap, size, apart in zip(y.shape[2:], steps, kernel, dilation, strict=True)
+    ]
+    padding = [max(0, size - old) + gap for size, old, gap in zip(reached, x.shape[2:], steps, strict=True)]
+    outer = [size + more for size, more in zip(reached, padding, strict=True)][:-1]
+    high, blocks = kernel[-2], 0
+    step *= reached[-1] if y.shape[-1] == 1 else 1
+    if kernel[-1] <= steps[-1]:  # several rows at a time, filled up
+        outer[-1], blocks = 2 * outer[-1] + high * dilation[-2], high + 2
+    copied = 2 * math.prod(outer) * reached[-1] * groups * _filled_depth(weight.shape[1]) * step
+    if weight.shape[1] == 1:  # once for each row of the kernel
+        rows = high * (high + padding[-2] + blocks) * reached[-1] * groups + y.shape[-2] * steps[-2] + 1
+        copied = max(copied, rows * high * step)
+    return 2 * round_up(copied, _PAGE) + round_up(2 * math.prod(y.shape[2:-1]) * groups, _PAGE)
+
+
+def strided_scratchpad(
+    x: TensorFact, weight: TensorFact, y: TensorFact, groups: int, steps: Sequence[int], *, bias: bool
+) -> int:
+    """Bytes for a transposed convolution with a stride: a padded sample, a row of the result and its float32 sums.
+
+    With a bias the whole result, and that row, is in float32 first.
+    """
+    kernel, outputs, size = weight.shape[2:], weight.shape[1], 4 if bias else 2
+    padded = [width + 2 * ((k - 1) // step) + 1 for width, k, step in zip(x.shape[2:], kernel, steps, strict=True)]
+    nbytes = _pointers(math.prod(kernel))
+    nbytes += 2 * round_up(math.prod(padded) * groups * _filled_depth(x.shape[1] // groups), _PAGE)
+    nbytes += round_up(2 * math.prod(y.shape[2:-1]) * groups, _PAGE)  # which rows are there
+    if y.shape[-1] % steps[-1]:
+        nbytes += size * round_up(y.shape[-1] * steps[-1] * groups * outputs, _PAGE)
+    nbytes += 4 * math.ceil(y.shape[-1] / steps[-1]) * min(round_up(outputs, 16), 64)
+    return torch.get_num_threads() * nbytes + 6 * _PAGE + (4 * y.numel if bias else 0)
+
+
+def _pointers(taps: int) -> int:
+    """Bytes of the list of products that are summed for one block of a result: 40 each."""
+    return round_up(40 * taps, _PAGE) + 40
+
+
+def _filled_depth(inputs: int) -> int:
+    """Inputs as they are copied: in pairs, or blocks of a multiple of 32, with up to half of the last ones empty."""
+    return round_up(inputs, 2) if inputs <= 32 else round_up(inputs, 32) * (2 if inputs > 64 else 1)
+
+
+def unfolded_scratchpad(x: TensorFact, weight: TensorFact, y: TensorFact, groups: int, *, bias: bool) -> int:
+    """Bytes for a transposed convolution with a dilation or groups: float32 columns and sums of a sample per thread."""
+    columns = 4 * math.prod(weight.shape[1:]) * math.prod(x.shape[2:])
+    sums = 4 * y.numel // (y.shape[0] * groups)
+    return min(torch.get_num_threads(), x.shape[0] * groups) * (columns + sums) + (4 * y.numel if bias else 0) + 2**10
