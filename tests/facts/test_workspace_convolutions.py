@@ -196,6 +196,52 @@ def test_weights_are_filled_up_to_blocks(inputs: int, outputs: int, size: int, d
     assert done.measured <= done.predicted <= done.measured + 0.05 * done.total + 2**15, done
 
 
+# (input, weight, stride, padding, dilation, groups) of transposed convolutions, channels innermost or row-major.
+TRANSPOSED = [
+    ((2, 20, 5, 7), (20, 12, 1, 1), 3, 0, 1, 1),
+    ((1, 16, 3, 5, 7), (16, 1, 1, 3, 3), 3, 0, 1, 8),
+    ((1, 6, 13, 17), (6, 96, 5, 5), 2, 2, 2, 1),
+    ((1, 24, 4, 16, 16), (24, 11, 1, 3, 3), 1, 0, 1, 3),
+]
+
+
+@pytest.mark.pure
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("innermost", [True, False])
+@pytest.mark.parametrize("case", TRANSPOSED, ids=str)
+def test_scratch_memory_of_transposed_convolutions(case: tuple[Any, ...], innermost: bool, bias: bool) -> None:
+    if not onednn.uses_small_products(torch.bfloat16):
+        pytest.skip("measured on processors that multiply bfloat16 without AMX")
+    shape, kernel, stride, padding, dilation, groups = case
+    x, weight = torch.randn(shape).bfloat16(), torch.randn(kernel).bfloat16()
+    x = x.movedim(1, -1).contiguous().movedim(-1, 1) if innermost else x
+    target = aten.conv_transpose2d.input if x.dim() == 4 else aten.conv_transpose3d.input
+    args = [
+        [stride] * (x.dim() - 2),
+        [padding] * (x.dim() - 2),
+        [0] * (x.dim() - 2),
+        groups,
+        [dilation] * (x.dim() - 2),
+    ]
+    done = allocated(target, [x, weight, torch.randn(groups * kernel[1]).bfloat16() if bias else None, *args], {})
+    assert done.measured <= done.predicted, done
+
+
+@pytest.mark.pure
+@pytest.mark.parametrize(
+    ("shape", "kernel", "groups"),
+    [((3, 16, 33, 33), (48, 1, 7, 1), 16), ((2, 80, 3, 1), (80, 40, 3, 1), 2), ((1, 2, 8, 150), (20, 1, 4, 4), 2)],
+    ids=str,
+)
+def test_inputs_that_are_copied_to_be_padded(shape: tuple[int, ...], kernel: tuple[int, ...], groups: int) -> None:
+    if not onednn.takes(torch.bfloat16):
+        pytest.skip("oneDNN has no kernels for bfloat16 on this processor")
+    x, weight = torch.randn(shape).bfloat16(), torch.randn(kernel).bfloat16()
+    x = x.movedim(1, -1).contiguous().movedim(-1, 1)
+    done = allocated(aten.conv2d.default, [x, weight, None, [1, 1], [0, 0], [1, 1], groups], {})
+    assert done.measured <= done.predicted, done
+
+
 class Narrowing(torch.nn.Module):
     """Convolutions that leave oneDNN for unfolding where a slice is a column shorter than the others."""
 

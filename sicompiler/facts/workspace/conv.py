@@ -77,8 +77,7 @@ def _small_products(
 ) -> int:
     """Bfloat16, channels-last: as in `_onednn`, but with other blocks of the weight and scratch memory; the larger.
 
-    Args:
-        direct: bytes of the kernels in `_onednn`, which take the rest.
+    What no such kernel takes, the `direct` ones of `_onednn` do, for as many bytes.
     """
     if not suggested(x) and not suggested(weight):
         return max(direct, _not_in_blocks(x, weight, y, groups))

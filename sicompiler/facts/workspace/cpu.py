@@ -1,7 +1,8 @@
 """Workspace on the CPU, measured by `measure_peak` on torch 2.13 with one and two threads.
 
-Three kinds of CPU were measured: AVX2, where oneDNN is used in float32 only; AVX512, where it takes bfloat16; and
-AVX512 with AMX, where it takes both half dtypes. Formulas ask torch which it is. They are exact for the shapes
+Four kinds of CPU were measured: AVX2, where oneDNN is used in float32 only; AVX512, where it takes bfloat16; AVX512
+that multiplies bfloat16, where channels-last convolutions have kernels of their own (`uses_small_products`); and AVX512
+with AMX, where it takes both half dtypes. Formulas ask torch which it is. They are exact for the shapes
 measured, up to a few hundred bytes, unless their docstring says otherwise. X, W and Y stand for the bytes of the
 input, the weight and the result.
 """

@@ -1,7 +1,8 @@
 """What oneDNN takes on this CPU, and the scratchpads its kernels ask for, in half dtypes.
 
 Measured on torch 2.13 with one and two threads, on a CPU with AVX512, AMX (bfloat16) and 2 MiB of L2 a core, with
-oneDNN held to AVX512 without AMX, and on a CPU with AVX512 that doesn't multiply bfloat16. oneDNN chooses its blocks
+oneDNN held to AVX512 without AMX, and on a CPU with AVX512 that doesn't multiply bfloat16. On one that does without
+AMX (1 MiB of L2 a core) convolutions were measured too; products are a bound there. oneDNN chooses its blocks
 by estimates of cache traffic; what is here are bounds that follow the rules found in src/cpu/x64 of oneDNN 3.12, close
 for the shapes of UNets. Each thread has its own buffers.
 """
@@ -38,7 +39,7 @@ def multiplies_bfloat16() -> bool:
 
 @cache
 def uses_small_products(dtype: torch.dtype) -> bool:
-    """Whether convolutions of a dtype are sums of small AVX512 products: bfloat16, on a CPU that multiplies it without AMX."""
+    """Whether convolutions are sums of small AVX512 products: in bfloat16, if the CPU multiplies it without AMX."""
     return dtype == torch.bfloat16 and takes(dtype) and multiplies_bfloat16() and not has_amx(dtype)
 
 
@@ -251,6 +252,7 @@ def _padded_rows(
 # Convolutions by small products in AVX512 (`uses_small_products`), followed from init_scratchpad in
 # src/cpu/x64/jit_brgemm_conv_utils.cpp and jit_brgemm_conv_bwd_utils.cpp
 
+
 def takes_small_products(inputs: int, outputs: int, groups: int, taps: int) -> bool:
     """Whether a channels-last convolution is a sum of small products: none with a kernel of 1, nor of some groups."""
     return taps > 1 and not (groups > 1 and _has_direct_kernel(inputs, outputs))
@@ -275,10 +277,7 @@ def small_products_scratchpad(
     """Bytes for a convolution of channels-last [n, c, h, w] or [n, c, t, h, w]: pointers and float32 sums of one row.
 
     One input per group, and columns of one entry, are copied first. A bound: how oneDNN divides a row is not known.
-
-    Args:
-        steps: its strides.
-        dilation: its dilations, in the same dims.
+    Strides and dilations are given for every dim of space.
     """
     kernel, outputs = weight.shape[2:], weight.shape[0] // groups
     positions = y.shape[-1] if y.shape[-1] > 1 else y.shape[-2]
@@ -286,7 +285,9 @@ def small_products_scratchpad(
     shared = 2 * _PAGE
     if weight.shape[1] == 1 or kernel[-1] == y.shape[-1] == 1:
         nbytes += _copied_rows(x, weight, y, groups, steps, dilation)
-        shared += 3 * _PAGE + small_products_weight(outputs, 31, groups, math.prod(kernel))  # inputs in 32s
+        shared += 3 * _PAGE
+        missing = round_up(weight.shape[1], 32) - weight.shape[1] if weight.shape[1] > 32 else 0  # inputs in 32s
+        shared += small_products_weight(outputs, missing, groups, math.prod(kernel))
     if weight.shape[1] == 1:  # its weight once more, the whole kernel or its rows filled up
         by_row = math.prod(kernel[:-1]) * round_up(kernel[-1], 2 if kernel[-1] <= 32 else 32)
         depth = max(by_row, round_up(math.prod(kernel), 32))
