@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sicompiler.facts.workspace_onednn import uses_small_products
+from sicompiler.facts.workspace.onednn import uses_small_products
 from sicompiler.testing.checks import run_budgets
 from tests.kernel_calls import Allocated, allocated
 
