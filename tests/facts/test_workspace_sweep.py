@@ -35,7 +35,7 @@ operators = pytest.mark.parametrize("target", OPERATORS, ids=str)
 @pytest.mark.parametrize("device_type", sorted(DEVICES))
 def test_every_operator_with_a_rule_has_a_row(device_type: str) -> None:
     missing = [str(target) for target in OPERATORS if not has_row(target, device_type)]
-    assert not missing, f"write down what {', '.join(missing)} allocate, be it nothing (facts/workspace_families.py)"
+    assert not missing, f"write down what {', '.join(missing)} allocate, be it nothing (facts/workspace/families.py)"
 
 
 def test_every_operator_with_a_rule_is_swept() -> None:

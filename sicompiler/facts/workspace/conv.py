@@ -1,4 +1,4 @@
-"""Workspace of convolutions on the CPU, measured as described in `workspace_cpu.py`.
+"""Workspace of convolutions on the CPU, measured as described in `workspace/cpu.py`.
 
 X, W and Y stand for the bytes of the input, the weight and the result.
 """

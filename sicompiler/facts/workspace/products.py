@@ -1,4 +1,4 @@
-"""Workspace of matrix products on the CPU, measured as described in `workspace_cpu.py`."""
+"""Workspace of matrix products on the CPU, measured as described in `workspace/cpu.py`."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Workspace: what a kernel allocates beside its results, and has released when it returns.
 
-One row per operator, one column per device: `workspace_cpu.py` holds what was measured, `workspace_cuda.py` estimates.
-Every operator with an axis rule has one, those that need nothing too (`workspace_families.py`). An operator without,
+One row per operator, one column per device: `workspace/cpu.py` holds what was measured, `workspace/cuda.py` estimates.
+Every operator with an axis rule has one, those that need nothing too (`workspace/families.py`). An operator without,
 one of a user's library say, is taken to copy its operands.
 """
 
