@@ -27,7 +27,7 @@ from sicompiler.compiler.analysis import Analysis
 from sicompiler.compiler.analyzed_graph import AnalyzedGraph
 from sicompiler.compiler.planner import Planner, rewrite
 from sicompiler.compiler.restore import check_prediction, restore
-from sicompiler.facts.workspace import cpu as workspace_cpu
+from sicompiler.facts.workspace import cpu
 from sicompiler.passes import manager
 from sicompiler.passes.edit import copy_program
 from sicompiler.planners import region_cost
@@ -283,8 +283,8 @@ def test_a_plan_of_a_machine_whose_kernels_take_other_workspace_is_refused(monke
     _, planner = prepare(model, (x,), {})
     plan = planner.plan(planner.floor()[0])
     target = torch.ops.aten.conv2d.default
-    own = workspace_cpu.ROWS[target]
-    monkeypatch.setitem(workspace_cpu.ROWS, target, lambda call: own(call) + 2**12)
+    own = cpu.ROWS[target]
+    monkeypatch.setitem(cpu.ROWS, target, lambda call: own(call) + 2**12)
     before = dict(model.__dict__)
     with pytest.raises(sicompiler.StalePlan, match="another machine or number of threads"):
         sicompiler.compile_for_budget(model, 1, plan=plan, example_inputs=((x,), {}))

@@ -14,11 +14,10 @@ import torch
 from torch._ops import OpOverload
 
 from sicompiler.facts.storages import TensorFact
-from sicompiler.facts.workspace import cpu as workspace_cpu
-from sicompiler.facts.workspace import cuda as workspace_cuda
+from sicompiler.facts.workspace import cpu, cuda
 from sicompiler.facts.workspace.layout import Formula, kernel_call, nothing
 
-DEVICES: Mapping[str, Mapping[OpOverload, Formula]] = {"cpu": workspace_cpu.ROWS, "cuda": workspace_cuda.ROWS}
+DEVICES: Mapping[str, Mapping[OpOverload, Formula]] = {"cpu": cpu.ROWS, "cuda": cuda.ROWS}
 
 
 def has_row(target: OpOverload, device_type: str) -> bool:
@@ -48,7 +47,7 @@ def workspace_bytes(
         device_type: "cpu" or "cuda"; anything else counts as "cuda".
         arguments: every argument by name (`bind`), of the unsliced call; None: all at their defaults.
     """
-    count = workspace_cpu.workspace if device_type == "cpu" else workspace_cuda.workspace
+    count = cpu.workspace if device_type == "cpu" else cuda.workspace
     return count(kernel_call(target, operands, results, arguments)) if operands else 0
 
 
@@ -58,4 +57,4 @@ def standing_bytes(device_type: str) -> int:
     CUDA: an estimate, the workspace of cuBLAS: 32 MiB on Hopper, 8.1 MiB on older devices (`getChosenWorkspaceSize` in
     aten/src/ATen/cuda/CublasHandlePool.cpp; the environment variable CUBLAS_WORKSPACE_CONFIG changes it).
     """
-    return workspace_cuda.CUBLAS_BYTES if device_type == "cuda" else 0
+    return cuda.CUBLAS_BYTES if device_type == "cuda" else 0
