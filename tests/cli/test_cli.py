@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 
@@ -19,38 +17,16 @@ from sicompiler.passes.manager import stages
 from sicompiler.plan import Plan
 from sicompiler.reports.dump import FORMATS
 from sicompiler.zoo import known_presets
+from tests.command_line import Cli, command_line
 from tests.source_tree import ROOT
 
 MLP = "tests.cli_models:mlp"
 NORMED = "tests.cli_models:normed"
 
 
-class Result(NamedTuple):
-    """What a command left behind."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Cli = Callable[..., Result]
-
-
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
-    monkeypatch.chdir(ROOT)
-
-    def call(*arguments: str | Path) -> Result:
-        capsys.readouterr()
-        status = sicompiler.cli.run([str(a) for a in arguments])
-        captured = capsys.readouterr()
-        return Result(status, captured.out, captured.err)
-
-    return call
+    return command_line(capsys, monkeypatch)
 
 
 @pytest.mark.parametrize(

@@ -28,28 +28,18 @@ from sicompiler.ops.mapped import FOLDER_VARIABLE, offload_folder, offloaded_ten
 from sicompiler.plan import Plan
 from sicompiler.rehash.plan import RehashPlan
 from tests.cli_models import untraceable
+from tests.command_line import Cli, Result, command_line
 from tests.source_tree import ROOT
 
 MLP = "tests.cli_models:mlp"
 
-Said = tuple[int, str, str]
-Cli = Callable[..., Said]
-
 
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
-    """Run a command: exit status, stdout, stderr."""
-    monkeypatch.chdir(ROOT)
-
-    def call(*arguments: str | Path) -> Said:
-        capsys.readouterr()
-        status = sicompiler.cli.run([str(a) for a in arguments])
-        return (status, *capsys.readouterr())
-
-    return call
+    return command_line(capsys, monkeypatch)
 
 
-def refused(said: Said) -> str:
+def refused(said: Result) -> str:
     """The one line of a command that refuses."""
     status, out, err = said
     assert (status, out) == (2, "")

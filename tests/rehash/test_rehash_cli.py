@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,41 +16,18 @@ from sicompiler.cli.rehash.options import SCHEDULERS
 from sicompiler.rehash.book import CalibrationFile
 from sicompiler.reports.rehash_plot import Curve, Panel, error_picture, measured_panels, panels
 from sicompiler.reports.rehash_tables import held_bytes
+from tests.command_line import Cli, command_line
 from tests.pipeline_parts import image as picture
 from tests.rehash_models import PromptedPipeline, prompted
-from tests.source_tree import ROOT
 
 PIPELINE = "tests.rehash_models:prompted"
 BASE = ("--gb", "4MiB", "--steps", "8")
 pytestmark = pytest.mark.usefixtures("fast_skips", "cached")
 
 
-class Result(NamedTuple):
-    """What a command left behind."""
-
-    status: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Cli = Callable[..., Result]
-
-
 @pytest.fixture
 def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cli:
-    monkeypatch.chdir(ROOT)
-
-    def call(*arguments: str | Path) -> Result:
-        capsys.readouterr()
-        status = sicompiler.cli.run(["rehash", *(str(a) for a in arguments)])
-        captured = capsys.readouterr()
-        return Result(status, captured.out, captured.err)
-
-    return call
+    return command_line(capsys, monkeypatch, "rehash")
 
 
 class Saved(NamedTuple):
