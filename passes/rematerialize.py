@@ -1,4 +1,4 @@
-"""Rematerialize: a large value that waits for its own statistics is made again from something smaller."""
+"""Rematerialize: a large value that waits for its own statistics is computed a second time from something smaller."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from sicompiler.facts.storages import fake_tensors
 from sicompiler.passes.edit import evaluate, inherit
 from sicompiler.passes.layouts import real_layouts
 
-SMALLER = 3  # how many times smaller what a value is made again from has to be
+SMALLER = 3  # how many times smaller what a value is rematerialized from has to be
 CHAIN = 16  # operators at most
 
 
 def rematerialize(program: Program, least_bytes: int) -> bool:
-    """Let what reads a large value after its statistics read a copy, made again from the start of its chain.
+    """Let what reads a large value after its statistics read a copy, rematerialized from the start of its chain.
 
     Before: `x = conv(upsample(u)); s = group_stats(x); y = group_apply(x, s)`
     After:  `x = conv(upsample(u)); s = group_stats(x); x_ = conv(upsample(u)); y = group_apply(x_, s)`

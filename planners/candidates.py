@@ -151,7 +151,7 @@ def deep_cuts(view: GraphView, line: Timeline) -> set[int]:
 
 
 def _behind_statistics(view: GraphView) -> set[int]:
-    """Positions behind statistics that are not applied at once, and of what is made again there before they are.
+    """Positions behind statistics that are not applied at once, and of what is rematerialized there before they are.
 
     If the region that took the statistics had to go on to where they are applied, it would make that whole before its
     loop.

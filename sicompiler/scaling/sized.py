@@ -165,7 +165,7 @@ class SizedModel:
             raise DifferentGraph("the bytes of the weights have no closed form")
         loops = []
         for search in planner.searches[1:]:
-            if search.outer is None:  # large values made again: another graph, of which nothing is read here
+            if search.outer is None:  # large values rematerialized: another graph, of which nothing is read here
                 continue
             readings = [c.loops.get(search.outer.loop.axis) for c in captures]
             with contextlib.suppress(DifferentGraph):  # without that loop, then: plans stay plans
