@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -170,8 +171,12 @@ def test_a_budget_below_the_floor_with_offloading(cli: Cli) -> None:
 
 def test_what_is_dumped_is_what_was_planned(cli: Cli) -> None:
     resident = cli("plan", MLP, "--gb", "10KiB", "--json", "--offload", "none").json
-    dumped = cli("dump", MLP, "--gb", f"{resident['floor_bytes'] - 512}B")
+    budget = resident["floor_bytes"] - 512
+    dumped = cli("dump", MLP, "--gb", f"{budget}B")
     assert dumped.status == 0
+    shown = re.search(r"peak ([\d.]+) KiB of activations", dumped.out)
+    assert shown is not None
+    assert resident["weights_bytes"] + float(shown[1]) * 2**10 <= budget, "slices that are fetched are counted once"
     assert "sicompiler.fetch" in dumped.out  # whole, or a slice at a time
     assert "sicompiler.fetch" not in cli("dump", MLP, "--gb", f"{resident['floor_bytes']}B").out
 

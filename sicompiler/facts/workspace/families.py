@@ -36,6 +36,7 @@ NOTHING: frozenset[OpOverload] = frozenset(
         *(aten.view.default, aten.view.dtype, aten.view_as.default, aten.view_as_complex.default),
         *(aten.view_as_real.default, aten.zeros.default, aten.zeros_like.default),
         *(ops.copy_slice.default, ops.in_order.default, ops.take_over.default, ops.write_slice_.default),
+        *(ops.fetch.default, ops.fetch_slice.default, ops.spill.default, ops.store_slice_.default),
     }
 )
 
