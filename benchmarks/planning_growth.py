@@ -22,7 +22,7 @@ from sicompiler.capture import capture
 from sicompiler.collector import paused_gc
 from sicompiler.compiler.analyzed_graph import analyze_graph, outer_loops
 from sicompiler.compiler.search import make_search
-from sicompiler.cost import MACHINES
+from sicompiler.device import device_kind
 from sicompiler.passes.manager import run_stage
 from sicompiler.zoo.build import ModelCall, build_model, build_preset, preset_named
 
@@ -91,7 +91,7 @@ def measure(series: Series, size: int) -> dict[str, Any]:
     clock.lap("analyse")
     with paused_gc():
         regions = [region for _, region in outer_loops(graph)]
-        problem = make_search(graph, None, regions, MACHINES[DEVICE], None).problem
+        problem = make_search(graph, None, regions, device_kind(DEVICE).machine, None).problem
     clock.lap("search")
     gc.collect()
     found = {"size": size, "nodes": len(graph.facts.nodes), "candidates": len(problem.candidates)}

@@ -24,7 +24,8 @@ from sicompiler.compiler.analyzed_graph import AnalyzedGraph, analyze_graph
 from sicompiler.compiler.planner import Planner
 from sicompiler.compiler.prepare import analyse
 from sicompiler.compiler.search import whole_seconds_of
-from sicompiler.cost import MACHINES, work_of
+from sicompiler.cost import work_of
+from sicompiler.device import device_kind
 from sicompiler.passes.manager import run_stage
 from sicompiler.passes.split_at_cut import full_program, skip_program
 from sicompiler.planners.min_cut import candidate_cuts
@@ -52,7 +53,7 @@ def rows_of(preset: str, sizes: dict[str, Any], console: Console) -> list[dict[s
     with console.status(f"{preset}: capturing and planning the whole"):
         clean = run_stage("clean", capture(call.module, call.args, call.kwargs, method=call.method))
         graph = analyze_graph(clean, device_type)
-        cuts = candidate_cuts(graph.facts, whole_seconds_of(graph, MACHINES[device_type]))
+        cuts = candidate_cuts(graph.facts, whole_seconds_of(graph, device_kind(device_type).machine))
         whole, (flops, moved) = planned(clean), work(graph)
     found = []
     for cut in cuts:

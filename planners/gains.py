@@ -6,7 +6,8 @@ import math
 
 import numpy as np
 
-from sicompiler.cost import DOUBT, NO_WORK, Machine, Work
+from sicompiler.cost import DOUBT, NO_WORK, Work
+from sicompiler.device import Machine
 from sicompiler.facts.storages import Origin
 from sicompiler.planners.op_costs import OpCosts
 

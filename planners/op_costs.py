@@ -14,9 +14,10 @@ from torch._ops import OpOverload
 from sicompiler.axes.factor_map import Slicing
 from sicompiler.axes.span import Span
 from sicompiler.axes.table import OpSlicing
-from sicompiler.cost import Machine, TimeSlicing, Work, slice_lengths, sliced_seconds, waste, whole_seconds, work_of
+from sicompiler.cost import TimeSlicing, Work, slice_lengths, sliced_seconds, waste, whole_seconds, work_of
+from sicompiler.device import Machine, device_kind
 from sicompiler.facts.calls import bind
-from sicompiler.facts.storages import ALLOCATION_GRANULE_BYTES, Origin, TensorFact
+from sicompiler.facts.storages import Origin, TensorFact
 from sicompiler.facts.strides import format_strides, suggests_channels_last
 from sicompiler.facts.timeline import Timeline
 from sicompiler.facts.workspace.layout import suggested
@@ -34,7 +35,7 @@ class OpCosts:
         self.view, self.line, self.machine = view, line, machine
         facts = view.facts
         self.device_type = facts.device_type
-        self.granule = ALLOCATION_GRANULE_BYTES.get(facts.device_type, 1)
+        self.granule = device_kind(facts.device_type).granule_bytes
         self._kinds = facts.calls.kinds
         self.work: list[Work] = facts.calls.each(lambda p: work_of(facts, p, view.table.operands[p]))
         self.whole: Floats = np.array(facts.calls.each(lambda p: whole_seconds(self.work[p], machine)))

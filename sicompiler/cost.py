@@ -12,59 +12,16 @@ import torch
 from torch import fx
 
 import sicompiler.ops  # noqa: F401  (registers the operators named below)
+from sicompiler.device import Machine
 from sicompiler.facts.storages import GraphFacts, Origin, TensorFact
 
 aten = torch.ops.aten
 Floats = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Machine:
-    """What the cost model knows of a device.
-
-    Attributes:
-        name: for the report.
-        flops: floating point operations per second of matrix kernels, by bytes per element.
-        vector_flops: the same of elementwise kernels.
-        memory_bandwidth: bytes per second to and from main (device) memory. On the CPU big tensors are fresh pages at
-            every allocation, so this is what touching new memory allows, well below the bus.
-        cache_bandwidth: bytes per second while the working set stays in the last-level cache.
-        cache_bytes: what of that cache one working set may fill.
-        launch_seconds: fixed cost of one operator call.
-        rows_at_half_speed: rows of a matrix product at which it reaches half its full rate.
-        columns_at_half_speed: the same of its columns: output channels or features.
-        line_bytes: what memory moves at least: shorter runs of a slice cost as much.
-        kernel_passes: how often a convolution moves its weights (oneDNN lays them out anew at every call).
-        offload_bandwidth: bytes per second to and from offload memory: a mapped file, or pinned memory beyond PCIe.
-        offload_overlaps: whether the device computes while that goes on.
-    """
-
-    name: str
-    flops: Mapping[int, float]
-    vector_flops: float
-    memory_bandwidth: float
-    cache_bandwidth: float
-    cache_bytes: float
-    launch_seconds: float
-    rows_at_half_speed: float
-    columns_at_half_speed: float
-    line_bytes: float
-    kernel_passes: float
-    offload_bandwidth: float = 1e9
-    offload_overlaps: bool = False
-
-
 # A loop counts so many times what it is thought to take: full-width models ran their loops in 0.6 to 1.4 times the
 # unsliced time, and a loop that no budget asks for must not make anything slower.
 DOUBT = 1.4
-
-# Round figures of common machines; only ratios matter to the planner.
-MACHINES = {
-    "cpu": Machine(
-        "cpu", {8: 0.6e11, 4: 1.2e11, 2: 1.0e11}, 1.5e10, 4e9, 1.6e10, 16e6, 15e-6, 64, 16, 64, 6, 1e9, False
-    ),
-    "cuda": Machine("cuda", {8: 1e12, 4: 2e13, 2: 1.2e14}, 1e13, 8e11, 2.5e12, 30e6, 6e-6, 512, 64, 32, 1, 2e10, True),
-}
 
 # Arithmetic of one element; what is not listed costs 2.
 _ELEMENT_FLOPS: Mapping[object, float] = {

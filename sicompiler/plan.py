@@ -90,7 +90,7 @@ class Plan:
         rules: digest of the factor maps of every call in both graphs.
         settings: digest of the passes and of the thresholds that decide what becomes of a graph and a plan.
         sicompiler_version, torch_version: what it was made with.
-        device: "cpu" or "cuda".
+        device: the kind of device, a row of `sicompiler.device`.
         dtype: of the weights.
         budget_bytes: weights, inputs, activations and workspace together.
         weights_bytes: resident parameters and buffers, streamed ones left out.

@@ -12,6 +12,7 @@ import torch
 
 from sicompiler.cache.versions import digest_of, installed
 from sicompiler.capture import flatten_inputs, same_inputs
+from sicompiler.device import descriptions
 from sicompiler.guards.durable import durable, durable_digest
 from sicompiler.guards.sources import NotDurable
 
@@ -37,14 +38,11 @@ def processor() -> str:
 
 
 def _cards() -> list[str]:
-    """The CUDA devices of this machine, and the settings of their libraries."""
-    if not torch.cuda.is_available():
+    """The accelerators of this machine, and the settings of their libraries."""
+    found = descriptions()
+    if not found:
         return []
-    cards = [
-        f"{torch.cuda.get_device_name(i)} {torch.cuda.get_device_capability(i)}"
-        for i in range(torch.cuda.device_count())
-    ]
-    return [*cards, str(torch.version.cuda), os.environ.get("CUBLAS_WORKSPACE_CONFIG", "")]
+    return [*found, str(torch.version.cuda), os.environ.get("CUBLAS_WORKSPACE_CONFIG", "")]
 
 
 def _settings() -> str:

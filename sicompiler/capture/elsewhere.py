@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from typing import TypeVar
 
 import torch
 
+from sicompiler.device import stream_in_use
 from sicompiler.turns import this_thread, working_for
 
 T = TypeVar("T")
@@ -25,11 +27,11 @@ def elsewhere(work: Callable[[], T]) -> T:
     results: list[T] = []
     errors: list[BaseException] = []
     thread_id = this_thread()
-    stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None
+    stream = stream_in_use()
 
     def run() -> None:
         try:
-            with working_for(thread_id), torch.no_grad(), torch.cuda.stream(stream):
+            with working_for(thread_id), torch.no_grad(), stream or contextlib.nullcontext():
                 results.append(work())
         except BaseException as error:
             errors.append(error)

@@ -19,8 +19,9 @@ from typing import Any, TextIO
 
 from sicompiler.cache.store import Store, default_store
 from sicompiler.cache.versions import PACKAGES, digest_of, digest_of_bytes, installed, is_edited
-from sicompiler.cli.options import Device, ModelOptions
+from sicompiler.cli.options import ModelOptions
 from sicompiler.cli.output import note
+from sicompiler.device import Device
 
 MOST_CONFIG_BYTES = 2**24  # of the configurations in a folder
 _LOOKS = ("COLUMNS", "NO_COLOR", "FORCE_COLOR", "TERM", "PYTHONIOENCODING")  # what the looks of a table depend on

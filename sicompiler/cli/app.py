@@ -10,7 +10,6 @@ import typer
 from sicompiler.cli.cache_app import cache
 from sicompiler.cli.options import (
     Batch,
-    Device,
     DeviceOption,
     Dtype,
     Format,
@@ -28,6 +27,7 @@ from sicompiler.cli.options import (
 )
 from sicompiler.cli.rehash.app import rehash
 from sicompiler.collector import paused_gc
+from sicompiler.device import Device
 
 app = typer.Typer(
     add_completion=False,

@@ -11,6 +11,7 @@ from sicompiler.cli.output import Progress
 from sicompiler.cli.pipelines import HELD_SAMPLES, PhaseCall, PipelinePhases, PlannedPart, sample_bytes
 from sicompiler.cli.subjects import ONCE, NamedModel, Sized, Video
 from sicompiler.compiler.planner import Planner
+from sicompiler.device import device_kind
 from sicompiler.errors import CaptureError
 from sicompiler.reports.fit import Cell, CellSource, FitReport, PeakForm
 from sicompiler.scaling.form import Point
@@ -126,8 +127,8 @@ class Grid:
         return tuple(PhaseCall(s.name, at.planner) for s, at in zip(self.subject.models, found, strict=True))
 
     def _planned(self, found: Sequence[At], weights: dict[str, int], held: int) -> list[PlannedPart]:
-        parts = self._parts(found)
-        pipeline = PipelinePhases(parts, weights, held, self.subject.pipeline and self.subject.device != "cpu")
+        parts, movable = self._parts(found), device_kind(self.subject.device).can_evict(offload=False)
+        pipeline = PipelinePhases(parts, weights, held, self.subject.pipeline and movable)
         return [pipeline.plan(part, self.budget) for part in parts]
 
     def _at(self, sized: Sized, point: Point) -> At:

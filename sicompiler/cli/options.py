@@ -8,15 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from sicompiler.device import PLANNED_FOR, Device
+
 if TYPE_CHECKING:
     from sicompiler.zoo.geometry import GivenSizes
-
-
-class Device(StrEnum):
-    """Whose allocator, kernels and speed to count with."""
-
-    CPU = "cpu"
-    CUDA = "cuda"
 
 
 class Offload(StrEnum):
@@ -66,6 +61,11 @@ class ModelOptions:
     offload: Offload = Offload.AUTO
 
     @property
+    def planned_for(self) -> str:
+        """The kind of device to plan for; where nobody says, that of most users."""
+        return (self.device or PLANNED_FOR).value
+
+    @property
     def offloading(self) -> Literal["none", "auto"]:
         """Whether values and weights may be offloaded, as the planner takes it."""
         return "auto" if self.offload is Offload.AUTO else "none"
@@ -83,7 +83,7 @@ MODEL_HELP = (
 GB_HELP = "Memory budget, weights included: a number of GiB (8), or a size with a unit (8GB, 7.5GiB, 900MiB)."
 DEVICE_HELP = (
     "Plan for the allocator, the kernels and the speed of this kind of device; it need not be present. "
-    "Default: cuda for presets and folders; for a function, where its weights are."
+    f"Default: {PLANNED_FOR} for presets and folders; for a function, where its weights are."
 )
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, show_default=False)]

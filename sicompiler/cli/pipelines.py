@@ -12,6 +12,7 @@ from sicompiler.cli.options import ModelOptions
 from sicompiler.cli.output import Progress, json_rows, note, quiet, show, show_json, show_text
 from sicompiler.cli.work import Target, prepare, untouched_bytes
 from sicompiler.compiler.planner import Offload, Planner
+from sicompiler.device import device_kind
 from sicompiler.errors import CaptureError, OverBudget
 from sicompiler.facts.storages import GraphFacts, Origin
 from sicompiler.pipelines.eviction import IdleComponent, eviction_order
@@ -68,7 +69,7 @@ class PipelinePhases:
         weights = {**idle, **{part.call.component: part.planner.weights_bytes for part in parts}}
         denoisers = [part.planner.graph.facts for part in parts if part.call.phase == DENOISE]
         held = HELD_SAMPLES * max(map(sample_bytes, denoisers))
-        movable = device != "cpu" or offload == "auto"
+        movable = device_kind(device).can_evict(offload=offload == "auto")
         return cls(tuple(parts), weights, held, movable, offload)
 
     def unsliced_bytes(self, part: PhaseCall) -> int:
@@ -157,7 +158,7 @@ def run(options: ModelOptions, gb: str | None, *, as_json: bool, untouched: bool
     """
     budget = None if gb is None else parse_bytes(gb)
     dtype = options.dtype or "float16"
-    device = "cuda" if options.device is None else options.device.value
+    device = options.planned_for
     frontiers: Frontiers | None = None
     began, untouched_seconds = time.perf_counter(), 0.0
     with Progress() as progress, quiet():

@@ -174,7 +174,7 @@ def subject(options: ModelOptions, progress: Progress, video: Video) -> NamedMod
         given = [n is not None for n in (frames, height, width)]
     else:
         scale = SizeScale(found.family, found.config, found.sizes.replaced(batch=options.batch), options.model)
-        device, given = _device(options), [True] * 3
+        device, given = options.planned_for, [True] * 3
 
     def make(point: Point) -> SizedCall:
         pixels = Sizes(1, *point) if scale.family is None else scale.pixels(point)
@@ -188,7 +188,7 @@ def subject(options: ModelOptions, progress: Progress, video: Video) -> NamedMod
 
 
 def _pipeline(options: ModelOptions, progress: Progress) -> NamedModel:
-    preset, dtype, device = pipeline_named(options.model), options.dtype or "float16", _device(options)
+    preset, dtype, device = pipeline_named(options.model), options.dtype or "float16", options.planned_for
     found = family_of(preset.denoiser)
     assert found is not None
     scale = SizeScale(found.family, found.config, found.sizes.replaced(batch=options.batch), options.model)
@@ -201,10 +201,6 @@ def _pipeline(options: ModelOptions, progress: Progress) -> NamedModel:
 
         models.append(Sized(spec, SizedModel(spec.label, make, device, progress), spec.sized, spec.frames))
     return NamedModel(options.model, device, dtype, tuple(models), idle_weights(options.model, dtype), scale, True)
-
-
-def _device(options: ModelOptions) -> str:
-    return "cuda" if options.device is None else options.device.value
 
 
 def _call(call: ModelCall) -> SizedCall:

@@ -14,6 +14,7 @@ from sicompiler.capture.entry import bound_method
 from sicompiler.cli.options import ModelOptions
 from sicompiler.cli.output import Progress, note, quiet, show_json, show_text
 from sicompiler.cli.work import find
+from sicompiler.device import check_available
 from sicompiler.errors import BadInput
 from sicompiler.runtime.compiled import Executable
 from sicompiler.runtime.placement import place
@@ -37,8 +38,7 @@ def run(options: ModelOptions, gb: str, *, as_json: bool) -> int:
     budget_bytes = parse_bytes(gb)
     assert options.device is not None
     device = options.device.value
-    if device == "cuda" and not torch.cuda.is_available():
-        raise BadInput("there is no CUDA device here; verify runs the model, so take --device cpu")
+    check_available(device, "verify runs the model")
     is_function = ":" in options.model
     if not is_function:
         options = replace(options, dtype=options.dtype or "float32")

@@ -59,9 +59,9 @@ def find(options: ModelOptions, *, fake: bool = True) -> Target:
         note(f"{options.model} is a whole pipeline; this is its {names[0]} alone")
     with quiet(prints=True):
         call = resolve(options.model, dtype=options.dtype, fake=fake, **options.sizes)
-    if options.device is not None:
-        return Target(call, options.device.value)
-    return Target(call, device_type_of(call.module) if call.sizes is None else "cuda")
+    if options.device is None and call.sizes is None:
+        return Target(call, device_type_of(call.module))
+    return Target(call, options.planned_for)
 
 
 def prepare(target: Target, progress: Progress, *, label: str | None = None) -> tuple[Program, Planner]:

@@ -80,7 +80,7 @@ def analyze(program: Program, device_type: str, *, observer: Observer | None = N
 
     Args:
         program: from `capture`.
-        device_type: "cpu" or "cuda": whose allocator and kernels to count with.
+        device_type: whose allocator and kernels to count with: a row of `sicompiler.device`.
         observer: shown every stage.
     """
     clean = run_stage("clean", program, observer=observer)

@@ -13,9 +13,9 @@ from sicompiler.axes.names import AxisNames, Origins
 from sicompiler.axes.table import AxisTable, OpSlicing
 from sicompiler.capture import Program, Source, fingerprint
 from sicompiler.codec import digest
+from sicompiler.device import device_kind
 from sicompiler.facts.lifetimes import lifetimes
 from sicompiler.facts.storages import (
-    ALLOCATION_GRANULE_BYTES,
     GraphFacts,
     Origin,
     fake_tensors,
@@ -227,7 +227,7 @@ def _held_storages(graph: AnalyzedGraph, region: Region) -> dict[int, int]:
 
 def _results_bytes(graph: AnalyzedGraph) -> int:
     """The buffers an outer loop writes its results into."""
-    granule = ALLOCATION_GRANULE_BYTES.get(graph.facts.device_type, 1)
+    granule = device_kind(graph.facts.device_type).granule_bytes
     total = 0
     for node in dict.fromkeys(graph.facts.outputs):
         tensor = graph.facts.tensors[graph.facts.position[node]][0]

@@ -20,7 +20,7 @@ from sicompiler.compiler.offload import OffloadAssignment, assign_offload
 from sicompiler.compiler.restore import Restored, check_prediction, region_of, restore
 from sicompiler.compiler.search import Progress, Search
 from sicompiler.compiler.searches import KnownSearches, Searches
-from sicompiler.cost import MACHINES, Machine
+from sicompiler.device import Machine, device_kind
 from sicompiler.errors import OverBudget
 from sicompiler.facts.modules import common_module, describe
 from sicompiler.passes.loop import outline_loops
@@ -175,11 +175,12 @@ class Planner:
     def _refusal(self, budget_bytes: int, offload: Offload) -> OverBudget:
         """The error of a budget that no plan fits."""
         floor_bytes, culprit = self.floor(offload)
+        kind = device_kind(self.graph.facts.device_type)
         parts = (
             "with offloading"
-            if offload == "auto"
+            if offload == "auto" and kind.can_offload
             else f"{format_bytes(self.weights_bytes)} of weights + "
-            f"{format_bytes(floor_bytes - self.weights_bytes)} of activations; offloading is not allowed"
+            f"{format_bytes(floor_bytes - self.weights_bytes)} of activations; {kind.no_offload}"
         )
         return OverBudget(
             f"{self.model} does not fit {format_bytes(budget_bytes)}: the floor is {format_bytes(floor_bytes)} "
@@ -205,16 +206,15 @@ class Planner:
             return None
         floor_bytes, culprit = self._known_floor(found[1], budget_bytes)
         search, assignment = found
-        solution, facts = assignment.solution, search.graph.facts
+        solution, weights = assignment.solution, self.weights_bytes - assignment.streamed_bytes
         view = search.graph.view.offloading(assignment.offloaded) if self.bound else None
         marks: dict[str, Any] = {**basis(self.graph, search.graph)} if self.bound else UNBOUND
         spent = {stage: seconds - before.get(stage, 0.0) for stage, seconds in self.source.timings.items()}
         timings = {**self.source.timings, "choose": time.perf_counter() - began - sum(spent.values())}
-        weights = self.weights_bytes - assignment.streamed_bytes
         return Plan(
             model=self.model,
             **marks,
-            device=facts.device_type,
+            device=search.graph.facts.device_type,
             dtype=self.dtype,
             budget_bytes=budget_bytes,
             weights_bytes=weights,
@@ -346,7 +346,7 @@ def make_planner(  # noqa: PLR0913  # what is known of the model, for people and
         model: its name, for people.
         weights_bytes: resident weights.
         dtype: of the weights, for people.
-        device_type: "cpu" or "cuda": whose allocator and kernels to count with.
+        device_type: whose allocator and kernels to count with: a row of `sicompiler.device`.
         machine: cost model of the device; a default by device type.
         progress: told about long work.
         observer: shown every stage.
@@ -358,7 +358,7 @@ def make_planner(  # noqa: PLR0913  # what is known of the model, for people and
         call: what tells the call from others, the code of the model included.
         regions: what grew in programs that are like this one; it is added to.
     """
-    machine = machine or MACHINES[device_type]
+    machine = machine or device_kind(device_type).machine
     known = None
     if store is not None:
         digest = digest or program_digest(program)

@@ -17,7 +17,7 @@ from sicompiler.capture.entry import FORWARD, entry_label
 from sicompiler.capture.quantised import refusal, scheme_of
 from sicompiler.compiler.planner import Planner, make_planner
 from sicompiler.compiler.search import Progress
-from sicompiler.cost import MACHINES
+from sicompiler.device import device_kinds
 from sicompiler.errors import BadInput
 from sicompiler.guards import ModuleGuards
 from sicompiler.guards.durable import constants_of
@@ -52,8 +52,8 @@ def device_type_of(model: torch.nn.Module) -> str:
             f"the weights are on several devices ({', '.join(sorted(kinds))}); move the model to one of them"
         )
     device_type = kinds.pop()
-    if device_type not in MACHINES:
-        raise BadInput(f"the weights are on device {device_type!r}; sicompiler runs on {' and '.join(MACHINES)}")
+    if device_type not in device_kinds():
+        raise BadInput(f"the weights are on device {device_type!r}; sicompiler runs on {', '.join(device_kinds())}")
     return device_type
 
 

@@ -14,7 +14,7 @@ from sicompiler.compiler.analyzed_graph import AnalyzedGraph, OuterGraph
 from sicompiler.compiler.basis import basis, region_digest
 from sicompiler.compiler.offload import evaluate
 from sicompiler.compiler.search import spillable, streamable
-from sicompiler.cost import MACHINES
+from sicompiler.device import device_kind, device_kinds
 from sicompiler.errors import StalePlan
 from sicompiler.facts.timeline import timeline
 from sicompiler.plan import Plan, RegionPlan
@@ -84,8 +84,8 @@ def check_prediction(restored: Restored, plan: Plan) -> None:
     Raises:
         StalePlan: it comes to something else here, or a region has a slice length that no plan gives it.
     """
-    if plan.device not in MACHINES:
-        raise _stale(plan, "device", f"is {plan.device!r}, none of {', '.join(MACHINES)}")
+    if plan.device not in device_kinds():
+        raise _stale(plan, "device", f"is {plan.device!r}, none of {', '.join(device_kinds())}")
     evaluator = _evaluator(restored.graph, restored.view, plan.device)
     steps: dict[int, int] = {}
     for i, region in enumerate(plan.regions):
@@ -125,7 +125,7 @@ def _evaluator(graph: AnalyzedGraph, view: GraphView, device: str) -> OpCosts:
     line = (
         timeline(view.facts, view.lives, graph.line.workspace_bytes, view.offloaded) if view.offloaded else graph.line
     )
-    return OpCosts(view, line, MACHINES[device])
+    return OpCosts(view, line, device_kind(device).machine)
 
 
 def _outer(analysis: Analysis, plan: Plan) -> OuterGraph:

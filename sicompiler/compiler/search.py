@@ -13,7 +13,7 @@ import torch
 from sicompiler.axes.factor_map import Slicing
 from sicompiler.capture import Source
 from sicompiler.compiler.analyzed_graph import AnalyzedGraph, OuterGraph, analyze_graph, named_axes
-from sicompiler.cost import Machine
+from sicompiler.device import Machine
 from sicompiler.facts.calls import takes_statistics
 from sicompiler.facts.storages import Origin
 from sicompiler.facts.timeline import timeline

@@ -13,7 +13,7 @@ from sicompiler.collector import paused_gc
 from sicompiler.compiler.analysis import Analysis
 from sicompiler.compiler.analyzed_graph import AnalyzedGraph, OuterGraph
 from sicompiler.compiler.search import Progress, Search, Working, make_search, offloading, rematerialized_bytes
-from sicompiler.cost import Machine
+from sicompiler.device import Machine, device_kind
 from sicompiler.planners.candidates import Regions
 from sicompiler.planners.gradual import GradualProblem
 from sicompiler.planners.op_costs import OpCosts
@@ -92,7 +92,7 @@ class Searches:
 
     @functools.cached_property
     def offloaded(self) -> tuple[Search, ...]:
-        """Searches of the graphs with everything offloaded that may be."""
+        """Searches of the graphs with everything offloaded that may be; none where that frees nothing."""
         on_device = self.on_device
         timed = functools.partial(self._timed, "regions with offloading")
         with timed():
@@ -149,4 +149,5 @@ class KnownSearches:
 def _offloading(
     searches: tuple[Search, ...], progress: Progress | None, working: Working = paused_gc
 ) -> tuple[Search, ...]:
-    return tuple(offloading(search, progress, working) for search in searches)
+    frees = device_kind(searches[0].graph.facts.device_type).can_offload
+    return tuple(offloading(search, progress, working) for search in searches if frees)

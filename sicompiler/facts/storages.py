@@ -15,12 +15,8 @@ import torch.utils._pytree as pytree
 from torch import fx
 
 from sicompiler.capture import Program, Source
+from sicompiler.device import device_kind
 from sicompiler.facts.alike import Calls, calls_of
-
-ALLOCATION_GRANULE_BYTES = {
-    "cuda": 512,
-    "cpu": 1,
-}  # CUDACachingAllocator kMinBlockSize; the CPU allocator counts as asked
 
 
 def rounded(nbytes: int, granule: int) -> int:
@@ -124,7 +120,7 @@ class GraphFacts:
         tensors: the tensor results of each node, in order; none for a node without tensors.
         storages: every storage.
         outputs: nodes the graph returns.
-        device_type: where the graph runs, "cpu" or "cuda".
+        device_type: where the graph runs: a row of `sicompiler.device`.
         released: storages of inputs that were made for the graph alone: they go with their last reader.
     """
 
@@ -185,12 +181,12 @@ def graph_facts(program: Program, *, device_type: str = "cpu") -> GraphFacts:
 
     Args:
         program: its nodes carry fake tensors in `meta["val"]`.
-        device_type: whose allocator rounds, "cpu" or "cuda".
+        device_type: whose allocator rounds: a row of `sicompiler.device`.
     """
     sources = {node: binding.source for node, binding in zip(program.placeholders, program.bindings, strict=True)}
     operators = [n for n in program.graph_module.graph.nodes if n.op not in ("placeholder", "output")]
     nodes = (*program.placeholders, *operators)
-    granule = ALLOCATION_GRANULE_BYTES.get(device_type, 1)
+    granule = device_kind(device_type).granule_bytes
     index_of: dict[int, int] = {}
     storages: list[Storage] = []
     tensors: list[tuple[TensorFact, ...]] = []

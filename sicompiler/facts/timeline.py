@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from sicompiler.device import device_kind
 from sicompiler.facts.lifetimes import Lifetimes
 from sicompiler.facts.storages import GraphFacts, Origin
-from sicompiler.facts.workspace.table import standing_bytes
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Timeline:
 
     Attributes:
         live_bytes: at each position, everything alive while that node runs, its workspace included, and what libraries
-            keep (`standing_bytes`).
+            keep (`DeviceKind.library_bytes`).
         workspace_bytes: at each position, what the kernel allocates beside its results.
         crossing_bytes: at each position (and at the end), what is alive *before* that node and needed by it or later.
     """
@@ -53,7 +53,7 @@ def timeline(
     count = len(facts.nodes)
     change = np.zeros(count + 1, dtype=np.int64)
     crossing = np.zeros(count + 2, dtype=np.int64)
-    base = standing_bytes(facts.device_type)
+    base = device_kind(facts.device_type).library_bytes
     for storage in facts.storages:
         if storage.origin is Origin.WEIGHT or storage.index in offloaded:
             continue

@@ -29,6 +29,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch._prims_common import suggest_memory_format
 
+from sicompiler.device import device_kind
 from sicompiler.errors import BadInput
 from sicompiler.ops.library import operator
 
@@ -48,7 +49,7 @@ def _working_dtype(x: torch.Tensor) -> torch.dtype:
 
 def _stats_dtype(x: torch.Tensor) -> torch.dtype:
     """Dtype of statistics: float64, so that a thousand merges lose nothing (a few numbers per group cost nothing)."""
-    return torch.float32 if x.device.type == "mps" else torch.float64
+    return torch.float64 if device_kind(x.device).has_float64 else torch.float32
 
 
 def _check(x: torch.Tensor, groups: int) -> None:
@@ -173,7 +174,7 @@ def _fused_moments(x: torch.Tensor, rest: int) -> tuple[torch.Tensor, torch.Tens
             return None
         samples = [x.view(1, n * channels * parts, rest // parts)]
         scratch = torch.zeros(n * channels * parts)  # without running statistics in float32 the results are rounded
-    elif x.device.type == "cuda":
+    elif device_kind(x.device).fuses_batch_norm:
         samples = [_one_sample(x)] if _mergeable(x) else [sample.unsqueeze(0) for sample in x.unbind(0)]
     else:
         return None

@@ -1,4 +1,4 @@
-"""Offloaded tensors: pinned host memory for a CUDA device, a memory-mapped file for the CPU."""
+"""Offloaded tensors: pinned host memory for a device with memory of its own, a memory-mapped file for the CPU."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
+from sicompiler.device import HostMemory, accelerator, device_kind
 from sicompiler.errors import OffloadError
 
 FOLDER_VARIABLE = "SICOMPILER_OFFLOAD_DIR"  # names the folder of mapped files; the system's temporary one otherwise
@@ -30,19 +31,19 @@ def offloaded_tensor(
         size: shape.
         stride: in elements; the tensor must not overlap itself.
         dtype: of the elements.
-        device: whose offload memory, "cpu" or "cuda".
+        device: whose offload memory.
 
     Raises:
         OffloadError: the folder is missing, the disk is full, or the host has no memory left to pin.
     """
-    if device.type != "cpu":
+    if device_kind(device).host_memory is HostMemory.PINNED:
         try:
-            return torch.empty_strided(size, stride, dtype=dtype, pin_memory=True)
+            return torch.empty_strided(size, stride, dtype=dtype, device="cpu", pin_memory=True)
         except RuntimeError as error:
             raise OffloadError(f"can't pin host memory for a tensor of shape {tuple(size)}: {error}") from error
     extent = 1 + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
     if 0 in size:
-        return torch.empty_strided(size, stride, dtype=dtype)
+        return torch.empty_strided(size, stride, dtype=dtype, device="cpu")
     flat = torch.frombuffer(_file(extent * dtype.itemsize), dtype=dtype)
     return flat.as_strided(size, stride)
 
@@ -83,4 +84,4 @@ def is_offloaded(tensor: torch.Tensor) -> bool:
     """Whether a tensor lies in the offload memory of the device it is used on."""
     if tensor.device.type != "cpu" or isinstance(tensor, torch._subclasses.FakeTensor):
         return False
-    return tensor.untyped_storage().data_ptr() in _mapped or bool(torch.cuda.is_available() and tensor.is_pinned())
+    return tensor.untyped_storage().data_ptr() in _mapped or bool(accelerator() is not None and tensor.is_pinned())

@@ -1,8 +1,8 @@
 """Moving values between a device and its offload memory.
 
-Copies run on two streams, one in each direction, on CUDA beside the one that computes: copying into
-the device starts as soon as what computes has reached that place, and goes on while it computes what comes next. On
-the CPU a copy is done when the call returns. `wait_loads` and `wait_stores` make what computes wait for one.
+Copies run on two streams, one in each direction, beside the one that computes: copying into the device starts as soon
+as what computes has reached that place, and goes on while it computes what comes next. On a device without streams, as
+the CPU, a copy is done when the call returns. `wait_loads` and `wait_stores` make what computes wait for one.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 
 import torch
 
+from sicompiler.device import device_kind
 from sicompiler.ops.library import operator
 from sicompiler.ops.mapped import offloaded_tensor
 from sicompiler.ops.slices import copy_slice_fake, factors, new_slice, slice_view
@@ -25,7 +26,7 @@ class CopyStream:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.stream = torch.Stream(device) if device_kind(device).has_streams else None
 
     @contextlib.contextmanager
     def carry(self) -> Iterator[None]:
@@ -33,27 +34,25 @@ class CopyStream:
         if self.stream is None:
             yield
             return
-        self.stream.wait_stream(torch.cuda.current_stream(self.device))
-        with torch.cuda.stream(self.stream):
+        self.stream.wait_stream(torch.accelerator.current_stream(self.device))
+        with self.stream:
             yield
 
     def join(self) -> None:
         """Compute on only when everything on this stream is done."""
         if self.stream is not None:
-            torch.cuda.current_stream(self.device).wait_stream(self.stream)
+            torch.accelerator.current_stream(self.device).wait_stream(self.stream)
 
 
 @functools.cache
-def _copy_streams(kind: str, index: int) -> tuple[CopyStream, CopyStream]:
-    device = torch.device(kind, index) if kind == "cuda" else torch.device(kind)
+def _copy_streams(device: torch.device) -> tuple[CopyStream, CopyStream]:
     return CopyStream(device), CopyStream(device)
 
 
 def _copy_streams_of(device: torch.device) -> tuple[CopyStream, CopyStream]:
-    index = device.index
-    if index is None:
-        index = torch.cuda.current_device() if device.type == "cuda" else 0
-    return _copy_streams(device.type, index)
+    if device.index is None and device_kind(device).has_streams:
+        device = torch.device(device.type, torch.accelerator.current_device_index())
+    return _copy_streams(device)
 
 
 def wait_loads(device: torch.device) -> None:

@@ -24,8 +24,9 @@ from sicompiler.capture import named_tensors
 from sicompiler.capture.quantised import storage_bytes
 from sicompiler.capture.results import tensors_of
 from sicompiler.collector import frozen_gc
+from sicompiler.device import device_kind
 from sicompiler.facts.calls import bind, flatten_tensors
-from sicompiler.facts.storages import ALLOCATION_GRANULE_BYTES, fact_of, rounded
+from sicompiler.facts.storages import fact_of, rounded
 from sicompiler.facts.workspace.table import workspace_bytes
 from sicompiler.pipelines.footprints import Footprints
 from sicompiler.pipelines.rehearsal import REAL_BYTES, Rehearsal, rehearsed
@@ -42,7 +43,7 @@ class _Eager(Rehearsal):
     """A rehearsal that counts kernels as well.
 
     Args:
-        device_type: whose allocator and kernels to count with, "cpu" or "cuda".
+        device_type: whose allocator and kernels to count with: a row of `sicompiler.device`.
         guess: the value of everything that is asked for and isn't there.
         real_bytes: how much may be made of real tensors at any time.
         known: storages that were there before.
@@ -52,7 +53,7 @@ class _Eager(Rehearsal):
     def __init__(self, device_type: str, guess: int, real_bytes: int, known: set[int], mode: FakeTensorMode) -> None:
         super().__init__(guess, real_bytes, known, mode)
         self._device_type = device_type
-        self._granule = ALLOCATION_GRANULE_BYTES.get(device_type, 1)
+        self._granule = device_kind(device_type).granule_bytes
         self._inside = False  # a kernel that is counted as one
 
     def storage_bytes(self, storage: torch.UntypedStorage) -> int:
@@ -157,7 +158,7 @@ def eager_peak_bytes(
         call: the model's own method.
         args: of the call.
         kwargs: of the call.
-        device_type: whose allocator and kernels to count with, "cpu" or "cuda".
+        device_type: whose allocator and kernels to count with: a row of `sicompiler.device`.
 
     Returns:
         None where it can't be run on fake tensors.
@@ -171,6 +172,6 @@ def eager_peak_bytes(
         peak = rehearsed(model, call, args, kwargs, partial(_Eager, device_type), REAL_BYTES, beside=counted)
     if peak is None:
         return None
-    granule = ALLOCATION_GRANULE_BYTES.get(device_type, 1)
+    granule = device_kind(device_type).granule_bytes
     held = storage_bytes([*named_tensors(model).values(), *tensors_of((args, kwargs))])
     return peak + sum(rounded(nbytes, granule) for nbytes in held.values())

@@ -17,6 +17,7 @@ from sicompiler.cache.store import Store
 from sicompiler.compiled_module import installed_state
 from sicompiler.compiler.planner import Offload
 from sicompiler.compiler.search import Progress
+from sicompiler.device import device_kind
 from sicompiler.errors import BadInput, NotCompiled
 from sicompiler.pipelines.component import CompiledComponent
 from sicompiler.pipelines.components import modules_of, pipeline_class
@@ -263,7 +264,7 @@ class CompiledPipeline:
         """
         rehash = self.rehash
         kept = rehash.kept() if rehash is not None else []
-        elsewhere = self._elsewhere() if device.type == "cuda" else ()  # where the allocator counts them too
+        elsewhere = self._elsewhere() if device_kind(device).has_counters else ()  # where the allocator counts them too
         found = reserved(self.pipe, state.model, (inputs, kept), device, elsewhere)
         if rehash is not None and state.role.component != rehash.component:
             found = replace(found, held_bytes=found.held_bytes + sum(storages(kept, device).values()))
@@ -305,7 +306,7 @@ class CompiledPipeline:
             and what has not run yet.
         """
         others = [other for other in self.components.values() if other is not state]
-        fixed = not self.residency.offloaded and state.home.type == "cpu"
+        fixed = not self.residency.moves_away_from(state.home)
         known = max((r.floor_bytes for other in others for r in other.records), default=0) if fixed else 0
         return known, [other.role.label for other in others if not other.records]
 

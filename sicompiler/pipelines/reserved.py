@@ -21,6 +21,7 @@ import torch
 import torch.utils._pytree as pytree
 
 from sicompiler.compiled_module import CompiledModule
+from sicompiler.device import device_kind
 from sicompiler.guards.identity import version
 from sicompiler.pipelines.components import components_of, modules_of, pipeline_class
 from sicompiler.pipelines.weights import storages, weights_of
@@ -85,10 +86,10 @@ def reserved(
     resident = _resident(model, parts, device)
     rows, known, own_bytes = resident.rows, resident.known, None if streams(model) else resident.own_bytes
     own_inputs = storages((x for x in pytree.tree_leaves(inputs) if isinstance(x, torch.Tensor)), device)
-    if device.type == "cuda":
+    if device_kind(device).has_counters:
         others = {key: nbytes for part in elsewhere for key, nbytes in weights_of(part, device).items()}
         counted = sum({**others, **own_inputs, **known}.values())
-        return Reserved(rows, max(torch.cuda.memory_allocated(device) - counted, 0), own_bytes=own_bytes)
+        return Reserved(rows, max(torch.accelerator.memory_allocated(device) - counted, 0), own_bytes=own_bytes)
     roots = [value for frame in frames for value in frame]
     apart = set[int]()  # pipelines, looked at here, and components, of which tokenizers are large and without tensors
     for owner in owners:

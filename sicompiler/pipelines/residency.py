@@ -1,7 +1,7 @@
 """Which components stay on the device: idle ones go when the budget asks, and come back when called.
 
-From an accelerator they go to the CPU. From a CPU they go to its offload memory, a mapped file, if that is allowed. A
-component that accelerate has hooked is accelerate's to move.
+From an accelerator they go to the CPU. From a CPU they go to its offload memory, a mapped file, if that is allowed. In
+unified memory they stay. A component that accelerate has hooked is accelerate's to move.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch
 
 from sicompiler.capture import named_tensors
 from sicompiler.compiled_module import HOOK
+from sicompiler.device import HostMemory, device_kind
 from sicompiler.pipelines.weights import weights_of
 from sicompiler.runtime.placement import place
 from sicompiler.turns import Turn, turn_of
@@ -38,9 +39,13 @@ class Residency:
         """Whether a component was moved away, by whichever pipeline that has it."""
         return part in _away
 
+    def moves_away_from(self, device: torch.device) -> bool:
+        """Whether there is anywhere to move an idle component of a device to."""
+        return device_kind(device).can_evict(offload=self.offloaded)
+
     def movable(self, part: torch.nn.Module, device: torch.device) -> bool:
         """Whether a component is on a device and may be moved away from it."""
-        return (self.offloaded or device.type != "cpu") and HOOK not in part.__dict__ and bool(weights_of(part, device))
+        return self.moves_away_from(device) and HOOK not in part.__dict__ and bool(weights_of(part, device))
 
     def make_room(
         self, idle: Iterable[tuple[str, torch.nn.Module]], device: torch.device, waiting: Turn | None = None
@@ -96,14 +101,14 @@ class Residency:
 
     def send(self, part: torch.nn.Module, device: torch.device) -> None:
         """Move all weights of a component away from a device."""
-        if device.type == "cpu":
+        if device_kind(device).host_memory is HostMemory.MAPPED:
             place(part, named_tensors(part).keys(), device)
         else:
             part.to("cpu")
 
     def fetch(self, part: torch.nn.Module, device: torch.device, offloaded: Collection[str]) -> None:
         """Move all weights of a component to a device, but for those that are streamed."""
-        if device.type == "cpu" or offloaded:
+        if device_kind(device).host_memory is HostMemory.MAPPED or offloaded:
             place(part, offloaded, device)
         else:
             part.to(device)

@@ -12,6 +12,7 @@ import torch
 import torch.utils._pytree as pytree
 
 from sicompiler.capture.quantised import stored
+from sicompiler.device import random_rewinder
 from sicompiler.pipelines.components import modules_of
 from sicompiler.pipelines.weights import storages, weights_of
 from sicompiler.reports.phases import PhaseRow
@@ -221,14 +222,13 @@ def rewinder(args: Any, kwargs: Any) -> Any:
     """A function that puts random generators among the inputs, and torch's own, back into the state they are in now."""
     generators = [x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Generator)]
     states, own = [g.get_state() for g in generators], torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    rewind_devices = random_rewinder()
 
     def rewind() -> None:
         for generator, before in zip(generators, states, strict=True):
             generator.set_state(before)
         torch.set_rng_state(own)
-        if cuda:
-            torch.cuda.set_rng_state_all(cuda)
+        rewind_devices()
 
     return rewind
 

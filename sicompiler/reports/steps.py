@@ -15,9 +15,10 @@ from torch import fx
 from torch._ops import OpOverload
 
 from sicompiler.capture import Program, Source
+from sicompiler.device import device_kind
 from sicompiler.facts.calls import bind, operands_of
 from sicompiler.facts.modules import module_path
-from sicompiler.facts.storages import ALLOCATION_GRANULE_BYTES, fact_of, fake_tensors, rounded
+from sicompiler.facts.storages import fact_of, fake_tensors, rounded
 from sicompiler.facts.workspace.table import workspace_bytes
 from sicompiler.ops import offloaded_tensor, sliced_loop, streamed_loop
 
@@ -108,7 +109,7 @@ def listing(program: Program, *, device_type: str = "cpu") -> Listing:
 
     Args:
         program: its nodes carry fake tensors.
-        device_type: whose allocator and kernels to count with, "cpu" or "cuda".
+        device_type: whose allocator and kernels to count with: a row of `sicompiler.device`.
     """
     return _Lister(program, device_type).run()
 
@@ -116,7 +117,7 @@ def listing(program: Program, *, device_type: str = "cpu") -> Listing:
 class _Lister:
     def __init__(self, program: Program, device_type: str) -> None:
         self.program, self.device_type = program, device_type
-        self.granule = ALLOCATION_GRANULE_BYTES.get(device_type, 1)
+        self.granule = device_kind(device_type).granule_bytes
         self.names: dict[fx.Node, str] = {}
         self.values: dict[fx.Node, Any] = {}  # fake values, views of what a loop has written brought up to date
         self.taken: set[str] = set()

@@ -23,6 +23,7 @@ from torch._C._profiler import ProfilerConfig, ProfilerState, RecordScope, _Even
 from torch.profiler import ProfilerAction, ProfilerActivity
 from torch.profiler.profiler import PROFILER_STEP_NAME
 
+from sicompiler.device import Device
 from sicompiler.errors import SicompilerError
 
 autograd: Any = torch._C._autograd  # its stubs leave out the scopes
@@ -39,7 +40,7 @@ class Allocation:
         when_ns: since 1970.
         address: None where the profiler does not tell it.
         bytes: negative for a release.
-        device_type: cpu or cuda.
+        device_type: the kind of device.
     """
 
     when_ns: int
@@ -157,6 +158,7 @@ class _Legacy:
     """The profiler of one thread that torch had before torch.profiler."""
 
     name = "allocator events of torch's profiler of one thread"
+    kinds = (Device.CPU.value, Device.CUDA.value)  # what its events tell apart
 
     def __init__(self) -> None:
         self._began_ns = 0
@@ -173,7 +175,8 @@ class _Legacy:
         for event in events:
             if event.kind() == "memory_alloc":
                 when_ns = self._began_ns + int(begin.cpu_elapsed_us(event) * 1000)
-                for device_type, nbytes in (("cpu", event.cpu_memory_usage()), ("cuda", event.cuda_memory_usage())):
+                told = (event.cpu_memory_usage(), event.cuda_memory_usage())
+                for device_type, nbytes in zip(self.kinds, told, strict=True):
                     if nbytes:
                         allocations.append(Allocation(when_ns, None, nbytes, device_type))
         return sorted(allocations, key=lambda event: event.when_ns)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from sicompiler.device import device_kind
 from sicompiler.errors import SicompilerError
 from sicompiler.plan import Plan
 from sicompiler.units import format_bytes
@@ -23,16 +24,17 @@ class OutOfMemory(SicompilerError, torch.OutOfMemoryError):
     Attributes:
         plan: what was being carried out.
         held_bytes: weights, inputs and buffers of the run when it failed.
-        measured_peak_bytes: the most the allocator has held so far; on the CPU, which does not count, `held_bytes`.
+        measured_peak_bytes: the most the allocator has held so far; where it does not count, as on the CPU,
+            `held_bytes`.
     """
 
     def __init__(self, plan: Plan, held_bytes: int, reason: str) -> None:
         self.plan, self.held_bytes, self.measured_peak_bytes = plan, held_bytes, held_bytes
         counted = f"the run held {format_bytes(held_bytes)} when it failed"
-        if plan.device == "cuda":
-            self.measured_peak_bytes = torch.cuda.max_memory_allocated()
+        if device_kind(plan.device).has_counters:
+            self.measured_peak_bytes = torch.accelerator.max_memory_allocated()
             counted += (
-                f", all that torch has there {format_bytes(torch.cuda.memory_allocated())} "
+                f", all that torch has there {format_bytes(torch.accelerator.memory_allocated())} "
                 f"(measured peak so far: {format_bytes(self.measured_peak_bytes)})"
             )
         floor = "" if plan.floor_bytes is None else f" (the floor is {format_bytes(plan.floor_bytes)})"

@@ -6,7 +6,7 @@
 
 CPU: torch's profiler reports every allocation and release, those inside kernels too (im2col buffers of convolutions,
 buffers of attention): 1 us per event while the code runs, 50 bytes of its own (unmeasured) memory, and on leaving the
-context 8 us and briefly 1.9 KB per event. CUDA: the caching allocator counts by itself.
+context 8 us and briefly 1.9 KB per event. Accelerators: the caching allocator counts by itself.
 
 Measurements of one thread may lie within one another, as one recorder writes for all of them. Those of several threads
 don't see one another's allocations on the CPU.
@@ -27,6 +27,7 @@ from typing import Any
 
 import torch
 
+from sicompiler.device import default_device, device_kind
 from sicompiler.errors import BadInput
 from sicompiler.ops import is_offloaded
 from sicompiler.runtime.allocations import Allocation, AllocationRecorder, profiler_running, recorder
@@ -69,21 +70,21 @@ class Peak:
 def measure_peak(device: torch.device | str | None = None, *, older: Iterable[torch.Tensor] = ()) -> Iterator[Peak]:
     """Measure the peak of allocated memory in a `with` block.
 
-    On CUDA, `bytes` is the rise above the level at entry; releasing what is older lowers the level. On the CPU, what
-    was allocated before entry is not followed, neither up nor down: `bytes` is the most that blocks allocated since
-    entry held together. That is the rise above the level at entry, or more if the block releases something older. Not
-    seen on the CPU: threads that Python starts in the block (torch's own worker threads are seen), and memory that
+    On an accelerator, `bytes` is the rise above the level at entry; releasing what is older lowers the level. On the
+    CPU, what was allocated before entry is not followed, neither up nor down: `bytes` is the most that blocks allocated
+    since entry held together. That is the rise above the level at entry, or more if the block releases something older.
+    Not seen on the CPU: threads that Python starts in the block (torch's own worker threads are seen), and memory that
     doesn't come from torch's allocator (packed operands within MKL and oneDNN, NumPy).
 
     Args:
-        device: what to measure; None takes the current CUDA device if there is one, else the CPU.
+        device: what to measure; None takes the current accelerator if there is one, else the CPU.
         older: tensors from before entry whose release is followed on the CPU too: weights that the block casts.
 
     Yields:
         A `Peak`, filled when the block is left.
 
     Raises:
-        BadInput: not a CPU or CUDA device.
+        BadInput: a device that is not known, or whose allocator counts no peak.
         SicompilerError: a profiler is running in this thread.
     """
     with _measured(_device(device), older, exact=True) as peak:
@@ -96,18 +97,22 @@ def observe_peak(
 ) -> Iterator[Peak]:
     """Measure a block of a user's call where that is possible; never an error.
 
-    Where a profiler runs in this thread nothing is measured, and `not_measured` says so.
+    Where a profiler runs in this thread, or the device counts no peak, nothing is measured: `not_measured` says so.
 
     Args:
         device: what to measure.
         older: as of `measure_peak`.
         exact: as `measure_peak` does it. Otherwise nothing of the process is touched that a user may be reading or
-            start meanwhile: torch.profiler in other threads, the peak counters of CUDA.
+            start meanwhile: torch.profiler in other threads, the peak counters of the device (which there is no way
+            around where torch's profiler of one thread does not see its allocations).
 
     Yields:
         A `Peak`, filled when the block is left.
     """
-    chosen = _device(device)
+    chosen = torch.device(device)
+    if why := _unmeasurable(chosen):
+        yield Peak(chosen, "none", not_measured=why)
+        return
     if not _thread.windows and profiler_running():
         yield Peak(chosen, "none", not_measured="a profiler of yours was running")
         return
@@ -116,10 +121,16 @@ def observe_peak(
 
 
 def _device(device: torch.device | str | None) -> torch.device:
-    chosen = torch.device(device if device is not None else "cuda" if torch.cuda.is_available() else "cpu")
-    if chosen.type not in ("cpu", "cuda"):
-        raise BadInput(f"measure_peak knows cpu and cuda, got {str(chosen)!r}")
+    chosen = default_device() if device is None else torch.device(device)
+    if why := _unmeasurable(chosen):
+        raise BadInput(f"measure_peak can't measure {str(chosen)!r}: {why}")
     return chosen
+
+
+def _unmeasurable(device: torch.device) -> str:
+    """Why the peaks of a device can't be measured; empty where they can."""
+    kind = device_kind(device)
+    return "" if kind.has_counters or kind.name == "cpu" else f"the allocator of {kind.name} counts no peak"
 
 
 @contextmanager
@@ -127,7 +138,8 @@ def _measured(device: torch.device, older: Iterable[torch.Tensor], *, exact: boo
     if device.type == "cpu":
         measuring = _measure_cpu(device, older, exact=exact)
     else:
-        measuring = _measure_cuda(device) if exact else _measure_cuda_by_events(device)
+        by_events = not exact and device_kind(device).in_thread_events
+        measuring = _measure_by_events(device) if by_events else _measure_by_counters(device)
     with measuring as peak:
         yield peak
 
@@ -232,7 +244,7 @@ def _lowered(points: Sequence[tuple[int, int]], released: Sequence[tuple[int, in
 
 
 class _Counters:
-    """The peak counters of CUDA's allocator, which a measurement sets back, though another one may be at work."""
+    """The peak counters of allocators, which a measurement sets back, though another one may be at work."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -249,48 +261,48 @@ class _Counters:
         with self._lock:
             self._read(device)
             self._highest.setdefault(device, []).append(highest)
-            torch.cuda.reset_peak_memory_stats(device)
+            torch.accelerator.reset_peak_memory_stats(device)
         try:
-            yield lambda: max(highest[0], torch.cuda.max_memory_allocated(device))
+            yield lambda: max(highest[0], torch.accelerator.max_memory_allocated(device))
         finally:
             with self._lock:
                 self._highest[device] = [each for each in self._highest[device] if each is not highest]
 
     def _read(self, device: torch.device) -> None:
         for highest in self._highest.get(device, ()):
-            highest[0] = max(highest[0], torch.cuda.max_memory_allocated(device))
+            highest[0] = max(highest[0], torch.accelerator.max_memory_allocated(device))
 
 
 _counters = _Counters()
 
 
 @contextmanager
-def _measure_cuda(device: torch.device) -> Iterator[Peak]:
-    torch.cuda.synchronize(device)
-    entry = torch.cuda.memory_allocated(device)
-    peak = Peak(device, "torch.cuda.max_memory_allocated", allocated_at_entry=entry)
+def _measure_by_counters(device: torch.device) -> Iterator[Peak]:
+    torch.accelerator.synchronize(device)
+    entry = torch.accelerator.memory_allocated(device)
+    peak = Peak(device, "torch.accelerator.max_memory_allocated", allocated_at_entry=entry)
     window = _Window()
     with _counters.counting(device) as highest:
         try:
             with _thread.recording(window, exact=True):
                 yield peak
         finally:
-            torch.cuda.synchronize(device)
+            torch.accelerator.synchronize(device)
             peak.bytes = highest() - entry
-            peak.reserved_bytes = torch.cuda.max_memory_reserved(device)
-            peak._points = window.levels("cuda", only_new=False)
+            peak.reserved_bytes = torch.accelerator.max_memory_reserved(device)
+            peak._points = window.levels(device.type, only_new=False)
 
 
 @contextmanager
-def _measure_cuda_by_events(device: torch.device) -> Iterator[Peak]:
+def _measure_by_events(device: torch.device) -> Iterator[Peak]:
     """Leave the counters alone, which the user may be reading; what other threads allocate is not seen."""
-    peak = Peak(device, "", allocated_at_entry=torch.cuda.memory_allocated(device))
+    peak = Peak(device, "", allocated_at_entry=torch.accelerator.memory_allocated(device))
     window = _Window()
     try:
         with _thread.recording(window, exact=False) as peak.method:
             yield peak
     finally:
-        peak._points = window.levels("cuda", only_new=False)
+        peak._points = window.levels(device.type, only_new=False)
         peak.bytes = max(level for _, level in peak._points)
 
 

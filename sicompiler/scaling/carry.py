@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from sicompiler.axes.factor_map import Slicing
 from sicompiler.compiler.analyzed_graph import AnalyzedGraph, OuterGraph
 from sicompiler.compiler.search import HOT_SHARE, Search
-from sicompiler.cost import Machine
+from sicompiler.device import Machine
 from sicompiler.planners.candidates import Candidate, cut_positions
 from sicompiler.planners.dp import floor, solve
 from sicompiler.planners.gradual import GradualProblem

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sicompiler.device import device_kind
 from sicompiler.facts.modules import describe
-from sicompiler.facts.storages import ALLOCATION_GRANULE_BYTES, Origin
-from sicompiler.facts.workspace.table import standing_bytes
+from sicompiler.facts.storages import Origin
 from sicompiler.scaling.form import Point, Polynomial, corners, fit, symbols
 from sicompiler.scaling.sized import FittedModel
 from sicompiler.scaling.template import DifferentGraph, SizedGraph
@@ -71,8 +71,8 @@ def _alive(learned: FittedModel, sized: dict[Point, SizedGraph], position: int, 
 
     template = learned.template
     facts, lives = template.reference.facts, template.reference.view.lives
-    granule = ALLOCATION_GRANULE_BYTES.get(facts.device_type, 1)
-    found: Any = sympy.Integer(standing_bytes(facts.device_type))
+    granule = device_kind(facts.device_type).granule_bytes
+    found: Any = sympy.Integer(device_kind(facts.device_type).library_bytes)
     for storage, form in zip(facts.storages, template.forms_of_storages(), strict=True):
         first, last = lives.first[storage.index], lives.last[storage.index]
         if storage.origin is not Origin.WEIGHT and first <= position <= last:

@@ -16,7 +16,7 @@ from sicompiler.compiler.planner import Planner, make_planner
 from sicompiler.compiler.prepare import dtype_name
 from sicompiler.compiler.search import Progress
 from sicompiler.compiler.searches import KnownSearches
-from sicompiler.cost import MACHINES
+from sicompiler.device import device_kind
 from sicompiler.errors import CaptureError
 from sicompiler.scaling.carry import ReusableRegion, carried, known_regions
 from sicompiler.scaling.form import Point, Polynomial, fit
@@ -77,7 +77,7 @@ class FittedModel:
         """A planner that knows the regions of the first point only."""
         weights = self.weights.at(point)
         assert weights is not None
-        machine = MACHINES[sized.facts.device_type]
+        machine = device_kind(sized.facts.device_type).machine
         searches = [carried(sized, self.regions, None, machine)]
         for loop in self.loops:
             inner = loop.template.sized(point)

@@ -19,9 +19,9 @@ from torch import fx
 from sicompiler.axes.factor_map import Slicing
 from sicompiler.axes.table import AxisTable
 from sicompiler.compiler.analyzed_graph import AnalyzedGraph, named_axes
+from sicompiler.device import device_kind
 from sicompiler.errors import BadInput
 from sicompiler.facts.storages import (
-    ALLOCATION_GRANULE_BYTES,
     GraphFacts,
     Storage,
     TensorFact,
@@ -175,7 +175,7 @@ class SizedGraph:
                 stride = tuple(next(given) for _ in tensor.stride)
                 found.append(replace(tensor, shape=shape, stride=stride))
             tensors.append(tuple(found))
-        granule = ALLOCATION_GRANULE_BYTES.get(facts.device_type, 1)
+        granule = device_kind(facts.device_type).granule_bytes
         storages = tuple(Storage(s.index, rounded(next(given), granule), s.origin, s.node) for s in facts.storages)
         outputs = tuple(copies[node] for node in facts.outputs)
         self.facts = GraphFacts(

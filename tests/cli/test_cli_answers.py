@@ -13,7 +13,8 @@ import pytest
 
 from sicompiler.cli import answers
 from sicompiler.cli.answers import recalled
-from sicompiler.cli.options import Device, ModelOptions
+from sicompiler.cli.options import ModelOptions
+from sicompiler.device import Device
 
 pytestmark = pytest.mark.pure
 

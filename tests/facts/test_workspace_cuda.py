@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
+from sicompiler.device import device_kind
 from sicompiler.facts.storages import TensorFact
-from sicompiler.facts.workspace.table import standing_bytes, workspace_bytes
+from sicompiler.facts.workspace.table import workspace_bytes
 from sicompiler.units import KIB
 
 pytestmark = pytest.mark.pure
@@ -40,5 +41,5 @@ def test_cuda_estimates() -> None:
     assert _cuda(aten.scaled_dot_product_attention.default, [q, q, q], q) == 2 * 5 * 9216 * 4
     assert _cuda(aten.silu.default, [x], x) == 0
     assert _cuda(aten.linear.default, [q, meta(64, 64)], q) == 0
-    assert standing_bytes("cuda") > 0
-    assert standing_bytes("cpu") == 0
+    assert device_kind("cuda").library_bytes > 0
+    assert device_kind("cpu").library_bytes == 0

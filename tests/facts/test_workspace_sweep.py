@@ -13,7 +13,7 @@ from sicompiler.axes.factor_map import FactorKind, FactorSlicing, Slicing
 from sicompiler.axes.registry import rules
 from sicompiler.axes.resize import copying_twin, resize
 from sicompiler.facts.storages import TensorFact
-from sicompiler.facts.workspace.table import DEVICES, has_row, workspace_bytes
+from sicompiler.facts.workspace.table import COLUMNS, has_row, workspace_bytes
 from sicompiler.ops.slices import slice_view
 from sicompiler.planners.op_costs import shortened
 from sicompiler.regions.view import READS_STRIDED, narrows_well
@@ -32,7 +32,7 @@ CLOSENESS = 0.15  # of operands, results and workspace together, where those are
 operators = pytest.mark.parametrize("target", OPERATORS, ids=str)
 
 
-@pytest.mark.parametrize("device_type", sorted(DEVICES))
+@pytest.mark.parametrize("device_type", sorted(COLUMNS))
 def test_every_operator_with_a_rule_has_a_row(device_type: str) -> None:
     missing = [str(target) for target in OPERATORS if not has_row(target, device_type)]
     assert not missing, f"write down what {', '.join(missing)} allocate, be it nothing (facts/workspace/families.py)"
@@ -45,7 +45,7 @@ def test_every_operator_with_a_rule_is_swept() -> None:
 
 def test_an_operator_nobody_measured_copies_its_operands() -> None:
     x, index = torch.zeros(6, 5), torch.zeros(7, dtype=torch.int64)
-    for device_type in DEVICES:
+    for device_type in COLUMNS:
         for target in (aten.index_add.default, torch.ops.aten.renorm.default):
             assert not has_row(target, device_type)
             assert workspace_bytes(target, [fact(x), fact(index)], [fact(x)], device_type) >= x.nbytes + index.nbytes

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from sicompiler.capture import Program, capture, flatten_inputs, structure
 from sicompiler.compiler.analyzed_graph import analyze_graph
 from sicompiler.compiler.search import whole_seconds_of
-from sicompiler.cost import MACHINES
+from sicompiler.device import device_kind
 from sicompiler.errors import BadInput
 from sicompiler.passes.manager import run_stage
 from sicompiler.passes.split_at_cut import full_program, skip_program
@@ -22,7 +22,7 @@ from tests.zoo import captured
 
 def _cuts(program: Program, most: float = 1.0) -> tuple[FeatureCut, ...]:
     graph = analyze_graph(program, "cpu")
-    return candidate_cuts(graph.facts, whole_seconds_of(graph, MACHINES["cpu"]), most)
+    return candidate_cuts(graph.facts, whole_seconds_of(graph, device_kind("cpu").machine), most)
 
 
 def _run(program: Program, model: nn.Module, inputs: list[Any]) -> Any:

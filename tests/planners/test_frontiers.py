@@ -12,9 +12,10 @@ from collections.abc import Callable
 import pytest
 
 from sicompiler.cli.frontier import frontier
-from sicompiler.cli.options import Device, ModelOptions
+from sicompiler.cli.options import ModelOptions
 from sicompiler.cli.output import Progress
 from sicompiler.cli.work import find, prepare
+from sicompiler.device import Device
 from sicompiler.zoo.presets import PRESETS
 
 QUICK = ("sd-vae", "svd-vae")

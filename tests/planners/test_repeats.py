@@ -13,7 +13,7 @@ from sicompiler.api import prepare
 from sicompiler.capture import capture
 from sicompiler.compiler.analyzed_graph import AnalyzedGraph, analyze_graph
 from sicompiler.compiler.search import make_search
-from sicompiler.cost import MACHINES
+from sicompiler.device import device_kind
 from sicompiler.planners import candidates as searching
 from sicompiler.planners.repeats import Repeats
 from tests.zoo import tiny
@@ -140,7 +140,7 @@ class Stages(nn.Module):
 
 
 def candidates_of(graph: AnalyzedGraph, known: searching.Regions | None) -> list[Row]:
-    found = make_search(graph, None, [], MACHINES["cpu"], None, known=known).problem.candidates
+    found = make_search(graph, None, [], device_kind("cpu").machine, None, known=known).problem.candidates
     return [(c.start, c.stop, c.seed, c.lengths, c.peak_bytes.tolist(), c.seconds.tolist()) for c in found]
 
 
@@ -168,11 +168,11 @@ def test_a_graph_is_searched_with_what_others_have_shown(monkeypatch: pytest.Mon
 
 def test_answers_of_another_machine_are_no_answers() -> None:
     graph = analyze_graph(capture(Stages(0).eval(), (torch.zeros(2, 4, 16, 16),), {}), "cpu")
-    slow = dataclasses.replace(MACHINES["cpu"], memory_bandwidth=1e6)
+    slow = dataclasses.replace(device_kind("cpu").machine, memory_bandwidth=1e6)
     known = searching.Regions()
     alone: list[list[Row]] = []
     found: list[list[Row]] = []
-    for machine in (MACHINES["cpu"], slow):
+    for machine in (device_kind("cpu").machine, slow):
         for rows, shared in ((alone, None), (found, known)):
             problem = make_search(graph, None, [], machine, None, known=shared).problem
             rows.append([candidate.seconds.tolist() for candidate in problem.candidates])

@@ -11,7 +11,7 @@ from sicompiler import compiled_module
 from sicompiler.compiler.planner import rewrite
 from sicompiler.compiler.prepare import prepare
 from sicompiler.compiler.searches import Searches
-from sicompiler.cost import MACHINES
+from sicompiler.device import device_kinds
 from sicompiler.planners.dp import Problem, solve
 from sicompiler.planners.gains import most_saved_seconds
 from sicompiler.runtime.verify import errors
@@ -73,7 +73,7 @@ def test_every_second_is_in_a_stage() -> None:
 
 
 @pytest.mark.parametrize("width", [16, 64])
-@pytest.mark.parametrize("device", MACHINES)
+@pytest.mark.parametrize("device", device_kinds())
 def test_the_bound_is_above_what_loops_save(device: str, width: int) -> None:
     """Also where slices pay: large hidden values that stay in the cache piece by piece."""
     model, x = feeds(width, tokens=2**13)

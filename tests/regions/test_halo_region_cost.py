@@ -17,7 +17,7 @@ from sicompiler.axes.factor_map import Slicing
 from sicompiler.capture import capture
 from sicompiler.compiler.analyzed_graph import AnalyzedGraph, analyze_graph
 from sicompiler.compiler.search import graph_offloading, spillable
-from sicompiler.cost import MACHINES
+from sicompiler.device import device_kind
 from sicompiler.planners.candidates import seeds_of
 from sicompiler.planners.halo_operators import HaloOperators
 from sicompiler.planners.halo_region_cost import HaloRegionCost
@@ -73,7 +73,7 @@ def check_ends(graph: AnalyzedGraph, most: int, every: int) -> int:
         most: operators of a region.
         every: how many positions lie between starts.
     """
-    machine, ends = MACHINES[graph.facts.device_type], 0
+    machine, ends = device_kind(graph.facts.device_type).machine, 0
     evaluator, other = (OpCosts(graph.view, graph.line, machine) for _ in range(2))
     for start in [p for p in range(graph.facts.num_placeholders, len(graph.facts.nodes), every) if makes(graph, p)]:
         for seed in seeds_of(graph.view, [{} for _ in graph.facts.nodes], start):
@@ -108,7 +108,7 @@ def test_every_end_in_a_random_network_is_as_counted_from_scratch(seed: int, dev
 def test_without_windows_both_ways_of_counting_agree(seed: int, device: str) -> None:
     module, args, kwargs = testing.random_network(seed=seed)
     graph = analyze_graph(capture(module, args, kwargs), device)
-    evaluator, end = OpCosts(graph.view, graph.line, MACHINES[device]), len(graph.facts.nodes)
+    evaluator, end = OpCosts(graph.view, graph.line, device_kind(device).machine), len(graph.facts.nodes)
     for start in [p for p in range(graph.facts.num_placeholders, end, 3) if makes(graph, p)]:
         for seed_slicing in seeds_of(graph.view, [{} for _ in graph.facts.nodes], start):
             walk = RegionBuilder(graph.view, start, seed_slicing)
@@ -133,7 +133,7 @@ def long_walk(graph: AnalyzedGraph) -> RegionBuilder:
 
 def test_a_region_grown_at_once_is_as_one_grown_step_by_step() -> None:
     graph = frames_graph(2, "cuda")
-    evaluator = OpCosts(graph.view, graph.line, MACHINES["cuda"])
+    evaluator = OpCosts(graph.view, graph.line, device_kind("cuda").machine)
     walk, other = long_walk(graph), long_walk(graph)
     steps, once = RegionCost(evaluator, walk), RegionCost(evaluator, other)
     while walk.stop < len(graph.facts.nodes) and walk.extend() is None:
@@ -158,7 +158,7 @@ def test_twice_the_frames_are_hardly_more_to_work_out(monkeypatch: pytest.Monkey
     for frames in (6, 12):
         graph = frames_graph(frames, "cuda")
         walk = long_walk(graph)
-        tally = RegionCost(OpCosts(graph.view, graph.line, MACHINES["cuda"]), walk)
+        tally = RegionCost(OpCosts(graph.view, graph.line, device_kind("cuda").machine), walk)
         while walk.stop < len(graph.facts.nodes) and walk.extend() is None:
             tally.advance()
         worked_out.clear()

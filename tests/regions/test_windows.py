@@ -15,7 +15,7 @@ from sicompiler.api import prepare
 from sicompiler.axes.factor_map import Slicing
 from sicompiler.compiler.planner import rewrite
 from sicompiler.compiler.search import make_search
-from sicompiler.cost import MACHINES
+from sicompiler.device import device_kind
 from sicompiler.planners.region_cost import MAX_WINDOWS
 from sicompiler.regions.builder import RegionBuilder
 from sicompiler.regions.region import Region
@@ -189,7 +189,7 @@ def test_a_region_may_run_on_to_the_end_of_its_axis() -> None:
     torch.manual_seed(0)
     module, x = Chain().double().eval(), torch.randn(1, 3, 40, 6, dtype=torch.float64)
     graph = testing.legal_graph(module, (x,), {})
-    search = make_search(graph, None, [], MACHINES["cpu"], None)
+    search = make_search(graph, None, [], device_kind("cpu").machine, None)
     first, stop = graph.facts.num_placeholders, len(graph.facts.nodes)
     found = [c for c in search.problem.candidates if (c.start, c.stop) == (first, stop)]
     assert {c.seed.dim for c in found} == {2, 3}, "along height and along width"

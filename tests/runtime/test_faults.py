@@ -169,8 +169,8 @@ def test_running_out_of_memory_is_told_with_the_plan_and_what_was_held(tight: An
 
 def test_on_an_accelerator_its_allocator_tells_the_peak(tight: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = dataclasses.replace(sicompiler.report(tight[0]).components["unet"].plans[-1], device="cuda")
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 5 * MIB)
-    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 7 * MIB)
+    monkeypatch.setattr(torch.accelerator, "memory_allocated", lambda: 5 * MIB)
+    monkeypatch.setattr(torch.accelerator, "max_memory_allocated", lambda: 7 * MIB)
     error = sicompiler.OutOfMemory(plan, 3 * MIB, "CUDA out of memory.")
     assert error.measured_peak_bytes == 7 * MIB
     assert "the run held 3 MiB when it failed, all that torch has there 5 MiB (measured peak so far: 7 MiB)" in str(

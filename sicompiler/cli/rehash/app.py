@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from sicompiler.cli.options import Device, Json, RequiredGb
+from sicompiler.cli.options import Json, RequiredGb
 from sicompiler.cli.rehash.options import SCHEDULERS, Calibration
+from sicompiler.device import Device
 
 rehash = typer.Typer(
     add_completion=False,
@@ -90,7 +91,7 @@ def calibrate(
     ] = None,
     device: Annotated[
         Device | None,
-        typer.Option("--device", help="Run on this device. Default: cuda where there is one.", show_default=False),
+        typer.Option("--device", help="Run on this device. Default: the accelerator if any.", show_default=False),
     ] = None,
     json: Json = False,
 ) -> int:

@@ -9,6 +9,7 @@ import torch
 
 import sicompiler
 from sicompiler.cli.rehash.options import SCHEDULERS
+from sicompiler.device import check_available, default_device
 from sicompiler.errors import BadInput
 from sicompiler.pipelines.pipeline import is_pipeline
 from sicompiler.zoo.load import call_function
@@ -22,15 +23,15 @@ def load_pipeline(spec: str, dtype: str | None, device: str | None) -> Any:
     Args:
         spec: a diffusers folder, `demo`, or `package.module:function` that returns a pipeline.
         dtype: of the weights; float32 by default. A function's pipeline keeps its own.
-        device: to run on; cuda where there is one by default.
+        device: to run on; the accelerator of this machine, where there is one, by default.
 
     Raises:
         BadInput: there is none, it can't be loaded, or there is no such device or dtype.
     """
     if dtype is not None and dtype not in DTYPES:
         raise BadInput(f"unknown dtype {dtype!r}; known: {', '.join(DTYPES)}")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise BadInput("there is no CUDA device here; calibrating runs the pipeline, so take --device cpu")
+    if device is not None:
+        check_available(device, "calibrating runs the pipeline")
     path = Path(spec).expanduser()
     if spec == "demo":
         pipe = sicompiler.demo_pipeline(dtype=DTYPES[dtype or "float32"])
@@ -43,7 +44,7 @@ def load_pipeline(spec: str, dtype: str | None, device: str | None) -> Any:
     else:
         pipe = _from_folder(spec, path, DTYPES[dtype or "float32"])
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return pipe.to(device or default_device())
 
 
 def _from_folder(spec: str, path: Path, dtype: torch.dtype) -> Any:

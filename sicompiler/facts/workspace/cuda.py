@@ -26,8 +26,6 @@ from sicompiler.facts.workspace.layout import (
 aten = torch.ops.aten
 ops = torch.ops.sicompiler
 
-CUBLAS_BYTES = 32 * 2**20
-
 
 def workspace(call: KernelCall) -> int:
     """Bytes of one call; a copy of its operands where nothing is known of the operator."""

@@ -13,22 +13,27 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 
+from sicompiler.device import device_kind
 from sicompiler.facts.storages import TensorFact
 from sicompiler.facts.workspace import cpu, cuda
 from sicompiler.facts.workspace.layout import Formula, kernel_call, nothing
 
-DEVICES: Mapping[str, Mapping[OpOverload, Formula]] = {"cpu": cpu.ROWS, "cuda": cuda.ROWS}
+COLUMNS: Mapping[str, Mapping[OpOverload, Formula]] = {"cpu": cpu.ROWS, "cuda": cuda.ROWS}
+_COUNTS = {"cpu": cpu.workspace, "cuda": cuda.workspace}
+
+
+def _rows(device_type: str) -> Mapping[OpOverload, Formula]:
+    return COLUMNS[device_kind(device_type).workspace]
 
 
 def has_row(target: OpOverload, device_type: str) -> bool:
     """Whether something is known of what an operator allocates; else a copy of its operands is counted."""
-    return target in DEVICES[device_type] or torch.Tag.pointwise in target.tags
+    return target in _rows(device_type) or torch.Tag.pointwise in target.tags
 
 
 def takes_workspace(target: OpOverload, device_type: str) -> bool:
     """Whether a kernel may allocate anything beside its results."""
-    formula = DEVICES["cpu" if device_type == "cpu" else "cuda"].get(target)
-    return formula is not nothing
+    return _rows(device_type).get(target) is not nothing
 
 
 def workspace_bytes(
@@ -44,17 +49,8 @@ def workspace_bytes(
         target: the operator.
         operands: its tensors in schema order, lists flattened, None left out.
         results: its tensor results.
-        device_type: "cpu" or "cuda"; anything else counts as "cuda".
+        device_type: a row of `sicompiler.device`, which names its column.
         arguments: every argument by name (`bind`), of the unsliced call; None: all at their defaults.
     """
-    count = cpu.workspace if device_type == "cpu" else cuda.workspace
+    count = _COUNTS[device_kind(device_type).workspace]
     return count(kernel_call(target, operands, results, arguments)) if operands else 0
-
-
-def standing_bytes(device_type: str) -> int:
-    """Bytes that libraries take from torch's allocator at first use and keep: part of every measured peak.
-
-    CUDA: an estimate, the workspace of cuBLAS: 32 MiB on Hopper, 8.1 MiB on older devices (`getChosenWorkspaceSize` in
-    aten/src/ATen/cuda/CublasHandlePool.cpp; the environment variable CUBLAS_WORKSPACE_CONFIG changes it).
-    """
-    return cuda.CUBLAS_BYTES if device_type == "cuda" else 0

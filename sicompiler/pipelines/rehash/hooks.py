@@ -14,6 +14,7 @@ import torch
 import torch.utils._pytree as pytree
 
 from sicompiler.capture import flatten_inputs, structure
+from sicompiler.device import device_kind
 from sicompiler.errors import BadInput
 from sicompiler.pipelines.component import CompiledComponent
 from sicompiler.pipelines.rehash.guidance import guidance_of
@@ -310,8 +311,10 @@ class PipelineRehash:
 
     def _now(self, device: torch.device) -> float:
         """The time; where it will be compared, the device has done by then what it was asked for."""
-        if device.type == "cuda" and (self.timed or (self.last is not None and self.last.recorder is not None)):
-            torch.cuda.synchronize(device)
+        if device_kind(device).has_streams and (
+            self.timed or (self.last is not None and self.last.recorder is not None)
+        ):
+            torch.accelerator.synchronize(device)
         return time.perf_counter()
 
     # Lessons and plans

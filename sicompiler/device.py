@@ -1,0 +1,286 @@
+"""One row for each kind of device: its allocator, kernels, streams, host memory, and what the cost model knows of it.
+
+Everything else asks `device_kind`. A backend of its own (`torch.utils.rename_privateuse1_backend`) is added by
+`register_device`. Reading the table does not import torch, as `sicompiler --help` lists it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from sicompiler.errors import BadInput
+
+if TYPE_CHECKING:
+    import torch
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the cost model knows of a device.
+
+    Attributes:
+        name: for the report.
+        flops: floating point operations per second of matrix kernels, by bytes per element.
+        vector_flops: the same of elementwise kernels.
+        memory_bandwidth: bytes per second to and from main (device) memory. On the CPU big tensors are fresh pages at
+            every allocation, so this is what touching new memory allows, well below the bus.
+        cache_bandwidth: bytes per second while the working set stays in the last-level cache.
+        cache_bytes: what of that cache one working set may fill.
+        launch_seconds: fixed cost of one operator call.
+        rows_at_half_speed: rows of a matrix product at which it reaches half its full rate.
+        columns_at_half_speed: the same of its columns: output channels or features.
+        line_bytes: what memory moves at least: shorter runs of a slice cost as much.
+        kernel_passes: how often a convolution moves its weights (oneDNN lays them out anew at every call).
+        offload_bandwidth: bytes per second to and from offload memory: a mapped file, or pinned memory beyond PCIe.
+        offload_overlaps: whether the device computes while that goes on.
+    """
+
+    name: str
+    flops: Mapping[int, float]
+    vector_flops: float
+    memory_bandwidth: float
+    cache_bandwidth: float
+    cache_bytes: float
+    launch_seconds: float
+    rows_at_half_speed: float
+    columns_at_half_speed: float
+    line_bytes: float
+    kernel_passes: float
+    offload_bandwidth: float = 1e9
+    offload_overlaps: bool = False
+
+
+class Device(StrEnum):
+    """The kinds of device that torch comes with and that have a row here."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+    XPU = "xpu"
+    MPS = "mps"
+
+
+class HostMemory(StrEnum):
+    """Where the offload memory of a device lies."""
+
+    MAPPED = "mapped file"  # of a CPU, whose own memory is the host's
+    PINNED = "pinned memory"  # of a device with memory of its own
+    UNIFIED = "unified memory"  # the device computes in the host's memory: nothing is gained by moving there
+
+
+@dataclass(frozen=True)
+class DeviceKind:
+    """How one kind of device allocates, computes and copies.
+
+    Attributes:
+        name: as `torch.device(...).type` gives it.
+        machine: round figures for the cost model; only ratios matter to the planner.
+        workspace: the column of the workspace table that holds for its kernels.
+        granule_bytes: what its allocator rounds the size of every block up to.
+        has_counters: whether `torch.accelerator.memory_allocated` and its peaks work. Its allocator then counts all
+            that lies on the device, whoever holds it.
+        keeps_segments: whether its allocator keeps what is freed, so that more is reserved than allocated.
+        has_streams: whether copies run on streams beside what computes.
+        host_memory: where its offload memory lies.
+        library_bytes: what libraries take from torch's allocator at first use and keep; part of every measured peak.
+        in_thread_events: whether torch's profiler of one thread reports its allocations.
+        fuses_batch_norm: whether its kernel of `batch_norm_update_stats` needs no copy and rounds nothing, so that it
+            serves for the statistics of groups.
+        has_float64: whether it has tensors of float64.
+        untested: why nobody should trust the row blindly; empty where it is tested.
+    """
+
+    name: str
+    machine: Machine
+    workspace: str
+    granule_bytes: int
+    has_counters: bool
+    keeps_segments: bool
+    has_streams: bool
+    host_memory: HostMemory
+    library_bytes: int = 0
+    in_thread_events: bool = False
+    fuses_batch_norm: bool = True
+    has_float64: bool = True
+    untested: str = ""
+
+    @property
+    def can_offload(self) -> bool:
+        """Whether moving values and weights to its offload memory frees memory of the device."""
+        return self.host_memory is not HostMemory.UNIFIED
+
+    @property
+    def no_offload(self) -> str:
+        """Why a plan that could have been offloaded was not, for an error."""
+        return "offloading is not allowed" if self.can_offload else f"offloading frees nothing in {self.host_memory}"
+
+    def can_evict(self, *, offload: bool) -> bool:
+        """Whether idle components can be moved away: to the CPU; from a CPU to offload memory, if that is allowed.
+
+        Args:
+            offload: whether it is.
+        """
+        return self.host_memory is HostMemory.PINNED or (offload and self.can_offload)
+
+
+_CPU = DeviceKind(
+    Device.CPU.value,
+    Machine("cpu", {8: 0.6e11, 4: 1.2e11, 2: 1.0e11}, 1.5e10, 4e9, 1.6e10, 16e6, 15e-6, 64, 16, 64, 6, 1e9, False),
+    workspace="cpu",
+    granule_bytes=1,  # the allocator counts as asked
+    has_counters=False,
+    keeps_segments=False,
+    has_streams=False,
+    host_memory=HostMemory.MAPPED,
+    in_thread_events=True,
+    fuses_batch_norm=False,
+)
+_CUDA = DeviceKind(
+    Device.CUDA.value,
+    Machine("cuda", {8: 1e12, 4: 2e13, 2: 1.2e14}, 1e13, 8e11, 2.5e12, 30e6, 6e-6, 512, 64, 32, 1, 2e10, True),
+    workspace="cuda",
+    granule_bytes=512,  # CUDACachingAllocator kMinBlockSize
+    has_counters=True,
+    keeps_segments=True,
+    has_streams=True,
+    host_memory=HostMemory.PINNED,
+    # cuBLAS: 32 MiB on Hopper, 8.1 MiB on older devices (`getChosenWorkspaceSize` in
+    # aten/src/ATen/cuda/CublasHandlePool.cpp; the environment variable CUBLAS_WORKSPACE_CONFIG changes it).
+    library_bytes=32 * MIB,
+    in_thread_events=True,
+)
+_XPU = DeviceKind(
+    Device.XPU.value,
+    Machine("xpu", {8: 1e12, 4: 1.5e13, 2: 1e14}, 1e13, 4.5e11, 1.5e12, 16e6, 1e-5, 512, 64, 64, 1, 2e10, True),
+    workspace="cuda",
+    granule_bytes=512,  # XPUCachingAllocator kMinBlockSize; its segments follow CUDA's rules
+    has_counters=True,
+    keeps_segments=True,
+    has_streams=True,
+    host_memory=HostMemory.PINNED,
+    fuses_batch_norm=False,
+    untested="no model has run on it yet; workspace is that of CUDA's kernels",
+)
+_MPS = DeviceKind(
+    Device.MPS.value,
+    Machine("mps", {8: 1e12, 4: 1.2e13, 2: 1.3e13}, 5e12, 3.5e11, 1e12, 24e6, 2e-5, 256, 64, 64, 1, 3.5e11, False),
+    workspace="cuda",
+    granule_bytes=256,  # alignment of buffers in a Metal heap
+    has_counters=False,  # torch.mps counts what is allocated now, and no peak
+    keeps_segments=True,
+    has_streams=False,
+    host_memory=HostMemory.UNIFIED,
+    fuses_batch_norm=False,
+    has_float64=False,
+    untested="no model has run on it yet; workspace is that of CUDA's kernels, and peaks can't be measured",
+)
+
+PLANNED_FOR = Device.CUDA  # by commands that plan without a model's own device, where nobody says
+
+_kinds: dict[str, DeviceKind] = {kind.name: kind for kind in (_CPU, _CUDA, _XPU, _MPS)}
+
+
+def device_kinds() -> Mapping[str, DeviceKind]:
+    """Every kind of device that is known, by name."""
+    return dict(_kinds)
+
+
+def device_kind(device: torch.device | str) -> DeviceKind:
+    """The row of a device, or of a kind of device by its name.
+
+    Raises:
+        BadInput: it is not known; lists those that are.
+    """
+    name = str(device).partition(":")[0]
+    if name not in _kinds:
+        raise BadInput(
+            f"sicompiler does not know devices of kind {name!r}; it knows {', '.join(_kinds)}. Another backend needs "
+            "a row: sicompiler.device.register_device"
+        )
+    return _kinds[name]
+
+
+def register_device(kind: DeviceKind) -> None:
+    """Add the row of a backend that torch does not come with.
+
+    Args:
+        kind: its row; `name` is that of `torch.utils.rename_privateuse1_backend`.
+
+    Raises:
+        BadInput: there is another row by its name.
+    """
+    if _kinds.setdefault(kind.name, kind) != kind:
+        raise BadInput(f"there is another row for devices of kind {kind.name!r}")
+
+
+def accelerator() -> torch.device | None:
+    """The accelerator of this machine, its current device; None where there is none, or none that is known."""
+    import torch
+
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if found is None or found.type not in _kinds:
+        return None
+    return torch.device(found.type, torch.accelerator.current_device_index())
+
+
+def default_device() -> torch.device:
+    """Where a model runs if nobody says: the accelerator of this machine, else the CPU."""
+    import torch
+
+    return accelerator() or torch.device("cpu")
+
+
+def check_available(name: str, purpose: str) -> None:
+    """Refuse a kind of device that this machine does not have.
+
+    Args:
+        name: of the kind.
+        purpose: what would run there, as a sentence's subject and verb: "verify runs the model".
+
+    Raises:
+        BadInput: it is not known, or not here.
+    """
+    here = accelerator()
+    if device_kind(name) is not _CPU and (here is None or here.type != name):
+        raise BadInput(f"there is no {name} device here; {purpose}, so take --device {default_device().type}")
+
+
+def descriptions() -> list[str]:
+    """What each accelerator of this machine is: the names of its model and its generation, as far as torch knows."""
+    import torch
+
+    device = accelerator()
+    if device is None:
+        return []
+    module = torch.get_device_module(device.type)
+    asks = [getattr(module, name) for name in ("get_device_name", "get_device_capability") if hasattr(module, name)]
+    return [" ".join((device.type, *(str(ask(i)) for ask in asks))) for i in range(torch.accelerator.device_count())]
+
+
+def random_rewinder() -> Callable[[], None]:
+    """A function that puts the random generators of all accelerators back into the state they are in now."""
+    import torch
+
+    device = accelerator()
+    if device is None:
+        return lambda: None
+    module = torch.get_device_module(device.type)
+    if not hasattr(module, "get_rng_state_all"):  # mps: one device, one state
+        state = module.get_rng_state()
+        return lambda: module.set_rng_state(state)
+    states = module.get_rng_state_all()
+    return lambda: module.set_rng_state_all(states)
+
+
+def stream_in_use() -> torch.Stream | None:
+    """The stream that computes now; None where no accelerator was used so far."""
+    import torch
+
+    device = accelerator()
+    if device is None or not device_kind(device).has_streams:
+        return None
+    return torch.accelerator.current_stream() if torch.get_device_module(device.type).is_initialized() else None
