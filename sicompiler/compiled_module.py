@@ -205,7 +205,7 @@ class CompiledModule:
                 program, plan = planner.program, self.choose(planner, args, kwargs)
         if given is not None:
             rewritten, find_floor, untouched = rewrite(program, plan, given=True), None, Untouched()
-            given.check_bytes(weights_bytes(self.model), self.budget_bytes)
+            given.check_bytes(weights_bytes(self.model, given.device), self.budget_bytes)
         else:
             rewritten, find_floor = planner.rewrite(plan), planner.floor_of(plan)
             untouched = Untouched(planner.untouched_bytes())

@@ -204,6 +204,17 @@ def device_kind(device: torch.device | str) -> DeviceKind:
     return _kinds[name]
 
 
+def granule_bytes(device_type: str) -> int:
+    """What the allocator of a device rounds the size of every block up to; 1 where there is no row for it, as meta."""
+    kind = _kinds.get(device_type)
+    return 1 if kind is None else kind.granule_bytes
+
+
+def rounded(nbytes: int, granule: int) -> int:
+    """Round bytes up as an allocator does."""
+    return -(-nbytes // granule) * granule
+
+
 def register_device(kind: DeviceKind) -> None:
     """Add the row of a backend that torch does not come with.
 

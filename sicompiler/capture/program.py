@@ -161,9 +161,14 @@ def same_inputs(leaves: Sequence[Any]) -> tuple[int, ...]:
     return tuple(map(numbers.index, numbers)) if len(set(numbers)) < len(numbers) else ()
 
 
-def weights_bytes(model: torch.nn.Module) -> int:
-    """Bytes of the storages behind the parameters and buffers of a model, shared ones once."""
-    return sum(storage_bytes(tensors_now(model).values()).values())
+def weights_bytes(model: torch.nn.Module, device_type: str | None = None) -> int:
+    """Bytes that the parameters and buffers of a model take on a device, shared storages once.
+
+    Args:
+        model: wherever it lies now.
+        device_type: whose allocator rounds them up; None: that of the device it is on.
+    """
+    return sum(storage_bytes(tensors_now(model).values(), device_type).values())
 
 
 def fingerprint(graph: fx.Graph) -> str:

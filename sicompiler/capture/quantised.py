@@ -18,6 +18,8 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.nn.parameter import Buffer, is_lazy
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from sicompiler.device import granule_bytes, rounded
+
 _PLAIN = (torch.Tensor, torch.nn.Parameter, Buffer, FakeTensor, FunctionalTensor)
 _DEPTH = 3  # a 4-bit weight keeps a state, which keeps a state of its own
 
@@ -145,14 +147,19 @@ def _held(values: Iterable[object], depth: int) -> Iterator[torch.Tensor]:
             yield from _held(getattr(value, "__dict__", {}).values(), depth - 1)
 
 
-def storage_bytes(tensors: Iterable[torch.Tensor]) -> dict[int, int]:
-    """Bytes of the storages behind tensors, by storage: what two tensors share is there once."""
+def storage_bytes(tensors: Iterable[torch.Tensor], device_type: str | None = None) -> dict[int, int]:
+    """Bytes that the storages behind tensors take, by storage: what two tensors share is there once.
+
+    Args:
+        tensors: any, those that hold others inside too.
+        device_type: whose allocator rounds them up; None: that of the device they are on.
+    """
     found: dict[int, int] = {}
     for tensor in tensors:
         for plain in (tensor,) if type(tensor) in _PLAIN else stored(tensor):
             if plain.layout is torch.strided:
                 storage = plain.untyped_storage()
-                found[storage._cdata] = storage.nbytes()
+                found[storage._cdata] = rounded(storage.nbytes(), granule_bytes(device_type or plain.device.type))
     return found
 
 

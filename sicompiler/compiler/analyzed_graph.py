@@ -13,14 +13,13 @@ from sicompiler.axes.names import AxisNames, Origins
 from sicompiler.axes.table import AxisTable, OpSlicing
 from sicompiler.capture import Program, Source, fingerprint
 from sicompiler.codec import digest
-from sicompiler.device import device_kind
+from sicompiler.device import device_kind, rounded
 from sicompiler.facts.lifetimes import lifetimes
 from sicompiler.facts.storages import (
     GraphFacts,
     Origin,
     fake_tensors,
     graph_facts,
-    rounded,
 )
 from sicompiler.facts.timeline import Timeline, timeline
 from sicompiler.facts.workspace.kernels import node_workspaces

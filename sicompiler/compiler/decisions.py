@@ -15,6 +15,7 @@ import torch
 
 from sicompiler.capture import Source, flatten_inputs, named_tensors, tensors_now
 from sicompiler.capture.decisions import Decided, Decision, Outcome, numbers_in, outcome_of
+from sicompiler.capture.quantised import storage_bytes
 from sicompiler.compiler.planner import make_planner
 from sicompiler.errors import OverBudget
 from sicompiler.plan import Plan
@@ -76,7 +77,7 @@ class Decisions:
         """
         program = decision.program
         pairs = zip(program.bindings, arguments, strict=True)
-        weights = {v.untyped_storage()._cdata: v.untyped_storage().nbytes() for b, v in pairs if b.source in _WEIGHTS}
+        weights = storage_bytes(v for b, v in pairs if b.source in _WEIGHTS)
         planner = make_planner(
             program,
             model=f"what {type(model).__name__} decides at {decision.where}",

@@ -220,7 +220,7 @@ def analyse(  # noqa: PLR0913  # as `make_planner`, which it calls
     return make_planner(
         program,
         model=name or entry_label(type(model).__name__, method),
-        weights_bytes=weights_bytes(model),
+        weights_bytes=weights_bytes(model, device_type),
         dtype=dtype_name(model),
         device_type=device_type or device_type_of(model),
         progress=progress,

@@ -15,13 +15,8 @@ import torch.utils._pytree as pytree
 from torch import fx
 
 from sicompiler.capture import Program, Source
-from sicompiler.device import device_kind
+from sicompiler.device import device_kind, rounded
 from sicompiler.facts.alike import Calls, calls_of
-
-
-def rounded(nbytes: int, granule: int) -> int:
-    """Round bytes up as the allocator does."""
-    return -(-nbytes // granule) * granule
 
 
 class Origin(StrEnum):

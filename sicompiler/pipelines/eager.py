@@ -24,9 +24,9 @@ from sicompiler.capture import named_tensors
 from sicompiler.capture.quantised import storage_bytes
 from sicompiler.capture.results import tensors_of
 from sicompiler.collector import frozen_gc
-from sicompiler.device import device_kind
+from sicompiler.device import device_kind, rounded
 from sicompiler.facts.calls import bind, flatten_tensors
-from sicompiler.facts.storages import fact_of, rounded
+from sicompiler.facts.storages import fact_of
 from sicompiler.facts.workspace.table import workspace_bytes
 from sicompiler.pipelines.footprints import Footprints
 from sicompiler.pipelines.rehearsal import REAL_BYTES, Rehearsal, rehearsed
@@ -172,6 +172,5 @@ def eager_peak_bytes(
         peak = rehearsed(model, call, args, kwargs, partial(_Eager, device_type), REAL_BYTES, beside=counted)
     if peak is None:
         return None
-    granule = device_kind(device_type).granule_bytes
-    held = storage_bytes([*named_tensors(model).values(), *tensors_of((args, kwargs))])
-    return peak + sum(rounded(nbytes, granule) for nbytes in held.values())
+    held = storage_bytes([*named_tensors(model).values(), *tensors_of((args, kwargs))], device_type)
+    return peak + sum(held.values())

@@ -59,5 +59,5 @@ def weights_of(part: torch.nn.Module, device: torch.device) -> Mapping[int, int]
 
 
 def storages(tensors: Iterable[torch.Tensor], device: torch.device) -> dict[int, int]:
-    """Bytes by storage of the tensors on a device."""
+    """Bytes by storage of the tensors on a device, as its allocator rounds them."""
     return storage_bytes(t for t in tensors if t.device == device)

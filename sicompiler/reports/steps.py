@@ -15,10 +15,10 @@ from torch import fx
 from torch._ops import OpOverload
 
 from sicompiler.capture import Program, Source
-from sicompiler.device import device_kind
+from sicompiler.device import device_kind, rounded
 from sicompiler.facts.calls import bind, operands_of
 from sicompiler.facts.modules import module_path
-from sicompiler.facts.storages import fact_of, fake_tensors, rounded
+from sicompiler.facts.storages import fact_of, fake_tensors
 from sicompiler.facts.workspace.table import workspace_bytes
 from sicompiler.ops import offloaded_tensor, sliced_loop, streamed_loop
 

@@ -23,7 +23,7 @@ from torch._C._profiler import ProfilerConfig, ProfilerState, RecordScope, _Even
 from torch.profiler import ProfilerAction, ProfilerActivity
 from torch.profiler.profiler import PROFILER_STEP_NAME
 
-from sicompiler.device import Device
+from sicompiler.device import Device, accelerator
 from sicompiler.errors import SicompilerError
 
 autograd: Any = torch._C._autograd  # its stubs leave out the scopes
@@ -121,11 +121,19 @@ class _Kineto:
             tag, fields = event.typed
             if tag == _EventType.Allocation:
                 events.append(Allocation(event.start_time_ns, fields.ptr, fields.alloc_size, fields.device.type))
+        if accelerator() is not None:
+            events += _on_accelerators(result)
         return sorted(events, key=lambda event: event.when_ns)
 
     def close(self) -> None:
         kineto._prepare_profiler = self._prepare
         _session.release()
+
+
+def _on_accelerators(result: Any) -> list[Allocation]:
+    """Allocations on accelerators: they lie within no recorded function, so the tree of a profile has none of them."""
+    rows = ((e, e.device_type().name.lower()) for e in result.events() if e.name() == "[memory]")
+    return [Allocation(e.start_ns(), None, e.nbytes(), kind) for e, kind in rows if kind != Device.CPU]
 
 
 def _refuse(*args: Any, **kwargs: Any) -> None:

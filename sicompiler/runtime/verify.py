@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from sicompiler.capture import flatten_inputs
+from sicompiler.capture.quantised import storage_bytes
 from sicompiler.capture.results import leaves_of
 from sicompiler.runtime.compiled import Executable
 from sicompiler.runtime.measure import observe_peak
@@ -102,9 +103,8 @@ def compare(
     """
     plan = compiled.plan
     flat, _ = flatten_inputs(args, kwargs)
-    resident = plan.weights_bytes + sum(
-        {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in flat if isinstance(t, torch.Tensor)}.values()
-    )
+    inputs = storage_bytes(t for t in flat if isinstance(t, torch.Tensor))
+    resident = plan.weights_bytes + sum(inputs.values())
     began = time.perf_counter()
     with observe_peak(plan.device, exact=True) as untouched, torch.no_grad():
         theirs = (call or model)(*args, **kwargs)

@@ -103,7 +103,7 @@ class _Capture:
         analysis = analyze(program, device_type)
         graph = analysis.legal
         self.reading = read(graph)
-        self.weights = weights_bytes(call.module)
+        self.weights = weights_bytes(call.module, device_type)
         self.loops: dict[str, Reading] = {}
         for outer in analysis.outers:
             self.loops[outer.loop.axis] = read(outer.graph)
@@ -133,7 +133,7 @@ class SizedModel:
             self._planned[point] = make_planner(
                 capture(call.module, call.args, call.kwargs, method=call.method),
                 model=self.name,
-                weights_bytes=weights_bytes(call.module),
+                weights_bytes=weights_bytes(call.module, self.device_type),
                 dtype=dtype_name(call.module),
                 device_type=self.device_type,
                 progress=lambda what, done, total: self._progress(f"{self.name}: {what}", done, total),
@@ -143,7 +143,7 @@ class SizedModel:
 
     def weights_bytes(self, point: Point) -> int:
         """Bytes of the weights at a size, without a capture."""
-        return weights_bytes(self._make(point).module)
+        return weights_bytes(self._make(point).module, self.device_type)
 
     def learn(self, points: Sequence[Point]) -> FittedModel:
         """Plan at the first of some points, capture at the others, and find the form of every number.

@@ -19,14 +19,13 @@ from torch import fx
 from sicompiler.axes.factor_map import Slicing
 from sicompiler.axes.table import AxisTable
 from sicompiler.compiler.analyzed_graph import AnalyzedGraph, named_axes
-from sicompiler.device import device_kind
+from sicompiler.device import device_kind, rounded
 from sicompiler.errors import BadInput
 from sicompiler.facts.storages import (
     GraphFacts,
     Storage,
     TensorFact,
     fake_tensors,
-    rounded,
 )
 from sicompiler.facts.timeline import Timeline, timeline
 from sicompiler.facts.workspace.kernels import node_workspaces

@@ -1,4 +1,4 @@
-"""The structure of the library: no circles between files."""
+"""The structure of the library: no circles between files, devices named in their tables alone."""
 
 from __future__ import annotations
 
@@ -33,3 +33,17 @@ def test_files_import_each_other_in_no_circle() -> None:
     graph = nx.DiGraph((name, other) for name, tree in TREES.items() for other in _imports(tree) if other in MODULES)
     circles = [sorted(names) for names in nx.strongly_connected_components(graph) if len(names) > 1]
     assert not circles, f"what they share belongs into a file below them: {circles}"
+
+
+def test_kinds_of_device_are_named_in_their_tables_alone() -> None:
+    """Everything else asks the row of a device (`sicompiler.device`); the columns of workspace have their names."""
+    kinds = {"cuda", "xpu", "mps"}
+    named = [
+        f"{module}:{node.lineno}"
+        for module, tree in TREES.items()
+        if module != "sicompiler.device" and not module.startswith("sicompiler.facts.workspace.")
+        for node in ast.walk(tree)
+        if (isinstance(node, ast.Constant) and node.value in kinds)
+        or (isinstance(node, ast.Attribute) and node.attr in kinds and ast.unparse(node.value) == "torch")
+    ]
+    assert named == []

@@ -22,6 +22,7 @@ from sicompiler.facts.workspace.layout import (
     row_major_copy,
     strided_copy,
 )
+from sicompiler.ops import groupnorm
 
 aten = torch.ops.aten
 ops = torch.ops.sicompiler
@@ -71,9 +72,19 @@ def attention(call: KernelCall) -> int:
     return logsumexp + padded + (mask.numel * query.dtype.itemsize if mask is not None else 0)
 
 
+def group_stats(call: KernelCall) -> int:
+    """What `sicompiler.ops.group_stats` allocates: a piece that it copies, or what cuDNN copies of a strided input.
+
+    And some numbers per sample and channel, in some small blocks.
+    """
+    x = call.operands[0]
+    size = 8 if x.dtype == torch.float64 else 4
+    return few_per_channel(call) + max(min(x.numel, groupnorm.PIECE) * size, row_major_copy(x))
+
+
 def few_per_channel(call: KernelCall) -> int:
-    """Estimate: some numbers per sample and channel."""
-    return 128 * math.prod(call.operands[0].shape[:2])
+    """Estimate: some numbers per sample and channel, in some small blocks."""
+    return 128 * math.prod(call.operands[0].shape[:2]) + 16 * 512
 
 
 def sort(call: KernelCall) -> int:
@@ -153,6 +164,6 @@ ROWS: dict[OpOverload, Formula] = {
     aten._softmax.default: strided_copy,
     aten.softmax.int: strided_copy,
     ops.group_apply.default: few_per_channel,
-    ops.group_stats.default: few_per_channel,
+    ops.group_stats.default: group_stats,
 }
 """Operators that are estimated to allocate workspace on CUDA."""
