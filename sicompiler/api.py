@@ -16,6 +16,7 @@ from sicompiler.compiler.prepare import check_weights, device_type_of, dtype_nam
 from sicompiler.compiler.search import Progress
 from sicompiler.errors import BadInput, NotCompiled
 from sicompiler.ops.mapped import offload_folder
+from sicompiler.pipelines.budget import budget_of
 from sicompiler.pipelines.component import CompiledComponent
 from sicompiler.pipelines.pipeline import CompiledPipeline, is_pipeline, pipeline_state
 from sicompiler.pipelines.rehash.calibrate import calibrate
@@ -31,7 +32,6 @@ from sicompiler.reports.report import Report
 from sicompiler.runtime.examples import Inputs, checked_inputs
 from sicompiler.runtime.verify import Verification
 from sicompiler.turns import executing
-from sicompiler.units import parse_bytes
 
 __all__ = [
     "SupportedPipeline",
@@ -66,7 +66,7 @@ Model = TypeVar("Model", bound=torch.nn.Module | Pipeline)
 @refuses_renamed
 def compile_for_budget(
     model: Model,
-    gb: float | str = 11,
+    gb: float | str | None = None,
     *,
     example_inputs: Inputs | None = None,
     plan: Plan | str | Path | None = None,
@@ -81,7 +81,8 @@ def compile_for_budget(
         model: any module that `torch.export` can trace, or a diffusers pipeline. Of a pipeline, the denoiser, both
             directions of the VAE and the encoders are planned, each at its first call, under one budget.
         gb: the budget: a number of GiB, or a string with a unit ("11GB", "10.5GiB"). It bounds the weights resident
-            on the device plus everything the run allocates there.
+            on the device plus everything the run allocates there. None takes what is free on the model's device now
+            (what torch has there included) less a margin of 512 MiB; on a CPU, 11 GiB.
         example_inputs: `(args, kwargs)` of a call of a module. Given, the model is planned now and errors come now;
             otherwise at the first call. Every new input shape gets a plan of its own.
         plan: a plan made earlier for a module (a `Plan`, or the path of its JSON), used for the first shape that is
@@ -101,7 +102,7 @@ def compile_for_budget(
         The same model or pipeline.
 
     Raises:
-        BadInput: the budget or the model makes no sense.
+        BadInput: the budget or the model makes no sense, or no more than the margin is free.
         CaptureError: the model can't be traced.
         OffloadError: there is no room to offload to.
         OverBudget: no plan fits; names the floor and the operator that sets it.
@@ -117,7 +118,7 @@ def compile_for_budget(
                 "example_inputs and plan belong to one module; a pipeline is planned component by component, "
                 "each at its first call"
             )
-        _compile_pipeline(model, parse_bytes(gb), progress, offload, rehash, store)
+        _compile_pipeline(model, budget_of(model, gb), progress, offload, rehash, store)
         return model
     if rehash is not None:
         raise BadInput("rehash belongs to a pipeline: its steps are what is skipped; a single module has none")
@@ -129,9 +130,9 @@ def compile_for_budget(
         raise BadInput(
             f"this {type(model).__name__} of torch.jit runs past Python; compile the module that it was made from"
         )
-    budget = parse_bytes(gb)
     check_weights(model)
     device_type_of(model)
+    budget = budget_of(model, gb)
     state = partial(CompiledModule, model, budget, _loaded(plan), progress, offload=offload, store=store)
     _take_over(model, state, example_inputs)
     return model

@@ -295,3 +295,10 @@ def stream_in_use() -> torch.Stream | None:
     if device is None or not device_kind(device).has_streams:
         return None
     return torch.accelerator.current_stream() if torch.get_device_module(device.type).is_initialized() else None
+
+
+def free_bytes(device: torch.device) -> int:
+    """What torch may take on a device with counters: what is free there, and what its allocator has already."""
+    import torch
+
+    return torch.accelerator.get_memory_info(device)[0] + torch.accelerator.memory_reserved(device)
