@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from sicompiler.cost import DOUBT, NO_WORK, Work
+from sicompiler.cost import NO_WORK, Work
 from sicompiler.device import Machine
 from sicompiler.facts.storages import Origin
 from sicompiler.planners.op_costs import OpCosts
@@ -22,8 +22,8 @@ def most_saved_seconds(evaluator: OpCosts) -> float:
         best[e] = max(best[e - 1], max over s < e of best[s] - read[s] + sum of saved[s:e] - written[e - 1])
     """
     view, machine = evaluator.view, evaluator.machine
-    saved = evaluator.whole - DOUBT * np.array([_least_seconds(work, machine) for work in evaluator.work])
-    second = machine.memory_bandwidth / DOUBT  # bytes that a loop is thought to move in it
+    saved = evaluator.whole - machine.doubt * np.array([_least_seconds(work, machine) for work in evaluator.work])
+    second = machine.memory_bandwidth / machine.doubt  # bytes that a loop is thought to move in it
     best = total = 0.0
     opened = -np.inf  # the best that a loop which is still open starts from, less the sum up to there
     for p in range(view.facts.num_placeholders, len(saved)):
@@ -45,7 +45,7 @@ def _least_seconds(work: Work, machine: Machine) -> float:
     if work is NO_WORK:
         return 0.0
     rows = work.rows / (work.rows + machine.rows_at_half_speed)
-    rate = machine.flops.get(work.itemsize, machine.flops[4]) * rows
+    rate = machine.rate(work.kernel, work.itemsize) * rows
     compute = work.matrix_flops / rate + work.vector_flops / machine.vector_flops
     parameters = (work.weight_bytes + machine.kernel_passes * work.kernel_bytes) / machine.memory_bandwidth
 

@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from sicompiler.axes.factor_map import Slicing
 from sicompiler.axes.table import Operand
-from sicompiler.cost import DOUBT
 from sicompiler.facts.storages import Origin
 from sicompiler.planners.halo_operators import Cuts, HaloOperator, HaloOperators, Numbered
 from sicompiler.planners.hoisted import Hoisted
@@ -200,7 +199,7 @@ class _End:
         seconds = seconds + hoisted.seconds + moved / machine.memory_bandwidth + 2 * copies / machine.cache_bandwidth
         seconds = seconds + self.tally.slices * machine.launch_seconds * (len(walk.reads) + 1)
         seconds = evaluator.transfer(seconds, carried) if view.offloaded else seconds
-        return np.where(fits, peak, np.iinfo(np.int64).max), np.where(fits, DOUBT * seconds, np.inf)
+        return np.where(fits, peak, np.iinfo(np.int64).max), np.where(fits, machine.doubt * seconds, np.inf)
 
     def _writes_something(self) -> npt.NDArray[np.bool_]:
         """Whether every slice writes a part of every output, per slice length: of a shorter output, some would not."""

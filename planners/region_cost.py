@@ -9,7 +9,6 @@ import numpy.typing as npt
 
 from sicompiler.axes.factor_map import Slicing
 from sicompiler.axes.table import Operand, OpSlicing
-from sicompiler.cost import DOUBT
 from sicompiler.facts.storages import Origin
 from sicompiler.planners.halo_region_cost import HaloRegionCost
 from sicompiler.planners.hoisted import Hoisted
@@ -151,7 +150,7 @@ class RegionCost:
         seconds = seconds + 2 * body.copied / machine.cache_bandwidth
         seconds = seconds + self.launching * (len(walk.reads) + 1)
         moved = offloaded_bytes + body.moved
-        return peak.astype(np.int64), DOUBT * (evaluator.transfer(seconds, moved) if moved else seconds)
+        return peak.astype(np.int64), machine.doubt * (evaluator.transfer(seconds, moved) if moved else seconds)
 
     def _body(self) -> _BodyCost:
         """The body as it is now: what is hoisted behind its last operator leaves it as it was."""

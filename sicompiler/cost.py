@@ -12,16 +12,12 @@ import torch
 from torch import fx
 
 import sicompiler.ops  # noqa: F401  (registers the operators named below)
-from sicompiler.device import Machine
+from sicompiler.device import Kernel, Machine
 from sicompiler.facts.storages import GraphFacts, Origin, TensorFact
 
 aten = torch.ops.aten
 Floats = npt.NDArray[np.float64]
 
-
-# A loop counts so many times what it is thought to take: full-width models ran their loops in 0.6 to 1.4 times the
-# unsliced time, and a loop that no budget asks for must not make anything slower.
-DOUBT = 1.4
 
 # Arithmetic of one element; what is not listed costs 2.
 _ELEMENT_FLOPS: Mapping[object, float] = {
@@ -60,16 +56,16 @@ def _attention_flops(operands: Sequence[TensorFact], result: TensorFact) -> floa
     return 4.0 * query.numel * key.shape[-2]
 
 
-_MATRIX_FLOPS: Mapping[object, Callable[[Sequence[TensorFact], TensorFact], float]] = {
-    aten.addmm.default: _addmm_flops,
-    aten.bmm.default: _matmul_flops,
-    aten.conv1d.default: _conv_flops,
-    aten.conv2d.default: _conv_flops,
-    aten.conv3d.default: _conv_flops,
-    aten.linear.default: _linear_flops,
-    aten.matmul.default: _matmul_flops,
-    aten.mm.default: _matmul_flops,
-    aten.scaled_dot_product_attention.default: _attention_flops,
+_KERNELS: Mapping[object, tuple[Kernel, Callable[[Sequence[TensorFact], TensorFact], float]]] = {
+    aten.addmm.default: (Kernel.PRODUCT, _addmm_flops),
+    aten.bmm.default: (Kernel.PRODUCT, _matmul_flops),
+    aten.conv1d.default: (Kernel.CONVOLUTION, _conv_flops),
+    aten.conv2d.default: (Kernel.CONVOLUTION, _conv_flops),
+    aten.conv3d.default: (Kernel.CONVOLUTION, _conv_flops),
+    aten.linear.default: (Kernel.PRODUCT, _linear_flops),
+    aten.matmul.default: (Kernel.PRODUCT, _matmul_flops),
+    aten.mm.default: (Kernel.PRODUCT, _matmul_flops),
+    aten.scaled_dot_product_attention.default: (Kernel.ATTENTION, _attention_flops),
 }
 
 
@@ -85,6 +81,7 @@ class Work:
         weight_bytes: read parameters, of matrix products and elementwise operators.
         kernel_bytes: read parameters of convolutions.
         itemsize: bytes per element of the result.
+        kernel: what kind of matrix kernel, if it is one.
     """
 
     matrix_flops: float
@@ -95,6 +92,7 @@ class Work:
     weight_bytes: float
     kernel_bytes: float
     itemsize: int
+    kernel: Kernel = Kernel.PRODUCT
 
 
 NO_WORK = Work(0, 0, 1, 1, 0, 0, 0, 4)
@@ -126,7 +124,7 @@ def work_of(facts: GraphFacts, position: int, operands: Sequence[tuple[int, int]
     weights = [t for t in tensors if facts.storages[t.storage].origin is Origin.WEIGHT]
     activations = [t for t in tensors if facts.storages[t.storage].origin is not Origin.WEIGHT]
     moved = sum(t.nbytes for t in activations) + sum(t.nbytes for t in facts.tensors[position])
-    matrix = _MATRIX_FLOPS.get(node.target)
+    kernel, matrix = _KERNELS.get(node.target, (Kernel.PRODUCT, None))
     columns = tensors[1].shape[0] if matrix and len(tensors) > 1 and tensors[1].shape else 1
     return Work(
         matrix(tensors, result) if matrix else 0.0,
@@ -134,9 +132,10 @@ def work_of(facts: GraphFacts, position: int, operands: Sequence[tuple[int, int]
         max(result.numel / max(columns, 1), 1.0),
         float(max(columns, 1)),
         moved,
-        0.0 if matrix is _conv_flops else sum(t.nbytes for t in weights),
-        sum(t.nbytes for t in weights) if matrix is _conv_flops else 0.0,
+        0.0 if kernel is Kernel.CONVOLUTION else sum(t.nbytes for t in weights),
+        sum(t.nbytes for t in weights) if kernel is Kernel.CONVOLUTION else 0.0,
         result.dtype.itemsize,
+        kernel,
     )
 
 
@@ -177,7 +176,7 @@ def sliced_seconds(
     rows = np.maximum(work.rows * (1.0 if cut.columns else fraction), 1.0)
     columns = np.maximum(work.columns * (fraction if cut.columns else 1.0), 1.0)
     narrow = (columns / (columns + machine.columns_at_half_speed)) * (1 + machine.columns_at_half_speed / work.columns)
-    rate = machine.flops.get(work.itemsize, machine.flops[4]) * narrow * rows / (rows + machine.rows_at_half_speed)
+    rate = machine.rate(work.kernel, work.itemsize) * narrow * rows / (rows + machine.rows_at_half_speed)
     compute = excess * (work.matrix_flops / rate + work.vector_flops / machine.vector_flops)
     sliced_bytes = max(work.activation_bytes - cut.whole_bytes, 0.0)
     fits = sliced_bytes * fraction + cut.whole_bytes <= machine.cache_bytes

@@ -28,9 +28,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Give each xdist worker one torch thread: workers that each take every core slow one another down.
 
-    No test reads plans of an earlier run; those of the cache have one of their own.
+    No test reads plans or figures of an earlier run; those of the cache have one of their own.
     """
-    os.environ["SICOMPILER_CACHE"] = "off"
+    os.environ["SICOMPILER_CACHE"] = os.environ["SICOMPILER_CALIBRATION"] = "off"
     if "PYTEST_XDIST_WORKER" in os.environ:
         import torch
 

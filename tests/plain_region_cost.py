@@ -14,7 +14,6 @@ from sicompiler.axes.factor_map import Slicing
 from sicompiler.axes.padding import pads_by_itself
 from sicompiler.axes.span import Span
 from sicompiler.axes.table import Operand
-from sicompiler.cost import DOUBT
 from sicompiler.facts.storages import Origin
 from sicompiler.planners.op_costs import Floats, OpCosts
 from sicompiler.regions.builder import RegionBuilder
@@ -115,7 +114,7 @@ class PlainRegionCost:
         seconds = seconds + self.slices * machine.launch_seconds * (len(walk.reads) + 1)
         seconds = self.evaluator.transfer(seconds, carried) if view.offloaded else seconds
         fits = np.logical_and.reduce([self.evaluator.span(span, walk.size)[2] for span in self.halos.spans])
-        return np.where(fits, peak, np.iinfo(np.int64).max), np.where(fits, DOUBT * seconds, np.inf)
+        return np.where(fits, peak, np.iinfo(np.int64).max), np.where(fits, machine.doubt * seconds, np.inf)
 
     def _operator(self, p: int) -> Floats:
         """Count what an operator makes, its workspace and what its operands are cut and padded to; its time."""

@@ -231,6 +231,24 @@ def verify(
     return run(ModelOptions(model, batch, frames, height, width, dtype, device, offload), gb, as_json=json)
 
 
+@app.command(short_help="Measure this machine for the cost model.")
+def calibrate(
+    device: Annotated[
+        Device | None,
+        typer.Option("--device", help="Measure this device. Default: the accelerator if any.", show_default=False),
+    ] = None,
+    json: Json = False,
+) -> int:
+    """Measure how fast this machine multiplies, convolves, attends, moves memory and copies to offload memory.
+
+    Takes under a minute. The figures are kept for this device in the user's data folder, or in that which
+    SICOMPILER_CALIBRATION names, and every plan is chosen by them from then on. Peaks do not depend on them.
+    """
+    from sicompiler.cli.calibrate import run
+
+    return run(device, as_json=json)
+
+
 @app.command(short_help="Make a clip untouched, in a budget, and with Step Rehash.")
 def demo(
     prompt: Annotated[str, typer.Argument(help='As "a COLOUR SHAPE moving DIRECTION".')] = "a red circle moving left",

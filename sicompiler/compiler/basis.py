@@ -21,7 +21,7 @@ import sicompiler.facts
 import sicompiler.passes
 import sicompiler.planners
 import sicompiler.regions
-from sicompiler import cost
+from sicompiler import cost, device
 from sicompiler.codec import digest
 from sicompiler.compiler.analyzed_graph import AnalyzedGraph
 from sicompiler.ops import groupnorm
@@ -37,7 +37,7 @@ _PACKAGES = (
     sicompiler.planners,
     sicompiler.regions,
 )
-_MODULES = (cost, groupnorm)
+_MODULES = (cost, device, groupnorm)
 _OF_STEP_REHASH = ("sicompiler.planners.min_cut", "sicompiler.planners.skip_schedule")
 
 

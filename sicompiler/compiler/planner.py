@@ -23,6 +23,7 @@ from sicompiler.compiler.searches import KnownSearches, Searches
 from sicompiler.device import Machine, device_kind
 from sicompiler.errors import OverBudget
 from sicompiler.facts.modules import common_module, describe
+from sicompiler.machines import machine_of
 from sicompiler.passes.loop import outline_loops
 from sicompiler.passes.manager import Observer, run_stage
 from sicompiler.passes.outer import wrap_outer
@@ -358,7 +359,7 @@ def make_planner(  # noqa: PLR0913  # what is known of the model, for people and
         call: what tells the call from others, the code of the model included.
         regions: what grew in programs that are like this one; it is added to.
     """
-    machine = machine or device_kind(device_type).machine
+    machine = machine or machine_of(device_type)
     known = None
     if store is not None:
         digest = digest or program_digest(program)

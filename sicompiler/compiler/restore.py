@@ -14,9 +14,10 @@ from sicompiler.compiler.analyzed_graph import AnalyzedGraph, OuterGraph
 from sicompiler.compiler.basis import basis, region_digest
 from sicompiler.compiler.offload import evaluate
 from sicompiler.compiler.search import spillable, streamable
-from sicompiler.device import device_kind, device_kinds
+from sicompiler.device import device_kinds
 from sicompiler.errors import StalePlan
 from sicompiler.facts.timeline import timeline
+from sicompiler.machines import machine_of
 from sicompiler.plan import Plan, RegionPlan
 from sicompiler.planners.op_costs import OpCosts
 from sicompiler.planners.region_cost import unsliced
@@ -125,7 +126,7 @@ def _evaluator(graph: AnalyzedGraph, view: GraphView, device: str) -> OpCosts:
     line = (
         timeline(view.facts, view.lives, graph.line.workspace_bytes, view.offloaded) if view.offloaded else graph.line
     )
-    return OpCosts(view, line, device_kind(device).machine)
+    return OpCosts(view, line, machine_of(device))
 
 
 def _outer(analysis: Analysis, plan: Plan) -> OuterGraph:

@@ -16,8 +16,8 @@ from sicompiler.compiler.planner import Planner, make_planner
 from sicompiler.compiler.prepare import dtype_name
 from sicompiler.compiler.search import Progress
 from sicompiler.compiler.searches import KnownSearches
-from sicompiler.device import device_kind
 from sicompiler.errors import CaptureError
+from sicompiler.machines import machine_of
 from sicompiler.scaling.carry import ReusableRegion, carried, known_regions
 from sicompiler.scaling.form import Point, Polynomial, fit
 from sicompiler.scaling.points import choose_points
@@ -77,7 +77,7 @@ class FittedModel:
         """A planner that knows the regions of the first point only."""
         weights = self.weights.at(point)
         assert weights is not None
-        machine = device_kind(sized.facts.device_type).machine
+        machine = machine_of(sized.facts.device_type)
         searches = [carried(sized, self.regions, None, machine)]
         for loop in self.loops:
             inner = loop.template.sized(point)

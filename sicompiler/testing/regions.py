@@ -9,7 +9,7 @@ import numpy as np
 
 from sicompiler.axes.factor_map import Slicing
 from sicompiler.compiler.analyzed_graph import AnalyzedGraph, named_axes
-from sicompiler.device import device_kind
+from sicompiler.machines import machine_of
 from sicompiler.planners.candidates import axis_labels, seeds_of
 from sicompiler.planners.op_costs import OpCosts
 from sicompiler.planners.region_cost import RegionCost, unsliced
@@ -97,7 +97,7 @@ def predicted_peak(graph: AnalyzedGraph, regions: Sequence[tuple[Region, int]]) 
         regions: from `draw_regions` with the default `hoisted_bytes` of `RegionBuilder`.
     """
     position = graph.facts.num_placeholders
-    live = unsliced(OpCosts(graph.view, graph.line, device_kind(graph.facts.device_type).machine))[0]
+    live = unsliced(OpCosts(graph.view, graph.line, machine_of(graph.facts.device_type)))[0]
     peaks = [int(live[:position].max(initial=0))]  # the inputs
     for region, slice_length in regions:
         peaks.append(int(live[position : region.start].max(initial=0)))
@@ -107,7 +107,7 @@ def predicted_peak(graph: AnalyzedGraph, regions: Sequence[tuple[Region, int]]) 
 
 
 def _region_peak(graph: AnalyzedGraph, region: Region, slice_length: int) -> int:
-    evaluator = OpCosts(graph.view, graph.line, device_kind(graph.facts.device_type).machine)
+    evaluator = OpCosts(graph.view, graph.line, machine_of(graph.facts.device_type))
     evaluator.lengths[region.size] = ((slice_length,), np.array([slice_length], dtype=np.float64))
     builder = RegionBuilder(graph.view, region.start, region.seed)
     cost = RegionCost(evaluator, builder)

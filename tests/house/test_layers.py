@@ -17,7 +17,7 @@ LAYERS = {
     "_version": 0, "collector": 0, "errors": 0, "turns": 0,
     "device": 1,
     "codec": 2, "demo": 2, "guards": 2, "ops": 2, "renamed": 2, "units": 2,
-    "capture": 3,
+    "capture": 3, "machines": 3,
     "facts": 4,
     "axes": 5,
     "regions": 6,
@@ -28,7 +28,7 @@ LAYERS = {
     "reports": 11,
     "compiler": 12,
     "compiled_module": 13,
-    "pipelines": 14, "scaling": 14,
+    "calibration": 14, "pipelines": 14, "scaling": 14,
     "api": 15,
     "cli": 16, "testing": 16,
 }  # fmt: skip

@@ -17,7 +17,8 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import sicompiler
-from sicompiler import Plan, cost
+from sicompiler import Plan
+from sicompiler import device as devices
 from sicompiler.api import prepare
 from sicompiler.axes import registry
 from sicompiler.axes.factor_map import FactorKind, FactorMap
@@ -250,7 +251,7 @@ _ELSEWHERE: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "REMATERIALIZED_SHARE": _threshold(search, "REMATERIALIZED_SHARE"),
     "SPILL_SHARE": _threshold(search, "SPILL_SHARE"),
     "MAX_WINDOWS": _threshold(region_cost, "MAX_WINDOWS"),
-    "DOUBT": _threshold(cost, "DOUBT"),
+    "DOUBT": _threshold(devices, "DOUBT"),
     "another torch": lambda patch: patch.setattr(torch, "__version__", "2.99.0"),
 }  # fmt: skip
 

@@ -37,7 +37,8 @@ class Small(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """The layers."""
-        return self.layers(x) + x
+        result: torch.Tensor = self.layers(x)
+        return x + result
 
 
 def test_each_kind_that_torch_comes_with_has_a_row_with_a_column_of_workspace() -> None:
@@ -101,7 +102,10 @@ def test_idle_components_leave_where_another_memory_is() -> None:
 
 def test_weights_count_as_the_allocator_rounds_them() -> None:
     sizes = [p.numel() * 4 for p in Small().parameters()]
-    weights = {kind: prepare(Small(), (torch.randn(8, 64),), {}, device_type=kind)[1].weights_bytes for kind in Device}
+    weights = {
+        kind.value: prepare(Small(), (torch.randn(8, 64),), {}, device_type=kind.value)[1].weights_bytes
+        for kind in Device
+    }
     assert weights["cpu"] == sum(sizes)
     assert weights["cuda"] == sum(-(-size // 512) * 512 for size in sizes)
     assert weights["mps"] == sum(-(-size // 256) * 256 for size in sizes)

@@ -11,8 +11,8 @@ import torch
 from sicompiler.capture import Program, flatten_inputs
 from sicompiler.compiler.analyzed_graph import analyze_graph
 from sicompiler.compiler.search import whole_seconds_of
-from sicompiler.device import device_kind
 from sicompiler.errors import BadInput, OverBudget
+from sicompiler.machines import machine_of
 from sicompiler.pipelines.component import CompiledComponent
 from sicompiler.pipelines.rehash.parts import distance, held_bytes, watching
 from sicompiler.planners.min_cut import FeatureCut, candidate_cuts
@@ -40,7 +40,7 @@ def cuts_of(component: CompiledComponent, program: Program) -> dict[FeatureCut, 
     """
     device_type = component.home.type
     graph = analyze_graph(program, device_type)
-    seconds = whole_seconds_of(graph, device_kind(device_type).machine)
+    seconds = whole_seconds_of(graph, machine_of(device_type))
     found = candidate_cuts(graph.facts, seconds, MOST_LEFT)
     if not found:
         raise BadInput(
