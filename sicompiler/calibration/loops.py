@@ -115,8 +115,17 @@ def _timed(
 
 
 def doubt_of(machine: Machine, device: torch.device) -> float:
-    """How many times what it is thought to take, beside the unsliced model, a loop may take: at least 1."""
-    rows = list(timed_plans(machine, device))
+    """How many times what it is thought to take a loop takes at most, on models that nothing was fitted to.
+
+    Args:
+        machine: as measured.
+        device: where.
+    """
+    return loops_doubt(list(timed_plans(machine, device)))
+
+
+def loops_doubt(rows: Sequence[TimedPlan]) -> float:
+    """The largest factor by which plans took longer than thought, beside the unsliced one; from 1 to `MOST_DOUBT`."""
     whole = {row.model: row for row in rows if row.budget_share == 1.0}
     ratios = [row.measured / whole[row.model].measured * whole[row.model].predicted / row.predicted for row in rows]
     return min(max(1.0, *ratios), MOST_DOUBT)

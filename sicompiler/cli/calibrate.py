@@ -11,7 +11,8 @@ import torch
 from sicompiler.calibration import measure_machine
 from sicompiler.cli.output import Progress, note, quiet, show_json, show_text
 from sicompiler.device import Device, Machine, check_available, default_device, device_kind
-from sicompiler.machines import VARIABLE, description_of, save_machine
+from sicompiler.errors import SicompilerError
+from sicompiler.machines import VARIABLE, calibration_path, description_of, save_machine
 
 
 def run(device_name: Device | None, *, as_json: bool) -> int:
@@ -19,7 +20,7 @@ def run(device_name: Device | None, *, as_json: bool) -> int:
 
     Raises:
         BadInput: there is no such device here.
-        SicompilerError: the measurement failed.
+        SicompilerError: the figures can't be written.
     """
     name = default_device().type if device_name is None else device_name.value
     check_available(name, "calibrate measures the device")
@@ -28,11 +29,17 @@ def run(device_name: Device | None, *, as_json: bool) -> int:
     with Progress() as progress, quiet():
         machine = measure_machine(torch.device(name), progress)
     seconds = time.perf_counter() - began
-    path = save_machine(name, machine, datetime.date.today().isoformat())
+    if not as_json:
+        show_text(table(device_kind(name).machine, machine) + "\n")
+    try:
+        path = save_machine(name, machine, datetime.date.today().isoformat())
+    except OSError as error:
+        raise SicompilerError(
+            f"the figures can't be kept in {calibration_path(name)}: {error.strerror}; {VARIABLE} names another folder"
+        ) from error
     if as_json:
         show_json({"device": name, "seconds": seconds, "path": None if path is None else str(path), **asdict(machine)})
         return 0
-    show_text(table(device_kind(name).machine, machine) + "\n")
     kept = f"kept in {path}" if path else f"not kept: {VARIABLE} is off"
     show_text(f"measured in {seconds:.0f} s; {kept}\n")
     return 0

@@ -1,0 +1,1 @@
+"""One command for a GPU: models eager and compiled, workspace of kernels, copies, calibration."""
