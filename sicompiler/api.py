@@ -29,6 +29,7 @@ from sicompiler.renamed import refuses_renamed
 from sicompiler.reports.phases import PipelineReport
 from sicompiler.reports.rehash import RehashReport
 from sicompiler.reports.report import Report
+from sicompiler.runtime.call import Call
 from sicompiler.runtime.examples import Inputs, checked_inputs
 from sicompiler.runtime.verify import Verification
 from sicompiler.turns import executing
@@ -187,7 +188,7 @@ def _take_over(model: torch.nn.Module, make: Callable[[], CompiledModule], examp
         if example_inputs is not None:
             args, kwargs = checked_inputs(example_inputs)
             with module.turn.taken(), executing():
-                module.compiled_for(tuple(args), dict(kwargs))
+                module.compiled_for(Call.of(model, tuple(args), dict(kwargs)))
     except BaseException:
         if previous is not None:
             previous.install()

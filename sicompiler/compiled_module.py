@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from sicompiler.cache.store import Store
-from sicompiler.capture import Program, capture, flatten_inputs, named_tensors, weights_bytes
+from sicompiler.capture import Program, capture, named_tensors, weights_bytes
 from sicompiler.capture.decisions import Decision
 from sicompiler.capture.entry import FORWARD, OURS, entry_label, only_patch
 from sicompiler.collector import frozen_gc
@@ -34,6 +34,7 @@ from sicompiler.errors import BadInput
 from sicompiler.guards import ModuleGuards
 from sicompiler.plan import Plan
 from sicompiler.reports.report import Report
+from sicompiler.runtime.call import Call
 from sicompiler.runtime.compiled import Executable, Untouched, call_key, check_inference
 from sicompiler.runtime.examples import Inputs, checked_inputs, random_inputs, without_data
 from sicompiler.runtime.news import KnownCall, news
@@ -119,30 +120,24 @@ class CompiledModule:
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model by the plan for this input shape, planning first where there is none yet."""
-        check_inference(args, kwargs)
+        call = Call.of(self.model, args, kwargs)
+        check_inference(call)
         check_weights(self.model)
         with self.turn.taken(), executing():
-            compiled = self.compiled_for(args, kwargs)
-            place(self.model, compiled.plan.streamed, self.device_of(args, kwargs))
-            return compiled.run(self.model, flatten_inputs(args, kwargs)[0])
+            compiled = self.compiled_for(call)
+            place(self.model, compiled.plan.streamed, call.device)
+            return compiled.run(self.model, call.flat)
 
-    def device_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.device:
-        """Where a call runs: where its largest input is."""
-        tensors = [x for x in flatten_inputs(args, kwargs)[0] if isinstance(x, torch.Tensor)]
-        if tensors:
-            return max(tensors, key=lambda t: t.numel()).device
-        return next(self.model.parameters(), torch.empty(0)).device
-
-    def compiled_for(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Executable:
+    def compiled_for(self, call: Call) -> Executable:
         """The rewritten model for a call; planned now if need be."""
-        key = self.key_of(args, kwargs)
+        key = self.key_of(call)
         with self._lock:
             compiled = self.compiled.get(key)
-            if compiled is None or not self.still_fits(compiled, args, kwargs):
+            if compiled is None or not self.still_fits(compiled, call):
                 why = "more is reserved for others than before" if compiled else self._decisions.news(key)
                 began = time.perf_counter()
-                compiled = self.compile(args, kwargs)
-                key = self.learn(compiled.program, args, kwargs)
+                compiled = self.compile(call)
+                key = self.learn(compiled.program, call)
                 self.compiled[key] = compiled
                 if self._known is not None:
                     why = why or news(self._known, KnownCall(key[0], self.guards.facts))
@@ -153,20 +148,20 @@ class CompiledModule:
             self._known = KnownCall(key[0], self.guards.facts)
             read = self._decisions.read(compiled.program.decided)
             if read or self._last_call != key or self.last is None:  # inputs alike are alike without their data
-                self.last = (compiled, without_data(args, kwargs, read))
+                self.last = (compiled, without_data(*call.inputs, read))
             self.last, self._last_call = (compiled, self.last[1]), key
         return compiled
 
-    def key_of(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> CallKey:
+    def key_of(self, call: Call) -> CallKey:
         """What a plan depends on: the key of the call, and how what is decided by values comes out for it."""
-        call = call_key(self.guards, self.model, args, kwargs)
-        return call, self._decisions.outcomes(call, self.model, args, kwargs)
+        key = call_key(self.guards, self.model, call)
+        return key, self._decisions.outcomes(key, self.model, call.flat)
 
-    def learn(self, program: Program, args: Sequence[Any], kwargs: Mapping[str, Any]) -> CallKey:
+    def learn(self, program: Program, call: Call) -> CallKey:
         """Keep what was decided in the trace of a call; gives the key of the call, which depends on it."""
-        call = call_key(self.guards, self.model, args, kwargs)
-        self._decisions.learn(call, program.decided)
-        return call, tuple(one.outcome for one in program.decided)
+        key = call_key(self.guards, self.model, call)
+        self._decisions.learn(key, program.decided)
+        return key, tuple(one.outcome for one in program.decided)
 
     def decide(self, decision: Decision, arguments: Sequence[Any]) -> torch.Tensor:
         """Plan and run a decision for the call that is traced."""
@@ -177,11 +172,11 @@ class CompiledModule:
         """How much of the budget this model may take now: all of it, where it is alone."""
         return self.budget_bytes
 
-    def still_fits(self, compiled: Executable, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    def still_fits(self, compiled: Executable, call: Call) -> bool:
         """Whether a plan made before is within the budget of this call; of a model on its own, always."""
         return True
 
-    def choose(self, planner: Planner, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Plan:
+    def choose(self, planner: Planner, call: Call) -> Plan:
         """The plan for a call.
 
         Raises:
@@ -190,19 +185,19 @@ class CompiledModule:
         return planner.plan(self.budget_bytes, offload=self.offload)
 
     @frozen_gc()  # what there was before stays: to walk through it takes longer than to make what is made here
-    def compile(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Executable:
+    def compile(self, call: Call) -> Executable:
         """Capture, plan and rewrite for the shapes of a call; the live model is left alone."""
         _check_parts(self.model)
-        restore(self.model, self.device_of(args, kwargs))  # a trace reads where the weights are
-        key = self.key_of(args, kwargs)
+        restore(self.model, call.device)  # a trace reads where the weights are
+        key = self.key_of(call)
         with self.untouched():
             given = self.given_plan
             if given is not None:
                 given.check(device=device_type_of(self.model), dtype=dtype_name(self.model))
-                program, plan = capture(self.model, args, kwargs, method=self.method, decide=self.decide), given
+                program, plan = capture(self.model, *call.inputs, method=self.method, decide=self.decide), given
             else:
-                planner = self.planners.get(key) or self._prepared(args, kwargs)
-                program, plan = planner.program, self.choose(planner, args, kwargs)
+                planner = self.planners.get(key) or self._prepared(call)
+                program, plan = planner.program, self.choose(planner, call)
         if given is not None:
             rewritten, find_floor, untouched = rewrite(program, plan, given=True), None, Untouched()
             given.check_bytes(weights_bytes(self.model, given.device), self.budget_bytes)
@@ -210,7 +205,7 @@ class CompiledModule:
             rewritten, find_floor = planner.rewrite(plan), planner.floor_of(plan)
             untouched = Untouched(planner.untouched_bytes())
             outcomes = tuple(one.outcome for one in program.decided)
-            self.keep_planner((call_key(self.guards, self.model, args, kwargs), outcomes), planner)
+            self.keep_planner((call_key(self.guards, self.model, call), outcomes), planner)
         plan = self._decisions.counted(plan, self.model, program.decided)
         compiled = Executable(rewritten, plan, find_floor, untouched)
         self.given_plan = None  # not before: a plan that was refused is not silently replaced by another
@@ -224,19 +219,18 @@ class CompiledModule:
         )
         return compiled
 
-    def captured(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Program:
+    def captured(self, call: Call) -> Program:
         """The program of a call, not planned; that of an earlier process, where it is known."""
         model, method = self.model, self.method
         return captured_program(
-            model, args, kwargs, method=method, decide=self.decide, store=self.store, guards=self.guards
+            model, *call.inputs, method=method, decide=self.decide, store=self.store, guards=self.guards
         ).program
 
-    def _prepared(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Planner:
+    def _prepared(self, call: Call) -> Planner:
         """Capture and analyse the method for the shapes of a call."""
         return prepare(
             self.model,
-            args,
-            kwargs,
+            *call.inputs,
             method=self.method,
             progress=self.progress,
             decide=self.decide,
@@ -266,11 +260,11 @@ class CompiledModule:
             device = next(iter(named_tensors(self.model).values()), torch.empty(0)).device
             example_inputs = random_inputs(self.last[1], device)
         args, kwargs = checked_inputs(example_inputs)
-        device = self.device_of(args, kwargs)
+        call = Call.of(self.model, tuple(args), dict(kwargs))
         with self.turn.taken(), executing():
-            compiled = self.compiled_for(tuple(args), dict(kwargs))
-            before = functools.partial(place, self.model, compiled.plan.streamed, device)
-            restore(self.model, device)
+            compiled = self.compiled_for(call)
+            before = functools.partial(place, self.model, compiled.plan.streamed, call.device)
+            restore(self.model, call.device)
             with self.untouched() as own:
                 result = compare(self.model, compiled, args, kwargs, call=own, before=before)
             if not result.not_measured:

@@ -7,13 +7,13 @@ the next depends on how the first came out. So they are kept by the outcomes bef
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from sicompiler.capture import Source, flatten_inputs, named_tensors, tensors_now
+from sicompiler.capture import Source, named_tensors, tensors_now
 from sicompiler.capture.decisions import Decided, Decision, Outcome, numbers_in, outcome_of
 from sicompiler.capture.quantised import storage_bytes
 from sicompiler.compiler.planner import make_planner
@@ -122,25 +122,20 @@ class Decisions:
             before += (one.outcome,)
         self._planned.clear()
 
-    def outcomes(
-        self, call: Hashable, model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> tuple[Outcome, ...]:
+    def outcomes(self, call: Hashable, model: torch.nn.Module, inputs: Sequence[Any]) -> tuple[Outcome, ...]:
         """How a call decides, as far as it is known what is asked.
 
         Args:
             call: its key.
             model: the live model.
-            args: positional inputs.
-            kwargs: keyword inputs.
+            inputs: of the call, flat.
         """
         outcomes: tuple[Outcome, ...] = ()
-        leaves: list[Any] | None = None
         tensors: dict[str, torch.Tensor] = {}
         while (step := self._steps.get((call, outcomes))) is not None:
-            leaves = flatten_inputs(args, kwargs)[0] if leaves is None else leaves
             if step.weights and not tensors:  # walking through a model takes longer than most decisions
                 tensors = tensors_now(model)
-            arguments = step.compiled.program.arguments_of(tensors, leaves)
+            arguments = step.compiled.program.arguments_of(tensors, inputs)
             outcomes += (outcome_of(numbers_in(step.run(arguments))),)
         return outcomes
 

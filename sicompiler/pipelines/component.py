@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from sicompiler.capture import Program, flatten_inputs, weights_bytes
+from sicompiler.capture import Program, weights_bytes
 from sicompiler.capture.results import open_inputs, tensors_of
 from sicompiler.capture.tiling import SWITCH, runs_only_tiled
 from sicompiler.compiled_module import HOOK
@@ -29,6 +29,7 @@ from sicompiler.pipelines.untouched import UntouchedCall, check_inputs, key_of, 
 from sicompiler.pipelines.weights import storages, weights_of
 from sicompiler.plan import Plan
 from sicompiler.reports.phases import PhaseRow
+from sicompiler.runtime.call import Call
 from sicompiler.runtime.compiled import Executable, check_inference
 from sicompiler.runtime.measure import observe_peak
 from sicompiler.runtime.placement import place, restore, streams
@@ -90,68 +91,65 @@ class CompiledComponent(SharedState):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the component by its plan, within what is left of the budget now."""
+        call = Call.of(self.model, args, kwargs)
         with self.tenants.serving(None) as tenant:
             if tenant.pipeline.resting:
-                return self._run_own(args, kwargs)
-            check_inference(args, kwargs)
+                return self._run_own(call)
+            check_inference(call)
             tenant.pipeline.check()
             with self.turn.taken(), executing():
                 self.agree()
                 self.progress = tenant.progress
-                return self._run_planned(args, kwargs)
+                return self._run_planned(call)
 
-    def _run_own(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def _run_own(self, call: Call) -> Any:
         """Run the component's own method, for a pipeline that runs as it would without us."""
         with self.turn.taken(), executing():
             self.pipeline.residency.bring(self.model)
-            restore(self.model, self.device_of(args, kwargs))
-            return self.own_method()(*args, **kwargs)
+            restore(self.model, call.device)
+            return self.own_method()(*call.args, **call.kwargs)
 
-    def _run_planned(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def _run_planned(self, call: Call) -> Any:
         check_component(self.role.label, self.model, planned=self.pipeline.plans(self.role.component))
         hook = self.model.__dict__.get(HOOK)
         if self.method != "forward" and hook is not None:
             hook.pre_forward(self.model)  # diffusers' own decode and encode begin by this; forward has it in front
-        device = self.device_of(args, kwargs)
-        self.pipeline.bring(self, device)
-        self.reserved = self.pipeline.reserved(self, (args, kwargs), device)
+        self.pipeline.bring(self, call.device)
+        self.reserved = self.pipeline.reserved(self, call.inputs, call.device)
         rehash = self.pipeline.rehash
         loop = rehash.loop_of(self) if rehash is not None else None
         if rehash is not None and loop is not None:
-            return rehash.evaluate(self, loop, args, kwargs, device)
-        return self.run_whole(args, kwargs, device)
+            return rehash.evaluate(self, loop, call)
+        return self.run_whole(call)
 
-    def run_whole(self, args: Sequence[Any], kwargs: Mapping[str, Any], device: torch.device) -> Any:
+    def run_whole(self, call: Call) -> Any:
         """Run by the plan of the whole graph, or untouched where it can't be captured and need not."""
-        opened = open_inputs((tuple(args), dict(kwargs)))
-        call = key_of(opened, weights_bytes(self.model)) if self.may_run_untouched else ()
-        if call not in self.untouched_calls:
+        opened = open_inputs((tuple(call.args), dict(call.kwargs)))
+        shape = key_of(opened, weights_bytes(self.model)) if self.may_run_untouched else ()
+        if shape not in self.untouched_calls:
             try:
                 check_inputs(opened)
-                compiled = self.compiled_for(args, kwargs)
+                compiled = self.compiled_for(call)
             except CaptureError as error:
                 if not self.may_run_untouched:
                     raise
-                self._runs_untouched(call, str(error).splitlines()[0], args, kwargs)
+                self._runs_untouched(shape, str(error).splitlines()[0], call)
             else:
-                inputs = flatten_inputs(args, kwargs)[0]
-                place(self.model, compiled.plan.streamed, device)
-                return self._run(compiled, lambda: compiled.run(self.model, inputs), (args, kwargs), device)
-        return self._run_untouched(self.untouched_calls[call], args, kwargs, device)
+                place(self.model, compiled.plan.streamed, call.device)
+                return self._run(compiled, lambda: compiled.run(self.model, call.flat), call.inputs, call.device)
+        return self._run_untouched(self.untouched_calls[shape], call)
 
-    def _runs_untouched(self, call: Hashable, why: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    def _runs_untouched(self, shape: Hashable, why: str, call: Call) -> None:
         """Note that calls of a shape run untouched, and what is known of them."""
         if all(known.reason != why for known in self.untouched_calls.values()):
             log.warning("%s runs untouched, as it can't be captured: %s", self.role.label, why)
         with self.untouched() as own:
             room_bytes = self.budget_bytes - self.reserved.total_bytes
-            self.untouched_calls[call] = untouched_call(
-                self.model, own, args, kwargs, reason=why, room_bytes=room_bytes
+            self.untouched_calls[shape] = untouched_call(
+                self.model, own, *call.inputs, reason=why, room_bytes=room_bytes
             )
 
-    def _run_untouched(
-        self, known: UntouchedCall, args: Sequence[Any], kwargs: Mapping[str, Any], device: torch.device
-    ) -> Any:
+    def _run_untouched(self, known: UntouchedCall, call: Call) -> Any:
         """Run untouched, once there is room for all that is known to be needed.
 
         Raises:
@@ -160,14 +158,14 @@ class CompiledComponent(SharedState):
         """
         while True:
             while known.needed_bytes + self._beside_bytes(known) > self.budget_bytes:
-                if not self._make_room(args, kwargs):
+                if not self._make_room(call):
                     raise self._over_budget(Shortage(known.floor_bytes, known.culprit, known.reason))
-            restore(self.model, device)
+            restore(self.model, call.device)
             limit_bytes = self.budget_bytes - self._beside_bytes(known) - known.weights_bytes - known.inputs_bytes
             with self.untouched() as own, torch.no_grad():
                 try:
-                    with known.limited(limit_bytes, self.model, (args, kwargs)):
-                        return self._run(known, lambda: own(*args, **kwargs), (args, kwargs), device)
+                    with known.limited(limit_bytes, self.model, call.inputs):
+                        return self._run(known, lambda: own(*call.args, **call.kwargs), call.inputs, call.device)
                 except RehearsalStopped as stop:
                     known.stopped(stop)  # more is needed than was known: with room for that it may run
 
@@ -175,54 +173,47 @@ class CompiledComponent(SharedState):
         """What the rest of the pipeline takes beside untouched calls: measured ones have what nobody counts in them."""
         return self.reserved.total_bytes - (self.reserved.margin_bytes if known.measured_bytes is not None else 0)
 
-    def whole_program(self, args: Sequence[Any], kwargs: Mapping[str, Any], key: Hashable | None = None) -> Program:
-        """The clean graph for the shapes of a call, of which parts are made.
-
-        Args:
-            args: of the call.
-            kwargs: of the same.
-            key: of it (`key_of`), where that is known.
-        """
-        key = key or self.key_of(args, kwargs)
+    def whole_program(self, call: Call) -> Program:
+        """The clean graph for the shapes of a call, of which parts are made."""
+        key = call.key or self.key_of(call)
         if key not in self.programs:
-            restore(self.model, self.device_of(args, kwargs))  # a trace reads where the weights are
+            restore(self.model, call.device)  # a trace reads where the weights are
             with self.untouched():
-                program = self.captured(args, kwargs)
-            key = self.learn(program, args, kwargs)
+                program = self.captured(call)
+            key = self.learn(program, call)
             self.programs[key] = run_stage("clean", program)
         return self.programs[key]
 
-    def part_for(
-        self, part: GraphPart, args: Sequence[Any], kwargs: Mapping[str, Any], key: Hashable | None = None
-    ) -> Executable:
+    def part_for(self, part: GraphPart, call: Call) -> Executable:
         """A part of the graph, planned within what is left of the budget beside the features that are held.
 
         Args:
             part: which.
-            args: of the call of the whole denoiser.
-            kwargs: of the same.
-            key: of it (`key_of`), where that is known.
+            call: of the whole denoiser.
 
         Raises:
             OverBudget: no plan fits beside them.
         """
-        call = key or self.key_of(args, kwargs)
-        if call not in self.programs:
-            self.whole_program(args, kwargs, call)
-            call = self.key_of(args, kwargs)  # what it decides by is known now, and part of the key
-        key = (call, part)  # with what is held beside it: a plan that leaves room for much is slow where little is held
+        call = call.keyed(call.key or self.key_of(call))
+        if call.key not in self.programs:
+            self.whole_program(call)
+            call = call.keyed(self.key_of(call))  # what it decides by is known now, and part of the key
+        key = (
+            call.key,
+            part,
+        )  # with what is held beside it: a plan that leaves room for much is slow where little is held
         found = self.parts.get(key)
         if key not in self._room:
-            nodes = list(self.whole_program(args, kwargs, call).graph_module.graph.nodes)
+            nodes = list(self.whole_program(call).graph_module.graph.nodes)
             values = [nodes[p].meta["val"] for p in part.cut]
             self._room[key] = (
                 part.snapshots * sum(v.nbytes for v in values) + part.scratch_bytes(values) + part.beside_bytes
             )
         self.reserved = replace(self.reserved, snapshot_bytes=self._room[key])
-        if found is None or not self.still_fits(found, args, kwargs):
+        if found is None or not self.still_fits(found, call):
             with self._planning():
-                planner = self.planners.get(key) or self._analysed(call, part, args, kwargs)
-                plan = self.choose(planner, args, kwargs)
+                planner = self.planners.get(key) or self._analysed(part, call)
+                plan = self.choose(planner, call)
                 self.keep_planner(key, planner)
                 found = self.parts[key] = Executable(planner.rewrite(plan), plan, planner.floor_of(plan))
         return found
@@ -232,16 +223,16 @@ class CompiledComponent(SharedState):
         """How much of the budget the rest of the pipeline leaves."""
         return self.budget_bytes - self.reserved.total_bytes
 
-    def compile(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Executable:
+    def compile(self, call: Call) -> Executable:
         """Capture, plan and rewrite for the shapes of a call."""
         with self._planning():
-            return super().compile(args, kwargs)
+            return super().compile(call)
 
-    def _prepared(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Planner:
+    def _prepared(self, call: Call) -> Planner:
         """Analyse the method for the shapes of a call; what parts were made of is not captured again."""
-        program = self.programs.get(self.key_of(args, kwargs))
+        program = self.programs.get(self.key_of(call))
         if program is None:
-            return super()._prepared(args, kwargs)
+            return super()._prepared(call)
         return self._analysis_of(program)
 
     @contextlib.contextmanager
@@ -252,11 +243,11 @@ class CompiledComponent(SharedState):
         finally:
             self.planning_seconds += time.perf_counter() - began
 
-    def _analysed(self, call: Hashable, part: GraphPart, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Planner:
+    def _analysed(self, part: GraphPart, call: Call) -> Planner:
         """The planner of a part; parts that differ in what is held beside them have the same."""
         return self.analyses.planner(
-            (call, part.kind, part.cut),
-            lambda: self._analysis_of(part.of(self.whole_program(args, kwargs, call))),
+            (call.key, part.kind, part.cut),
+            lambda: self._analysis_of(part.of(self.whole_program(call))),
         )
 
     def _analysis_of(self, program: Program) -> Planner:
@@ -290,18 +281,18 @@ class CompiledComponent(SharedState):
         """Move weights to where a plan wants them."""
         place(self.model, compiled.plan.streamed, device)
 
-    def still_fits(self, compiled: Executable, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    def still_fits(self, compiled: Executable, call: Call) -> bool:
         """Whether a plan made before leaves room for what the pipeline holds by now.
 
         Components that were away when it was made may have come back since: they go again.
         """
         beside = self.beside.get(id(compiled.plan), frozenset())
         while compiled.plan.predicted_peak_bytes + self.reserved.total_bytes > self.budget_bytes:
-            if not self._make_room(args, kwargs, beside):
+            if not self._make_room(call, beside):
                 return False
         return True
 
-    def choose(self, planner: Planner, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Plan:
+    def choose(self, planner: Planner, call: Call) -> Plan:
         """The fastest plan within what the rest of the pipeline leaves.
 
         Idle components go first; only then values and weights of this one are offloaded.
@@ -315,19 +306,18 @@ class CompiledComponent(SharedState):
             if plan is not None:
                 self.beside[id(plan)] = frozenset(name for name, _ in self.reserved.weights)
                 return plan
-            if self._make_room(args, kwargs):
+            if self._make_room(call):
                 continue
             if offload == self.offload:
                 raise self._over_budget(Shortage(*planner.floor(offload)))
             offload = self.offload
 
-    def _make_room(self, args: Sequence[Any], kwargs: Mapping[str, Any], keep: frozenset[str] = frozenset()) -> bool:
-        device = self.device_of(args, kwargs)
-        if not self.pipeline.make_room(self, device, keep):
+    def _make_room(self, call: Call, keep: frozenset[str] = frozenset()) -> bool:
+        if not self.pipeline.make_room(self, call.device, keep):
             return False
         self.pipeline.residency.bring(self.model)  # another thread may have moved it away while this one waited
         snapshot_bytes = self.reserved.snapshot_bytes
-        self.reserved = self.pipeline.reserved(self, (args, kwargs), device)
+        self.reserved = self.pipeline.reserved(self, call.inputs, call.device)
         self.reserved = replace(self.reserved, snapshot_bytes=snapshot_bytes)
         return True
 
@@ -337,7 +327,7 @@ class CompiledComponent(SharedState):
             self.pipeline.name, self.role, self.budget_bytes, self.reserved, known=known, waiting=waiting
         )
 
-    def _run(self, ran: Executable | UntouchedCall, call: Callable[[], Any], inputs: Any, device: torch.device) -> Any:
+    def _run(self, ran: Executable | UntouchedCall, run: Callable[[], Any], inputs: Any, device: torch.device) -> Any:
         """Run, keep the books, and measure where that is asked for; an untouched encoder is measured always."""
         record = next((r for r in self.records if r.ran is ran), None)
         if record is None:
@@ -352,12 +342,12 @@ class CompiledComponent(SharedState):
             record.reserved = self.reserved
         untouched = isinstance(ran, UntouchedCall)
         if not untouched and not self.pipeline.measure_calls:
-            return call()
+            return run()
         own = sum({**weights_of(self.model, device), **storages(tensors_of(inputs), device)}.values())
         beside = self.reserved.total_bytes
         beside -= self.reserved.margin_bytes + self.reserved.snapshot_bytes  # what is kept is among the inputs
         with observe_peak(device) as peak:
-            result = call()
+            result = run()
         record.not_measured = peak.not_measured
         if peak.not_measured:
             return result

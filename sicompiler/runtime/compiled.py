@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,10 +12,11 @@ import torch
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.overrides import _get_current_function_mode_stack
 
-from sicompiler.capture import Program, check_no_autocast, flatten_inputs, same_inputs
+from sicompiler.capture import Program, check_no_autocast, same_inputs
 from sicompiler.errors import BadInput
 from sicompiler.guards import ModuleGuards
 from sicompiler.plan import Plan
+from sicompiler.runtime.call import Call
 from sicompiler.runtime.faults import settle
 from sicompiler.turns import executing
 
@@ -120,17 +121,15 @@ def _leaf_key(leaf: Any) -> Hashable:
     return (type(leaf), leaf)
 
 
-def call_key(guards: ModuleGuards, model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Hashable:
+def call_key(guards: ModuleGuards, model: torch.nn.Module, call: Call) -> Hashable:
     """What a plan depends on: structure, shapes and Python values of a call, and what the guards of the model tell.
 
     Args:
         guards: of the model, kept from call to call.
         model: the live model.
-        args: positional inputs.
-        kwargs: keyword inputs.
+        call: of one of its methods.
     """
-    leaves, spec = flatten_inputs(args, kwargs)
-    return (str(spec), tuple(map(_leaf_key, leaves)), same_inputs(leaves), guards.key(model))
+    return (str(call.spec), tuple(map(_leaf_key, call.flat)), same_inputs(call.flat), guards.key(model))
 
 
 def _tool_around() -> str:
@@ -144,7 +143,7 @@ def _tool_around() -> str:
     return ""
 
 
-def check_inference(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+def check_inference(call: Call) -> None:
     """Refuse calls that want gradients, and those that somebody traces or changes from outside of the model.
 
     Raises:
@@ -164,7 +163,7 @@ def check_inference(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
                 "torch compute, which a graph does not follow; call the compiled model outside of it, or use a "
                 "TorchDispatchMode, which sees every operator"
             )
-    for leaf in flatten_inputs(args, kwargs)[0]:
+    for leaf in call.flat:
         if not isinstance(leaf, torch.Tensor):
             continue
         function: Any = type(leaf).__torch_function__

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 import torch.utils._pytree as pytree
 
-from sicompiler.capture import flatten_inputs, structure
+from sicompiler.capture import structure
 from sicompiler.device import device_kind
 from sicompiler.errors import BadInput
 from sicompiler.pipelines.component import CompiledComponent
@@ -35,6 +35,7 @@ from sicompiler.rehash.request import Rehash
 from sicompiler.rehash.setting import Setting
 from sicompiler.rehash.timings import Timings
 from sicompiler.reports.rehash import RehashReport
+from sicompiler.runtime.call import Call
 
 if TYPE_CHECKING:
     from sicompiler.pipelines.pipeline import CompiledPipeline
@@ -141,68 +142,54 @@ class PipelineRehash:
 
     # A call of the denoiser
 
-    def evaluate(
-        self,
-        component: CompiledComponent,
-        loop: DenoisingLoop,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        device: torch.device,
-    ) -> Any:
+    def evaluate(self, component: CompiledComponent, loop: DenoisingLoop, call: Call) -> Any:
         """Run the denoiser in full or from the cut, as the plan of the loop says."""
-        key, guidance = component.key_of(args, kwargs), guidance_of(self.state.pipe)
-        loop.begins(kind_of(component, loop, key, guidance, args, kwargs))
+        call = call.keyed(component.key_of(call))
+        loop.begins(kind_of(component, loop, guidance_of(self.state.pipe), call))
         if not loop.resolved:
             began = time.perf_counter()
-            self._resolve(component, loop, args, kwargs, key)
-            key = component.key_of(args, kwargs)  # what the call decides by may be known only now
+            self._resolve(component, loop, call)
+            call = call.keyed(component.key_of(call))  # what the call decides by may be known only now
             loop.busy += time.perf_counter() - began
         if loop.recorder is not None:
             began = time.perf_counter()
-            same = loop.setting is not None and self._mark(component, key, args, kwargs) == loop.setting.structure
-            result = record(component, loop, args, kwargs, device, self._now, key=key, same=same)
+            same = loop.setting is not None and self._mark(component, call) == loop.setting.structure
+            result = record(component, loop, call, self._now, same=same)
             if self.script is not None:
-                self.script.write(loop, args, kwargs, result)
+                self.script.write(loop, call, result)
             loop.busy += time.perf_counter() - began
             return result
-        plan, step, call = loop.plan, loop.step, loop.next_call()
-        if self.script is not None and (known := self.script.read(loop, args, kwargs)) is not None:
-            loop.note(Evaluation(step, call.branch, None, "the same as in the full run"))
+        plan, step, asked = loop.plan, loop.step, loop.next_call()
+        if self.script is not None and (known := self.script.read(loop, call)) is not None:
+            loop.note(Evaluation(step, asked.branch, None, "the same as in the full run"))
             return known
-        began, planning, error = self._now(device), component.planning_seconds, None
-        flat = flatten_inputs(args, kwargs)[0]
-        if plan is not None and call.kept and self._mark(component, key, args, kwargs) != plan.structure:
-            call = NextCall(call.branch, None, "the graph is another than that of the plan", kept=False)
-        if plan is None or not call.kept:
-            result = component.run_whole(args, kwargs, device)
-        elif call.prediction is None:
-            part = component.part_for(parts_of(plan)[0], args, kwargs, key)
-            result, features = component.run_part(part, flat, loop.held, device)
-            error = loop.keep(call.branch, tuple(features))
+        began, planning, error = self._now(call.device), component.planning_seconds, None
+        if plan is not None and asked.kept and self._mark(component, call) != plan.structure:
+            asked = NextCall(asked.branch, None, "the graph is another than that of the plan", kept=False)
+        if plan is None or not asked.kept:
+            result = component.run_whole(call)
+        elif asked.prediction is None:
+            part = component.part_for(parts_of(plan)[0], call)
+            result, features = component.run_part(part, call.flat, loop.held, call.device)
+            error = loop.keep(asked.branch, tuple(features))
         else:
-            part = component.part_for(parts_of(plan)[1], args, kwargs, key)
-            given = loop.predict(call.branch, call.prediction)
-            result = component.run_part(part, [*flat, *given], loop.held, device)
+            part = component.part_for(parts_of(plan)[1], call)
+            given = loop.predict(asked.branch, asked.prediction)
+            result = component.run_part(part, [*call.flat, *given], loop.held, call.device)
         planning = component.planning_seconds - planning
         loop.busy += planning
-        seconds = self._now(device) - began - planning
-        loop.note(Evaluation(step, call.branch, call.prediction, call.reason, error, 0, seconds))
+        seconds = self._now(call.device) - began - planning
+        loop.note(Evaluation(step, asked.branch, asked.prediction, asked.reason, error, 0, seconds))
         return result
 
-    def _mark(self, component: CompiledComponent, key: Hashable, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
+    def _mark(self, component: CompiledComponent, call: Call) -> str:
         """The structure of the denoiser's graph in a call: positions of cuts belong to it."""
-        if key not in self._marks:
-            self._marks[key] = structure(component.whole_program(args, kwargs, key).graph_module.graph)
-        return self._marks[key]
+        assert call.key is not None
+        if call.key not in self._marks:
+            self._marks[call.key] = structure(component.whole_program(call).graph_module.graph)
+        return self._marks[call.key]
 
-    def _resolve(
-        self,
-        component: CompiledComponent,
-        loop: DenoisingLoop,
-        args: Sequence[Any],
-        kwargs: Mapping[str, Any],
-        key: Hashable,
-    ) -> None:
+    def _resolve(self, component: CompiledComponent, loop: DenoisingLoop, call: Call) -> None:
         """Find the plan of a loop, now that the denoiser's graph is known.
 
         Raises:
@@ -210,7 +197,7 @@ class PipelineRehash:
             BadInput: the loop is of another setting than the lessons of a file.
         """
         if loop.step == 0:
-            loop.placed(next((leaf for name, leaf in named_inputs(component, args, kwargs) if name == TIME), None))
+            loop.placed(next((leaf for name, leaf in named_inputs(component, call) if name == TIME), None))
         assert loop.setting is not None
         loop.resolved, loop.why = True, ""
         if self.exact and self.expected is None:
@@ -219,14 +206,13 @@ class PipelineRehash:
             loop.why = NO_CALLS
             self.say(f"Step Rehash skips nothing: {loop.why}")
             return
-        mark, size = self._mark(component, key, args, kwargs), _size_of(args, kwargs)
+        mark, size = self._mark(component, call), _size_of(call)
         loop.setting = setting = replace(loop.setting, structure=mark, size=size)
         if self.expected is not None:
             self.expected.check(setting)
         if self.exact:
             return
-        recorder = partial(self._recorder, component, args, kwargs, key)
-        self._choose_plan(loop, setting, recorder)
+        self._choose_plan(loop, setting, partial(self._recorder, component, call))
         if loop.why:
             self.say(f"Step Rehash skips nothing: {loop.why}")
 
@@ -261,17 +247,16 @@ class PipelineRehash:
             log.warning("Step Rehash: this call runs in full and is learned from; later ones will skip")
             loop.recorder = recorder()
 
-    def _recorder(
-        self, component: CompiledComponent, args: Sequence[Any], kwargs: Mapping[str, Any], key: Hashable
-    ) -> LoopRecorder:
+    def _recorder(self, component: CompiledComponent, call: Call) -> LoopRecorder:
         """What watches the features of a few cuts; where those are is worked out once for a graph.
 
         Raises:
             BadInput: there is no legal cut.
         """
-        if key not in self._cuts:
-            self._cuts[key] = cuts_of(component, component.whole_program(args, kwargs, key))
-        return LoopRecorder(self._cuts[key], self.turn)
+        assert call.key is not None
+        if call.key not in self._cuts:
+            self._cuts[call.key] = cuts_of(component, component.whole_program(call))
+        return LoopRecorder(self._cuts[call.key], self.turn)
 
     @property
     def _knows_nothing(self) -> bool:
@@ -385,7 +370,7 @@ class PipelineRehash:
         return RehashReport(self.state.name, self.component, plan, evaluations, why)
 
 
-def _size_of(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[int, ...]:
+def _size_of(call: Call) -> tuple[int, ...]:
     """The shape of the first tensor the denoiser is given, which is what it denoises, without its batch."""
-    first = next((x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)), None)
+    first = next((x for x in pytree.tree_leaves(call.inputs) if isinstance(x, torch.Tensor)), None)
     return () if first is None else tuple(first.shape[1:])

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from sicompiler.capture import Program, flatten_inputs
+from sicompiler.capture import Program
 from sicompiler.compiler.analyzed_graph import analyze_graph
 from sicompiler.compiler.search import whole_seconds_of
 from sicompiler.errors import BadInput, OverBudget
@@ -18,7 +18,8 @@ from sicompiler.pipelines.rehash.parts import distance, held_bytes, watching
 from sicompiler.planners.min_cut import FeatureCut, candidate_cuts
 from sicompiler.rehash.evaluation import Evaluation
 from sicompiler.rehash.lessons import CutStats
-from sicompiler.rehash.loop import DenoisingLoop, NextCall
+from sicompiler.rehash.loop import DenoisingLoop
+from sicompiler.runtime.call import Call
 from sicompiler.units import format_bytes
 
 log = logging.getLogger("sicompiler")
@@ -54,12 +55,9 @@ def cuts_of(component: CompiledComponent, program: Program) -> dict[FeatureCut, 
 def record(
     component: CompiledComponent,
     loop: DenoisingLoop,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-    device: torch.device,
+    call: Call,
     now: Callable[[torch.device], float],
     *,
-    key: Hashable,
     same: bool,
 ) -> Any:
     """Run the denoiser in full and write down what it shows: its features, and what errors of them do to the output.
@@ -69,11 +67,8 @@ def record(
     Args:
         component: the denoiser.
         loop: that is learned from.
-        args: of the call.
-        kwargs: of the same.
-        device: where it runs.
+        call: of the denoiser, with its key.
         now: the time, once the device has done what it was asked for.
-        key: of the call (`CompiledComponent.key_of`).
         same: whether the call has the graph of the first one.
 
     Returns:
@@ -82,25 +77,23 @@ def record(
     Raises:
         OverBudget: there is no room to watch even one cut at the first call.
     """
-    call = loop.next_call()
-    if same and _has_room(component, loop, args, kwargs, key):
-        return _watched(component, loop, call, (args, kwargs, key), device, now)
+    branch = loop.next_call().branch
+    if same and _has_room(component, loop, call):
+        return _watched(component, loop, branch, call, now)
     loop.unwatched()
-    started = now(device)
-    result = component.run_whole(args, kwargs, device)
-    loop.note(Evaluation(loop.step, call.branch, None, "learning", None, 0, now(device) - started))
+    started = now(call.device)
+    result = component.run_whole(call)
+    loop.note(Evaluation(loop.step, branch, None, "learning", None, 0, now(call.device) - started))
     return result
 
 
-def _has_room(
-    component: CompiledComponent, loop: DenoisingLoop, args: Sequence[Any], kwargs: Mapping[str, Any], key: Hashable
-) -> bool:
+def _has_room(component: CompiledComponent, loop: DenoisingLoop, call: Call) -> bool:
     """Whether all cuts can be watched in this call; in the first one, those that can't are left out.
 
     Raises:
         OverBudget: there is no room to watch even one cut at the first call.
     """
-    recorder, whole = loop.recorder, component.whole_program(args, kwargs, key)
+    recorder, whole = loop.recorder, component.whole_program(call)
     assert recorder is not None
     if not recorder.recorded(0):
         while len(recorder.cuts) > 1 and held_bytes(recorder, whole) > MOST_HELD * component.room_bytes:
@@ -109,7 +102,7 @@ def _has_room(
     while True:
         try:
             for part in watching(recorder, whole):
-                component.part_for(part, args, kwargs, key)
+                component.part_for(part, call)
         except OverBudget:
             if recorder.recorded(0):
                 return False
@@ -125,28 +118,26 @@ def _has_room(
 def _watched(
     component: CompiledComponent,
     loop: DenoisingLoop,
-    call: NextCall,
-    inputs: tuple[Sequence[Any], Mapping[str, Any], Hashable],
-    device: torch.device,
+    branch: int,
+    call: Call,
     now: Callable[[torch.device], float],
 ) -> Any:
-    recorder, branch, (args, kwargs, key) = loop.recorder, call.branch, inputs
+    recorder, device = loop.recorder, call.device
     assert recorder is not None
-    flat = flatten_inputs(args, kwargs)[0]
-    watched, *probes = watching(recorder, component.whole_program(args, kwargs, key))
-    full = component.part_for(watched, args, kwargs, key)
+    watched, *probes = watching(recorder, component.whole_program(call))
+    full = component.part_for(watched, call)
     started = now(device)
-    result, values = component.run_part(full, flat, recorder.held, device)
+    result, values = component.run_part(full, call.flat, recorder.held, device)
     seconds = now(device) - started
     features = dict(zip(recorder.positions, values, strict=True))
     for number, cut in enumerate(recorder.cuts):
         before = recorder.previous(number, branch)
         if before is None or not recorder.probes(number, loop.step):
             continue
-        skip = component.part_for(probes[number], args, kwargs, key)
+        skip = component.part_for(probes[number], call)
         component.place_weights(skip, device)  # other parts are watched here than will run: they move other weights
         started = now(device)
-        moved = component.run_part(skip, [*flat, *before], [*recorder.held, *values], device)
+        moved = component.run_part(skip, [*call.flat, *before], [*recorder.held, *values], device)
         taken = now(device) - started
         own = tuple(features[p] for p in cut.positions)
         recorder.probed(number, branch, loop.step, own, distance(moved, result), taken)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from sicompiler.rehash.kinds import CallKind, FirstCalls
 from sicompiler.rehash.loop import DenoisingLoop
 from sicompiler.rehash.plan import RehashPlan
 from sicompiler.rehash.recorder import LoopRecorder
+from sicompiler.runtime.call import Call
 
 
 def parts_of(plan: RehashPlan) -> tuple[GraphPart, GraphPart]:
@@ -50,36 +50,29 @@ def distance(one: Any, other: Any) -> float:
     return math.sqrt(sum(squares))
 
 
-def named_inputs(component: CompiledComponent, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[tuple[str, Any]]:
+def named_inputs(component: CompiledComponent, call: Call) -> list[tuple[str, Any]]:
     """Every leaf among the inputs of a call, with the name of its argument."""
     try:
         method = getattr(type(component.model), component.method)
-        given = inspect.signature(method).bind_partial(None, *args, **kwargs)  # None stands for the model itself
+        given = inspect.signature(method).bind_partial(
+            None, *call.args, **call.kwargs
+        )  # None stands for the model itself
     except TypeError:  # what the method can't take it will refuse
-        return [("", leaf) for leaf in pytree.tree_leaves((args, kwargs))]
+        return [("", leaf) for leaf in pytree.tree_leaves(call.inputs)]
     return [(name, leaf) for name, value in list(given.arguments.items())[1:] for leaf in pytree.tree_leaves(value)]
 
 
-def kind_of(
-    component: CompiledComponent,
-    loop: DenoisingLoop,
-    key: Hashable,
-    guidance: str,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any],
-) -> CallKind:
+def kind_of(component: CompiledComponent, loop: DenoisingLoop, guidance: str, call: Call) -> CallKind:
     """What a call that begins is to the first one of its branch in the loop.
 
     Args:
         component: the denoiser.
         loop: that the call belongs to.
-        key: all that a trace of the call depends on.
         guidance: settings of it that the pipeline shows now.
-        args: of the call.
-        kwargs: of the same.
+        call: with its key: all that a trace of it depends on.
     """
     if loop.first_calls is None:
-        loop.first_calls = FirstCalls(lambda: component.key_of((), {}))
+        loop.first_calls = FirstCalls(lambda: component.key_of(Call.of(component.model, (), {})))
     assert loop.setting is not None
-    differs = loop.first_calls.compared(loop.calls, key, named_inputs(component, args, kwargs))
+    differs = loop.first_calls.compared(loop.calls, call.key, named_inputs(component, call))
     return CallKind(differs, drift(loop.setting.guidance, guidance))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +9,7 @@ import torch.utils._pytree as pytree
 
 from sicompiler.pipelines.rehash.labels import label_of
 from sicompiler.rehash.loop import DenoisingLoop
+from sicompiler.runtime.call import Call
 
 MOST_BYTES = 2**28  # outputs are as large as latents; of longer runs the beginning is kept
 
@@ -26,13 +26,12 @@ class Script:
         self._rows: dict[tuple[int, int], tuple[str, Any]] = {}
         self._bytes = 0
 
-    def write(self, loop: DenoisingLoop, args: Sequence[Any], kwargs: Mapping[str, Any], output: Any) -> None:
+    def write(self, loop: DenoisingLoop, call: Call, output: Any) -> None:
         """Put down what a call has given.
 
         Args:
             loop: that it belongs to.
-            args: of the call.
-            kwargs: of the same.
+            call: of the denoiser.
             output: of it.
         """
         leaves = pytree.tree_leaves(output)
@@ -41,22 +40,21 @@ class Script:
         self._bytes += sum(leaf.nbytes for leaf in leaves)
         if self._bytes <= MOST_BYTES:
             kept = pytree.tree_map(lambda leaf: leaf.detach().to("cpu", copy=True), output)
-            self._rows[loop.step, loop.calls - 1] = _label(args, kwargs), kept
+            self._rows[loop.step, loop.calls - 1] = _label(call), kept
 
-    def read(self, loop: DenoisingLoop, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    def read(self, loop: DenoisingLoop, call: Call) -> Any:
         """What a call that has begun gave in the run that was written down; None where it must be evaluated.
 
         Args:
             loop: that it belongs to.
-            args: of the call.
-            kwargs: of the same.
+            call: of the denoiser.
         """
         row = self._rows.get((loop.step, loop.calls - 1)) if loop.step < self.until else None
-        if row is None or row[0] != _label(args, kwargs):
+        if row is None or row[0] != _label(call):
             return None
-        device = next(x.device for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor))
+        device = next(x.device for x in pytree.tree_leaves(call.inputs) if isinstance(x, torch.Tensor))
         return pytree.tree_map(lambda leaf: leaf.to(device, copy=True), row[1])
 
 
-def _label(args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
-    return label_of({"args": list(args), **kwargs})
+def _label(call: Call) -> str:
+    return label_of({"args": list(call.args), **call.kwargs})
