@@ -163,7 +163,7 @@ def run(options: ModelOptions, gb: str | None, *, as_json: bool, untouched: bool
     began, untouched_seconds = time.perf_counter(), 0.0
     with Progress() as progress, quiet():
         calls = build_pipeline(options.model, dtype=dtype, **options.sizes)
-        idle = idle_weights(options.model, dtype)
+        idle = idle_weights(options.model, dtype, device)
         build_seconds = time.perf_counter() - began
         parts: list[PhaseCall] = []
         unplanned: dict[str, UntouchedCall] = {}
@@ -179,7 +179,7 @@ def run(options: ModelOptions, gb: str | None, *, as_json: bool, untouched: bool
             except CaptureError as error:
                 if call.phase != ENCODE:
                     raise
-                known = _untouched_call(call, str(error).splitlines()[0])
+                known = _untouched_call(call, str(error).splitlines()[0], device)
                 unplanned[call.component], idle[call.component] = known, known.weights_bytes
         pipeline = PipelinePhases.of(parts, idle, device, options.offloading)
         if budget is None:
@@ -233,12 +233,11 @@ def _seconds(planned: Sequence[PlannedPart]) -> dict[str, float]:
     return dict(spent)
 
 
-def _untouched_call(part: PartCall, why: str) -> UntouchedCall:
+def _untouched_call(part: PartCall, why: str, device: str) -> UntouchedCall:
     """What is known of a call that can't be captured, by rehearsing it."""
-    module = part.call.module
-    return untouched_call(
-        module, getattr(module, part.method), part.call.args, part.call.kwargs, reason=why, room_bytes=0
-    )
+    module, call = part.call.module, part.call
+    method = getattr(module, part.method)
+    return untouched_call(module, method, call.args, call.kwargs, reason=why, room_bytes=0, device_type=device)
 
 
 def _untouched(component: str, known: UntouchedCall, pipeline: PipelinePhases, budget: int) -> PhaseRow:

@@ -200,7 +200,9 @@ def _pipeline(options: ModelOptions, progress: Progress) -> NamedModel:
                 return _call(build(scale.pixels(point)))
 
         models.append(Sized(spec, SizedModel(spec.label, make, device, progress), spec.sized, spec.frames))
-    return NamedModel(options.model, device, dtype, tuple(models), idle_weights(options.model, dtype), scale, True)
+    return NamedModel(
+        options.model, device, dtype, tuple(models), idle_weights(options.model, dtype, device), scale, True
+    )
 
 
 def _call(call: ModelCall) -> SizedCall:

@@ -127,6 +127,7 @@ def untouched_call(
     *,
     reason: str,
     room_bytes: int,
+    device_type: str | None = None,
 ) -> UntouchedCall:
     """What is known of a call before it runs.
 
@@ -137,8 +138,10 @@ def untouched_call(
         kwargs: of the call.
         reason: why it runs untouched.
         room_bytes: of the budget, for the model.
+        device_type: whose allocator rounds weights and inputs up; None: that of the device they are on.
     """
-    weights, inputs = storage_bytes(named_tensors(model).values()), storage_bytes(tensors_of((args, kwargs)))
+    weights = storage_bytes(named_tensors(model).values(), device_type)
+    inputs = storage_bytes(tensors_of((args, kwargs)), device_type)
     rest = sum(nbytes for key, nbytes in inputs.items() if key not in weights)
     known = UntouchedCall(reason, sum(weights.values()), rest)
     if held_in(open_inputs((tuple(args), dict(kwargs)))):

@@ -158,8 +158,14 @@ def build_pipeline(name: str, *, dtype: str = "float16", **sizes: Unpack[GivenSi
     return tuple(spec.build(pixels) for spec in part_specs(name, dtype))
 
 
-def idle_weights(name: str, dtype: str = "float16") -> dict[str, int]:
-    """Bytes of the components of a pipeline that never run, and yet are on the device with the others."""
+def idle_weights(name: str, dtype: str = "float16", device_type: str = "cpu") -> dict[str, int]:
+    """Bytes of the components of a pipeline that never run, and yet are on the device with the others.
+
+    Args:
+        name: of the pipeline.
+        dtype: of the weights.
+        device_type: whose allocator rounds them up.
+    """
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -167,7 +173,7 @@ def idle_weights(name: str, dtype: str = "float16") -> dict[str, int]:
     for part, class_name, config in pipeline_named(name).idle:
         try:
             with FakeTensorMode():
-                found[part] = weights_bytes(_bare(class_name, config, getattr(torch, dtype)))
+                found[part] = weights_bytes(_bare(class_name, config, getattr(torch, dtype)), device_type)
         except BadInput as error:
             raise BadInput(f"the {part} of {name} can't be counted: {error}") from error
     return found

@@ -72,9 +72,9 @@ def mini_calls(name: str, *, dtype: str, **sizes: Any) -> tuple[PartCall, ...]:
 @pytest.fixture(autouse=True)
 def mini(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipelines, "build_pipeline", mini_calls)
-    monkeypatch.setattr(pipelines, "idle_weights", lambda name, dtype: {})
+    monkeypatch.setattr(pipelines, "idle_weights", lambda *options: {})
     monkeypatch.setattr(subjects, "part_specs", lambda name, dtype: SPECS)
-    monkeypatch.setattr(subjects, "idle_weights", lambda name, dtype: {})
+    monkeypatch.setattr(subjects, "idle_weights", lambda *options: {})
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
@@ -165,7 +165,7 @@ def test_the_components_of_a_pipeline_are_built_without_memory(name: str) -> Non
 def test_no_floor_is_looked_for_while_idle_components_can_leave(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipelines, "idle_weights", lambda name, dtype: {"large": 2**40})
+    monkeypatch.setattr(pipelines, "idle_weights", lambda *options: {"large": 2**40})
     asked: list[str] = []
     find = Planner._find_floor
 

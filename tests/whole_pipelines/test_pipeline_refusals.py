@@ -172,7 +172,7 @@ def test_a_whole_pipeline_is_planned_from_configuration(monkeypatch: pytest.Monk
     )
     shown: list[dict[str, Any]] = []
     monkeypatch.setattr(pipelines, "build_pipeline", lambda name, **sizes: calls)
-    monkeypatch.setattr(pipelines, "idle_weights", lambda name, dtype: {"motion_adapter": 10000})
+    monkeypatch.setattr(pipelines, "idle_weights", lambda *options: {"motion_adapter": 10000})
     monkeypatch.setattr(pipelines, "show_json", shown.append)
     options = ModelOptions("svd-pipeline", offload=Offload.NONE)
     assert pipelines.run(options, None, as_json=True) == 0
@@ -183,7 +183,7 @@ def test_a_whole_pipeline_is_planned_from_configuration(monkeypatch: pytest.Monk
     tight = shown[-1]["phases"][1]
     assert tight["resident"] == ["unet"]
     assert tight["predicted_peak_bytes"] <= floor_bytes
-    assert roomy["weights_bytes"] - tight["weights_bytes"] == 10000 + 1600
+    assert roomy["weights_bytes"] - tight["weights_bytes"] == 10000 + 2048  # 1600, as the allocator rounds it
     with pytest.raises(sicompiler.OverBudget, match="svd-pipeline does not fit"):
         pipelines.run(options, f"{floor_bytes - 1}B", as_json=True)
     assert [row["fits"] for row in shown[-1]["phases"]] == [True, False]
