@@ -13,7 +13,7 @@ import torch
 import torch.utils._pytree as pytree
 
 import sicompiler
-from sicompiler.calibration.loops import Residual, Transformer
+from sicompiler.calibration.loops import ResidualBlock, TransformerBlock
 from sicompiler.calibration.timing import wait
 from sicompiler.compiler.prepare import prepare
 from sicompiler.runtime.measure import measure_peak
@@ -68,8 +68,8 @@ MODELS: Mapping[str, Build] = {
     "ltx-vae": _preset("ltx-vae", frames=25),
 }
 REHEARSED: Mapping[str, Build] = {
-    "residual": _module(lambda: Residual(32), 1, 32, 32, 32),
-    "transformer": _module(lambda: Transformer(64, 2), 1, 128, 64),
+    "residual": _module(lambda: ResidualBlock(32), 1, 32, 32, 32),
+    "transformer": _module(lambda: TransformerBlock(64, 2), 1, 128, 64),
 }
 
 

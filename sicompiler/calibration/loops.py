@@ -20,7 +20,7 @@ SHARES = (0.8, 0.5, 0.0)  # budgets: how far from the floor to the unsliced peak
 MOST_DOUBT = 3.0
 
 
-class Residual(nn.Module):
+class ResidualBlock(nn.Module):
     """Two convolutions over images, as in a UNet or a decoder.
 
     Args:
@@ -40,7 +40,7 @@ class Residual(nn.Module):
         return x + h
 
 
-class Transformer(nn.Module):
+class TransformerBlock(nn.Module):
     """One block of a transformer: attention and a wide feed-forward layer.
 
     Args:
@@ -89,7 +89,7 @@ def timed_plans(machine: Machine, device: torch.device) -> Iterator[TimedPlan]:
         device: where.
     """
     torch.manual_seed(0)
-    sizes = {"residual": (Residual(), (2, 96, 96, 96)), "transformer": (Transformer(), (2, 1536, 384))}
+    sizes = {"residual": (ResidualBlock(), (2, 96, 96, 96)), "transformer": (TransformerBlock(), (2, 1536, 384))}
     for name, (module, shape) in sizes.items():
         model, x = module.to(device).eval(), torch.randn(shape, device=device)
         planner = make_planner(

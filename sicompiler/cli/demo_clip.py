@@ -21,6 +21,7 @@ from sicompiler.demo.pipeline import demo_pipeline
 from sicompiler.demo.quality import call_of
 from sicompiler.errors import BadInput, StalePlan
 from sicompiler.pipelines.pipeline import CompiledPipeline, pipeline_state
+from sicompiler.pipelines.rehash.mode import Mode
 from sicompiler.pipelines.rehash.runs import ending_after, run_call
 from sicompiler.pipelines.verify import Measured, measured_call
 from sicompiler.rehash.plan import RehashPlan
@@ -121,7 +122,7 @@ def _shown(pipe: Any, call: Callable[[], dict[str, Any]], stages: Stages, *, ful
     assert state.rehash is not None
     ways: dict[str, Callable[[], AbstractContextManager[None]]] = {
         UNTOUCHED: state.untouched,
-        EXACT: partial(state.rehash.switched, "exact"),
+        EXACT: partial(state.rehash.running, Mode.EXACT),
         REHASH: nullcontext,
     }
     for name in (EXACT, REHASH):
@@ -172,7 +173,7 @@ def _compiled(
             _calibrate(pipe, f"{budget}B", learned, stages)
     state = pipeline_state(pipe, "demo")
     assert state.rehash is not None
-    with stages.stage("exact: planning"), state.rehash.switched("exact"):
+    with stages.stage("exact: planning"), state.rehash.running(Mode.EXACT):
         pipe(**{**call(), "num_inference_steps": 1})  # all components run, at the same sizes
     if full or why:
         with stages.stage("with Step Rehash: a first call"):

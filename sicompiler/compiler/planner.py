@@ -175,8 +175,7 @@ class Planner:
 
     def _refusal(self, budget_bytes: int, offload: Offload) -> OverBudget:
         """The error of a budget that no plan fits."""
-        floor_bytes, culprit = self.floor(offload)
-        kind = device_kind(self.graph.facts.device_type)
+        (floor_bytes, culprit), kind = self.floor(offload), device_kind(self.graph.facts.device_type)
         parts = (
             "with offloading"
             if offload == "auto" and kind.can_offload

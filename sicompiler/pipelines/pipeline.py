@@ -24,6 +24,7 @@ from sicompiler.pipelines.components import modules_of, pipeline_class
 from sicompiler.pipelines.eviction import IdleComponent, eviction_order
 from sicompiler.pipelines.rehash.hooks import PipelineRehash
 from sicompiler.pipelines.rehash.looping import watch
+from sicompiler.pipelines.rehash.mode import Mode
 from sicompiler.pipelines.reserved import ATTRIBUTE, Reserved, reserved
 from sicompiler.pipelines.residency import Residency
 from sicompiler.pipelines.roles import (
@@ -321,20 +322,17 @@ class CompiledPipeline:
     def untouched(self) -> Iterator[None]:
         """A context in which the pipeline runs as it would without us, with all components where they were."""
         self.resting = True
-        resting = self.rehash.resting if self.rehash else False
-        if self.rehash is not None:
-            self.rehash.resting = True
+        unseen = self.rehash.running(Mode.RESTING) if self.rehash is not None else contextlib.nullcontext()
         try:
-            self._bring_all(modules_of(self.pipe).values())
-            for state in self.components.values():
-                if state.alive:
-                    with state.turn.taken():
-                        restore(state.model, state.home)
-            yield
+            with unseen:
+                self._bring_all(modules_of(self.pipe).values())
+                for state in self.components.values():
+                    if state.alive:
+                        with state.turn.taken():
+                            restore(state.model, state.home)
+                yield
         finally:
             self.resting = False
-            if self.rehash is not None:
-                self.rehash.resting = resting
 
     def _bring_all(self, parts: Iterable[torch.nn.Module]) -> None:
         for part in parts:

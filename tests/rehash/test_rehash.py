@@ -15,6 +15,7 @@ import sicompiler
 from sicompiler import Rehash
 from sicompiler.pipelines.component import CompiledComponent
 from sicompiler.pipelines.pipeline import pipeline_state
+from sicompiler.pipelines.rehash.mode import Mode
 from sicompiler.pipelines.roles import Phase
 from sicompiler.rehash.request import Strategy
 from tests.mini_pipeline import MiniPipeline, MiniText, MiniUNet, MiniVae, mini, picture
@@ -54,7 +55,7 @@ def test_off_is_bit_identical() -> None:
     rehashed(pipe)
     state = pipeline_state(pipe, "ask")
     assert state.rehash is not None
-    with state.rehash.switched("exact"):
+    with state.rehash.running(Mode.EXACT):
         assert torch.equal(pipe(**CALL), compiled)
     sicompiler.compile_for_budget(pipe, ROOMY)
     assert torch.equal(pipe(**CALL), compiled)

@@ -15,6 +15,7 @@ import sicompiler
 from sicompiler import Rehash
 from sicompiler.pipelines.pipeline import pipeline_state
 from sicompiler.pipelines.rehash.hooks import PipelineRehash
+from sicompiler.pipelines.rehash.mode import Mode
 from sicompiler.rehash.importance import evaluation_times
 from sicompiler.rehash.lessons import CutStats, RunStats
 from sicompiler.rehash.setting import Setting
@@ -172,7 +173,7 @@ def test_features_that_are_kept_count_once(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(PipelineRehash, "evaluate", watched)
     pipe(**CALL)
-    with rehash.switched("exact"):
+    with rehash.running(Mode.EXACT):
         pipe(**CALL)
     assert max(kept[:STEPS]) > 0 == max(kept[STEPS:])
     assert all(own <= exact for own, exact in zip(held[:STEPS], held[STEPS:], strict=True))

@@ -18,6 +18,7 @@ from sicompiler import Rehash
 from sicompiler.pipelines.pipeline import pipeline_state
 from sicompiler.pipelines.rehash.calibrate import learn
 from sicompiler.pipelines.rehash.contest import without_a_call
+from sicompiler.pipelines.rehash.mode import Mode
 from sicompiler.pipelines.rehash.runs import Difference, difference, run_call
 from sicompiler.pipelines.rehash.trials import Trials
 from sicompiler.rehash.choose import GUARD, LEAST_BOUND, PlanInputs, guarded, planned
@@ -55,7 +56,7 @@ def test_what_is_predicted_was_measured_on_calls_that_the_weights_had_not_learne
     refit = without_a_call(state.rehash.lessons[setting], range(3), "least squares")
     found = []
     for number, call in enumerate(call_list(4)):
-        with state.rehash.switched("exact"):
+        with state.rehash.running(Mode.EXACT):
             full = run_call(state, call)
         state.rehash.plans[setting] = refit(plan, number)
         found.append(difference(run_call(state, call), full))

@@ -178,7 +178,7 @@ PROMPTED = (PIPELINE, "--gb", "1", "--prompt", "a", "-o", "p.json")
         (["calibrate", *PROMPTED, "--speedup", "2", "--set", "image=@no.png"], "can't read the picture no.png"),
         (["calibrate", *PROMPTED, "--speedup", "2", "--set", "height=3"], "refuses the call: height must be even"),
         (["calibrate", *PROMPTED, "--speedup", "2", "--prompts", "no.txt"], "can't read the prompts no.txt"),
-        (["calibrate", *PROMPTED, "--speedup", "2", "--device", "cuda"], "CUDA"),
+        (["calibrate", *PROMPTED, "--speedup", "2", "--device", "cuda"], "no cuda device"),
         (["calibrate", *PROMPTED, "--speedup", "2", "--dtype", "int8"], "unknown dtype 'int8'"),
         (["calibrate", PIPELINE, "--gb", "1", "-o", "p.json", "--speedup", "2"], "PromptedPipeline needs prompts"),
         (["calibrate", "./nowhere", *PROMPTED[1:], "--speedup", "2"], "no such folder"),

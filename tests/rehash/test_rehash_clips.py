@@ -16,6 +16,7 @@ from sicompiler.pipelines.component import CompiledComponent
 from sicompiler.pipelines.pipeline import CompiledPipeline, pipeline_state
 from sicompiler.pipelines.rehash import learning
 from sicompiler.pipelines.rehash.calibrate import learn
+from sicompiler.pipelines.rehash.mode import Mode
 from sicompiler.pipelines.rehash.references import References
 from sicompiler.pipelines.rehash.runs import ending_after, run_call
 from sicompiler.pipelines.rehash.script import Script
@@ -69,7 +70,7 @@ def test_a_run_begins_with_what_the_full_run_gave(monkeypatch: pytest.MonkeyPatc
     assert state.rehash is not None
     (call,) = call_list(1)
     state.rehash.script = script = Script()
-    full = References(state, [call]).make(0, "learning")
+    full = References(state, [call]).make(0, Mode.LEARNING)
     run_whole = CompiledComponent.run_whole
 
     def seen(self: CompiledComponent, *args: Any) -> Any:
@@ -79,7 +80,7 @@ def test_a_run_begins_with_what_the_full_run_gave(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(CompiledComponent, "run_whole", seen)
     script.until = 5
-    with state.rehash.switched("exact"):
+    with state.rehash.running(Mode.EXACT):
         again = run_call(state, call)
         assert len(evaluated) == STEPS - 5
         assert torch.allclose(again.final, full.final, rtol=1e-12, atol=1e-12)
@@ -95,7 +96,7 @@ def test_a_run_that_is_too_far_from_the_full_one_is_ended() -> None:
     references = References(state, [first])
     full = references.of(0)
     assert references.of(0) is full, "it is made once"
-    with state.rehash.switched("exact"):
+    with state.rehash.running(Mode.EXACT):
         assert run_call(state, first, references.ending_beyond(0, 1e-9)).frames
         ended = run_call(state, second, references.ending_beyond(0, 1e-9))
         assert (ended.frames, ended.steps) == ([], 1)

@@ -13,6 +13,7 @@ from sicompiler import Rehash
 from sicompiler.pipelines.pipeline import CompiledPipeline, pipeline_state
 from sicompiler.pipelines.rehash import response
 from sicompiler.pipelines.rehash.calibrate import learn
+from sicompiler.pipelines.rehash.mode import Mode
 from sicompiler.pipelines.rehash.trials import relative_error, run_call
 from sicompiler.planners.skip_schedule import Floats, Prediction, squared_error
 from sicompiler.rehash.book import CalibrationFile
@@ -91,7 +92,7 @@ def test_what_was_measured_is_what_a_run_shows() -> None:
     assert state.rehash is not None
     ((setting, lessons),) = state.rehash.lessons.items()
     smallest = min(lessons, key=lambda rows: rows.nbytes)
-    with state.rehash.switched("exact"):
+    with state.rehash.running(Mode.EXACT):
         reference = run_call(state, call).final
     for step in probed(STEPS):
         state.rehash.plans[setting] = response.plan_skipping_one(state.rehash.subject(setting), smallest, step)

@@ -14,6 +14,7 @@ import torch
 import sicompiler
 from sicompiler import Rehash, RehashPlan
 from sicompiler.pipelines.pipeline import pipeline_state
+from sicompiler.pipelines.rehash.mode import Mode
 from sicompiler.pipelines.rehash.trials import Run, difference, run_call
 from sicompiler.rehash.importance import evaluation_times, scheduler_importance
 from tests.mini_pipeline import mini
@@ -112,7 +113,7 @@ def test_a_plan_knows_what_it_competes_with_on_the_same_runs(caplog: pytest.LogC
     assert state.rehash is not None
     found = []
     for call in calls[1:]:
-        with state.rehash.switched("exact"):
+        with state.rehash.running(Mode.EXACT):
             reference = run_call(state, call)
             found.append(difference(run_call(state, {**call, "num_inference_steps": steps}), reference))
     assert fewer.rel_error == pytest.approx(max(d.rel_error for d in found), rel=1e-5)
@@ -126,7 +127,7 @@ def test_rules_to_compare_with(strategy: str) -> None:
     pipe = rehashed(rel_error=0.45, strategy=strategy)
     state = pipeline_state(pipe, "compare")
     assert state.rehash is not None
-    with state.rehash.switched("exact"):
+    with state.rehash.running(Mode.EXACT):
         reference = run_call(state, CALL)
     assert 0 < difference(run_call(state, CALL), reference).rel_error <= 0.45
     plan = plan_of(pipe)

@@ -14,6 +14,7 @@ import torch
 from sicompiler.errors import BadInput
 from sicompiler.pipelines.pipeline import CompiledPipeline
 from sicompiler.pipelines.rehash.contest import Contest, without_a_call, worst_of
+from sicompiler.pipelines.rehash.mode import Mode
 from sicompiler.pipelines.rehash.parts import parts_of
 from sicompiler.pipelines.rehash.references import References
 from sicompiler.pipelines.rehash.response import CALLS, measure_response
@@ -123,7 +124,7 @@ def learn(
             rehash.turn = ProbeTurn(number, len(calls))
             if number < CALLS:
                 rehash.script = scripts[number] = Script()
-            run = references.make(number, "learning")
+            run = references.make(number, Mode.LEARNING)
             rehash.script = None
             notes.add(number, run.final)
     finally:

@@ -20,6 +20,7 @@ from sicompiler.pipelines.component import CompiledComponent
 from sicompiler.pipelines.rehash.guidance import guidance_of
 from sicompiler.pipelines.rehash.learning import cuts_of, learn_from, nothing_learned, record
 from sicompiler.pipelines.rehash.looping import BAR
+from sicompiler.pipelines.rehash.mode import Mode
 from sicompiler.pipelines.rehash.parts import kind_of, named_inputs, parts_of
 from sicompiler.pipelines.rehash.script import Script
 from sicompiler.pipelines.roles import Phase
@@ -70,9 +71,7 @@ class PipelineRehash:
         self._cuts: dict[Hashable, Mapping[FeatureCut, tuple[str, ...]]] = {}  # by call: what is watched while learning
         self.expected: Setting | None = None  # of lessons from a file: loops of any other are refused
         self.last: DenoisingLoop | None = None  # the newest loop that has begun
-        self.resting = False  # loops run in full for a while
-        self.exact = False  # loops are seen, but every call runs by the plan of the whole denoiser
-        self.learning = False  # loops are learned from, whatever is known
+        self.mode = Mode.PLANNED
         self.observed = False  # loops leave their final latents behind
         self._said = ""  # about the newest call, if anything
         self.each_step: Callable[[DenoisingLoop], None] | None = None  # told of every step of a run that is compared
@@ -87,8 +86,17 @@ class PipelineRehash:
         return min(r.component for r in roles) if roles else ""
 
     @contextlib.contextmanager
-    def switched(self, name: Literal["exact", "learning", "observed", "timed"]) -> Iterator[None]:
-        """A context in which one of these is on."""
+    def running(self, mode: Mode) -> Iterator[None]:
+        """A context in which loops that begin are run in a mode."""
+        before, self.mode = self.mode, mode
+        try:
+            yield
+        finally:
+            self.mode = before
+
+    @contextlib.contextmanager
+    def switched(self, name: Literal["observed", "timed"]) -> Iterator[None]:
+        """A context in which one of these is on, in any mode."""
         before = getattr(self, name)
         setattr(self, name, True)
         try:
@@ -200,7 +208,8 @@ class PipelineRehash:
             loop.placed(next((leaf for name, leaf in named_inputs(component, call) if name == TIME), None))
         assert loop.setting is not None
         loop.resolved, loop.why = True, ""
-        if self.exact and self.expected is None:
+        exact = self.mode is Mode.EXACT
+        if exact and self.expected is None:
             return
         if self._knows_nothing:
             loop.why = NO_CALLS
@@ -210,7 +219,7 @@ class PipelineRehash:
         loop.setting = setting = replace(loop.setting, structure=mark, size=size)
         if self.expected is not None:
             self.expected.check(setting)
-        if self.exact:
+        if exact:
             return
         self._choose_plan(loop, setting, partial(self._recorder, component, call))
         if loop.why:
@@ -231,7 +240,7 @@ class PipelineRehash:
             )
             loop.why = "" if self.request.accept_worse else self.given.unmeasured(setting)
             loop.plan = None if loop.why else self.given
-        elif self.learning:
+        elif self.mode is Mode.LEARNING:
             loop.recorder = recorder()
         elif setting in self.plans:
             loop.plan = self.plans[setting]
@@ -262,7 +271,7 @@ class PipelineRehash:
     def _knows_nothing(self) -> bool:
         """Whether no plan was given, asked for by calls, or may be taken from a guess."""
         asked = self.given or self.request.calls or self.request.accept_worse
-        return not (asked or self.exact or self.learning or self.plans)
+        return self.mode is Mode.PLANNED and not (asked or self.plans)
 
     def _unchecked(self, setting: Setting) -> str:
         """Why a loop runs in full for which no plan was checked, and what to do."""
@@ -314,7 +323,7 @@ class PipelineRehash:
                 self.unskippable[setting] = why
             return
         self.lessons[setting] = learn_from(loop, self.lessons.get(setting, []))
-        if self.learning:
+        if self.mode is Mode.LEARNING:
             return
         try:
             self.plans[setting] = self.plan_for(setting)

@@ -15,6 +15,7 @@ import torch.utils._pytree as pytree
 
 from sicompiler.pipelines.rehash.bars import Watched, begin_of
 from sicompiler.pipelines.rehash.guidance import guidance_of
+from sicompiler.pipelines.rehash.mode import Mode
 from sicompiler.rehash.importance import evaluation_times, scheduler_importance, scheduler_line
 from sicompiler.rehash.kinds import TIME
 from sicompiler.rehash.loop import CURRENT, DenoisingLoop
@@ -34,7 +35,11 @@ def watch(rehash: PipelineRehash, pipe: Any) -> None:
     @functools.wraps(bar)
     def watched(*args: Any, **kwargs: Any) -> Any:
         inner = bar(*args, **kwargs)
-        return inner if rehash.resting else Watched(inner, lambda: looping(rehash, pipe, _total(*args, **kwargs)))
+        return (
+            inner
+            if rehash.mode is Mode.RESTING
+            else Watched(inner, lambda: looping(rehash, pipe, _total(*args, **kwargs)))
+        )
 
     rehash.state.patch(BAR, watched)
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 
 from sicompiler.pipelines.pipeline import CompiledPipeline
+from sicompiler.pipelines.rehash.mode import Mode
 from sicompiler.pipelines.rehash.runs import Call, EachStep, Run, RunEnded, run_call
 from sicompiler.rehash.loop import DenoisingLoop
 from sicompiler.rehash.sketch import sketch
@@ -34,25 +34,25 @@ class References:
         """Whether a call was made."""
         return number in self._runs
 
-    def make(self, number: int, mode: Literal["exact", "learning"]) -> Run:
+    def make(self, number: int, mode: Mode) -> Run:
         """Make a call in full.
 
         Args:
             number: of the call.
-            mode: whether it is learned from.
+            mode: exact, or learned from.
         """
         assert self._state.rehash is not None
         path: list[torch.Tensor] = []
-        with self._state.rehash.switched(mode):
+        with self._state.rehash.running(mode):
             run = run_call(self._state, self.calls[number], lambda loop: path.append(_sketched(loop)))
         self._runs[number] = run, path
-        if mode == "exact":
+        if mode is Mode.EXACT:
             self.timed = run
         return run
 
     def of(self, number: int) -> Run:
         """The full run of a call, made now if it was not."""
-        return self._runs[number][0] if self.has(number) else self.make(number, "exact")
+        return self._runs[number][0] if self.has(number) else self.make(number, Mode.EXACT)
 
     def ending_beyond(self, number: int, limit: float) -> EachStep:
         """Ends a run of a call where its latents are further from those of the full run than they may be.

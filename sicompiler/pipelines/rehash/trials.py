@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from sicompiler.errors import BadInput, OverBudget
 from sicompiler.pipelines.pipeline import CompiledPipeline
+from sicompiler.pipelines.rehash.mode import Mode
 from sicompiler.pipelines.rehash.references import References
 from sicompiler.pipelines.rehash.runs import (
     Call,
@@ -83,7 +84,7 @@ class Trials:
         for number in range(len(self._calls)):
             if not self._references.has(number):
                 self._tell("runs in full", number)
-                self._references.make(number, "exact")
+                self._references.make(number, Mode.EXACT)
         self._time_whole(self._references.timed)
         return [self._references.of(number) for number in range(len(self._calls))]
 
@@ -166,7 +167,7 @@ class Trials:
                 if call is None:
                     return None
                 self._tell("runs of fewer steps", number)
-                with self._rehash.switched("exact"):
+                with self._rehash.running(Mode.EXACT):
                     run = run_call(self._state, call)
                 if len(run.evaluations) >= len(references[number].evaluations):
                     return None
@@ -256,7 +257,7 @@ class Trials:
     def time(self) -> None:
         """Have seconds of a call in which nothing is skipped, learned or planned, which plans are held against."""
         if not self._rehash.timings.seen_whole:
-            with self._rehash.switched("exact"):
+            with self._rehash.running(Mode.EXACT):
                 self._time_whole(run_call(self._state, self._calls[0]))
 
     def _time_whole(self, run: Run | None) -> None:
@@ -268,7 +269,7 @@ class Trials:
 
         Machines are faster now and slower then: the beginning of a call in full is timed beside every run.
         """
-        with self._rehash.switched("exact"):
+        with self._rehash.running(Mode.EXACT):
             whole = run_call(self._state, self._calls[0], ending_after(PACED))
         paced = [e.seconds for e in whole.evaluations if e.step > 0] or [e.seconds for e in whole.evaluations]
         full, skip = typical_seconds(run, skipped=False), typical_seconds(run, skipped=True)
