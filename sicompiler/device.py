@@ -7,7 +7,7 @@ Everything else asks `device_kind`. A backend of its own (`torch.utils.rename_pr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -91,6 +91,7 @@ class Device(StrEnum):
 
     CPU = "cpu"
     CUDA = "cuda"
+    CUDA_BEFORE_AMPERE = "cuda-before-ampere"
     XPU = "xpu"
     MPS = "mps"
 
@@ -108,7 +109,8 @@ class DeviceKind:
     """How one kind of device allocates, computes and copies.
 
     Attributes:
-        name: as `torch.device(...).type` gives it.
+        name: as `torch.device(...).type` gives it; of cards that need a row of their own, a name of ours.
+        of_type: as `torch.device(...).type` gives it, where that is not the name.
         machine: round figures for the cost model; only ratios matter to the planner.
         workspace: the column of the workspace table that holds for its kernels.
         granule_bytes: what its allocator rounds the size of every block up to.
@@ -122,6 +124,7 @@ class DeviceKind:
         fuses_batch_norm: whether its kernel of `batch_norm_update_stats` needs no copy and rounds nothing, so that it
             serves for the statistics of groups.
         has_float64: whether it has tensors of float64.
+        attention: which kernels of attention are counted on, for people; empty where there is nothing to say.
         untested: why nobody should trust the row blindly; empty where it is tested.
     """
 
@@ -137,7 +140,14 @@ class DeviceKind:
     in_thread_events: bool = False
     fuses_batch_norm: bool = True
     has_float64: bool = True
+    attention: str = ""
+    of_type: str = ""
     untested: str = ""
+
+    @property
+    def torch_type(self) -> str:
+        """As `torch.device(...).type` gives it."""
+        return self.of_type or self.name
 
     @property
     def can_offload(self) -> bool:
@@ -183,6 +193,14 @@ _CUDA = DeviceKind(
     # aten/src/ATen/cuda/CublasHandlePool.cpp; the environment variable CUBLAS_WORKSPACE_CONFIG changes it).
     library_bytes=32 * MIB,
     in_thread_events=True,
+    attention="fused (flash or memory-efficient) in float16, bfloat16 and float32; float64 holds all scores",
+)
+_CUDA_BEFORE_AMPERE = replace(
+    _CUDA,
+    name=Device.CUDA_BEFORE_AMPERE.value,
+    of_type=Device.CUDA.value,
+    workspace="cuda-before-ampere",
+    attention="fused (memory-efficient) in float16 and float32; bfloat16 and float64 hold all scores",
 )
 _XPU = DeviceKind(
     Device.XPU.value,
@@ -212,7 +230,7 @@ _MPS = DeviceKind(
 
 PLANNED_FOR = Device.CUDA  # by commands that plan without a model's own device, where nobody says
 
-_kinds: dict[str, DeviceKind] = {kind.name: kind for kind in (_CPU, _CUDA, _XPU, _MPS)}
+_kinds: dict[str, DeviceKind] = {kind.name: kind for kind in (_CPU, _CUDA, _CUDA_BEFORE_AMPERE, _XPU, _MPS)}
 
 
 def device_kinds() -> Mapping[str, DeviceKind]:
@@ -233,6 +251,19 @@ def device_kind(device: torch.device | str) -> DeviceKind:
             "a row: sicompiler.device.register_device"
         )
     return _kinds[name]
+
+
+def planned_kind(device_type: str) -> str:
+    """The row by which a model on a device of this machine is planned: an older card has one of its own.
+
+    Args:
+        device_type: as `torch.device(...).type` gives it.
+    """
+    import torch
+
+    if device_type != Device.CUDA or not torch.cuda.is_available():
+        return device_type
+    return device_type if torch.cuda.get_device_capability() >= (8, 0) else Device.CUDA_BEFORE_AMPERE.value
 
 
 def granule_bytes(device_type: str) -> int:
@@ -286,8 +317,8 @@ def check_available(name: str, purpose: str) -> None:
     Raises:
         BadInput: it is not known, or not here.
     """
-    here = accelerator()
-    if device_kind(name) is not _CPU and (here is None or here.type != name):
+    here, kind = accelerator(), device_kind(name)
+    if kind is not _CPU and (here is None or here.type != kind.torch_type):
         raise BadInput(f"there is no {name} device here; {purpose}, so take --device {default_device().type}")
 
 

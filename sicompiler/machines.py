@@ -90,6 +90,7 @@ def machine_of(device_type: str) -> Machine:
         BadInput: there is no such kind.
     """
     row = device_kind(device_type).machine
+    device_type = device_kind(device_type).torch_type
     path = calibration_path(device_type)
     if path is None:
         return row

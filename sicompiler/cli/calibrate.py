@@ -24,6 +24,7 @@ def run(device_name: Device | None, *, as_json: bool) -> int:
     """
     name = default_device().type if device_name is None else device_name.value
     check_available(name, "calibrate measures the device")
+    name = device_kind(name).torch_type
     began = time.perf_counter()
     note(f"measuring {name}: {description_of(name)}. Best while nothing else runs")
     with Progress() as progress, quiet():

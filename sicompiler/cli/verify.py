@@ -14,7 +14,7 @@ from sicompiler.capture.entry import bound_method
 from sicompiler.cli.options import ModelOptions
 from sicompiler.cli.output import Progress, note, quiet, show_json, show_text
 from sicompiler.cli.work import find
-from sicompiler.device import check_available
+from sicompiler.device import check_available, device_kind
 from sicompiler.errors import BadInput
 from sicompiler.runtime.compiled import Executable
 from sicompiler.runtime.placement import place
@@ -37,8 +37,8 @@ def run(options: ModelOptions, gb: str, *, as_json: bool) -> int:
     """
     budget_bytes = parse_bytes(gb)
     assert options.device is not None
-    device = options.device.value
-    check_available(device, "verify runs the model")
+    check_available(options.device, "verify runs the model")
+    device = device_kind(options.device).torch_type
     is_function = ":" in options.model
     if not is_function:
         options = replace(options, dtype=options.dtype or "float32")

@@ -17,7 +17,7 @@ from sicompiler.capture.entry import FORWARD, entry_label
 from sicompiler.capture.quantised import refusal, scheme_of
 from sicompiler.compiler.planner import Planner, make_planner
 from sicompiler.compiler.search import Progress
-from sicompiler.device import device_kinds
+from sicompiler.device import device_kinds, planned_kind
 from sicompiler.errors import BadInput
 from sicompiler.guards import ModuleGuards
 from sicompiler.guards.durable import constants_of
@@ -41,7 +41,7 @@ class Captured:
 
 
 def device_type_of(model: torch.nn.Module) -> str:
-    """Where the weights of a model are.
+    """The kind of device that a model is planned for: where its weights are.
 
     Raises:
         BadInput: on several kinds of device, or on one that sicompiler does not know.
@@ -54,7 +54,7 @@ def device_type_of(model: torch.nn.Module) -> str:
     device_type = kinds.pop()
     if device_type not in device_kinds():
         raise BadInput(f"the weights are on device {device_type!r}; sicompiler runs on {', '.join(device_kinds())}")
-    return device_type
+    return planned_kind(device_type)
 
 
 def check_weights(model: torch.nn.Module) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from sicompiler.device import device_kind
 from sicompiler.plan import Plan
 from sicompiler.reports.regions import region_rows
 from sicompiler.units import format_bytes, format_seconds
@@ -102,6 +103,8 @@ def totals(plan: Plan, untouched_bytes: int | None = None) -> list[tuple[str, st
         ("budget", format_bytes(plan.budget_bytes)),
         ("fits", "yes" if plan.fits else "NO: this is the plan at the floor"),
     ]
+    if attention := device_kind(plan.device).attention:
+        rows.append(("attention", attention))
     if plan.uses_offload:
         rows.append(
             (

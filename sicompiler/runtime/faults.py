@@ -63,7 +63,11 @@ def settle(error: BaseException, handled: BaseException | None, values: list[Any
     ran_out = isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and CPU_OUT_OF_MEMORY in str(error)
     )
-    held = _held_bytes(chain, values, plan.device) if ran_out and not isinstance(error, OutOfMemory) else None
+    held = (
+        _held_bytes(chain, values, device_kind(plan.device).torch_type)
+        if ran_out and not isinstance(error, OutOfMemory)
+        else None
+    )
     values.clear()
     for each in chain:
         traceback.clear_frames(each.__traceback__)

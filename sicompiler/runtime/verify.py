@@ -12,6 +12,7 @@ import torch
 from sicompiler.capture import flatten_inputs
 from sicompiler.capture.quantised import storage_bytes
 from sicompiler.capture.results import leaves_of
+from sicompiler.device import device_kind
 from sicompiler.runtime.compiled import Executable
 from sicompiler.runtime.measure import observe_peak
 from sicompiler.units import format_bytes, format_seconds
@@ -105,14 +106,15 @@ def compare(
     flat, _ = flatten_inputs(args, kwargs)
     inputs = storage_bytes(t for t in flat if isinstance(t, torch.Tensor))
     resident = plan.weights_bytes + sum(inputs.values())
+    device = device_kind(plan.device).torch_type
     began = time.perf_counter()
-    with observe_peak(plan.device, exact=True) as untouched, torch.no_grad():
+    with observe_peak(device, exact=True) as untouched, torch.no_grad():
         theirs = (call or model)(*args, **kwargs)
     untouched_seconds = time.perf_counter() - began
     if before is not None:
         before()
     between = time.perf_counter()
-    with observe_peak(plan.device, exact=True) as measured:
+    with observe_peak(device, exact=True) as measured:
         ours = compiled.run(model, flat)
     ended = time.perf_counter()
     absolute, relative, bitwise = errors(ours, theirs)

@@ -37,7 +37,7 @@ def test_files_import_each_other_in_no_circle() -> None:
 
 def test_kinds_of_device_are_named_in_their_tables_alone() -> None:
     """Everything else asks the row of a device (`sicompiler.device`); the columns of workspace have their names."""
-    kinds = {"cuda", "xpu", "mps"}
+    kinds = {"cuda", "cuda-before-ampere", "xpu", "mps"}
     named = [
         f"{module}:{node.lineno}"
         for module, tree in TREES.items()

@@ -44,7 +44,7 @@ class Small(torch.nn.Module):
 def test_each_kind_that_torch_comes_with_has_a_row_with_a_column_of_workspace() -> None:
     assert set(device_kinds()) == set(Device)
     assert all(kind.workspace in COLUMNS for kind in device_kinds().values())
-    assert [kind.name for kind in device_kinds().values() if not kind.untested] == ["cpu", "cuda"]
+    assert [kind.name for kind in device_kinds().values() if not kind.untested] == ["cpu", "cuda", "cuda-before-ampere"]
 
 
 def test_a_device_is_found_by_its_name_with_and_without_index() -> None:
@@ -52,9 +52,9 @@ def test_a_device_is_found_by_its_name_with_and_without_index() -> None:
 
 
 def test_an_unknown_device_is_refused_with_the_list() -> None:
-    with pytest.raises(BadInput, match="'meta'; it knows cpu, cuda, xpu, mps"):
+    with pytest.raises(BadInput, match="'meta'; it knows cpu, cuda, cuda-before-ampere, xpu, mps"):
         device_kind("meta")
-    with pytest.raises(BadInput, match="on device 'meta'; sicompiler runs on cpu, cuda, xpu, mps"):
+    with pytest.raises(BadInput, match="on device 'meta'; sicompiler runs on cpu, cuda, cuda-before-ampere, xpu, mps"):
         sicompiler.compile_for_budget(Small().to("meta"), "1GiB")
 
 
@@ -96,8 +96,9 @@ def test_in_unified_memory_nothing_is_offloaded_and_the_refusal_says_why() -> No
 
 
 def test_idle_components_leave_where_another_memory_is() -> None:
+    older = {("cuda-before-ampere", False), ("cuda-before-ampere", True)}
     leaves = {(name, off) for name in Device for off in (False, True) if device_kind(name).can_evict(offload=off)}
-    assert leaves == {("cuda", False), ("cuda", True), ("xpu", False), ("xpu", True), ("cpu", True)}
+    assert leaves == {("cuda", False), ("cuda", True), *older, ("xpu", False), ("xpu", True), ("cpu", True)}
 
 
 def test_weights_count_as_the_allocator_rounds_them() -> None:
@@ -117,3 +118,18 @@ def test_an_offloaded_tensor_lies_on_the_host_whatever_the_default_device_is() -
     with torch.device("meta"):
         tensors = [offloaded_tensor(size, (1,), torch.float32, torch.device("cpu")) for size in ((8,), (0,))]
     assert {tensor.device.type for tensor in tensors} == {"cpu"}
+
+
+def test_a_plan_for_an_older_card_slices_attention_whose_scores_do_not_fit() -> None:
+    class Attention(torch.nn.Module):
+        def forward(self, q: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.scaled_dot_product_attention(q, q, q)
+
+    q = torch.randn(1, 8, 512, 64).bfloat16()
+    planners = {
+        device: prepare(Attention(), (q,), {}, device_type=device)[1] for device in ("cuda", "cuda-before-ampere")
+    }
+    newer, older = planners.values()
+    assert older.unsliced_bytes > 4 * newer.unsliced_bytes
+    plan = older.plan(newer.unsliced_bytes + 2**22)
+    assert plan.regions

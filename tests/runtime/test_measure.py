@@ -228,7 +228,7 @@ def test_where_a_profiler_runs_what_nobody_asked_for_is_not_measured() -> None:
 
 
 def test_other_devices_are_refused() -> None:
-    with pytest.raises(BadInput, match="cpu, cuda, xpu, mps"), measure_peak("meta"):
+    with pytest.raises(BadInput, match="cpu, cuda, cuda-before-ampere, xpu, mps"), measure_peak("meta"):
         pass
 
 

@@ -9,7 +9,7 @@ import torch
 
 import sicompiler
 from sicompiler.cli.rehash.options import SCHEDULERS
-from sicompiler.device import check_available, default_device
+from sicompiler.device import check_available, default_device, device_kind
 from sicompiler.errors import BadInput
 from sicompiler.pipelines.pipeline import is_pipeline
 from sicompiler.zoo.load import call_function
@@ -44,7 +44,7 @@ def load_pipeline(spec: str, dtype: str | None, device: str | None) -> Any:
     else:
         pipe = _from_folder(spec, path, DTYPES[dtype or "float32"])
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device or default_device())
+    return pipe.to(device_kind(device).torch_type if device is not None else default_device())
 
 
 def _from_folder(spec: str, path: Path, dtype: torch.dtype) -> Any:

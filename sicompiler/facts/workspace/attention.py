@@ -1,4 +1,4 @@
-"""Workspace of attention on the CPU, measured as described in `workspace/cpu.py`."""
+"""Workspace of attention: on the CPU, measured as described in `workspace/cpu.py`, and without a fused kernel."""
 
 from __future__ import annotations
 
@@ -12,34 +12,48 @@ from sicompiler.facts.workspace.onednn import HALF, has_amx
 
 
 def attention(call: KernelCall) -> int:
-    """Flash kernel: logsumexp of all queries, and per thread a block of scores; else the whole matrix of scores twice.
+    """Flash kernel: logsumexp of all queries, and per thread a block of scores; else what `unfused` takes.
 
     With A bytes per accumulator (float32 for half dtypes), aten/src/ATen/native/cpu/FlashAttentionKernel.cpp makes
     b * h * q * A, and per thread (bq * bk + 2 * bq + bq * d) * A and, for half dtypes, bq * bk * 2; bk is at most 512,
     bq is 32, from 192 queries on 64, from 768 on 256. With AMX it packs keys and values: see `_packed`. A bool mask
     is converted to the dtype of the queries, as large as it is after `expand`.
     The other path is taken for other than 4 dims, value heads of another size, a mask of 3 dims or a last stride
-    other than 1. Its peak: scaled queries (in half dtypes: and float32 copies of q, k, v), scores, their softmax, and
-    a bool of their size.
+    other than 1.
     """
-    operands, results = call.operands, call.results
-    query, key, value = operands[:3]
-    mask = operands[3] if len(operands) > 3 else None
+    query, key, value = call.operands[:3]
+    mask = call.operands[3] if len(call.operands) > 3 else None
     size = 4 if query.dtype in HALF else query.dtype.itemsize
-    converted = mask.numel * query.dtype.itemsize if mask is not None and mask.dtype == torch.bool else 0
     flash = (
         all(len(t.shape) == 4 and t.stride[-1] == 1 for t in (query, key, value))
         and query.shape[-1] == key.shape[-1] == value.shape[-1]
         and (mask is None or len(mask.shape) in (2, 4))
     )
+    if not flash:
+        return unfused(call)
     queries, keys, width = query.shape[-2], key.shape[-2], query.shape[-1]
-    rows = math.prod(query.shape[:-1])
-    if flash:
-        block = min(256 if queries >= 768 else 64 if queries >= 192 else 32, queries)
-        scores = block * min(keys, 512)
-        per_thread = (scores + 2 * block + block * width) * size + (2 * scores if query.dtype in HALF else 0)
-        packed = _packed(query, key, block)
-        return converted + rows * size + torch.get_num_threads() * per_thread + packed
+    block = min(256 if queries >= 768 else 64 if queries >= 192 else 32, queries)
+    scores = block * min(keys, 512)
+    per_thread = (scores + 2 * block + block * width) * size + (2 * scores if query.dtype in HALF else 0)
+    logsumexp = math.prod(query.shape[:-1]) * size
+    return _converted(mask, query) + logsumexp + torch.get_num_threads() * per_thread + _packed(query, key, block)
+
+
+def _converted(mask: TensorFact | None, query: TensorFact) -> int:
+    """Bytes of a bool mask in the dtype of the queries."""
+    return mask.numel * query.dtype.itemsize if mask is not None and mask.dtype == torch.bool else 0
+
+
+def unfused(call: KernelCall) -> int:
+    """Attention as products and a softmax (`_scaled_dot_product_attention_math`): the whole matrix of scores twice.
+
+    Its peak: scaled queries (in half dtypes: and float32 copies of q, k, v), scores, their softmax, and a bool of their
+    size.
+    """
+    operands, results = call.operands, call.results
+    query, key, value = operands[:3]
+    size = 4 if query.dtype in HALF else query.dtype.itemsize
+    queries, keys, rows = query.shape[-2], key.shape[-2], math.prod(query.shape[:-1])
     copies = query.numel * size
     if query.dtype in HALF:
         copies += (query.numel + key.numel + value.numel) * size
@@ -53,7 +67,8 @@ def attention(call: KernelCall) -> int:
     if key.shape[:-2] != query.shape[:-2] and call["enable_gqa"]:  # keys and values are repeated
         copies += (key.numel + value.numel) * size * query.shape[-3] // key.shape[-3]
     peak = copies + max(2 * matrix * size + matrix + rows, matrix * size + last) + 64
-    return converted + max(peak - results[0].nbytes, 0)
+    mask = operands[3] if len(operands) > 3 else None
+    return _converted(mask, query) + max(peak - results[0].nbytes, 0)
 
 
 def _packed(query: TensorFact, key: TensorFact, block: int) -> int:

@@ -6,6 +6,7 @@ A measurement on the device replaces them (see the design: calibration).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch._ops import OpOverload
@@ -30,7 +31,16 @@ ops = torch.ops.sicompiler
 
 def workspace(call: KernelCall) -> int:
     """Bytes of one call; a copy of its operands where nothing is known of the operator."""
-    formula = ROWS.get(call.target)
+    return _workspace(ROWS, call)
+
+
+def workspace_before_ampere(call: KernelCall) -> int:
+    """Bytes of one call on a card of a compute capability below 8.0."""
+    return _workspace(BEFORE_AMPERE, call)
+
+
+def _workspace(rows: Mapping[OpOverload, Formula], call: KernelCall) -> int:
+    formula = rows.get(call.target)
     if formula is None:
         formula = nothing if torch.Tag.pointwise in call.target.tags else _UNKNOWN
     return formula(call)
@@ -60,12 +70,13 @@ def layer_norm(call: KernelCall) -> int:
 def attention(call: KernelCall) -> int:
     """Estimate: logsumexp of b * h * q float32 in the fused kernels; heads not a multiple of 8 wide are padded.
 
-    An input whose last stride is not 1 goes to the path without a fused kernel, as on the CPU.
+    An input whose last stride is not 1 goes to the path without a fused kernel, as on the CPU; so does float64, which
+    neither the flash nor the memory-efficient kernel takes.
     """
     operands, results = call.operands, call.results
     query, key, value = operands[:3]
-    if any(len(t.shape) != 4 or t.stride[-1] != 1 for t in (query, key, value)):
-        return workspace_attention.attention(call)
+    if any(len(t.shape) != 4 or t.stride[-1] != 1 for t in (query, key, value)) or query.dtype == torch.float64:
+        return workspace_attention.unfused(call)
     logsumexp = 4 * math.prod(query.shape[:-2]) * -(-query.shape[-2] // 32) * 32
     padded = 0 if query.shape[-1] % 8 == 0 else 2 * sum(t.nbytes for t in (query, key, value)) + results[0].nbytes
     mask = operands[3] if len(operands) > 3 else None
@@ -80,6 +91,15 @@ def group_stats(call: KernelCall) -> int:
     x = call.operands[0]
     size = 8 if x.dtype == torch.float64 else 4
     return few_per_channel(call) + max(min(x.numel, groupnorm.PIECE) * size, row_major_copy(x))
+
+
+def attention_before_ampere(call: KernelCall) -> int:
+    """Estimate: bfloat16 has no fused kernel before compute capability 8.0; other dtypes have the memory-efficient one.
+
+    The conditions are those of `sdp_utils.cpp` (aten/src/ATen/native/transformers/cuda): flash wants 8.0, the
+    memory-efficient kernel takes bfloat16 from 8.0 on.
+    """
+    return workspace_attention.unfused(call) if call.operands[0].dtype == torch.bfloat16 else attention(call)
 
 
 def few_per_channel(call: KernelCall) -> int:
@@ -167,3 +187,9 @@ ROWS: dict[OpOverload, Formula] = {
     ops.group_stats.default: group_stats,
 }
 """Operators that are estimated to allocate workspace on CUDA."""
+
+BEFORE_AMPERE: dict[OpOverload, Formula] = {
+    **ROWS,
+    aten.scaled_dot_product_attention.default: attention_before_ampere,
+}
+"""The same operators on cards of a compute capability below 8.0 (T4, V100, RTX 20, GTX 16)."""

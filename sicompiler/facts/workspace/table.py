@@ -18,8 +18,16 @@ from sicompiler.facts.storages import TensorFact
 from sicompiler.facts.workspace import cpu, cuda
 from sicompiler.facts.workspace.layout import Formula, kernel_call, nothing
 
-COLUMNS: Mapping[str, Mapping[OpOverload, Formula]] = {"cpu": cpu.ROWS, "cuda": cuda.ROWS}
-_COUNTS = {"cpu": cpu.workspace, "cuda": cuda.workspace}
+COLUMNS: Mapping[str, Mapping[OpOverload, Formula]] = {
+    "cpu": cpu.ROWS,
+    "cuda": cuda.ROWS,
+    "cuda-before-ampere": cuda.BEFORE_AMPERE,
+}
+_COUNTS = {
+    "cpu": cpu.workspace,
+    "cuda": cuda.workspace,
+    "cuda-before-ampere": cuda.workspace_before_ampere,
+}
 
 
 def _rows(device_type: str) -> Mapping[OpOverload, Formula]:
