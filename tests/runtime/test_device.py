@@ -130,6 +130,6 @@ def test_a_plan_for_an_older_card_slices_attention_whose_scores_do_not_fit() -> 
         device: prepare(Attention(), (q,), {}, device_type=device)[1] for device in ("cuda", "cuda-before-ampere")
     }
     newer, older = planners.values()
-    assert older.unsliced_bytes > 4 * newer.unsliced_bytes
+    assert older.unsliced_bytes - newer.unsliced_bytes > 2 * 8 * 512 * 512 * 4
     plan = older.plan(newer.unsliced_bytes + 2**22)
-    assert plan.regions
+    assert plan.regions or plan.outer
