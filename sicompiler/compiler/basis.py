@@ -21,9 +21,10 @@ import sicompiler.facts
 import sicompiler.passes
 import sicompiler.planners
 import sicompiler.regions
-from sicompiler import cost, device
+from sicompiler import cost
 from sicompiler.codec import digest
 from sicompiler.compiler.analyzed_graph import AnalyzedGraph
+from sicompiler.device import table
 from sicompiler.ops import groupnorm
 from sicompiler.passes import manager
 from sicompiler.plan import current_versions
@@ -37,7 +38,7 @@ _PACKAGES = (
     sicompiler.planners,
     sicompiler.regions,
 )
-_MODULES = (cost, device, groupnorm)
+_MODULES = (cost, table, groupnorm)
 _OF_STEP_REHASH = ("sicompiler.planners.min_cut", "sicompiler.planners.skip_schedule")
 
 

@@ -64,7 +64,7 @@ def _move(tensor: torch.Tensor, device: torch.device, *, offloaded: bool) -> Non
     size, stride, dtype = tensor.shape, tensor.stride(), tensor.dtype
     with torch.inference_mode(False):  # weights that are made within it could never be trained again
         new = (
-            offloaded_tensor(size, stride, dtype, device)
+            offloaded_tensor(size, stride, dtype, device, lasting=True)
             if offloaded
             else torch.empty_strided(size, stride, dtype=dtype, device=device)
         )

@@ -41,7 +41,7 @@ def test_kinds_of_device_are_named_in_their_tables_alone() -> None:
     named = [
         f"{module}:{node.lineno}"
         for module, tree in TREES.items()
-        if module != "sicompiler.device" and not module.startswith("sicompiler.facts.workspace.")
+        if not module.startswith(("sicompiler.device", "sicompiler.facts.workspace."))
         for node in ast.walk(tree)
         if (isinstance(node, ast.Constant) and node.value in kinds)
         or (isinstance(node, ast.Attribute) and node.attr in kinds and ast.unparse(node.value) == "torch")

@@ -18,7 +18,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import sicompiler
 from sicompiler import Plan
-from sicompiler import device as devices
 from sicompiler.api import prepare
 from sicompiler.axes import registry
 from sicompiler.axes.factor_map import FactorKind, FactorMap
@@ -28,6 +27,7 @@ from sicompiler.compiler.analysis import Analysis
 from sicompiler.compiler.analyzed_graph import AnalyzedGraph
 from sicompiler.compiler.planner import Planner, rewrite
 from sicompiler.compiler.restore import check_prediction, restore
+from sicompiler.device import table
 from sicompiler.facts.workspace import cpu
 from sicompiler.passes import manager
 from sicompiler.passes.edit import copy_program
@@ -251,7 +251,7 @@ _ELSEWHERE: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "REMATERIALIZED_SHARE": _threshold(search, "REMATERIALIZED_SHARE"),
     "SPILL_SHARE": _threshold(search, "SPILL_SHARE"),
     "MAX_WINDOWS": _threshold(region_cost, "MAX_WINDOWS"),
-    "DOUBT": _threshold(devices, "DOUBT"),
+    "DOUBT": _threshold(table, "DOUBT"),
     "another torch": lambda patch: patch.setattr(torch, "__version__", "2.99.0"),
 }  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 
 import pytest
@@ -23,6 +24,7 @@ from sicompiler.device import (
     stream_in_use,
 )
 from sicompiler.facts.workspace.table import COLUMNS
+from sicompiler.ops import mapped
 from sicompiler.runtime.measure import measure_peak, observe_peak
 
 pytestmark = pytest.mark.skipif(torch.accelerator.is_available(), reason="for machines without an accelerator")
@@ -113,10 +115,8 @@ def test_weights_count_as_the_allocator_rounds_them() -> None:
 
 
 def test_an_offloaded_tensor_lies_on_the_host_whatever_the_default_device_is() -> None:
-    from sicompiler.ops.mapped import offloaded_tensor
-
     with torch.device("meta"):
-        tensors = [offloaded_tensor(size, (1,), torch.float32, torch.device("cpu")) for size in ((8,), (0,))]
+        tensors = [mapped.offloaded_tensor(size, (1,), torch.float32, torch.device("cpu")) for size in ((8,), (0,))]
     assert {tensor.device.type for tensor in tensors} == {"cpu"}
 
 
@@ -133,3 +133,37 @@ def test_a_plan_for_an_older_card_slices_attention_whose_scores_do_not_fit() -> 
     assert older.unsliced_bytes - newer.unsliced_bytes > 2 * 8 * 512 * 512 * 4
     plan = older.plan(newer.unsliced_bytes + 2**22)
     assert plan.regions or plan.outer
+
+
+def test_lasting_pinned_memory_is_registered_where_it_lies_until_nothing_uses_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    events: list[tuple[str, int]] = []
+
+    def register(address: int, nbytes: int) -> bool:
+        events.append(("registered", nbytes))
+        return True
+
+    monkeypatch.setattr(mapped, "register_host", register)
+    monkeypatch.setattr(mapped, "unregister_host", lambda address: events.append(("unregistered", address)))
+    tensor = mapped.offloaded_tensor((3, 5), (5, 1), torch.float32, torch.device("cuda"), lasting=True)
+    address, part = tensor.data_ptr(), tensor[1]
+    tensor.fill_(2.0)
+    del tensor
+    gc.collect()
+    assert events == [("registered", 60)], "60 bytes, where the allocator of pinned memory takes 64"
+    assert part.tolist() == [2.0] * 5
+    del part
+    gc.collect()
+    assert events[1:] == [("unregistered", address)]
+
+
+def test_where_memory_cannot_be_registered_or_pinned_that_is_an_error_of_offloading() -> None:
+    for lasting in (False, True):
+        with pytest.raises(sicompiler.OffloadError, match=r"can't pin host memory for a tensor of shape \(4, 4\)"):
+            mapped.offloaded_tensor((4, 4), (4, 1), torch.float32, torch.device("cuda"), lasting=lasting)
+
+
+@pytest.mark.parametrize(("nbytes", "taken"), [(0, 0), (1, 1), (60, 64), (64, 64), (2**20 + 1, 2**21)])
+def test_the_allocator_of_pinned_memory_takes_powers_of_two(nbytes: int, taken: int) -> None:
+    assert mapped.pinned_bytes(nbytes) == taken

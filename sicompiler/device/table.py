@@ -1,20 +1,10 @@
-"""One row for each kind of device: its allocator, kernels, streams, host memory, and what the cost model knows of it.
-
-Everything else asks `device_kind`. A backend of its own (`torch.utils.rename_privateuse1_backend`) is added by
-`register_device`. Reading the table does not import torch, as `sicompiler --help` lists it.
-"""
+"""The rows of the table of devices, and the words they are written in. Reading it does not import torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from typing import TYPE_CHECKING
-
-from sicompiler.errors import BadInput
-
-if TYPE_CHECKING:
-    import torch
 
 MIB = 2**20
 
@@ -125,6 +115,8 @@ class DeviceKind:
             serves for the statistics of groups.
         has_float64: whether it has tensors of float64.
         attention: which kernels of attention are counted on, for people; empty where there is nothing to say.
+        registers_host: whether memory of the host can be registered where it lies, so that copies overlap without
+            the allocator of pinned memory, which rounds every block up to a power of two.
         untested: why nobody should trust the row blindly; empty where it is tested.
     """
 
@@ -142,6 +134,7 @@ class DeviceKind:
     has_float64: bool = True
     attention: str = ""
     of_type: str = ""
+    registers_host: bool = False
     untested: str = ""
 
     @property
@@ -193,6 +186,7 @@ _CUDA = DeviceKind(
     # aten/src/ATen/cuda/CublasHandlePool.cpp; the environment variable CUBLAS_WORKSPACE_CONFIG changes it).
     library_bytes=32 * MIB,
     in_thread_events=True,
+    registers_host=True,
     attention="fused (flash or memory-efficient) in float16, bfloat16 and float32; float64 holds all scores",
 )
 _CUDA_BEFORE_AMPERE = replace(
@@ -228,139 +222,6 @@ _MPS = DeviceKind(
     untested="no model has run on it yet; workspace is that of CUDA's kernels, and peaks can't be measured",
 )
 
+ROWS = (_CPU, _CUDA, _CUDA_BEFORE_AMPERE, _XPU, _MPS)
+
 PLANNED_FOR = Device.CUDA  # by commands that plan without a model's own device, where nobody says
-
-_kinds: dict[str, DeviceKind] = {kind.name: kind for kind in (_CPU, _CUDA, _CUDA_BEFORE_AMPERE, _XPU, _MPS)}
-
-
-def device_kinds() -> Mapping[str, DeviceKind]:
-    """Every kind of device that is known, by name."""
-    return dict(_kinds)
-
-
-def device_kind(device: torch.device | str) -> DeviceKind:
-    """The row of a device, or of a kind of device by its name.
-
-    Raises:
-        BadInput: it is not known; lists those that are.
-    """
-    name = str(device).partition(":")[0]
-    if name not in _kinds:
-        raise BadInput(
-            f"sicompiler does not know devices of kind {name!r}; it knows {', '.join(_kinds)}. Another backend needs "
-            "a row: sicompiler.device.register_device"
-        )
-    return _kinds[name]
-
-
-def planned_kind(device_type: str) -> str:
-    """The row by which a model on a device of this machine is planned: an older card has one of its own.
-
-    Args:
-        device_type: as `torch.device(...).type` gives it.
-    """
-    import torch
-
-    if device_type != Device.CUDA or not torch.cuda.is_available():
-        return device_type
-    return device_type if torch.cuda.get_device_capability() >= (8, 0) else Device.CUDA_BEFORE_AMPERE.value
-
-
-def granule_bytes(device_type: str) -> int:
-    """What the allocator of a device rounds the size of every block up to; 1 where there is no row for it, as meta."""
-    kind = _kinds.get(device_type)
-    return 1 if kind is None else kind.granule_bytes
-
-
-def rounded(nbytes: int, granule: int) -> int:
-    """Round bytes up as an allocator does."""
-    return -(-nbytes // granule) * granule
-
-
-def register_device(kind: DeviceKind) -> None:
-    """Add the row of a backend that torch does not come with.
-
-    Args:
-        kind: its row; `name` is that of `torch.utils.rename_privateuse1_backend`.
-
-    Raises:
-        BadInput: there is another row by its name.
-    """
-    if _kinds.setdefault(kind.name, kind) != kind:
-        raise BadInput(f"there is another row for devices of kind {kind.name!r}")
-
-
-def accelerator() -> torch.device | None:
-    """The accelerator of this machine, its current device; None where there is none, or none that is known."""
-    import torch
-
-    found = torch.accelerator.current_accelerator(check_available=True)
-    if found is None or found.type not in _kinds:
-        return None
-    return torch.device(found.type, torch.accelerator.current_device_index())
-
-
-def default_device() -> torch.device:
-    """Where a model runs if nobody says: the accelerator of this machine, else the CPU."""
-    import torch
-
-    return accelerator() or torch.device("cpu")
-
-
-def check_available(name: str, purpose: str) -> None:
-    """Refuse a kind of device that this machine does not have.
-
-    Args:
-        name: of the kind.
-        purpose: what would run there, as a sentence's subject and verb: "verify runs the model".
-
-    Raises:
-        BadInput: it is not known, or not here.
-    """
-    here, kind = accelerator(), device_kind(name)
-    if kind is not _CPU and (here is None or here.type != kind.torch_type):
-        raise BadInput(f"there is no {name} device here; {purpose}, so take --device {default_device().type}")
-
-
-def descriptions() -> list[str]:
-    """What each accelerator of this machine is: the names of its model and its generation, as far as torch knows."""
-    import torch
-
-    device = accelerator()
-    if device is None:
-        return []
-    module = torch.get_device_module(device.type)
-    asks = [getattr(module, name) for name in ("get_device_name", "get_device_capability") if hasattr(module, name)]
-    return [" ".join((device.type, *(str(ask(i)) for ask in asks))) for i in range(torch.accelerator.device_count())]
-
-
-def random_rewinder() -> Callable[[], None]:
-    """A function that puts the random generators of all accelerators back into the state they are in now."""
-    import torch
-
-    device = accelerator()
-    if device is None:
-        return lambda: None
-    module = torch.get_device_module(device.type)
-    if not hasattr(module, "get_rng_state_all"):  # mps: one device, one state
-        state = module.get_rng_state()
-        return lambda: module.set_rng_state(state)
-    states = module.get_rng_state_all()
-    return lambda: module.set_rng_state_all(states)
-
-
-def stream_in_use() -> torch.Stream | None:
-    """The stream that computes now; None where no accelerator was used so far."""
-    import torch
-
-    device = accelerator()
-    if device is None or not device_kind(device).has_streams:
-        return None
-    return torch.accelerator.current_stream() if torch.get_device_module(device.type).is_initialized() else None
-
-
-def free_bytes(device: torch.device) -> int:
-    """What torch may take on a device with counters: what is free there, and what its allocator has already."""
-    import torch
-
-    return torch.accelerator.get_memory_info(device)[0] + torch.accelerator.memory_reserved(device)
