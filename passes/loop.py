@@ -1,4 +1,4 @@
-"""Regions become loops: one `sliced_loop` node each, whose body is a GraphModule of its own."""
+"""Outlines regions: each becomes one `sliced_loop` node, whose body is a GraphModule of its own."""
 
 from __future__ import annotations
 

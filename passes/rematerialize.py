@@ -1,4 +1,4 @@
-"""Rematerialize: a large value that waits for its own statistics is computed a second time from something smaller."""
+"""Rematerialization around normalizations: a large value kept only until its statistics are known is computed twice."""
 
 from __future__ import annotations
 

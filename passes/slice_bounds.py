@@ -1,4 +1,4 @@
-"""Integers of a loop's body: where slices with a halo begin, how long they are, what lies beyond the borders."""
+"""Integer expressions of a loop's body: start and length of a slice with its halo, and its part beyond a border."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Candidates: every region worth considering, with its peak and its time for each slice length."""
+"""Candidates: every region worth considering, with its peak and its seconds by slice length."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The planner: shortest path over cut positions, exact for a given schedule and set of candidates."""
+"""The default planner: the shortest path over cut positions, exact for a given schedule and set of candidates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much time slicing may save at most: without a search, from the work of each operator alone."""
+"""An upper bound on the seconds that slicing can save, from the work of each operator alone, without a search."""
 
 from __future__ import annotations
 

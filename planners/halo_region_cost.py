@@ -1,9 +1,8 @@
-"""Peak and time of a region whose values have halos, at each place where it may end.
+"""Peak and seconds of a region whose values have halos, at each position where it may end.
 
-How much a value holds depends on all that comes after it, so no sum over a region holds for a longer one. What adds up
-is which operators there are and who reads what; what each of them adds is known by the span it computes
-(`HaloOperators`).
-Regions without a window don't come here.
+How much a value holds depends on all operators after it, so no sum over a region can be extended to a longer one. What
+does extend is the set of operators and who reads what; the cost of each operator is looked up by the span that it
+computes (`HaloOperators`). Regions without a window are those of `region_cost`.
 """
 
 from __future__ import annotations

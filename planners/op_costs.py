@@ -1,4 +1,4 @@
-"""Time and workspace of the operators of one graph, per slice length, computed once each."""
+"""Seconds and workspace of each operator of one graph, by slice length; each is computed once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Peak and time of a growing region, at each place where it may end."""
+"""Peak and seconds of a growing region without halos, at each position where it may end."""
 
 from __future__ import annotations
 

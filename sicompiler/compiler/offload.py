@@ -1,9 +1,9 @@
-"""What really is offloaded, once a path is chosen: as little as the budget allows.
+"""Chooses which values and weights a plan offloads: as few as its budget allows.
 
-The search assumes that everything is offloaded which may. Here the path is kept, and value by value, then weight by
-weight, comes back to the device where every step it would be alive at has room for it: those first whose transfers
-cost most. In the end every loop takes its fastest slice length that fits, and the weights of a step are fetched while
-the steps before compute, where there is room for both.
+The search prices a schedule in which everything is offloaded that may be. Here its regions are kept, and values, then
+weights, return to the device, those with the most expensive transfers first, wherever the peak of every step of their
+live range stays within the budget. Then each loop takes its fastest slice length that fits, and the weights of a step
+are prefetched during the steps before, where there is room for both.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One graph ready to be planned: all candidate regions, with everything on the device or all offloaded that may be."""
+"""A graph ready to be planned: every candidate region, with all values on the device, or all offloaded that may be."""
 
 from __future__ import annotations
 

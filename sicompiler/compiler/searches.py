@@ -1,4 +1,7 @@
-"""The graphs that a planner chooses from, each searched when it is first asked for, and timed by name."""
+"""The variants of a graph that a planner chooses among: as it is, in an outer loop, rematerialized, offloaded.
+
+Each is searched when a budget first asks for it, and its seconds are counted under a name.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The loop over slices: one node of a rewritten graph."""
+"""`sliced_loop` and `streamed_loop`: the nodes of a rewritten graph that run a body once for each slice."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Halos: what each value of a loop's body holds for one slice, worked out backwards from what is written.
+"""Halos: how much of each value a loop's body needs for one slice of the outputs, propagated from outputs to inputs.
 
-The outputs of a region ask for their own part. Every operator asks its operands for what its result needs: the same
-entries where slicing commutes, more on both sides where a window runs over the axis. A value holds the hull of all that
-is asked of it, and a reader that needs less narrows it.
+An output needs its own slice. An operator that commutes with slicing needs the same entries of its operands; one with a
+window (a convolution, pooling, resampling) needs more on both sides: its halo. Where several readers ask for a value,
+it holds the hull of their spans, and a reader that needs less narrows it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What growing regions look up again and again about one graph."""
+"""Tables over one graph that all growing regions read: shapes, storages, readers, live ranges."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A calibration file: the lessons of every full run so far, as a value. A calibration that was interrupted reads it."""
+"""A calibration file: what every full run so far has measured. An interrupted calibration resumes from it."""
 
 from __future__ import annotations
 
