@@ -114,6 +114,11 @@ class TimeSlicing:
 ROWS = TimeSlicing()
 
 
+def _is_over_frames(weight: Sequence[int]) -> bool:
+    """Whether a convolution weight [out, in, frames, height, width] covers one position of each frame."""
+    return len(weight) == 5 and weight[2] > 1 and tuple(weight[3:]) == (1, 1)
+
+
 def work_of(facts: GraphFacts, position: int, operands: Sequence[tuple[int, int]]) -> Work:
     """Count the work of a node; views are free."""
     node: fx.Node = facts.nodes[position]
@@ -125,6 +130,8 @@ def work_of(facts: GraphFacts, position: int, operands: Sequence[tuple[int, int]
     activations = [t for t in tensors if facts.storages[t.storage].origin is not Origin.WEIGHT]
     moved = sum(t.nbytes for t in activations) + sum(t.nbytes for t in facts.tensors[position])
     kernel, matrix = _KERNELS.get(node.target, (Kernel.PRODUCT, None))
+    if kernel is Kernel.CONVOLUTION and _is_over_frames(tensors[1].shape):
+        kernel = Kernel.TEMPORAL
     columns = tensors[1].shape[0] if matrix and len(tensors) > 1 and tensors[1].shape else 1
     return Work(
         matrix(tensors, result) if matrix else 0.0,
@@ -132,8 +139,8 @@ def work_of(facts: GraphFacts, position: int, operands: Sequence[tuple[int, int]
         max(result.numel / max(columns, 1), 1.0),
         float(max(columns, 1)),
         moved,
-        0.0 if kernel is Kernel.CONVOLUTION else sum(t.nbytes for t in weights),
-        sum(t.nbytes for t in weights) if kernel is Kernel.CONVOLUTION else 0.0,
+        0.0 if matrix is _conv_flops else sum(t.nbytes for t in weights),
+        sum(t.nbytes for t in weights) if matrix is _conv_flops else 0.0,
         result.dtype.itemsize,
         kernel,
     )

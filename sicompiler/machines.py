@@ -26,7 +26,12 @@ log = logging.getLogger("sicompiler")
 
 VARIABLE = "SICOMPILER_CALIBRATION"
 OFF = frozenset({"off", "none", "0", "false"})
-_WIDTHS = ("flops", "conv_flops", "attention_flops")  # by bytes per element, which JSON writes as text
+_WIDTHS = (
+    "flops",
+    "conv_flops",
+    "temporal_flops",
+    "attention_flops",
+)  # by bytes per element, which JSON writes as text
 
 _read: dict[Path, tuple[float, Machine | None]] = {}  # by file: when it was written, and what it holds
 

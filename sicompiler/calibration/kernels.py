@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,13 +78,24 @@ def products(device: torch.device, dtype: torch.dtype, size: int = 1024) -> tupl
 
 def convolutions(device: torch.device, dtype: torch.dtype, channels: int = 128) -> float:
     """Operations per second of convolutions: the mean of 3x3 over images and of 3x3x3 over a video."""
-    rates = []
-    for dims, size in ((2, (64, 64)), (3, (8, 24, 24))):
-        convolution = getattr(nn, f"Conv{dims}d")(channels, channels, 3, padding=1, device=device, dtype=dtype)
-        x = torch.randn(1, channels, *size, device=device).to(dtype)
-        flops = 2.0 * x.numel() * channels * 3**dims
-        rates.append(flops / seconds_of(lambda run=convolution, x=x: run(x), device, 3))  # type: ignore[misc]
-    return float(np.mean(rates))
+    kernels = (((3, 3), (64, 64)), ((3, 3, 3), (8, 24, 24)))
+    return float(np.mean([_convolution_rate(device, dtype, channels, *shape) for shape in kernels]))
+
+
+def temporal_convolutions(device: torch.device, dtype: torch.dtype, channels: int = 128) -> float:
+    """Operations per second of convolutions over frames alone: 3x1x1 over a video."""
+    return _convolution_rate(device, dtype, channels, (3, 1, 1), (8, 24, 24))
+
+
+def _convolution_rate(
+    device: torch.device, dtype: torch.dtype, channels: int, kernel: tuple[int, ...], size: tuple[int, ...]
+) -> float:
+    padding = tuple(length // 2 for length in kernel)
+    make: Any = (nn.Conv2d, nn.Conv3d)[len(kernel) - 2]
+    convolution = make(channels, channels, kernel, padding=padding, device=device, dtype=dtype)
+    x = torch.randn(1, channels, *size, device=device).to(dtype)
+    flops = 2.0 * x.numel() * channels * math.prod(kernel)
+    return flops / seconds_of(lambda: convolution(x), device, 3)
 
 
 def weight_passes(device: torch.device, dtype: torch.dtype, conv_rate: float, bandwidth: float) -> float:

@@ -70,6 +70,7 @@ def _with_kernels(machine: Machine, device: torch.device, width: int, dtype: tor
         machine,
         flops={**machine.flops, width: by_rows.best},
         conv_flops={**machine.conv_flops, width: kernels.convolutions(device, dtype)},
+        temporal_flops={**machine.temporal_flops, width: kernels.temporal_convolutions(device, dtype)},
         attention_flops={**machine.attention_flops, width: kernels.attention(device, dtype)},
     )
     if width != 4:

@@ -19,6 +19,7 @@ class Kernel(StrEnum):
 
     PRODUCT = "product"
     CONVOLUTION = "convolution"
+    TEMPORAL = "temporal convolution"  # over frames alone: a kernel of (n, 1, 1)
     ATTENTION = "attention"
 
 
@@ -42,6 +43,7 @@ class Machine:
         offload_bandwidth: bytes per second to and from offload memory: a mapped file, or pinned memory beyond PCIe.
         offload_overlaps: whether the device computes while that goes on.
         conv_flops: as `flops`, of convolutions; of a width that is missing, as of products.
+        temporal_flops: as `flops`, of convolutions over frames alone; of a width that is missing, as of others.
         attention_flops: as `flops`, of attention; of a width that is missing, as of products.
         doubt: how many times what it is thought to take a loop counts.
         source: where the figures come from, for the report.
@@ -61,6 +63,7 @@ class Machine:
     offload_bandwidth: float = 1e9
     offload_overlaps: bool = False
     conv_flops: Mapping[int, float] = field(default_factory=dict)
+    temporal_flops: Mapping[int, float] = field(default_factory=dict)
     attention_flops: Mapping[int, float] = field(default_factory=dict)
     doubt: float = DOUBT
     source: str = "round figures"
@@ -72,8 +75,14 @@ class Machine:
             kernel: its kind.
             itemsize: bytes per element; float32's rate stands for widths that are not known.
         """
-        own = {Kernel.CONVOLUTION: self.conv_flops, Kernel.ATTENTION: self.attention_flops}.get(kernel, self.flops)
-        return own.get(itemsize, self.flops.get(itemsize, self.flops[4]))
+        tables = {
+            Kernel.PRODUCT: (),
+            Kernel.CONVOLUTION: (self.conv_flops,),
+            Kernel.TEMPORAL: (self.temporal_flops, self.conv_flops),
+            Kernel.ATTENTION: (self.attention_flops,),
+        }[kernel]
+        known = [table[itemsize] for table in (*tables, self.flops) if itemsize in table]
+        return known[0] if known else self.flops[4]
 
 
 class Device(StrEnum):

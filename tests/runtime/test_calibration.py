@@ -122,6 +122,8 @@ def test_rates_are_by_kind_of_kernel_and_fall_back_to_products_and_to_float32() 
     assert MEASURED.rate(Kernel.PRODUCT, 2) == 5e10
     assert MEASURED.rate(Kernel.CONVOLUTION, 4) == 2e10
     assert MEASURED.rate(Kernel.CONVOLUTION, 2) == 5e10
+    assert MEASURED.rate(Kernel.TEMPORAL, 4) == 2e10, "as other convolutions, where nobody has measured it"
+    assert replace(MEASURED, temporal_flops={4: 1e10}).rate(Kernel.TEMPORAL, 4) == 1e10
     assert MEASURED.rate(Kernel.ATTENTION, 1) == 3e10
 
 
@@ -155,6 +157,7 @@ def test_kernels_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
             columns.half,
             kernels.launch_seconds(CPU),
             kernels.convolutions(CPU, torch.float32, channels=2),
+            kernels.temporal_convolutions(CPU, torch.float32, channels=2),
             kernels.attention(CPU, torch.float32, heads=1, tokens=16, width=8),
             kernels.elementwise(CPU, 1e-6),
             *kernels.bandwidths(CPU, 1e-6, 2**21),
