@@ -14,6 +14,7 @@ from benchmarks import (
     random_calls,
     random_layouts,
     random_modules,
+    seconds,
 )
 
 BENCHMARKS = {
@@ -26,6 +27,7 @@ BENCHMARKS = {
     "random_calls": random_calls.main,
     "random_layouts": random_layouts.main,
     "random_modules": random_modules.main,
+    "seconds": seconds.main,
 }
 
 

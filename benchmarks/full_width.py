@@ -18,7 +18,6 @@ import argparse
 import functools
 import gc
 import json
-import platform
 import statistics
 import sys
 import time
@@ -31,8 +30,10 @@ from rich.console import Console
 from rich.table import Table
 
 from sicompiler.api import prepare
+from sicompiler.calibration.timing import wait
 from sicompiler.capture import flatten_inputs
 from sicompiler.capture.entry import bound_method
+from sicompiler.machines import description_of
 from sicompiler.runtime.compiled import Executable
 from sicompiler.runtime.measure import Peak, measure_peak
 from sicompiler.runtime.placement import place
@@ -57,8 +58,7 @@ def timed_run(run: Callable[[], Any], device: str) -> float:
     gc.collect()
     began = time.perf_counter()
     run()
-    if device == "cuda":
-        torch.cuda.synchronize()
+    wait(torch.device(device))
     return time.perf_counter() - began
 
 
@@ -160,9 +160,7 @@ def main() -> None:
             "phase": planner.phase,
             "sizes": vars(call.sizes) if hasattr(call.sizes, "__dict__") else str(call.sizes),
             "dtype": options.dtype,
-            "device": torch.cuda.get_device_name()
-            if options.device == "cuda"
-            else platform.processor() or platform.machine(),
+            "device": description_of(options.device),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "command": "python -m benchmarks.full_width " + " ".join(sys.argv[1:]),

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from sicompiler.calibration.timing import seconds_of
-from sicompiler.capture import capture, weights_bytes
-from sicompiler.compiler.planner import Planner, make_planner
+from sicompiler.capture import Program, capture, weights_bytes
+from sicompiler.compiler.planner import make_planner
 from sicompiler.device import Machine
 from sicompiler.runtime.compiled import Executable
 
@@ -92,20 +92,30 @@ def timed_plans(machine: Machine, device: torch.device) -> Iterator[TimedPlan]:
     sizes = {"residual": (ResidualBlock(), (2, 96, 96, 96)), "transformer": (TransformerBlock(), (2, 1536, 384))}
     for name, (module, shape) in sizes.items():
         model, x = module.to(device).eval(), torch.randn(shape, device=device)
-        planner = make_planner(
-            capture(model, (x,), {}),
-            model=name,
-            weights_bytes=weights_bytes(model),
-            dtype="float32",
-            device_type=device.type,
-            machine=replace(machine, doubt=1.0),
-        )
-        yield from _timed(planner, name, model, [x], device)
+        yield from timed_plans_of(name, model, capture(model, (x,), {}), [x], machine, device)
 
 
-def _timed(
-    planner: Planner, name: str, model: nn.Module, inputs: Sequence[Any], device: torch.device
+def timed_plans_of(
+    name: str, model: nn.Module, program: Program, inputs: Sequence[Any], machine: Machine, device: torch.device
 ) -> Iterator[TimedPlan]:
+    """Plan a model for several budgets, and run the plans.
+
+    Args:
+        name: of the model.
+        model: on the device.
+        program: captured from it.
+        inputs: of its call, flat.
+        machine: as measured; its doubt is left out of account.
+        device: where.
+    """
+    planner = make_planner(
+        program,
+        model=name,
+        weights_bytes=weights_bytes(model),
+        dtype="float32",
+        device_type=device.type,
+        machine=replace(machine, doubt=1.0),
+    )
     highest, lowest = planner.unsliced_bytes, planner.floor()[0]
     for share in (1.0, *SHARES):
         plan = planner.plan(lowest + round(share * (highest - lowest)))
