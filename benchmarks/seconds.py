@@ -3,9 +3,9 @@
     python -m benchmarks seconds --threads 1
     python -m benchmarks seconds svd-vae --output benchmarks/results/seconds.json
 
-Full-width architectures with random weights at small sizes, each unsliced, at 80 % and 50 % of the way from the floor to
-the unsliced peak, and at the floor. Pairs of plans that differ by more than 10 % in measured seconds are in the right
-order if their predicted ones are. Best while nothing else runs.
+Full-width architectures with random weights at small sizes, each unsliced, at 80 % and 50 % of the way from the floor
+to the unsliced peak, and at the floor. Pairs of plans that differ by more than 10 % in measured seconds are in the
+right order if their predicted ones are. Best while nothing else runs.
 """
 
 from __future__ import annotations
