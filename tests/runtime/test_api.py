@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import gc
+import importlib
 import logging
 import math
 import pickle
 import re
+import sys
 import threading
+import traceback
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -337,3 +340,23 @@ def test_example_inputs_that_are_no_pair_are_told(given: Any, shown: str) -> Non
     sicompiler.compile_for_budget(model, "1 GiB")
     with pytest.raises(sicompiler.BadInput, match="example_inputs is a pair"):
         sicompiler.verify(model, given)
+
+
+def test_a_module_meets_the_compiler_within_twelve_calls_and_no_pipeline_on_the_way(
+    block: Block, x: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way a reader of the code goes: nested calls of our own functions, from the public one to the planner."""
+    own = importlib.import_module("sicompiler.compiled_module")
+    ways: list[list[str]] = []
+    prepare = own.prepare
+
+    def seen(*args: Any, **kwargs: Any) -> Any:
+        modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_stack(sys._getframe(1))]
+        ways.append([name for name in modules if name.startswith("sicompiler.")])
+        return prepare(*args, **kwargs)
+
+    monkeypatch.setattr(own, "prepare", seen)
+    sicompiler.compile_for_budget(block, 1, example_inputs=((x,), {}))
+    (way,) = ways
+    assert len(way) <= 12, way
+    assert not [name for name in way if name.startswith("sicompiler.pipelines")]
