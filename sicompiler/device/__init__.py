@@ -16,7 +16,7 @@ from sicompiler.device.here import (
     stream_in_use,
     unregister_host,
 )
-from sicompiler.device.lookup import device_kind, device_kinds, granule_bytes, register_device, rounded
+from sicompiler.device.lookup import device_kind, device_kinds, granule_bytes, has_float64, register_device, rounded
 from sicompiler.device.table import DOUBT, PLANNED_FOR, Device, DeviceKind, HostMemory, Kernel, Machine
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "device_kinds",
     "free_bytes",
     "granule_bytes",
+    "has_float64",
     "planned_kind",
     "random_rewinder",
     "register_device",

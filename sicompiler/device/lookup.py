@@ -40,6 +40,12 @@ def granule_bytes(device_type: str) -> int:
     return 1 if kind is None else kind.granule_bytes
 
 
+def has_float64(device_type: str) -> bool:
+    """Whether a device has tensors of float64; one without a row, as meta, does."""
+    kind = _kinds.get(device_type)
+    return kind is None or kind.has_float64
+
+
 def rounded(nbytes: int, granule: int) -> int:
     """Round bytes up as an allocator does."""
     return -(-nbytes // granule) * granule

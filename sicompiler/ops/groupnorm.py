@@ -29,7 +29,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch._prims_common import suggest_memory_format
 
-from sicompiler.device import device_kind
+from sicompiler.device import device_kind, has_float64
 from sicompiler.errors import BadInput
 from sicompiler.ops.library import operator
 
@@ -49,7 +49,7 @@ def _working_dtype(x: torch.Tensor) -> torch.dtype:
 
 def _stats_dtype(x: torch.Tensor) -> torch.dtype:
     """Dtype of statistics: float64, so that a thousand merges lose nothing (a few numbers per group cost nothing)."""
-    return torch.float64 if device_kind(x.device).has_float64 else torch.float32
+    return torch.float64 if has_float64(x.device.type) else torch.float32
 
 
 def _check(x: torch.Tensor, groups: int) -> None:

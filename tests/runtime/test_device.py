@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import sicompiler
 from sicompiler import BadInput
@@ -167,3 +168,10 @@ def test_where_memory_cannot_be_registered_or_pinned_that_is_an_error_of_offload
 @pytest.mark.parametrize(("nbytes", "taken"), [(0, 0), (1, 1), (60, 64), (64, 64), (2**20 + 1, 2**21)])
 def test_the_allocator_of_pinned_memory_takes_powers_of_two(nbytes: int, taken: int) -> None:
     assert mapped.pinned_bytes(nbytes) == taken
+
+
+def test_statistics_of_groups_are_float64_where_there_is_float64() -> None:
+    stats = torch.ops.sicompiler.group_stats.default
+    assert stats(torch.empty(2, 4, 8, device="meta"), 2).dtype is torch.float64
+    with FakeTensorMode():
+        assert stats(torch.empty(2, 4, 8, device="mps"), 2).dtype is torch.float32
