@@ -14,6 +14,7 @@ from torch._ops import OpOverload
 
 from sicompiler.axes.factor_map import Window
 from sicompiler.facts.calls import bind
+from sicompiler.facts.users import OperatorRow, Unpad, user_row
 
 aten = torch.ops.aten
 
@@ -97,6 +98,9 @@ def unpadded(
     if window.pad_lo == window.pad_hi == 0:
         return Unpadded(target, args, dict(kwargs), 0.0)
     arguments = bind(target, args, dict(kwargs))
+    row = user_row(target)
+    if row is not None and row.unpad is not None:
+        return _unpadded_by(row.unpad, target, arguments, dim)
     count = next(int(mark[0]) for mark in ("1d", "2d", "3d") if mark in str(target))
     padding = _as_numbers(arguments, count)
     padding[dim - (rank - count)] = 0
@@ -104,6 +108,30 @@ def unpadded(
     plain = _CONVOLUTIONS.get(target, target)
     positional = tuple(padding if name == "padding" else arguments[name] for name in names)
     return Unpadded(plain, positional, {}, -math.inf if target in _MAX_POOLS else 0.0)
+
+
+def _unpadded_by(unpad: Unpad, target: OpOverload, arguments: Mapping[str, Any], dim: int) -> Unpadded:
+    changed, value = unpad(MappingProxyType(dict(arguments)), dim)
+    keyword = {argument.name for argument in target._schema.arguments if argument.kwarg_only}
+    args = tuple(changed[argument.name] for argument in target._schema.arguments if argument.name not in keyword)
+    return Unpadded(target, args, {name: changed[name] for name in sorted(keyword)}, value)
+
+
+def why_not_of_user(row: OperatorRow, target: object, args: Args, window: Window, operand: int) -> str | None:
+    """Why a call of a user's operator can't be cut along a window; None if it can.
+
+    Args:
+        row: what the user says of the operator.
+        target: the operator.
+        args: positional arguments of the call.
+        window: along which it is sliced.
+        operand: which of its tensors comes in slices.
+    """
+    if operand != 0 or not args or not isinstance(args[0], fx.Node):
+        return f"{target} has a window along another tensor than its first argument"
+    if window.pads and row.unpad is None:
+        return f"nothing is known of the padding of {target}: give padding= to sicompiler.rule"
+    return None
 
 
 def why_not(target: object, args: Args, kwargs: Mapping[str, Any]) -> str | None:

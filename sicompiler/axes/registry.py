@@ -58,7 +58,7 @@ def rule(*targets: OpOverload) -> Callable[[Rule], Rule]:
         for target in targets:
             if target in _RULES:
                 raise ValueError(f"{target} has an axis rule already: {_RULES[target].__qualname__}")
-            _RULES[target] = function
+        _RULES.update(dict.fromkeys(targets, function))
         return function
 
     return register
@@ -67,6 +67,11 @@ def rule(*targets: OpOverload) -> Callable[[Rule], Rule]:
 def rules() -> Mapping[OpOverload, Rule]:
     """All registered rules, read-only."""
     return MappingProxyType(_RULES)
+
+
+def rules_of_users() -> Mapping[OpOverload, Rule]:
+    """The rules that are not those of this package: what is kept on disk depends on them."""
+    return {t: f for t, f in _RULES.items() if not getattr(f, "__module__", "").startswith("sicompiler.axes.rules.")}
 
 
 def op_call(

@@ -15,9 +15,10 @@ from torch._ops import OpOverload
 
 import sicompiler.axes.rules  # noqa: F401  (registers the rules)
 from sicompiler.axes.factor_map import Dims, FactorKind, FactorMap, Slicing, Window
-from sicompiler.axes.padding import why_not
+from sicompiler.axes.padding import why_not, why_not_of_user
 from sicompiler.axes.registry import TensorSpec, factor_map, op_call, rules
 from sicompiler.facts.storages import GraphFacts
+from sicompiler.facts.users import user_row
 
 Operand = tuple[int, int]  # position of the node that makes a value, and which of its results
 
@@ -112,7 +113,7 @@ class AxisTable:
         if found is None:
             found = _apply(rule, from_result, index, slicing)
             if isinstance(found, OpSlicing) and found.window is not None:
-                found = why_not(node.target, node.args, node.kwargs) or found
+                found = _why_not(node, found, found.window) or found
             self._applied[key] = found
         return found
 
@@ -149,6 +150,15 @@ class AxisTable:
             )
             if rule is None
         )
+
+
+def _why_not(node: fx.Node, cut: OpSlicing, window: Window) -> str | None:
+    """Why a call can't be cut along a window, though its rule has one."""
+    row = user_row(node.target)
+    if row is None:
+        return why_not(node.target, node.args, node.kwargs)
+    operand = next(index for index, slicing in enumerate(cut.operands) if slicing is not None)
+    return why_not_of_user(row, node.target, node.args, window, operand)
 
 
 def _apply(rule: FactorMap, from_result: bool, index: int, slicing: Slicing) -> OpSlicing | str:

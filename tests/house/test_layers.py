@@ -20,7 +20,7 @@ LAYERS = {
     "capture": 3, "machines": 3,
     "facts": 4,
     "axes": 5,
-    "regions": 6,
+    "operators": 6, "regions": 6,
     "cost": 7, "plan": 7,
     "cache": 8,
     "passes": 9, "planners": 9, "runtime": 9,

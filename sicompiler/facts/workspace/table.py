@@ -15,6 +15,7 @@ from torch._ops import OpOverload
 
 from sicompiler.device import device_kind
 from sicompiler.facts.storages import TensorFact
+from sicompiler.facts.users import user_row
 from sicompiler.facts.workspace import cpu, cuda
 from sicompiler.facts.workspace.layout import Formula, kernel_call, nothing
 
@@ -36,12 +37,17 @@ def _rows(device_type: str) -> Mapping[OpOverload, Formula]:
 
 def has_row(target: OpOverload, device_type: str) -> bool:
     """Whether something is known of what an operator allocates; else a copy of its operands is counted."""
-    return target in _rows(device_type) or torch.Tag.pointwise in target.tags
+    return _of_user(target) is not None or target in _rows(device_type) or torch.Tag.pointwise in target.tags
 
 
 def takes_workspace(target: OpOverload, device_type: str) -> bool:
     """Whether a kernel may allocate anything beside its results."""
-    return _rows(device_type).get(target) is not nothing
+    return _of_user(target) is not None or _rows(device_type).get(target) is not nothing
+
+
+def _of_user(target: OpOverload) -> Formula | None:
+    row = user_row(target)
+    return None if row is None else row.workspace
 
 
 def workspace_bytes(
@@ -60,5 +66,8 @@ def workspace_bytes(
         device_type: a row of `sicompiler.device`, which names its column.
         arguments: every argument by name (`bind`), of the unsliced call; None: all at their defaults.
     """
+    of_user = _of_user(target)
+    if of_user is not None:
+        return of_user(kernel_call(target, operands, results, arguments))
     count = _COUNTS[device_kind(device_type).workspace]
     return count(kernel_call(target, operands, results, arguments)) if operands else 0
