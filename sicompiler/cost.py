@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import fx
+from torch._ops import OpOverload
 
 import sicompiler.ops  # noqa: F401  (registers the operators named below)
 from sicompiler.device import Kernel, Machine
+from sicompiler.facts.calls import bind
 from sicompiler.facts.storages import GraphFacts, Origin, TensorFact
+from sicompiler.facts.users import Flops, user_row
+from sicompiler.facts.workspace.layout import KernelCall, kernel_call
 
 aten = torch.ops.aten
 Floats = npt.NDArray[np.float64]
 
 
-# Arithmetic of one element; what is not listed costs 2.
+# Arithmetic of one element; what is not listed costs 2. Norms, softmax, pooling and resampling are all listed: what
+# they take is a decision, not an oversight. Most of them are bound by memory, so 2 is as good as any number near it.
 _ELEMENT_FLOPS: Mapping[object, float] = {
     aten.gelu.default: 30.0,
     aten.silu.default: 20.0,
@@ -31,42 +36,120 @@ _ELEMENT_FLOPS: Mapping[object, float] = {
     aten.layer_norm.default: 10.0,
     torch.ops.sicompiler.group_stats.default: 6.0,
     torch.ops.sicompiler.group_apply.default: 4.0,
+    **dict.fromkeys(
+        (
+            *(aten._log_softmax.default, aten._softmax.default, aten.log_softmax.int),
+            *(
+                aten.batch_norm.default,
+                aten.instance_norm.default,
+                aten.native_layer_norm.default,
+                aten.rms_norm.default,
+            ),
+            *(aten.linalg_vector_norm.default, aten.norm.Scalar, aten.norm.ScalarOpt_dim),
+            *(aten.adaptive_avg_pool1d.default, aten.adaptive_avg_pool2d.default, aten.adaptive_avg_pool3d.default),
+            *(aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default),
+            *(aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default),
+            *(aten.constant_pad_nd.default, aten.pad.default, aten.pixel_shuffle.default, aten.pixel_unshuffle.default),
+            *(aten.reflection_pad1d.default, aten.reflection_pad2d.default, aten.reflection_pad3d.default),
+            *(aten.replication_pad1d.default, aten.replication_pad2d.default, aten.replication_pad3d.default),
+            *(aten._upsample_bicubic2d_aa.default, aten._upsample_bicubic2d_aa.vec),
+            *(aten._upsample_bilinear2d_aa.default, aten._upsample_bilinear2d_aa.vec),
+            *(aten._upsample_nearest_exact1d.default, aten._upsample_nearest_exact1d.vec),
+            *(aten._upsample_nearest_exact2d.default, aten._upsample_nearest_exact2d.vec),
+            *(aten._upsample_nearest_exact3d.default, aten._upsample_nearest_exact3d.vec),
+            *(aten.upsample_bicubic2d.default, aten.upsample_bicubic2d.vec, aten.upsample_bilinear2d.default),
+            *(aten.upsample_bilinear2d.vec, aten.upsample_linear1d.default, aten.upsample_linear1d.vec),
+            *(aten.upsample_nearest1d.default, aten.upsample_nearest1d.vec, aten.upsample_nearest2d.default),
+            *(aten.upsample_nearest2d.vec, aten.upsample_nearest3d.default, aten.upsample_nearest3d.vec),
+            *(aten.upsample_trilinear3d.default, aten.upsample_trilinear3d.vec),
+        ),
+        2.0,
+    ),
 }
 
 
-def _linear_flops(operands: Sequence[TensorFact], result: TensorFact) -> float:
-    return 2.0 * result.numel * operands[1].shape[-1]
+def _linear_flops(call: KernelCall) -> float:
+    return 2.0 * call.results[0].numel * call.operands[1].shape[-1]
 
 
-def _conv_flops(operands: Sequence[TensorFact], result: TensorFact) -> float:
-    weight = operands[1]
-    return 2.0 * result.numel * weight.numel / weight.shape[0]
+def _conv_flops(call: KernelCall) -> float:
+    weight = call.operands[1]
+    return 2.0 * call.results[0].numel * weight.numel / weight.shape[0]
 
 
-def _matmul_flops(operands: Sequence[TensorFact], result: TensorFact) -> float:
-    return 2.0 * result.numel * operands[0].shape[-1]
+def _transposed_conv_flops(call: KernelCall) -> float:
+    source, weight = call.operands[:2]
+    return 2.0 * source.numel * weight.numel / weight.shape[0]
 
 
-def _addmm_flops(operands: Sequence[TensorFact], result: TensorFact) -> float:
-    return 2.0 * result.numel * operands[1].shape[-1]
+def _matmul_flops(call: KernelCall) -> float:
+    return 2.0 * call.results[0].numel * call.operands[0].shape[-1]
 
 
-def _attention_flops(operands: Sequence[TensorFact], result: TensorFact) -> float:
-    query, key = operands[0], operands[1]
-    return 4.0 * query.numel * key.shape[-2]
+def _addmm_flops(call: KernelCall) -> float:
+    return 2.0 * call.results[0].numel * call.operands[1].shape[-1]
 
 
-_KERNELS: Mapping[object, tuple[Kernel, Callable[[Sequence[TensorFact], TensorFact], float]]] = {
+def _einsum_flops(call: KernelCall) -> float:
+    """Two operations for every combination of what is summed; an ellipsis stands for dims of the result."""
+    inputs, arrow, output = call["equation"].replace(" ", "").partition("->")
+    if not arrow:
+        output = "".join(letter for letter in inputs if inputs.count(letter) == 1)
+    summed: dict[str, int] = {}
+    for term, operand in zip(inputs.split(","), call.operands, strict=True):
+        for letter, size in zip(term, operand.shape, strict=False) if "." not in term else ():
+            if letter not in output:
+                summed[letter] = max(size, summed.get(letter, 1))
+    return 2.0 * call.results[0].numel * math.prod(summed.values())
+
+
+def _attention_flops(call: KernelCall) -> float:
+    query, key, value = call.operands[:3]
+    pairs = query.numel // max(query.shape[-1], 1) * key.shape[-2]
+    return 2.0 * pairs * (query.shape[-1] + value.shape[-1])
+
+
+_KERNELS: Mapping[object, tuple[Kernel, Flops]] = {
     aten.addmm.default: (Kernel.PRODUCT, _addmm_flops),
+    aten.baddbmm.default: (Kernel.PRODUCT, _addmm_flops),
     aten.bmm.default: (Kernel.PRODUCT, _matmul_flops),
     aten.conv1d.default: (Kernel.CONVOLUTION, _conv_flops),
+    aten.conv1d.padding: (Kernel.CONVOLUTION, _conv_flops),
     aten.conv2d.default: (Kernel.CONVOLUTION, _conv_flops),
+    aten.conv2d.padding: (Kernel.CONVOLUTION, _conv_flops),
     aten.conv3d.default: (Kernel.CONVOLUTION, _conv_flops),
+    aten.conv3d.padding: (Kernel.CONVOLUTION, _conv_flops),
+    aten.conv_transpose1d.default: (Kernel.CONVOLUTION, _transposed_conv_flops),
+    aten.conv_transpose2d.input: (Kernel.CONVOLUTION, _transposed_conv_flops),
+    aten.conv_transpose3d.input: (Kernel.CONVOLUTION, _transposed_conv_flops),
+    aten.einsum.default: (Kernel.PRODUCT, _einsum_flops),
     aten.linear.default: (Kernel.PRODUCT, _linear_flops),
     aten.matmul.default: (Kernel.PRODUCT, _matmul_flops),
     aten.mm.default: (Kernel.PRODUCT, _matmul_flops),
     aten.scaled_dot_product_attention.default: (Kernel.ATTENTION, _attention_flops),
 }
+
+
+def has_cost(target: object) -> bool:
+    """Whether something is known of what an operator computes; else 2 operations an element are counted."""
+    return target in _KERNELS or target in _ELEMENT_FLOPS
+
+
+def flops_of_call(call: KernelCall) -> float | None:
+    """Floating point operations of a call of a matrix kernel; None for other operators."""
+    _, matrix, _ = _kernel_of(call.target)
+    return None if matrix is None else matrix(call)
+
+
+def _kernel_of(target: object) -> tuple[Kernel, Flops | None, float]:
+    """What a matrix kernel is and computes, None for others; and what they compute for each element."""
+    row = user_row(target)
+    if row is not None and row.flops is not None:
+        if isinstance(row.flops, int | float):
+            return Kernel.PRODUCT, None, row.flops
+        return Kernel.PRODUCT, row.flops, 0.0
+    kernel, matrix = _KERNELS.get(target, (Kernel.PRODUCT, None))
+    return kernel, matrix, _ELEMENT_FLOPS.get(target, 2.0)
 
 
 @dataclass(frozen=True)
@@ -129,13 +212,13 @@ def work_of(facts: GraphFacts, position: int, operands: Sequence[tuple[int, int]
     weights = [t for t in tensors if facts.storages[t.storage].origin is Origin.WEIGHT]
     activations = [t for t in tensors if facts.storages[t.storage].origin is not Origin.WEIGHT]
     moved = sum(t.nbytes for t in activations) + sum(t.nbytes for t in facts.tensors[position])
-    kernel, matrix = _KERNELS.get(node.target, (Kernel.PRODUCT, None))
+    kernel, matrix, each = _kernel_of(node.target)
     if kernel is Kernel.CONVOLUTION and _is_over_frames(tensors[1].shape):
         kernel = Kernel.TEMPORAL
     columns = tensors[1].shape[0] if matrix and len(tensors) > 1 and tensors[1].shape else 1
     return Work(
-        matrix(tensors, result) if matrix else 0.0,
-        0.0 if matrix else _ELEMENT_FLOPS.get(node.target, 2.0) * max(result.numel, *(t.numel for t in activations), 0),
+        matrix(_call(facts, position, tensors)) if matrix else 0.0,
+        0.0 if matrix else each * max(result.numel, *(t.numel for t in activations), 0),
         max(result.numel / max(columns, 1), 1.0),
         float(max(columns, 1)),
         moved,
@@ -144,6 +227,12 @@ def work_of(facts: GraphFacts, position: int, operands: Sequence[tuple[int, int]
         result.dtype.itemsize,
         kernel,
     )
+
+
+def _call(facts: GraphFacts, position: int, operands: Sequence[TensorFact]) -> KernelCall:
+    node: fx.Node = facts.nodes[position]
+    assert isinstance(node.target, OpOverload)
+    return kernel_call(node.target, operands, facts.tensors[position], bind(node.target, node.args, node.kwargs))
 
 
 def slice_lengths(size: int) -> tuple[int, ...]:
