@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from sicompiler._version import __version__
 from sicompiler.axes.factor_map import Slicing
-from sicompiler.codec import Malformed, decode, digest, read_object, refuse_other
+from sicompiler.codec import Malformed, decode, digest, json_schema, read_object, refuse_other
 from sicompiler.errors import BadInput, OverBudget, StalePlan
 from sicompiler.units import budget_hint, format_bytes
 
@@ -112,6 +112,7 @@ class Plan:
         moved_bytes: carried to and from offload memory in one run.
         rematerialized_bytes: values of so many bytes or more that wait for their own statistics are rematerialized
             (`passes.rematerialize`); 0 for none. A share of the unsliced peak, so it depends on the machine.
+        planner: what chose the regions: "dp", the name that another planner is registered by, or that of a function.
     """
 
     model: str
@@ -141,6 +142,7 @@ class Plan:
     rules: str = ""
     settings: str = ""
     sicompiler_version: str = ""
+    planner: str = "dp"
     version: int = PLAN_VERSION
 
     @property
@@ -164,7 +166,7 @@ class Plan:
 
     def to_json(self, *, indent: int | None = 2) -> str:
         """Write the plan as JSON; `Plan.from_json` reads it back, equal."""
-        data = asdict(self)
+        data = {name: value for name, value in asdict(self).items() if (name, value) not in _LEFT_OUT.items()}
         return json.dumps({**data, CHECKSUMS: _checksums(json.loads(json.dumps(data)))}, indent=indent)
 
     @staticmethod
@@ -185,7 +187,10 @@ class Plan:
                     f"the plan has format {data['version']!r}, this version reads format {PLAN_VERSION}; plan again"
                 )
             sums = data.pop(CHECKSUMS, None)
-            plan = decode(Plan, data)
+            written = {**_LEFT_OUT, **data}
+            for name in (each.name for each in fields(Plan) if each.name not in written):
+                raise Malformed(f"{name} is missing")
+            plan = decode(Plan, written)
             for path, why in _impossible(plan):
                 raise Malformed(f"{path} {why}")
             for name, checksum in _checksums(data).items():
@@ -261,6 +266,7 @@ class Plan:
 
 
 CHECKSUMS = "checksums"  # of a plan in JSON: a short digest of every field by name
+_LEFT_OUT = {"planner": "dp"}  # of the JSON where a field has this value: files from before the field are read
 
 _FIELDS = {
     "sicompiler_version": "sicompiler",
@@ -269,6 +275,15 @@ _FIELDS = {
     "rules": "axis rules (rules)",
     "legal_fingerprint": "the graph of fingerprint",
 }
+
+
+def plan_schema() -> dict[str, Any]:
+    """The JSON schema of the file of a plan."""
+    schema = json_schema(Plan)
+    sums = {"type": "object", "additionalProperties": {"type": "string"}}
+    schema["properties"][CHECKSUMS] = {"description": "a short digest of every other field.", **sums}
+    schema["required"] = [name for name in schema["properties"] if name not in _LEFT_OUT]
+    return schema
 
 
 def _checksums(data: Mapping[str, Any]) -> dict[str, str]:

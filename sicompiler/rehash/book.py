@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from sicompiler.codec import refuse_other
+from sicompiler.codec import Malformed, decode, read_object, refuse_other
 from sicompiler.errors import BadInput, StalePlan
 from sicompiler.rehash.choose import PlanInputs
-from sicompiler.rehash.kinds import read_kinds
+from sicompiler.rehash.kinds import StepKinds
 from sicompiler.rehash.lessons import CutStats, RunStats
 from sicompiler.rehash.setting import Setting
 
@@ -165,31 +165,15 @@ class CalibrationFile:
             StalePlan: the text holds no lessons, or those of another version of the format.
         """
         try:
-            data: dict[str, Any] = json.loads(text)
+            data = read_object(text)
             refuse_other(data, "a file of lessons")
-            if data["version"] != BOOK_VERSION:
+            if data.get("version", BOOK_VERSION) != BOOK_VERSION:
                 raise StalePlan(f"the lessons have format {data['version']}, this version reads {BOOK_VERSION}")
-            setting = data["setting"]
-            if "size" not in setting:
+            if isinstance(data.get("setting"), dict) and "size" not in data["setting"]:
                 raise StalePlan("an earlier version wrote these lessons, of unknown guidance and size: learn them anew")
-            return CalibrationFile(
-                data["pipeline"],
-                data["component"],
-                Setting(**{**setting, "times": tuple(map(float, setting["times"])), "size": tuple(setting["size"])}),
-                tuple(map(float, data["importance"])),
-                tuple(WatchedCut(tuple(c["positions"]), tuple(c["names"]), c["nbytes"]) for c in data["cuts"]),
-                tuple(
-                    LearnedRun(
-                        run["label"],
-                        run["final_norm"],
-                        {tuple(row["cut"]): _read(row) for row in run["lessons"]},
-                        {int(step): float(error) for step, error in run["errors"].items()},
-                    )
-                    for run in data["runs"]
-                ),
-            )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StalePlan(f"this is not a file of lessons: {type(error).__name__}: {error}") from error
+            return decode(WrittenLessons, data).read()
+        except Malformed as error:
+            raise StalePlan(f"this is not a file of lessons: {error}") from error
 
     @staticmethod
     def load(path: str | Path) -> CalibrationFile:
@@ -206,16 +190,60 @@ class CalibrationFile:
         return CalibrationFile.from_json(text)
 
 
+@dataclass(frozen=True)
+class WrittenStats:
+    """What one full run showed of one cut, as the file has it: `RunStats`, where nan is null."""
+
+    cut: tuple[int, ...]
+    grams: tuple[tuple[tuple[float, ...], ...], ...]
+    gains: tuple[float | None, ...]
+    full_seconds: float
+    skip_seconds: float
+    step_seconds: float
+    kinds: tuple[StepKinds, ...]
+
+    def read(self) -> RunStats:
+        """The lesson."""
+        grams = tuple(np.array(gram, dtype=np.float64) for gram in self.grams)
+        gains = np.array([math.nan if gain is None else gain for gain in self.gains], dtype=np.float64)
+        return RunStats(grams, gains, self.full_seconds, self.skip_seconds, self.step_seconds, self.kinds)
+
+
+@dataclass(frozen=True)
+class WrittenRun:
+    """One full run, as the file has it: `LearnedRun`, with its lessons in a list."""
+
+    label: str
+    final_norm: float
+    lessons: tuple[WrittenStats, ...]
+    errors: Mapping[int, float]
+
+    def read(self) -> LearnedRun:
+        """The run."""
+        lessons = {lesson.cut: lesson.read() for lesson in self.lessons}
+        return LearnedRun(self.label, self.final_norm, lessons, self.errors)
+
+
+@dataclass(frozen=True)
+class WrittenLessons:
+    """A calibration file, field by field: `CalibrationFile`, and the version of the format."""
+
+    version: int
+    pipeline: str
+    component: str
+    setting: Setting
+    importance: tuple[float, ...]
+    cuts: tuple[WatchedCut, ...]
+    runs: tuple[WrittenRun, ...]
+
+    def read(self) -> CalibrationFile:
+        """What the file says."""
+        runs = tuple(run.read() for run in self.runs)
+        return CalibrationFile(self.pipeline, self.component, self.setting, self.importance, self.cuts, runs)
+
+
 def _written(lesson: RunStats) -> dict[str, Any]:
     found = {field.name: getattr(lesson, field.name) for field in fields(lesson)}
     found["grams"] = [gram.tolist() for gram in lesson.grams]
     found["gains"] = [None if math.isnan(gain) else gain for gain in lesson.gains.tolist()]  # JSON has no nan
     return found
-
-
-def _read(row: Mapping[str, Any]) -> RunStats:
-    found = {name: value for name, value in row.items() if name != "cut"}
-    found["grams"] = tuple(np.array(gram, dtype=np.float64) for gram in row["grams"])
-    found["gains"] = np.array([math.nan if gain is None else gain for gain in row["gains"]], dtype=np.float64)
-    found["kinds"] = tuple(map(read_kinds, row["kinds"]))
-    return RunStats(**found)

@@ -94,11 +94,6 @@ def apart(first: StepKinds, second: StepKinds) -> bool:
     return any(a.call != b.call or a.call.startswith(UNWATCHED) for a, b in pairs)
 
 
-def read_kinds(row: Sequence[Sequence[str]]) -> StepKinds:
-    """The calls of one step, as JSON has them."""
-    return tuple(CallKind(*kind) for kind in row)
-
-
 def _described(name: str, leaf: Any) -> object:
     if isinstance(leaf, torch.Tensor):
         return (

@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from sicompiler.codec import refuse_other
+from sicompiler.codec import Malformed, decode, read_object, refuse_other
 from sicompiler.errors import BadInput, StalePlan
 from sicompiler.planners.skip_schedule import Prediction, Schedule
-from sicompiler.rehash.kinds import CallKind, StepKinds, read_kinds
+from sicompiler.rehash.kinds import CallKind, StepKinds
 from sicompiler.rehash.setting import Setting
 
 REHASH_VERSION = 4
@@ -301,26 +300,18 @@ class RehashPlan:
         """Read a plan.
 
         Raises:
-            StalePlan: the text is no rehash plan, or of another version of the format.
+            StalePlan: the text is no rehash plan, or of another version of the format; names the field that is wrong.
         """
         try:
-            data: dict[str, Any] = json.loads(text)
+            data = read_object(text)
             refuse_other(data, "a rehash plan")
-            if data["version"] != REHASH_VERSION:
+            if data.get("version", REHASH_VERSION) != REHASH_VERSION:
                 raise StalePlan(f"the rehash plan has format {data['version']}, this version reads {REHASH_VERSION}")
-            data["steps"] = tuple(_prediction(row) for row in data["steps"])
-            data["checks"] = tuple(
-                None if row is None else Check(_some(row["prediction"]), row["bound"]) for row in data["checks"]
-            )
-            data["points"] = tuple(
-                FrontierPoint(**{**row, "cut_names": tuple(row["cut_names"])}) for row in data["points"]
-            )
-            data["verified"] = None if data["verified"] is None else _verified(data["verified"])
-            data["kinds"] = tuple(tuple(read_kinds(row) for row in step) for step in data["kinds"])
-            data |= {name: tuple(data[name]) for name in ("cut", "cut_names", "size")}
-            return RehashPlan(**data)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise StalePlan(f"this is not a rehash plan: {type(error).__name__}: {error}") from error
+            if "version" not in data:
+                raise Malformed("version is missing")
+            return decode(RehashPlan, data)
+        except Malformed as error:
+            raise StalePlan(f"this is not a rehash plan: {error}") from error
 
     @staticmethod
     def load(path: str | Path) -> RehashPlan:
@@ -335,15 +326,3 @@ class RehashPlan:
         except (OSError, UnicodeDecodeError) as error:
             raise BadInput(f"can't read the plan {path}: {getattr(error, 'strerror', None) or error}") from error
         return RehashPlan.from_json(text)
-
-
-def _prediction(row: Mapping[str, Sequence[Any]] | None) -> Prediction | None:
-    return None if row is None else _some(row)
-
-
-def _some(row: Mapping[str, Sequence[Any]]) -> Prediction:
-    return Prediction(tuple(row["sources"]), tuple(map(float, row["weights"])))
-
-
-def _verified(row: Mapping[str, Any]) -> Verified:
-    return Verified(**{**row, "others": tuple(Other(**other) for other in row["others"])})

@@ -193,9 +193,9 @@ def test_a_graph_is_looked_at_even_where_every_run_is_known(known: str, tmp_path
 def test_files_that_hold_no_lessons_are_refused(known: str, tmp_path: Path) -> None:
     path = tmp_path / "lessons.json"
     for text, message in (
-        ("{}", "not a file of lessons: KeyError"),
+        ("{}", "not a file of lessons: version is missing"),
         ("[1]", "not a file of lessons"),
-        ("lessons", "not a file of lessons: JSONDecodeError"),
+        ("lessons", "not a file of lessons: it is no JSON"),
         (json.dumps(json.loads(known) | {"version": 99}), "have format 99, this version reads 2"),
     ):
         path.write_text(text)
