@@ -9,21 +9,15 @@ import typer
 
 from sicompiler.cli.cache_app import cache
 from sicompiler.cli.options import (
-    Batch,
-    DeviceOption,
-    Dtype,
+    DiffOptions,
     Format,
-    Frames,
     Gb,
-    Height,
     Json,
-    Model,
     ModelOptions,
-    Offload,
-    OffloadOption,
     RequiredGb,
+    RunOptions,
     Stage,
-    Width,
+    expanded,
 )
 from sicompiler.cli.rehash.app import rehash
 from sicompiler.collector import paused_gc
@@ -61,16 +55,10 @@ def _app(
 
 
 @app.command(short_help="Find the fastest plan that fits a budget.")
+@expanded()
 def plan(
-    model: Model,
+    options: ModelOptions,
     gb: Gb = None,
-    frames: Frames = None,
-    height: Height = None,
-    width: Width = None,
-    batch: Batch = None,
-    dtype: Dtype = None,
-    device: DeviceOption = None,
-    offload: OffloadOption = Offload.AUTO,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Save the plan as JSON, for diff and compile_for_budget.")
     ] = None,
@@ -86,8 +74,6 @@ def plan(
     """
     from sicompiler.cli.answers import recalled
 
-    options = ModelOptions(model, batch, frames, height, width, dtype, device, offload)
-
     def run() -> int:
         with paused_gc():  # imports and graphs, which stay to the end of the process
             from sicompiler.cli.plan import run
@@ -100,8 +86,9 @@ def plan(
 
 
 @app.command(short_help="Say which frames and sizes fit a budget.")
+@expanded("frames", "height", "width", "offload", "planner")
 def fit(
-    model: Model,
+    options: ModelOptions,
     gb: RequiredGb,
     frames: Annotated[
         str | None, typer.Option("--frames", metavar="N,N", help="Video frames to look at.", show_default=False)
@@ -110,9 +97,6 @@ def fit(
         str | None,
         typer.Option("--size", metavar="HxW,HxW", help="Heights x widths to look at, in pixels.", show_default=False),
     ] = None,
-    batch: Batch = None,
-    dtype: Dtype = None,
-    device: DeviceOption = None,
     exact: Annotated[bool, typer.Option("--exact", help="Plan every size in full, which takes long.")] = False,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write the table as a page.")] = None,
     json: Json = False,
@@ -123,24 +107,18 @@ def fit(
     """
     from sicompiler.cli.fit import Wanted, run
 
-    options = ModelOptions(model, batch, dtype=dtype, device=device)
     return run(options, gb, Wanted(frames, size), html, exact=exact, as_json=json)
 
 
 @app.command(short_help="Print the program of a stage, with live bytes.")
+@expanded("offload", "planner")
 def dump(
-    model: Model,
+    options: ModelOptions,
     stage: Annotated[Stage, typer.Option("--stage", help="How far the program has come.")] = Stage.REWRITTEN,
     format: Annotated[
         Format, typer.Option("--format", help="text is readable Python with shapes and live bytes.")
     ] = Format.TEXT,
     gb: Gb = None,
-    frames: Frames = None,
-    height: Height = None,
-    width: Width = None,
-    batch: Batch = None,
-    dtype: Dtype = None,
-    device: DeviceOption = None,
 ) -> int:
     """Print the program of a stage: as captured, cleaned, legalised, with the plan's regions, or rewritten.
 
@@ -148,12 +126,13 @@ def dump(
     """
     from sicompiler.cli.dump import run
 
-    return run(ModelOptions(model, batch, frames, height, width, dtype, device), stage, format, gb)
+    return run(options, stage, format, gb)
 
 
 @app.command(short_help="Say what sets peak and floor, and why.")
+@expanded("offload", "planner")
 def explain(
-    model: Model,
+    options: ModelOptions,
     rules: Annotated[
         bool, typer.Option("--rules", help="The operators of the model and the axis rule of each.")
     ] = False,
@@ -167,60 +146,34 @@ def explain(
     form: Annotated[
         bool, typer.Option("--form", help="The unsliced peak as a formula in frames, height and width.")
     ] = False,
-    frames: Frames = None,
-    height: Height = None,
-    width: Width = None,
-    batch: Batch = None,
-    dtype: Dtype = None,
-    device: DeviceOption = None,
     json: Json = False,
 ) -> int:
     """Say who is alive at the peak, what sets the floor and which operators have no rule."""
     from sicompiler.cli.explain import run
 
-    options = ModelOptions(model, batch, frames, height, width, dtype, device)
     return run(options, node, axis, rules=rules, form=form, as_json=json)
 
 
 @app.command(short_help="Compare two plans, or two stages of a model.")
+@expanded("offload", "planner")
 def diff(
-    first: Annotated[
-        str, typer.Argument(metavar="A", help="A plan (JSON file), or with --stages a model.", show_default=False)
-    ],
+    options: DiffOptions,
     second: Annotated[str | None, typer.Argument(metavar="[B]", help="The other plan.", show_default=False)] = None,
     stages: Annotated[
         tuple[Stage, Stage] | None, typer.Option("--stages", help="Compare two stages of model A.", show_default=False)
     ] = None,
     gb: Gb = None,
-    frames: Frames = None,
-    height: Height = None,
-    width: Width = None,
-    batch: Batch = None,
-    dtype: Dtype = None,
-    device: DeviceOption = None,
     json: Json = False,
 ) -> int:
     """Compare two plans saved by plan --output, or two stages of a model. Exit status 0, different or not."""
     from sicompiler.cli.diff import run
 
-    return run(ModelOptions(first, batch, frames, height, width, dtype, device), second, stages, gb, as_json=json)
+    return run(options, second, stages, gb, as_json=json)
 
 
 @app.command(short_help="Run compiled and untouched model, and compare.")
-def verify(
-    model: Model,
-    gb: RequiredGb,
-    frames: Frames = None,
-    height: Height = None,
-    width: Width = None,
-    batch: Batch = None,
-    dtype: Annotated[
-        str | None, typer.Option("--dtype", help="float32 (default), float16, bfloat16 or float64.", show_default=False)
-    ] = None,
-    device: Annotated[Device, typer.Option("--device", help="Run on this device.")] = Device.CPU,
-    offload: OffloadOption = Offload.AUTO,
-    json: Json = False,
-) -> int:
+@expanded("planner")
+def verify(options: RunOptions, gb: RequiredGb, json: Json = False) -> int:
     """Build the model with random weights and run it both ways: largest difference, measured peaks.
 
     Needs the memory and the time of the model itself. Exit status 1 if the outputs differ by more than rounding, or if
@@ -228,7 +181,7 @@ def verify(
     """
     from sicompiler.cli.verify import run
 
-    return run(ModelOptions(model, batch, frames, height, width, dtype, device, offload), gb, as_json=json)
+    return run(options, gb, as_json=json)
 
 
 @app.command(short_help="Measure this machine for the cost model.")

@@ -41,7 +41,7 @@ def run(wanted: Calibration, *, as_json: bool) -> int:
     _check_target(wanted)
     output = check_file(wanted.output, "the plan")
     wanted = replace(wanted, output=output or wanted.output, lessons=check_file(wanted.lessons, "the lessons"))
-    prompts, settings = _prompts(wanted), dict(map(_setting, wanted.settings))
+    prompts, settings = _prompts(wanted), dict(map(_setting, wanted.settings or ()))
     with Progress() as progress:
         progress("loading the pipeline", 0, 1)
         with quiet():
@@ -112,12 +112,12 @@ def _check_target(wanted: Calibration) -> None:
 
 def _prompts(wanted: Calibration) -> tuple[str, ...]:
     if wanted.prompts_file is None:
-        return wanted.prompts
+        return tuple(wanted.prompts or ())
     lines = [line.strip() for line in read(wanted.prompts_file, "prompts").splitlines()]
     found = tuple(line for line in lines if line)
     if not found:
         raise BadInput(f"{wanted.prompts_file} has no prompts: write one a line")
-    return (*wanted.prompts, *found)
+    return (*(wanted.prompts or ()), *found)
 
 
 def _setting(text: str) -> tuple[str, Any]:
