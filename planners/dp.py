@@ -54,24 +54,31 @@ class Solution:
 
 
 class Problem:
-    """What every planner solves: positions, unsliced operators and candidates.
+    """What every planner solves: positions, unsliced operators and candidates. Nothing of it may be changed.
 
     Args:
         first: first position of the schedule that is an operator.
         live_bytes: live activations while each operator runs unsliced.
         seconds: time of each unsliced operator.
         candidates: regions to choose from.
+
+    Attributes:
+        candidates: in the order of their ends; a row of the tables below is a position in this order.
+        starts: where the candidate of each row starts.
+        peaks: peak of each row with each of its slice lengths; beyond the last one, higher than any budget.
+        times: seconds of each row with each of its slice lengths; infinite beyond the last one.
+        bounds: for a position, the first row that ends there or later.
     """
 
     def __init__(
         self, first: int, live_bytes: npt.NDArray[np.int64], seconds: Floats, candidates: Sequence[Candidate]
     ) -> None:
         self.first, self.end = first, len(live_bytes)
-        self.live_bytes, self.seconds = live_bytes, seconds
+        self.live_bytes, self.seconds = live_bytes.view(), seconds.view()
         starts = np.array([c.start for c in candidates], dtype=np.int64)
         stops = np.array([c.stop for c in candidates], dtype=np.int64)
         order = np.lexsort((starts, stops))
-        self.candidates = [candidates[index] for index in order.tolist()]
+        self.candidates = tuple(candidates[index] for index in order.tolist())
         self.starts, stops = starts[order], stops[order]
         rows: dict[int, list[int]] = {}  # of candidates with so many slice lengths
         for row, c in enumerate(self.candidates):
@@ -83,6 +90,8 @@ class Problem:
             self.peaks[some, :width] = [self.candidates[row].peak_bytes for row in some]
             self.times[some, :width] = [self.candidates[row].seconds for row in some]
         self.bounds = np.searchsorted(stops, np.arange(self.end + 2))
+        for table in (self.live_bytes, self.seconds, self.starts, self.peaks, self.times, self.bounds):
+            table.setflags(write=False)  # planners of users see them, and other budgets ask again
 
     @property
     def unsliced_seconds(self) -> float:

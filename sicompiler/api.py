@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar, get_args, overload
 
 import torch
 
-from sicompiler.cache.store import Store, default_store
+from sicompiler.cache.store import default_store
 from sicompiler.compiled_module import CompiledModule, installed_state
 from sicompiler.compiler.planner import Offload
 from sicompiler.compiler.prepare import check_weights, device_type_of, dtype_name, prepare
@@ -24,6 +24,7 @@ from sicompiler.pipelines.reserved import ATTRIBUTE
 from sicompiler.pipelines.supported import SupportedPipeline, supported_pipelines
 from sicompiler.pipelines.verify import PipelineVerification
 from sicompiler.plan import Plan
+from sicompiler.planners.registry import Solver, chosen_planner
 from sicompiler.rehash.request import Rehash
 from sicompiler.renamed import refuses_renamed
 from sicompiler.reports.phases import PipelineReport
@@ -65,12 +66,13 @@ Model = TypeVar("Model", bound=torch.nn.Module | Pipeline)
 
 
 @refuses_renamed
-def compile_for_budget(
+def compile_for_budget(  # noqa: PLR0913  # what a user may say
     model: Model,
     gb: float | str | None = None,
     *,
     example_inputs: Inputs | None = None,
     plan: Plan | str | Path | None = None,
+    planner: str | Solver = "dp",
     offload: Offload = "auto",
     rehash: Rehash | None = None,
     progress: Progress | None = None,
@@ -88,6 +90,9 @@ def compile_for_budget(
             otherwise at the first call. Every new input shape gets a plan of its own.
         plan: a plan made earlier for a module (a `Plan`, or the path of its JSON), used for the first shape that is
             planned. It has to be within the budget.
+        planner: what chooses among the regions that fit: "dp" takes the fastest, "greedy" is the baseline it is held
+            against, "exhaustive" the oracle for tiny graphs; or one of your own, by the name it is registered by
+            (`register_planner`) or as a function (`Solver`).
         offload: where nothing else fits, "auto" spills values to offload memory and streams weights from there, with
             the same output: pinned host memory for a CUDA device, a memory-mapped file for the CPU (in the folder that
             the environment variable SICOMPILER_OFFLOAD_DIR names now, else in the system's temporary one). "none" keeps
@@ -103,7 +108,8 @@ def compile_for_budget(
         The same model or pipeline.
 
     Raises:
-        BadInput: the budget or the model makes no sense, or no more than the margin is free.
+        BadInput: the budget or the model makes no sense, or no more than the margin is free; or there is no such
+            planner, or it returns no plan of the graph that is within the budget.
         CaptureError: the model can't be traced.
         OffloadError: there is no room to offload to.
         OverBudget: no plan fits; names the floor and the operator that sets it.
@@ -112,14 +118,16 @@ def compile_for_budget(
     if offload not in get_args(Offload):
         raise BadInput(f"offload is one of {', '.join(get_args(Offload))}, got {offload!r}")
     offload_folder(fix=True)
-    store = default_store() if cache else None
+    store, chosen = default_store() if cache else None, chosen_planner(planner)
     if is_pipeline(model):
         if example_inputs is not None or plan is not None:
             raise BadInput(
                 "example_inputs and plan belong to one module; a pipeline is planned component by component, "
                 "each at its first call"
             )
-        _compile_pipeline(model, budget_of(model, gb), progress, offload, rehash, store)
+        budget = budget_of(model, gb)
+        state = partial(CompiledPipeline.take_over, model, budget, progress, offload, rehash, store, chosen)
+        _compile_pipeline(model, rehash, state)
         return model
     if rehash is not None:
         raise BadInput("rehash belongs to a pipeline: its steps are what is skipped; a single module has none")
@@ -133,23 +141,22 @@ def compile_for_budget(
         )
     check_weights(model)
     device_type_of(model)
-    budget = budget_of(model, gb)
-    state = partial(CompiledModule, model, budget, _loaded(plan), progress, offload=offload, store=store)
-    _take_over(model, state, example_inputs)
+    budget, given = budget_of(model, gb), _loaded(plan)
+    module = partial(CompiledModule, model, budget, given, progress, offload=offload, store=store, planner=chosen)
+    _take_over(model, module, example_inputs)
     return model
 
 
-def _compile_pipeline(
-    model: Any,
-    budget_bytes: int,
-    progress: Progress | None,
-    offload: Offload,
-    rehash: Rehash | None,
-    store: Store | None,
-) -> None:
-    """Take a pipeline over, and calibrate Step Rehash where it has calls for that; it is as it was where that fails."""
+def _compile_pipeline(model: Any, rehash: Rehash | None, make: Callable[[], CompiledPipeline]) -> None:
+    """Take a pipeline over, and calibrate Step Rehash where it has calls for that; it is as it was where that fails.
+
+    Args:
+        model: the pipeline.
+        rehash: what of Step Rehash is wanted.
+        make: takes it over.
+    """
     before = found if isinstance(found := model.__dict__.get(ATTRIBUTE), CompiledPipeline) else None
-    state = CompiledPipeline.take_over(model, budget_bytes, progress, offload, rehash, store)
+    state = make()
     if rehash is None or not rehash.calls:
         return
     try:

@@ -33,6 +33,7 @@ from sicompiler.compiler.search import Progress
 from sicompiler.errors import BadInput
 from sicompiler.guards import ModuleGuards
 from sicompiler.plan import Plan
+from sicompiler.planners.registry import DP, ChosenPlanner
 from sicompiler.reports.report import Report
 from sicompiler.runtime.call import Call
 from sicompiler.runtime.compiled import Executable, Untouched, call_key, check_inference
@@ -62,9 +63,10 @@ class CompiledModule:
         offload: "auto" allows to spill values and to stream weights, where nothing else fits.
         path: what the model is called in what is said of it: its name in a pipeline.
         store: where programs and plans of other processes lie; None to do without.
+        planner: what chooses the regions of its plans.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # what a user or a pipeline says of the model
         self,
         model: torch.nn.Module,
         budget_bytes: int,
@@ -74,9 +76,10 @@ class CompiledModule:
         offload: Offload = "auto",
         path: str = "",
         store: Store | None = None,
+        planner: ChosenPlanner = DP,
     ) -> None:
         self._model = weakref.ref(model)
-        self.store = store
+        self.store, self.planner = store, planner
         self.offload: Offload = offload
         self.budget_bytes, self.given_plan, self.progress, self.method = budget_bytes, plan, progress, method
         self.home = next(iter(named_tensors(model).values()), torch.empty(0)).device  # where its weights are
@@ -182,7 +185,7 @@ class CompiledModule:
         Raises:
             OverBudget: no plan fits.
         """
-        return planner.plan(self.budget_bytes, offload=self.offload)
+        return planner.plan(self.budget_bytes, planner=self.planner, offload=self.offload)
 
     @frozen_gc()  # what there was before stays: to walk through it takes longer than to make what is made here
     def compile(self, call: Call) -> Executable:

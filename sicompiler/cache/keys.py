@@ -13,6 +13,7 @@ import torch
 from sicompiler.cache.versions import digest_of, installed
 from sicompiler.capture import flatten_inputs, same_inputs
 from sicompiler.device import descriptions
+from sicompiler.guards import ModuleGuards
 from sicompiler.guards.durable import durable, durable_digest
 from sicompiler.guards.sources import NotDurable
 
@@ -80,6 +81,30 @@ def call_digest(
         raise NotDurable("an argument of a class that prints its address")
     inputs = (*map(_leaf, leaves), str(same_inputs(leaves)))
     return digest_of(versions(), _settings(), devices, method, str(spec), *inputs, durable_digest(facts))
+
+
+class UserCode(torch.nn.Module):
+    """Functions of users in the place of a model: guards follow what they read, as they do for a model's own code."""
+
+    def __init__(self, code: Sequence[object]) -> None:
+        super().__init__()
+        self.code = tuple(code)
+
+    def forward(self) -> Any:
+        """What they are reached by."""
+        return self.code
+
+
+def code_digest(code: Sequence[object]) -> str:
+    """What functions do, with all that they read: the same in every process with the same sources. Empty for none.
+
+    Args:
+        code: functions, other callables, and tuples of these, of numbers and of texts.
+
+    Raises:
+        NotDurable: that is not known (of code that was typed in, say).
+    """
+    return durable_digest(ModuleGuards().facts_of(UserCode(code))) if code else ""
 
 
 def _leaf(leaf: Any) -> str:

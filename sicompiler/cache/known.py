@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from sicompiler.cache.graphs import Broken, Unpackable
-from sicompiler.cache.keys import call_digest, processor, versions
+from sicompiler.cache.keys import call_digest, code_digest, processor, versions
 from sicompiler.cache.programs import pack_program, unpack_program
 from sicompiler.cache.store import Store
 from sicompiler.cache.versions import digest_of, digest_of_bytes
@@ -100,31 +100,48 @@ class KnownPlans:
     Attributes:
         store: where they lie.
         program: what the answers are about, as a digest: the program and all that a planner is told beside it.
+        users: digest of what users had registered by the time this was made, rules of their operators say.
+        code: what they have registered by now. Where that is more, nothing is looked up or kept: nobody knows with
+            which of it the program was analysed.
     """
 
     store: Store
     program: str
+    users: str = ""
+    code: Callable[[], Sequence[object]] = tuple
 
     @staticmethod
-    def of(store: Store, program: str, *told: object) -> KnownPlans:
-        """What is known of a program.
+    def of(
+        store: Store, program: str, *told: object, code: Callable[[], Sequence[object]] = tuple
+    ) -> KnownPlans | None:
+        """What is known of a program; None where it depends on code that means nothing to another process.
 
         Args:
             store: where to look.
             program: the digest of a captured one, or of a part of such.
             told: what a planner is told beside it: the kind of device, its cost model, bytes of weights.
+            code: functions that users have registered by the time it is called.
         """
-        return KnownPlans(store, digest_of(versions(), processor(), *map(repr, told), program))
+        users = _code_digest(code())
+        if users is None:
+            return None
+        return KnownPlans(store, digest_of(versions(), processor(), *map(repr, told), program, users), users, code)
 
-    def plan(self, question: str, make: Callable[[], Plan | None]) -> Plan | None:
+    def plan(self, question: str, make: Callable[[], Plan | None], planner: Sequence[object] = ()) -> Plan | None:
         """The plan that answers a question; None where none fits.
 
         Args:
             question: the budget and what is allowed.
             make: searches for it.
+            planner: the function of a user that chooses it, if any.
         """
-        began = time.perf_counter()
-        found = self._read(question)
+        if planner:
+            digest = _code_digest(planner)
+            if digest is None:
+                return make()
+            question = f"{question} {digest}"
+        began, name = time.perf_counter(), self._name(question)
+        found = self._read(name)
         if found is not None:
             try:
                 if found["plan"] is None:
@@ -132,9 +149,9 @@ class KnownPlans:
                 plan = Plan.from_json(json.dumps(found["plan"]))
                 return replace(plan, timings={"cache": time.perf_counter() - began})
             except (KeyError, TypeError, StalePlan) as error:
-                self.store.drop(self._name(question), f"is no plan ({error})")
+                self._drop(name, f"is no plan ({error})")
         made = make()
-        self._write(question, {"plan": None if made is None else json.loads(made.to_json())})
+        self._write(name, {"plan": None if made is None else json.loads(made.to_json())})
         return made
 
     def numbers(self, question: str, make: Callable[[], tuple[int, str]]) -> tuple[int, str]:
@@ -144,11 +161,12 @@ class KnownPlans:
             question: which.
             make: works them out.
         """
-        found = self._read(question)
+        name = self._name(question)
+        found = self._read(name)
         if found is not None and isinstance(found.get("bytes"), int):
             return found["bytes"], str(found.get("operator", ""))
         nbytes, operator = make()
-        self._write(question, {"bytes": nbytes, "operator": operator})
+        self._write(name, {"bytes": nbytes, "operator": operator})
         return nbytes, operator
 
     def bytes_if_known(self, question: str, make: Callable[[], int | None] | None = None) -> int | None:
@@ -158,14 +176,15 @@ class KnownPlans:
             question: which.
             make: works them out all the same.
         """
-        found = self._read(question)
+        name = self._name(question)
+        found = self._read(name)
         if found is not None and isinstance(found.get("bytes", ""), int | None):
             known: int | None = found["bytes"]
             return known
         if make is None:
             return None
         nbytes = make()
-        self._write(question, {"bytes": nbytes})
+        self._write(name, {"bytes": nbytes})
         return nbytes
 
     def rewritten(self, program: Program, plan: Plan, make: Callable[[], Program]) -> Program:
@@ -177,6 +196,8 @@ class KnownPlans:
             make: carries the plan out.
         """
         name = self._name(f"rewritten {replace(plan, timings={}).to_json(indent=None)}")
+        if name is None:
+            return make()
         data = self.store.read(name)
         if data is not None:
             try:
@@ -191,11 +212,13 @@ class KnownPlans:
             self.store.write(name, packed)
         return made
 
-    def _name(self, question: str) -> str:
-        return f"plan-{digest_of(self.program, question)}"
+    def _name(self, question: str) -> str | None:
+        """The entry of a question, asked for before it is answered; None where the answer can't be kept."""
+        is_as_before = _code_digest(self.code()) == self.users
+        return f"plan-{digest_of(self.program, question)}" if is_as_before else None
 
-    def _read(self, question: str) -> dict[str, Any] | None:
-        data = self.store.read(self._name(question))
+    def _read(self, name: str | None) -> dict[str, Any] | None:
+        data = None if name is None else self.store.read(name)
         if data is None:
             return None
         try:
@@ -203,9 +226,24 @@ class KnownPlans:
         except (ValueError, RecursionError):
             found = None
         if not isinstance(found, dict):
-            self.store.drop(self._name(question), "is no answer")
+            self._drop(name, "is no answer")
             return None
         return found
 
-    def _write(self, question: str, answer: Mapping[str, Any]) -> None:
-        self.store.write(self._name(question), json.dumps(answer).encode())
+    def _write(self, name: str | None, answer: Mapping[str, Any]) -> None:
+        if name is not None:
+            self.store.write(name, json.dumps(answer).encode())
+
+    def _drop(self, name: str | None, why: str) -> None:
+        if name is not None:
+            self.store.drop(name, why)
+
+
+def _code_digest(code: Sequence[object]) -> str | None:
+    try:
+        return code_digest(code)
+    except NotDurable as error:
+        log.info("answers are not kept for other processes: they depend on %s", error)
+    except Exception as error:  # as for keys
+        log.info("answers are not kept for other processes: %s: %s", type(error).__name__, error)
+    return None

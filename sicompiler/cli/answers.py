@@ -100,7 +100,7 @@ def _read(store: Store, name: str) -> dict[str, Any] | None:
 
 def _name(command: str, options: ModelOptions, asked: Mapping[str, Any]) -> str | None:
     """The entry of a question; None where its answer depends on more than can be told here."""
-    if ":" in options.model or options.device is Device.CPU or any(map(is_edited, PACKAGES)):
+    if ":" in options.model or ":" in options.planner or options.device is Device.CPU or any(map(is_edited, PACKAGES)):
         return None
     folder = Path(options.model).expanduser()
     configs = _configs(folder) if folder.exists() else ""

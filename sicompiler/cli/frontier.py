@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from sicompiler.compiler.planner import Offload, Planner
 from sicompiler.compiler.search import Progress
+from sicompiler.planners.registry import DP, ChosenPlanner
 from sicompiler.reports.summary import FrontierRow, frontier_table
 
 if TYPE_CHECKING:
@@ -58,14 +59,25 @@ def budgets_between(floor_bytes: int, unsliced_bytes: int, offload_floor_bytes: 
     )
 
 
-def frontier(planner: Planner, progress: Progress, offload: Offload = "none") -> list[FrontierRow]:
-    """What a handful of budgets between the floor and the unsliced peak cost in time."""
+def frontier(
+    planner: Planner, progress: Progress, offload: Offload = "none", chooser: ChosenPlanner = DP
+) -> list[FrontierRow]:
+    """What a handful of budgets between the floor and the unsliced peak cost in time.
+
+    Args:
+        planner: of the model.
+        progress: told about long work.
+        offload: whether values may be spilled and weights streamed.
+        chooser: what chooses the regions; budgets that it finds no plan for are left out.
+    """
     whole_seconds = unsliced_seconds(planner)
     rows = []
     budgets = budgets_between(planner.floor()[0], planner.unsliced_bytes, planner.floor(offload)[0])
     for number, budget in enumerate(budgets):
         progress("frontier", number, len(budgets))
-        plan = planner.plan(budget, offload=offload)
+        plan = planner.plan_within(budget, planner=chooser, offload=offload)
+        if plan is None:
+            continue
         rows.append(
             FrontierRow(budget, plan.predicted_peak_bytes, _ratio(plan.seconds, whole_seconds), len(plan.regions))
         )

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from sicompiler.cli.frontier import DENOISE, ENCODE, Frontiers, pipeline_frontiers
 from sicompiler.cli.options import ModelOptions
 from sicompiler.cli.output import Progress, json_rows, note, quiet, show, show_json, show_text
-from sicompiler.cli.work import Target, prepare, untouched_bytes
+from sicompiler.cli.work import Target, planner_of, prepare, untouched_bytes
 from sicompiler.compiler.planner import Offload, Planner
 from sicompiler.device import device_kind
 from sicompiler.errors import CaptureError, OverBudget
@@ -19,6 +19,7 @@ from sicompiler.pipelines.eviction import IdleComponent, eviction_order
 from sicompiler.pipelines.roles import Phase
 from sicompiler.pipelines.untouched import UntouchedCall, untouched_call
 from sicompiler.plan import Plan
+from sicompiler.planners.registry import DP, ChosenPlanner
 from sicompiler.reports.phases import PhaseRow, PipelineReport
 from sicompiler.units import budget_hint, format_bytes, parse_bytes
 from sicompiler.zoo.pipelines import PartCall, PartName, build_pipeline, idle_weights, pipeline_named
@@ -53,6 +54,7 @@ class PipelinePhases:
         held: bytes that the pipeline holds beside the inputs of a call.
         movable: whether there is somewhere to move idle components to.
         offload: whether values may be spilled and weights streamed, once all idle components are moved away.
+        planner: what chooses the regions of every phase.
     """
 
     parts: tuple[PhaseCall, ...]
@@ -60,17 +62,23 @@ class PipelinePhases:
     held: int
     movable: bool
     offload: Offload = "none"
+    planner: ChosenPlanner = DP
 
     @classmethod
     def of(
-        cls, parts: Sequence[PhaseCall], idle: Mapping[str, int], device: str, offload: Offload = "none"
+        cls,
+        parts: Sequence[PhaseCall],
+        idle: Mapping[str, int],
+        device: str,
+        offload: Offload = "none",
+        planner: ChosenPlanner = DP,
     ) -> PipelinePhases:
         """Add up what the phases share."""
         weights = {**idle, **{part.call.component: part.planner.weights_bytes for part in parts}}
         denoisers = [part.planner.graph.facts for part in parts if part.call.phase == DENOISE]
         held = HELD_SAMPLES * max(map(sample_bytes, denoisers))
         movable = device_kind(device).can_evict(offload=offload == "auto")
-        return cls(tuple(parts), weights, held, movable, offload)
+        return cls(tuple(parts), weights, held, movable, offload, planner)
 
     def unsliced_bytes(self, part: PhaseCall) -> int:
         """Peak of a phase without slicing, with everything resident."""
@@ -114,10 +122,11 @@ class PipelinePhases:
         while plan is None:
             beside = sum(self.weights[name] for name in here) + self.held
             offload: Offload = "none" if self.movable and here else self.offload
-            plan = part.planner.plan_within(budget - beside, offload=offload)
+            plan = part.planner.plan_within(budget - beside, planner=self.planner, offload=offload)
             if plan is None and self.movable and here:
                 here.pop(0)
             elif plan is None:
+                part.planner.refuse_unsolved(budget - beside, self.planner, offload)
                 plan = part.planner.plan(part.planner.floor(offload)[0], offload=offload)
         is_above = plan.predicted_peak_bytes + beside > budget
         floor_bytes, culprit = plan.floor_bytes, plan.floor_operator
@@ -156,7 +165,7 @@ def run(options: ModelOptions, gb: str | None, *, as_json: bool, untouched: bool
     Raises:
         OverBudget: some phase does not fit, whatever is moved away; the rows have been printed.
     """
-    budget = None if gb is None else parse_bytes(gb)
+    budget, chooser = None if gb is None else parse_bytes(gb), planner_of(options)
     dtype = options.dtype or "float16"
     device = options.planned_for
     frontiers: Frontiers | None = None
@@ -181,7 +190,7 @@ def run(options: ModelOptions, gb: str | None, *, as_json: bool, untouched: bool
                     raise
                 known = _untouched_call(call, str(error).splitlines()[0], device)
                 unplanned[call.component], idle[call.component] = known, known.weights_bytes
-        pipeline = PipelinePhases.of(parts, idle, device, options.offloading)
+        pipeline = PipelinePhases.of(parts, idle, device, options.offloading, chooser)
         if budget is None:
             whole = [_untouched(name, known, pipeline, 0).floor_bytes or 0 for name, known in unplanned.items()]
             budget = max([*whole, *(pipeline.unsliced_bytes(part) for part in parts)])

@@ -12,10 +12,11 @@ from sicompiler.cli.files import check_file, save
 from sicompiler.cli.frontier import frontier
 from sicompiler.cli.options import ModelOptions
 from sicompiler.cli.output import Progress, json_rows, note, show, show_json
-from sicompiler.cli.work import find, prepare, untouched_bytes
+from sicompiler.cli.work import find, planner_of, prepare, untouched_bytes
 from sicompiler.compiler.planner import Offload, Planner
 from sicompiler.errors import BadInput, OverBudget
 from sicompiler.plan import Plan
+from sicompiler.planners.registry import ChosenPlanner
 from sicompiler.reports.summary import frontier_table, plan_tables, summary
 from sicompiler.units import format_bytes, parse_bytes
 from sicompiler.zoo.pipelines import is_pipeline_name
@@ -36,13 +37,13 @@ def run(
                 "the folder of one of its components"
             )
         return pipelines.run(options, gb, as_json=as_json, untouched=untouched)
-    budget = None if gb is None else parse_bytes(gb)
+    budget, chooser = None if gb is None else parse_bytes(gb), planner_of(options)
     output = check_file(output, "the plan")
     with Progress() as progress:
         target = find(options)
         _, planner = prepare(target, progress)
-        rows = frontier(planner, progress, options.offloading) if budget is None else []
-        plan, refused = _planned(planner, budget, options.offloading)
+        rows = frontier(planner, progress, options.offloading, chooser) if budget is None else []
+        plan, refused = _planned(planner, budget, options.offloading, chooser)
         eager_bytes: int | None = None
         if untouched:
             eager_bytes, seconds = untouched_bytes(target, planner, progress)
@@ -67,11 +68,14 @@ def run(
     return 0
 
 
-def _planned(planner: Planner, budget: int | None, offload: Offload) -> tuple[Plan, OverBudget | None]:
+def _planned(
+    planner: Planner, budget: int | None, offload: Offload, chooser: ChosenPlanner
+) -> tuple[Plan, OverBudget | None]:
     """The plan for a budget, or for the unsliced peak where none is given; that at the floor, and why, if none fits."""
     refused: OverBudget | None = None
     try:
-        plan = planner.plan(planner.unsliced_bytes if budget is None else budget, offload=offload)
+        wanted = planner.unsliced_bytes if budget is None else budget
+        plan = planner.plan(wanted, planner=chooser, offload=offload)
     except OverBudget as error:
         refused = error
         plan = replace(planner.plan(error.floor_bytes, offload=offload), budget_bytes=error.budget_bytes)

@@ -16,11 +16,12 @@ from sicompiler.cli.output import Progress, note, quiet
 from sicompiler.compiler.planner import Planner
 from sicompiler.passes.manager import run_stage
 from sicompiler.pipelines.eager import eager_peak_bytes
+from sicompiler.planners.registry import ChosenPlanner, chosen_planner
 from sicompiler.reports.dump import Bracket, brackets
 from sicompiler.reports.steps import Listing, listing
 from sicompiler.units import format_bytes, parse_bytes
 from sicompiler.zoo.folders import denoisers_of, is_pipeline_folder
-from sicompiler.zoo.load import resolve
+from sicompiler.zoo.load import function_named, resolve
 
 if TYPE_CHECKING:
     from sicompiler.plan import Plan
@@ -62,6 +63,16 @@ def find(options: ModelOptions, *, fake: bool = True) -> Target:
     if options.device is None and call.sizes is None:
         return Target(call, device_type_of(call.module))
     return Target(call, options.planned_for)
+
+
+def planner_of(options: ModelOptions) -> ChosenPlanner:
+    """The planner that the user named.
+
+    Raises:
+        BadInput: there is none of that name, or no such function.
+    """
+    named = options.planner
+    return chosen_planner(function_named(named) if ":" in named else named)
 
 
 def prepare(target: Target, progress: Progress, *, label: str | None = None) -> tuple[Program, Planner]:

@@ -6,7 +6,7 @@ import functools
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from sicompiler.cache.known import KnownPlans, program_digest
@@ -15,26 +15,27 @@ from sicompiler.capture import Program
 from sicompiler.collector import paused_gc
 from sicompiler.compiler.analysis import Analysis, analyze
 from sicompiler.compiler.analyzed_graph import AnalyzedGraph
-from sicompiler.compiler.basis import basis, region_digest
+from sicompiler.compiler.basis import basis
 from sicompiler.compiler.offload import OffloadAssignment, assign_offload
-from sicompiler.compiler.restore import Restored, check_prediction, region_of, restore
+from sicompiler.compiler.plan_fields import offload_fields, region_plan
+from sicompiler.compiler.restore import Restored, check_prediction, restore
 from sicompiler.compiler.search import Progress, Search
 from sicompiler.compiler.searches import KnownSearches, Searches
 from sicompiler.device import Machine, device_kind
-from sicompiler.errors import OverBudget
-from sicompiler.facts.modules import common_module, describe
+from sicompiler.errors import BadInput, OverBudget
+from sicompiler.facts.modules import describe
 from sicompiler.machines import machine_of
+from sicompiler.operators import code_of_users
 from sicompiler.passes.loop import outline_loops
 from sicompiler.passes.manager import Observer, run_stage
 from sicompiler.passes.outer import wrap_outer
-from sicompiler.plan import Plan, RegionPlan
+from sicompiler.plan import Plan
 from sicompiler.planners.candidates import Regions
-from sicompiler.planners.dp import Choice
-from sicompiler.planners.registry import Solver, planner_named
-from sicompiler.regions.view import GraphView
+from sicompiler.planners.registry import DP, ChosenPlanner, Solver, chosen_planner
 from sicompiler.units import budget_hint, format_bytes
 
 Offload = Literal["none", "auto"]  # keep everything on the device; or spill and stream what a budget asks for
+AnyPlanner = str | Solver | ChosenPlanner  # as a user says it, or as it was looked up before
 UNBOUND = {"fingerprint": "", "torch_version": ""}  # of plans that are for their numbers
 TRIES = (1.0, 0.5, 0.0)  # how far from the floor to the budget activations may go, where weights want room too
 
@@ -139,7 +140,7 @@ class Planner:
         """What is on the device beside the activations of a search: weights that stay, what an outer loop holds."""
         return self.weights_bytes - search.streamed_bytes + search.graph.extra_bytes
 
-    def plan(self, budget_bytes: int, *, planner: str = "dp", offload: Offload = "none") -> Plan:
+    def plan(self, budget_bytes: int, *, planner: AnyPlanner = DP, offload: Offload = "none") -> Plan:
         """The fastest plan within a budget.
 
         Args:
@@ -148,15 +149,31 @@ class Planner:
             offload: "auto" allows to spill values and to stream weights, if no plan fits otherwise.
 
         Raises:
-            BadInput: there is no planner of that name.
+            BadInput: there is no such planner, what it returns is no plan within the budget, or it finds none where
+                there is one.
             OverBudget: even the plan with the lowest peak is above the budget.
         """
         plan = self.plan_within(budget_bytes, planner=planner, offload=offload)
         if plan is None:
+            self.refuse_unsolved(budget_bytes, planner, offload)
             raise self._refusal(budget_bytes, offload)
         return plan
 
-    def plan_within(self, budget_bytes: int, *, planner: str = "dp", offload: Offload = "none") -> Plan | None:
+    def refuse_unsolved(self, budget_bytes: int, planner: AnyPlanner, offload: Offload) -> None:
+        """Refuse a budget that a planner finds no plan for, though there is one.
+
+        Raises:
+            BadInput: another planner finds one; the planner that looks at all candidates is named.
+        """
+        floor_bytes, _ = self.floor(offload)
+        if floor_bytes <= budget_bytes:
+            raise BadInput(
+                f"planner {chosen_planner(planner).name!r} finds no plan of {self.model} within "
+                f"{format_bytes(budget_bytes)}, though there is one: the floor is {format_bytes(floor_bytes)}. "
+                "Use planner='dp', or give more"
+            )
+
+    def plan_within(self, budget_bytes: int, *, planner: AnyPlanner = DP, offload: Offload = "none") -> Plan | None:
         """The fastest plan within a budget; None where none fits, for those who then try a larger one.
 
         A refusal names the floor, and that takes all candidates; whether any plan fits takes those up to the operator
@@ -168,10 +185,14 @@ class Planner:
             offload: "auto" allows to spill values and to stream weights, if no plan fits otherwise.
 
         Raises:
-            BadInput: there is no planner of that name.
+            BadInput: there is no such planner, or what it returns is no plan within the budget.
         """
-        make = paused_gc()(functools.partial(self._find_plan, budget_bytes, planner, offload))
-        return make() if self.known is None else self.known.plan(f"{budget_bytes} {planner} {offload}", make)
+        chosen = chosen_planner(planner)
+        make = paused_gc()(functools.partial(self._find_plan, budget_bytes, chosen, offload))
+        if self.known is None:
+            return make()
+        of_user = () if chosen.code is None else (chosen.code,)
+        return self.known.plan(f"{budget_bytes} {chosen.name} {offload}", make, of_user)
 
     def _refusal(self, budget_bytes: int, offload: Offload) -> OverBudget:
         """The error of a budget that no plan fits."""
@@ -196,12 +217,11 @@ class Planner:
             return rewrite(self.analysis, plan)
         return self.known.rewritten(self.program, plan, lambda: rewrite(self.analysis, plan))
 
-    def _find_plan(self, budget_bytes: int, planner: str, offload: Offload) -> Plan | None:
+    def _find_plan(self, budget_bytes: int, planner: ChosenPlanner, offload: Offload) -> Plan | None:
         began, before = time.perf_counter(), dict(self.source.timings)
-        solve = planner_named(planner)
-        found = self._on_device(budget_bytes, solve)
+        found = self._on_device(budget_bytes, planner.solve)
         if found is None and offload == "auto":
-            found = self._with_offloading(budget_bytes, solve)
+            found = self._with_offloading(budget_bytes, planner.solve)
         if found is None:
             return None
         floor_bytes, culprit = self._known_floor(found[1], budget_bytes)
@@ -223,13 +243,14 @@ class Planner:
             floor_bytes=floor_bytes,
             floor_operator=culprit,
             outer=search.outer.loop if search.outer else None,
-            regions=tuple(_region_plan(search, choice, view) for choice in solution.choices),
+            regions=tuple(region_plan(search, choice, view) for choice in solution.choices),
             seconds=solution.seconds * search.repeats,
             timings=timings,
             held_bytes=search.graph.extra_bytes,
             phase=self.phase,
+            planner=planner.name,
             rematerialized_bytes=search.rematerialized_bytes,
-            **_offload_fields(search, assignment),
+            **offload_fields(search, assignment),
         )
 
     def _known_floor(self, assignment: OffloadAssignment, budget_bytes: int) -> tuple[int | None, str]:
@@ -287,41 +308,6 @@ class Planner:
         return min(found, key=lambda row: row[1].solution.seconds * row[0].repeats, default=None)
 
 
-def _offload_fields(search: Search, assignment: OffloadAssignment) -> dict[str, Any]:
-    """What a plan says of offload memory."""
-    facts = search.graph.facts
-    maker = {storage: p for p, made in enumerate(search.graph.view.made) for storage in made}
-    bindings = search.graph.program.bindings
-    positions = sorted(maker[s] for s in assignment.offloaded)
-    return {
-        "spilled": tuple(p for p in positions if p >= facts.num_placeholders),
-        "streamed": tuple(bindings[p].name for p in positions if p < facts.num_placeholders),
-        "prefetched": assignment.prefetched,
-        "streamed_bytes": assignment.streamed_bytes,
-        "moved_bytes": assignment.moved_bytes * search.repeats,
-    }
-
-
-def _region_plan(search: Search, choice: Choice, view: GraphView | None) -> RegionPlan:
-    """One region of a plan; with the digest of what it is on a graph, if there is one to carry it out on."""
-    candidate, nodes = choice.candidate, search.graph.facts.nodes
-    found = RegionPlan(
-        start=candidate.start,
-        stop=candidate.stop,
-        seed=candidate.seed,
-        axis=search.graph.axes.of(candidate.start, candidate.seed),
-        size=candidate.seed.size,
-        slice_length=choice.slice_length,
-        operators=sum(search.graph.facts.makes_storage(p) for p in range(candidate.start, candidate.stop)),
-        first=nodes[candidate.start].name,
-        last=nodes[candidate.stop - 1].name,
-        module=common_module(nodes[candidate.start : candidate.stop]),
-        peak_bytes=choice.peak_bytes,
-        seconds=choice.seconds,
-    )
-    return found if view is None else replace(found, digest=region_digest(region_of(view, found)))
-
-
 def make_planner(  # noqa: PLR0913  # what is known of the model, for people and for the cache, beside the program
     program: Program,
     *,
@@ -363,7 +349,7 @@ def make_planner(  # noqa: PLR0913  # what is known of the model, for people and
     if store is not None:
         digest = digest or program_digest(program)
         told = (model, weights_bytes, dtype, device_type, machine, phase)
-        known = None if digest is None else KnownPlans.of(store, digest, *told)
+        known = None if digest is None else KnownPlans.of(store, digest, *told, code=code_of_users)
     analyse = functools.partial(analyze, program, device_type, observer=observer)
     source = Searches(analyse, machine, progress, dict(timings or {}), regions)
     if known is None:

@@ -78,6 +78,8 @@ class CompiledComponent(SharedState):
         """Have the budget that suits all pipelines; plans that a smaller one made slower than need be are dropped."""
         before, self.budget_bytes = self.budget_bytes, self.tenants.budget_bytes
         self.offload = self.tenants.offload
+        if self.planner != self.pipeline.planner:
+            self.planner, self.compiled, self.parts = self.pipeline.planner, {}, {}
         if self.budget_bytes > before:
             self.compiled = {call: compiled for call, compiled in self.compiled.items() if not _is_tight(compiled.plan)}
             self.parts = {call: compiled for call, compiled in self.parts.items() if not _is_tight(compiled.plan)}
@@ -302,13 +304,15 @@ class CompiledComponent(SharedState):
         """
         offload: Offload = "none"
         while True:
-            plan = planner.plan_within(self.budget_bytes - self.reserved.total_bytes, offload=offload)
+            room_bytes = self.room_bytes
+            plan = planner.plan_within(room_bytes, planner=self.planner, offload=offload)
             if plan is not None:
                 self.beside[id(plan)] = frozenset(name for name, _ in self.reserved.weights)
                 return plan
             if self._make_room(call):
                 continue
             if offload == self.offload:
+                planner.refuse_unsolved(room_bytes, self.planner, offload)
                 raise self._over_budget(Shortage(*planner.floor(offload)))
             offload = self.offload
 

@@ -38,6 +38,7 @@ from sicompiler.pipelines.roles import (
 from sicompiler.pipelines.tenants import Tenant
 from sicompiler.pipelines.verify import PipelineVerification, compare_components, compare_runs
 from sicompiler.pipelines.weights import storages, weights_of
+from sicompiler.planners.registry import DP, ChosenPlanner
 from sicompiler.rehash.request import Rehash
 from sicompiler.reports.phases import PipelineReport
 from sicompiler.runtime.examples import Inputs
@@ -85,6 +86,7 @@ class CompiledPipeline:
         progress: told about long work.
         offload: whether values and weights may be offloaded.
         store: where programs and plans of other processes lie; None to do without.
+        planner: what chooses the regions of all plans.
     """
 
     def __init__(
@@ -94,9 +96,10 @@ class CompiledPipeline:
         progress: Progress | None,
         offload: Offload = "auto",
         store: Store | None = None,
+        planner: ChosenPlanner = DP,
     ) -> None:
         self._pipe = weakref.ref(pipe)
-        self.store = store
+        self.store, self.planner = store, planner
         self.name, self.budget_bytes, self.progress = type(pipe).__name__, budget_bytes, progress
         self.components: dict[Role, CompiledComponent] = {}
         self.offload: Offload = offload
@@ -114,6 +117,7 @@ class CompiledPipeline:
         offload: Offload = "auto",
         rehash: Rehash | None = None,
         store: Store | None = None,
+        planner: ChosenPlanner = DP,
     ) -> CompiledPipeline:
         """Let a pipeline run within a budget from now on; a budget it had before is replaced.
 
@@ -121,7 +125,7 @@ class CompiledPipeline:
             BadInput: it can't be taken over; the message says why and what to do. It is left as it was.
         """
         check_pipeline(pipe)
-        state = CompiledPipeline(pipe, budget_bytes, progress, offload, store)
+        state = CompiledPipeline(pipe, budget_bytes, progress, offload, store, planner)
         state.rehash = None if rehash is None else PipelineRehash(state, rehash)  # reads its plan, which may fail
         previous = pipe.__dict__.get(ATTRIBUTE)
         if isinstance(previous, CompiledPipeline):

@@ -15,6 +15,7 @@ import torch
 from sicompiler.compiled_module import CompiledModule
 from sicompiler.compiler.planner import Offload
 from sicompiler.compiler.search import Progress
+from sicompiler.errors import BadInput
 from sicompiler.pipelines.reserved import Reserved
 from sicompiler.pipelines.roles import Role
 from sicompiler.runtime.faults import locals_of
@@ -88,8 +89,19 @@ class Tenants(threading.local):
         return "none" if any(tenant.offload == "none" for tenant in self.living) else "auto"
 
     def admit(self, tenant: Tenant) -> None:
-        """Take a pipeline in; one that was there before has another budget or role now. Dropped ones are forgotten."""
+        """Take a pipeline in; one that was there before has another budget or role now. Dropped ones are forgotten.
+
+        Raises:
+            BadInput: plans of the pipelines that stay are chosen by another planner.
+        """
         stay = [other for other in self._shared if other.alive and not _same(other, tenant)]
+        for other in stay:
+            if other.pipeline.planner != tenant.pipeline.planner:
+                raise BadInput(
+                    f"the {tenant.role.component} of this {tenant.pipeline.name} is shared with a "
+                    f"{other.pipeline.name} that was compiled with planner={other.pipeline.planner.name!r}: give the "
+                    "same one, or release that pipeline"
+                )
         self._shared[:] = [*stay, tenant]
 
     def dismiss(self, pipeline: CompiledPipeline, role: Role) -> bool:
@@ -159,6 +171,7 @@ class SharedState(CompiledModule):
             tenant.offload,
             path=tenant.role.component,
             store=tenant.pipeline.store,
+            planner=tenant.pipeline.planner,
         )
 
     @property

@@ -104,6 +104,16 @@ def pixels_of(spec: str, given: GivenSizes) -> Sizes:
     return pixels
 
 
+def function_named(spec: str) -> Callable[..., Any]:
+    """What `package.module:function` names, with the current folder importable.
+
+    Raises:
+        BadInput: there is no such function.
+    """
+    with _current_folder_importable():
+        return _import_function(spec)
+
+
 def call_function(spec: str, **given: Any) -> Any:
     """What `package.module:function` returns, with the current folder importable.
 

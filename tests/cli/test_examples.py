@@ -62,7 +62,7 @@ def _fits(text: str) -> bool:
 
 
 def test_the_lessons_are_numbered_and_all_tested() -> None:
-    tested = {number for number in range(1, 7) if f"test_lesson_{number}" in globals()}
+    tested = {number for number in range(1, 8) if f"test_lesson_{number}" in globals()}
     found = [re.fullmatch(r"lesson_(\d+)_\w+\.py", path.name) for path in EXAMPLES]
     assert all(found), [path.name for path in EXAMPLES]
     assert sorted(int(match[1]) for match in found if match) == sorted(tested)
@@ -144,3 +144,13 @@ def test_lesson_6(run: Run) -> None:
     assert "the formula gives what a capture gives" in out
     for verdict in ("fits whole", "fits in slices", "does not fit"):
         assert verdict in out
+
+
+def test_lesson_7() -> None:
+    out = _run_apart("lesson_7_write_a_planner.py")
+    regions = dict(re.findall(r"^(dp|few-regions): (\d+) regions", out, re.MULTILINE))
+    assert int(regions["few-regions"]) >= 1
+    assert _is_exact(out)
+    assert _fits(out)
+    assert "above_the_budget' returned a plan above the budget" in out
+    assert "known planners: dp, exhaustive, greedy, few-regions" in out

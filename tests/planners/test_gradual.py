@@ -89,7 +89,7 @@ def test_an_interrupted_search_begins_anew() -> None:
     with pytest.raises(KeyboardInterrupt):
         gradual.fits(1)
     assert gradual.fits(1)
-    assert gradual.problem.candidates == found
+    assert list(gradual.problem.candidates) == found
 
 
 class Watched(np.ndarray):

@@ -15,7 +15,7 @@ from sicompiler.errors import BadInput
 from sicompiler.planners import dp, exhaustive, greedy
 from sicompiler.planners.candidates import Candidate
 from sicompiler.planners.dp import Problem, Solution
-from sicompiler.planners.registry import planner_named
+from sicompiler.planners.registry import chosen_planner
 
 OPERATORS = 8
 
@@ -105,7 +105,7 @@ def test_dp_agrees_with_the_oracle_on_a_real_graph(share: float) -> None:
 
 def test_unknown_planner_lists_the_known() -> None:
     with pytest.raises(BadInput, match="known planners: dp, exhaustive, greedy"):
-        planner_named("ilp")
+        chosen_planner("ilp")
 
 
 def test_the_oracle_refuses_big_problems() -> None:
