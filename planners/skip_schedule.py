@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -237,10 +237,17 @@ def _traced(last: tuple[int, ...], back: Sequence[npt.NDArray[np.int64]]) -> tup
     return tuple(sorted(set(steps)))
 
 
-def schedule_of(costs: StepCosts, full: Sequence[int]) -> Schedule:
-    """The schedule with given full evaluations, and the cheapest prediction at each of the others.
+def schedule_of(
+    costs: StepCosts, full: Sequence[int], predict: Callable[[tuple[int, ...], int], Prediction] | None = None
+) -> Schedule:
+    """The schedule with given full evaluations, and a prediction at each of the others.
 
     Those that can't be predicted from the full ones before them are in full, too.
+
+    Args:
+        costs: of the cut.
+        full: the evaluations in full.
+        predict: gives the prediction of an evaluation from the last full ones before it; the cheapest if not given.
     """
     found: list[Prediction | None] = []
     before: list[int] = []
@@ -249,7 +256,8 @@ def schedule_of(costs: StepCosts, full: Sequence[int]) -> Schedule:
             found.append(None)
             before.append(step)
         else:
-            found.append(costs.best(tuple(before[-costs.memory :]), step)[1])
+            last = tuple(before[-costs.memory :])
+            found.append(costs.best(last, step)[1] if predict is None else predict(last, step))
     return tuple(found)
 
 

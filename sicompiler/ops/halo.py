@@ -65,12 +65,9 @@ def pad_slice(x: torch.Tensor, dim: int, before: int, behind: int, value: float)
     """
     if before < 0 or behind < 0:
         raise BadInput(f"pad_slice adds entries, it was asked for {before} before and {behind} behind dim {dim}")
+    padded = _pad_slice_fake(x, dim, before, behind, value)
     if before == behind == 0:
-        same: torch.Tensor = torch.ops.aten.alias.default(x)  # `view` would choose the stride of a batch of one itself
-        return same
-    shape = list(x.shape)
-    shape[dim] += before + behind
-    padded = x.new_empty_strided(shape, dense_strides(shape, x.stride()))
+        return padded
     padded.narrow(dim, before, x.shape[dim]).copy_(x)
     padded.narrow(dim, 0, before).fill_(value)
     padded.narrow(dim, before + x.shape[dim], behind).fill_(value)

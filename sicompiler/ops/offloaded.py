@@ -16,7 +16,7 @@ import torch
 from sicompiler.device import device_kind
 from sicompiler.ops.library import operator
 from sicompiler.ops.mapped import offloaded_tensor
-from sicompiler.ops.slices import copy_slice_fake, factors, new_slice, slice_view
+from sicompiler.ops.slices import copy_slice_fake, factors, new_slice, slice_view, writes_fake
 
 MAX_BLOCKS = 4096  # of one copy: each takes some microseconds to start
 
@@ -157,16 +157,10 @@ def fetch_slice(
     return part
 
 
-def _store_slice_fake(
-    whole: torch.Tensor, part: torch.Tensor, dim: int, outer: int, inner: int, start: int, length: int
-) -> None:
-    return None
-
-
 @operator(
     "store_slice_(Tensor(a!) whole, Tensor part, int dim, SymInt outer, SymInt inner, SymInt start, SymInt length)"
     " -> ()",
-    _store_slice_fake,
+    writes_fake,
 )
 def store_slice_(
     whole: torch.Tensor, part: torch.Tensor, dim: int, outer: int, inner: int, start: int, length: int

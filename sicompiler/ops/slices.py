@@ -98,16 +98,17 @@ def copy_slice(whole: torch.Tensor, dim: int, outer: int, inner: int, start: int
     return part
 
 
-def _write_slice_fake(
+def writes_fake(
     whole: torch.Tensor, part: torch.Tensor, dim: int, outer: int, inner: int, start: int, length: int
 ) -> None:
+    """What writing a slice into a whole value comes to for fake tensors: nothing."""
     return None
 
 
 @operator(
     "write_slice_(Tensor(a!) whole, Tensor part, int dim, SymInt outer, SymInt inner, SymInt start, SymInt length)"
     " -> ()",
-    _write_slice_fake,
+    writes_fake,
 )
 def write_slice_(
     whole: torch.Tensor, part: torch.Tensor, dim: int, outer: int, inner: int, start: int, length: int

@@ -210,16 +210,11 @@ def uniform(subject: PlanInputs, lessons: CutStats, full: int, order: int = 0, *
 
 
 def _of_full_order(costs: StepCosts, full: Sequence[int]) -> Schedule:
-    found: list[Prediction | None] = []
-    before: list[int] = []
-    for step in range(costs.count):
-        if step in full or not costs.reaches(before[-1:], step):
-            before.append(step)
-            found.append(None)
-        else:
-            sources = tuple(s for s in before[-costs.memory :] if costs.reaches([s], step))
-            found.append(Prediction(sources, costs.weights(sources, step)))
-    return tuple(found)
+    def predict(last: tuple[int, ...], step: int) -> Prediction:
+        sources = tuple(s for s in last if costs.reaches([s], step))
+        return Prediction(sources, costs.weights(sources, step))
+
+    return schedule_of(costs, full, predict)
 
 
 def deepcache(subject: PlanInputs, lessons: CutStats, full: int, *, guard: bool = True) -> RehashPlan:

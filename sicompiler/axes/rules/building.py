@@ -37,6 +37,14 @@ def aligned(names: Labels, spec: TensorSpec) -> Labels:
     return names[len(names) - len(spec.shape) :]
 
 
+def without_dim(call: OpCall, rank: int) -> tuple[list[str], list[str]]:
+    """The names of dims of which the one that `dim` says is called s, and those of the others alone."""
+    names, dim = letters(rank, avoid="s"), wrap(call["dim"], rank)
+    rest = [name for d, name in enumerate(names) if d != dim]
+    names[dim] = "s"
+    return names, rest
+
+
 def spread(value: int | Sequence[int], count: int) -> list[int]:
     """An argument such as a kernel size, given once or once per dim, as one number per dim."""
     values = [value] if isinstance(value, int) else list(value)

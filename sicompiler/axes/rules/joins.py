@@ -6,7 +6,7 @@ import torch
 
 from sicompiler.axes.factor_map import FactorMap
 from sicompiler.axes.registry import OpCall, rule
-from sicompiler.axes.rules.building import described, letters, wrap
+from sicompiler.axes.rules.building import described, letters, without_dim, wrap
 
 aten = torch.ops.aten
 
@@ -49,10 +49,7 @@ def meshgrid(call: OpCall) -> FactorMap:
 @rule(aten.select_scatter.default)
 def select_scatter(call: OpCall) -> FactorMap:
     """`([a, s], [a]) -> ([a, s]) whole={s}`."""
-    rank = len(call.results[0].shape)
-    names, dim = letters(rank, avoid="s"), wrap(call["dim"], rank)
-    rest = [name for d, name in enumerate(names) if d != dim]
-    names[dim] = "s"
+    names, rest = without_dim(call, len(call.results[0].shape))
     return described(call, [names, rest], [names], whole="s")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from sicompiler.axes.factor_map import FactorMap
@@ -17,8 +19,7 @@ def batch_norm(call: OpCall) -> FactorMap:
     """`([n, c, l], [c], [c], [c], [c]) -> ([n, c, l])` with running statistics: pointwise."""
     if call["training"] or call["running_mean"] is None:
         return opaque(call)
-    labels = channels_second(call["input"])
-    return described(call, [labels, *[["c"]] * (len(call.operands) - 1)], [labels])
+    return _by_channel(call, channels_second(call["input"]))
 
 
 @rule(aten.group_norm.default)
@@ -38,7 +39,12 @@ def instance_norm(call: OpCall) -> FactorMap:
     if call["running_mean"] is not None or not call["use_input_stats"]:
         return opaque(call)
     labels = channels_second(call["input"])
-    return described(call, [labels, *[["c"]] * (len(call.operands) - 1)], [labels], stats=labels[2:])
+    return _by_channel(call, labels, stats=labels[2:])
+
+
+def _by_channel(call: OpCall, labels: list[str], stats: Sequence[str] = ()) -> FactorMap:
+    """A norm of which every operand but the first has one entry a channel."""
+    return described(call, [labels, *[["c"]] * (len(call.operands) - 1)], [labels], stats=stats)
 
 
 @rule(aten.layer_norm.default, aten.native_layer_norm.default, aten.rms_norm.default)

@@ -8,7 +8,7 @@ import struct
 import torch
 
 from sicompiler.axes.factor_map import FactorMap, Window
-from sicompiler.axes.registry import OpCall, rule
+from sicompiler.axes.registry import OpCall, TensorSpec, rule
 from sicompiler.axes.rules.building import described, letters, spread
 from sicompiler.axes.rules.conv import SPACE, is_tiling
 
@@ -109,20 +109,21 @@ def pool(call: OpCall) -> FactorMap:
 @rule(aten.pixel_shuffle.default)
 def pixel_shuffle(call: OpCall) -> FactorMap:
     """`([n, c rh rw, h, w]) -> ([n, c, h rh, w rw]) whole={rh, rw}`."""
-    factor, rank = call["upscale_factor"], len(call.operands[0].shape)
-    batch = ["n"] if rank == 4 else letters(rank - 3, avoid="chw")
-    sizes = {"c": call.results[0].shape[-3], "rh": factor, "rw": factor}
-    sizes |= dict(zip("hw", call.operands[0].shape[-2:], strict=True))
-    packed, plain = [*batch, "c rh rw", "h", "w"], [*batch, "c", "h rh", "w rw"]
+    packed, plain, sizes = _pixels(call.operands[0], call.results[0], call["upscale_factor"])
     return described(call, [packed], [plain], sizes=sizes, whole=["rh", "rw"])
 
 
 @rule(aten.pixel_unshuffle.default)
 def pixel_unshuffle(call: OpCall) -> FactorMap:
     """`([n, c, h rh, w rw]) -> ([n, c rh rw, h, w]) whole={rh, rw}`."""
-    factor, rank = call["downscale_factor"], len(call.operands[0].shape)
-    batch = ["n"] if rank == 4 else letters(rank - 3, avoid="chw")
-    sizes = {"c": call.operands[0].shape[-3], "rh": factor, "rw": factor}
-    sizes |= dict(zip("hw", call.results[0].shape[-2:], strict=True))
-    packed, plain = [*batch, "c rh rw", "h", "w"], [*batch, "c", "h rh", "w rw"]
+    packed, plain, sizes = _pixels(call.results[0], call.operands[0], call["downscale_factor"])
     return described(call, [plain], [packed], sizes=sizes, whole=["rh", "rw"])
+
+
+def _pixels(packed: TensorSpec, plain: TensorSpec, factor: int) -> tuple[list[str], list[str], dict[str, int]]:
+    """Dims with blocks of pixels among the channels, dims with them in their places, and sizes of the factors."""
+    rank = len(packed.shape)
+    batch = ["n"] if rank == 4 else letters(rank - 3, avoid="chw")
+    sizes = {"c": plain.shape[-3], "rh": factor, "rw": factor}
+    sizes |= dict(zip("hw", packed.shape[-2:], strict=True))
+    return [*batch, "c rh rw", "h", "w"], [*batch, "c", "h rh", "w rw"], sizes

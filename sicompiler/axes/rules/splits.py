@@ -8,7 +8,7 @@ import torch
 
 from sicompiler.axes.factor_map import FactorMap
 from sicompiler.axes.registry import OpCall, rule
-from sicompiler.axes.rules.building import described, letters, wrap
+from sicompiler.axes.rules.building import described, letters, without_dim, wrap
 
 aten = torch.ops.aten
 
@@ -37,10 +37,7 @@ def split(call: OpCall) -> FactorMap:
 @rule(aten.unbind.int, aten.select.int)
 def select(call: OpCall) -> FactorMap:
     """`([a, s]) -> ([a]) whole={s}`, for every result of unbind."""
-    rank = len(call.operands[0].shape)
-    names, dim = letters(rank, avoid="s"), wrap(call["dim"], rank)
-    rest = [name for d, name in enumerate(names) if d != dim]
-    names[dim] = "s"
+    names, rest = without_dim(call, len(call.operands[0].shape))
     return described(call, [names], [rest] * len(call.results), whole="s")
 
 

@@ -102,3 +102,10 @@ def need(condition: bool) -> None:
     """Raise `Unfit` unless a condition holds."""
     if not condition:
         raise Unfit
+
+
+def long_dims(form: ValueForm) -> list[int]:
+    """The dims of more than one entry; `Unfit` where there is none."""
+    found = [dim for dim, size in enumerate(form.shape) if size > 1]
+    need(bool(found))
+    return found

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sicompiler.testing.builder import Draw
-from sicompiler.testing.modules.form import CHANNELS_SECOND, KINDS, Block, BlockCall, ValueForm, need
+from sicompiler.testing.modules.form import CHANNELS_SECOND, KINDS, Block, BlockCall, ValueForm, long_dims, need
 
 
 class Rearrange(Block):
@@ -47,8 +47,7 @@ class Roll(Block):
 
     def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
-        dims = [d for d, n in enumerate(form.shape) if n > 1]
-        need(bool(dims))
+        dims = long_dims(form)
         self.dims = tuple(sorted({draw.pick(dims), draw.pick(dims)}))
         self.shifts = tuple(draw.pick((1, -1, 2)) for _ in self.dims)
         self.flat, self.adds = draw.pick((False, False, False, True)), draw.flag()

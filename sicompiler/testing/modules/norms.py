@@ -10,7 +10,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from sicompiler.testing.builder import Draw
-from sicompiler.testing.modules.form import CHANNELS_LAST, CHANNELS_SECOND, KINDS, Block, BlockCall, ValueForm, need
+from sicompiler.testing.modules.form import (
+    CHANNELS_LAST,
+    CHANNELS_SECOND,
+    KINDS,
+    Block,
+    BlockCall,
+    ValueForm,
+    long_dims,
+    need,
+)
 
 
 class Groups(Block):
@@ -191,8 +200,7 @@ class Standardised(Block):
 
     def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
-        dims = [d for d, n in enumerate(form.shape) if n > 1]
-        need(bool(dims))
+        dims = long_dims(form)
         first = draw.pick(dims)
         self.dims = tuple(sorted({first, draw.pick(dims)}))
         self.how = draw.pick(("mean", "var", "std", "amax", "aminmax", "norm", "sum"))

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sicompiler.testing.builder import Draw
-from sicompiler.testing.modules.form import Block, BlockCall, ValueForm, need
+from sicompiler.testing.modules.form import Block, BlockCall, ValueForm, long_dims, need
 
 
 class WriteSlices(Block):
@@ -16,8 +16,7 @@ class WriteSlices(Block):
 
     def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
-        dims = [d for d, n in enumerate(form.shape) if n > 1]
-        need(bool(dims))
+        dims = long_dims(form)
         self.dim = draw.pick(dims)
         self.how = draw.pick(("every other", "first", "last", "one", "copy_", "whole", "zeros", "two dims"))
         self.form, self.note = form, f"{self.how} of dim {self.dim}"
@@ -125,8 +124,7 @@ class Differences(Block):
 
     def __init__(self, draw: Draw, form: ValueForm) -> None:
         super().__init__()
-        dims = [d for d, n in enumerate(form.shape) if n > 1]
-        need(bool(dims))
+        dims = long_dims(form)
         self.dim, self.how = draw.pick(dims), draw.pick(("diff", "slices", "narrow"))
         self.form, self.note = form, f"{self.how} of dim {self.dim}"
 
