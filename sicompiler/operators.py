@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch._library.custom_ops import CustomOpDef
 from torch._ops import OpOverload, OpOverloadPacket
 
@@ -49,7 +50,8 @@ def rule(
             a matrix kernel, a function of a `KernelCall` (operands and results have `shape` and `numel`).
 
     Raises:
-        BadInput: an operator has a rule, or is none.
+        BadInput: an operator has a rule, writes into its arguments or draws random numbers; or something is no
+            operator.
     """
     targets = tuple(dict.fromkeys(_overload(operator) for operator in operators))
     if not targets:
@@ -57,6 +59,8 @@ def rule(
     for target in targets:
         if target in rules():
             raise BadInput(f"{target} has an axis rule already")
+        if target._schema.is_mutable or torch.Tag.nondeterministic_seeded in target.tags:
+            raise BadInput(f"{target} writes into its arguments or draws random numbers: slices of it are another run")
     row = OperatorRow(padding, workspace, flops)
 
     def register(function: Rule) -> Rule:

@@ -177,6 +177,9 @@ def test_what_is_no_operator_or_has_a_rule_is_refused() -> None:
         sicompiler.rule(torch.ops.aten.add)
     with pytest.raises(BadInput, match=r"aten.silu.default has an axis rule already"):
         sicompiler.rule(soft_cap, torch.ops.aten.silu.default)
+    for target in (torch.ops.aten.add_.Tensor, torch.ops.aten.bernoulli.default):
+        with pytest.raises(BadInput, match=r"writes into its arguments or draws random numbers"):
+            sicompiler.rule(target)
     sicompiler.rule(soft_cap)(soft_cap_rule)
     with pytest.raises(BadInput, match="has an axis rule already"):
         sicompiler.rule(soft_cap)(soft_cap_rule)
