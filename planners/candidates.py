@@ -10,22 +10,17 @@ from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch._ops import OpOverload
 
 from sicompiler.axes.factor_map import Slicing
 from sicompiler.axes.table import OpSlicing
-from sicompiler.facts.calls import takes_statistics
 from sicompiler.facts.timeline import Timeline
+from sicompiler.planners.cut_positions import births, cut_positions, deep_cuts
 from sicompiler.planners.op_costs import Floats, OpCosts
 from sicompiler.planners.region_cost import MAX_OPERATORS, MAX_SPAN, MAX_WINDOWS, RegionCost
 from sicompiler.planners.repeats import Answers, Repeats
-from sicompiler.regions.builder import HOISTED_BYTES, RegionBuilder
+from sicompiler.regions.builder import RegionBuilder
 from sicompiler.regions.view import GraphView
 
-SMALL_GRAPH = 200  # operators that allocate; up to here every position may be a cut
-NEAR = 6  # operators that allocate, on either side of a deep cut
-GROWTH = 32  # times the bytes of its operands: a value that begins at an operator
 LONG_SHARE = 0.1  # of the unsliced peak; while a region without a limit runs, what is alive before it stays
 
 
@@ -82,96 +77,6 @@ def seeds_of(view: GraphView, labels: list[dict[Slicing, str]], p: int) -> list[
     shape = view.facts.tensors[p][0].shape
     dims = [Slicing(dim, 1, size, 1) for dim, size in enumerate(shape) if size > 1]
     return list(dict.fromkeys([*labels[p], *dims]))
-
-
-def cut_positions(view: GraphView, line: Timeline) -> tuple[list[int], list[int]]:
-    """Where regions may start and end: beside operators that allocate, at local minima of the bytes that cross.
-
-    The few bytes of a group norm's statistics don't count, or they would forbid the cut between its two passes. In a
-    small graph every such position is a cut.
-
-    Returns:
-        Positions of operators a region may start with, and positions right after operators it may end with. The views
-        between them cost nothing and stay outside.
-    """
-    makers = [p for p in range(view.facts.num_placeholders, len(view.facts.nodes)) if view.made[p]]
-    if not makers:
-        return [], []
-    tensors = line.crossing_bytes - _statistics_bytes(view, len(line.crossing_bytes))
-    crossing = [int(tensors[p]) for p in (*makers, len(view.facts.nodes))]
-    slack = max(crossing) if len(makers) <= SMALL_GRAPH else 0
-    chosen = [
-        index
-        for index, nbytes in enumerate(crossing)
-        if (index == 0 or nbytes <= crossing[index - 1] + slack)
-        and (index == len(makers) or nbytes <= crossing[index + 1] + slack)
-    ]
-    starts = [makers[index] for index in chosen if index < len(makers)]
-    ends = [makers[index - 1] + 1 for index in chosen if index > 0]
-    return starts, ends
-
-
-def births(view: GraphView, hot_bytes: int) -> list[int]:
-    """Positions of operators that broadcast next to nothing to a big value: a mask, from vectors of positions.
-
-    They may start a region wherever they stand. The vectors are too small to be sliced, and make the cut before them
-    the deeper one: from there, no axis of the big value could be followed.
-    """
-    found = []
-    for p in range(view.facts.num_placeholders, len(view.facts.nodes)):
-        target, nbytes = view.facts.nodes[p].target, view.bytes_of(view.made[p])
-        read = view.bytes_of({view.tensor(value).storage for value in view.table.operands[p]})
-        broadcasts = read == 0 or (isinstance(target, OpOverload) and torch.Tag.pointwise in target.tags)
-        if broadcasts and nbytes >= max(hot_bytes, GROWTH * read) and read <= HOISTED_BYTES:
-            found.append(p)
-    return found
-
-
-def deep_cuts(view: GraphView, line: Timeline) -> set[int]:
-    """Where regions with halos may start and end: they are counted anew at each end, so only the deepest minima count.
-
-    A cut is deep where fewer bytes cross than at any of the `NEAR` operators before it, and no more than behind it; or
-    where a quarter of the highest crossing or more has gone before it and comes again behind it.
-    """
-    nodes = len(view.facts.nodes)
-    makers = [p for p in range(view.facts.num_placeholders, nodes) if view.made[p]]
-    tensors = line.crossing_bytes - _statistics_bytes(view, len(line.crossing_bytes))
-    crossing = [int(tensors[p]) for p in (*makers, nodes)]
-    found: set[int] = set()
-    for index, nbytes in enumerate(crossing):
-        before, behind = crossing[max(0, index - NEAR) : index], crossing[index + 1 : index + 1 + NEAR]
-        lowest = all(nbytes < n for n in before) and all(nbytes <= n for n in behind)
-        local = nbytes < min(before[-1:], default=nbytes + 1) and nbytes <= min(behind[:1], default=nbytes)
-        valley = local and min(max(before, default=0), max(behind, default=0)) - nbytes >= max(crossing) / 4
-        if len(makers) <= SMALL_GRAPH or lowest or valley:
-            found.add(makers[index] if index < len(makers) else nodes)
-            if index:
-                found.add(makers[index - 1] + 1)
-    return found | _behind_statistics(view)
-
-
-def _behind_statistics(view: GraphView) -> set[int]:
-    """Positions behind statistics that are not applied at once, and of what is rematerialized there before they are.
-
-    If the region that took the statistics had to go on to where they are applied, it would make that whole before its
-    loop.
-    """
-    first, nodes = view.facts.num_placeholders, view.facts.nodes
-    found: set[int] = set()
-    for p in range(first, len(nodes) - 1):
-        if takes_statistics(nodes[p]) and p + 1 not in view.lives.readers[p]:
-            found |= {p + 1, next((q for q in range(p + 1, len(nodes)) if view.made[q]), len(nodes))}
-    return found
-
-
-def _statistics_bytes(view: GraphView, count: int) -> npt.NDArray[np.int64]:
-    """Bytes of group statistics that cross each position."""
-    found = np.zeros(count, dtype=np.int64)
-    for p in range(view.facts.num_placeholders, len(view.facts.nodes)):
-        if takes_statistics(view.facts.nodes[p]):
-            for storage in view.made[p]:
-                found[p + 1 : view.lives.last[storage] + 1] += view.facts.storages[storage].nbytes
-    return found
 
 
 def candidates(
@@ -242,6 +147,7 @@ class _Grown:
         ended: why it grew no further.
         windows: whether it contains a hot operator and runs through a window.
         base_bytes: what was alive around it.
+        beyond: regions that end within so many operators from the start were not counted.
         deep: where it might end with halos, counted from its start; None where it runs through no window.
     """
 
@@ -253,7 +159,19 @@ class _Grown:
     ended: GrowthEnd
     windows: bool
     base_bytes: int
+    beyond: int
     deep: tuple[int, ...] | None
+
+    def tells(self, beyond: int) -> bool:
+        """Whether it has all regions that end beyond so many operators from the start."""
+        return min(beyond, self.stop - self.start) >= min(self.beyond, self.stop - self.start)
+
+    def ending(self, beyond: int) -> _Grown:
+        """With no other regions than those that end beyond so many operators from the start."""
+        if beyond <= self.beyond:
+            return self
+        found = tuple(c for c in self.candidates if c.stop - c.start > beyond)
+        return replace(self, candidates=found, beyond=beyond)
 
     def moved(self, start: int, base_bytes: int) -> _Grown:
         """What grows from a start where the graph goes on in the same way, with so many bytes alive around it."""
@@ -290,7 +208,7 @@ class _Search:
         self.end = len(self.view.facts.nodes)
         self._hot = [any(self.view.facts.storages[s].nbytes >= hot_bytes for s in made) for made in self.view.made]
         self._above = None if above is None else sorted(above)
-        self._repeats = Repeats(self.view, ends, set(deep), self._hot, above or frozenset(), known)
+        self._repeats = Repeats(self.view, ends, set(deep), self._hot, known)
         # An answer of another graph is right here if that is searched alike; one of this graph in any case.
         self._others = (evaluator.device_type, repr(evaluator.machine), bool(self.view.offloaded))
         self._own = self._repeats.fresh_number()
@@ -299,24 +217,31 @@ class _Search:
     def grow(self, start: int, seed: Slicing) -> _Grown:
         """All regions from a start along one slicing."""
         key, base_bytes = (seed, start in self.deep), int(self.evaluator.line.crossing_bytes[start])
+        beyond = self._counts_from(start) - start
         known = self._repeats.find(start, (*key, self._own))
-        if known is not None:
-            return known.moved(start, base_bytes)
+        if known is not None and known.tells(beyond):
+            return known.moved(start, base_bytes).ending(beyond)
         other = self._repeats.find(start, (*key, self._others))
-        if other is not None and other.deep in (None, self._deep_in(start, start + other.stop - other.start)):
+        if (
+            other is not None
+            and other.tells(beyond)
+            and other.deep in (None, self._deep_in(start, start + other.stop - other.start))
+        ):
             found = other.moved(start, base_bytes)
         else:
-            found = self._grow(start, seed)
+            again = known is None and other is not None  # another budget will ask for yet others: all are counted now
+            found = self._grow(start, seed, 0 if again else beyond)
         if max(found.stop, found.blocked) < self.end:
             for asked in (self._own, self._others):
                 self._repeats.keep(start, (*key, asked), max(found.stop, found.blocked) + 1 - start, found)
-        return found
+        return found.ending(beyond)
 
     def _deep_in(self, start: int, stop: int) -> tuple[int, ...]:
         """Where a region with halos may end, counted from its start; more places are added during a search."""
         return tuple(p - start for p in range(start + 1, stop + 1) if p in self.deep)
 
-    def _grow(self, start: int, seed: Slicing) -> _Grown:
+    def _grow(self, start: int, seed: Slicing, beyond: int) -> _Grown:
+        """All regions from a start along one slicing that end beyond so many operators from there."""
         view = self.view
         builder = RegionBuilder(view, start, seed, windows=MAX_WINDOWS if start in self.deep else 0)
         lengths = self.evaluator.grid(seed.size)[0]
@@ -324,7 +249,7 @@ class _Search:
         found: list[Candidate] = []
         seen_hot = False
         operators = 0
-        counts_from = self._counts_from(start)
+        counts_from = start + beyond
         ended = GrowthEnd.LENGTH
 
         def is_cut() -> bool:
@@ -357,7 +282,16 @@ class _Search:
         windows, base_bytes = bool(builder.windows), int(self.evaluator.line.crossing_bytes[start])
         deep = self._deep_in(start, builder.stop) if windows else None
         return _Grown(
-            start, builder.stop, blocked, tuple(found), coarser, ended, seen_hot and windows, base_bytes, deep
+            start,
+            builder.stop,
+            blocked,
+            tuple(found),
+            coarser,
+            ended,
+            seen_hot and windows,
+            base_bytes,
+            beyond,
+            deep,
         )
 
     def _counts_from(self, start: int) -> int:

@@ -55,7 +55,6 @@ class Repeats(Generic[T]):
         view: the graph.
         ends, deep: positions at which a region may end, without and with halos; they count as part of what follows.
         hot: for each node, whether it makes enough to be sliced for; counts as part of what follows, too.
-        above: positions of which a region must contain one; they count, too.
         known: what is known, perhaps of other graphs.
     """
 
@@ -65,15 +64,13 @@ class Repeats(Generic[T]):
         ends: Set[int],
         deep: Set[int] = frozenset(),
         hot: Sequence[bool] | None = None,
-        above: Set[int] = frozenset(),
         known: Answers[T] | None = None,
     ) -> None:
         self.view, self._known = view, known or Answers()
         self._places = [self._touched(p) for p in range(len(view.facts.nodes))]
         self._earliest = [min(places, default=len(self._places)) for places in self._places]
         self._tokens = [
-            self._token(p, (p in ends, p in deep, hot is not None and hot[p], p in above))
-            for p in range(len(view.facts.nodes))
+            self._token(p, (p in ends, p in deep, hot is not None and hot[p])) for p in range(len(view.facts.nodes))
         ]
         self._inside = [self._number((t, *(p - q for q in self._places[p]))) for p, t in enumerate(self._tokens)]
         self._start = -1

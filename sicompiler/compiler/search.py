@@ -19,7 +19,8 @@ from sicompiler.facts.storages import Origin
 from sicompiler.facts.timeline import timeline
 from sicompiler.passes.edit import copy_program
 from sicompiler.passes.rematerialize import rematerialize
-from sicompiler.planners.candidates import SMALL_GRAPH, Regions, axis_labels, candidates
+from sicompiler.planners.candidates import Regions, axis_labels, candidates
+from sicompiler.planners.cut_positions import SMALL_GRAPH
 from sicompiler.planners.dp import Problem, Solution, floor
 from sicompiler.planners.gains import most_saved_seconds
 from sicompiler.planners.gradual import GradualProblem
@@ -35,7 +36,7 @@ HOT_SHARE = 0.002  # an operator is hot when it makes this share of the unsliced
 SPILL_SHARE = 0.002  # of the unsliced peak: anything smaller gains nothing offloaded
 # Of the unsliced time: where loops save less, by an upper bound, they are not worth a search (see decision 33).
 SPEED_SHARE = 0.15
-MOST_BUDGETS = 2  # whose candidates are kept
+MOST_BUDGETS = 2  # whose candidates are kept; those with the same operators above them count as one
 STREAM_SHARE = 1e-4  # of the weights: anything smaller stays resident
 
 
@@ -196,7 +197,7 @@ def _sought(
     working: Working,
     known: Regions | None = None,
 ) -> tuple[GradualProblem, Callable[[int], GradualProblem]]:
-    """All candidates of a graph, and those that a budget asks for, which say nothing about other graphs."""
+    """All candidates of a graph, and those that a budget asks for."""
 
     def told(done: int, total: int) -> None:
         if progress is not None:
@@ -204,16 +205,18 @@ def _sought(
 
     hot = int(on_device.line.peak_bytes * HOT_SHARE)
     seek = functools.partial(
-        candidates, evaluator, labels, skip=skip, hot_bytes=hot, on_device=on_device.line, progress=told
+        candidates, evaluator, labels, skip=skip, hot_bytes=hot, on_device=on_device.line, progress=told, known=known
     )
     first, (live, seconds) = on_device.facts.num_placeholders, unsliced(evaluator)
 
     @functools.lru_cache(MOST_BUDGETS)
-    def above(budget_bytes: int) -> GradualProblem:
-        positions = frozenset(np.flatnonzero(live > budget_bytes).tolist())
+    def containing_one_of(positions: frozenset[int]) -> GradualProblem:
         return GradualProblem(first, live, seconds, functools.partial(seek, above=positions), working)
 
-    return GradualProblem(first, live, seconds, functools.partial(seek, known=known), working), above
+    def above(budget_bytes: int) -> GradualProblem:
+        return containing_one_of(frozenset(np.flatnonzero(live > budget_bytes).tolist()))
+
+    return GradualProblem(first, live, seconds, seek, working), above
 
 
 def graph_offloading(graph: AnalyzedGraph, offloaded: frozenset[int]) -> AnalyzedGraph:

@@ -14,7 +14,8 @@ from sicompiler.axes.factor_map import Slicing
 from sicompiler.compiler.analyzed_graph import AnalyzedGraph, OuterGraph
 from sicompiler.compiler.search import HOT_SHARE, Search
 from sicompiler.device import Machine
-from sicompiler.planners.candidates import Candidate, cut_positions
+from sicompiler.planners.candidates import Candidate
+from sicompiler.planners.cut_positions import cut_positions
 from sicompiler.planners.dp import floor, solve
 from sicompiler.planners.gradual import GradualProblem
 from sicompiler.planners.op_costs import OpCosts

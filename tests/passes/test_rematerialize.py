@@ -15,7 +15,7 @@ from sicompiler.compiler.planner import rewrite
 from sicompiler.compiler.search import rematerialized_graph
 from sicompiler.facts.calls import takes_statistics
 from sicompiler.plan import Plan
-from sicompiler.planners import candidates
+from sicompiler.planners import cut_positions
 from sicompiler.planners.dp import floor
 from sicompiler.runtime.measure import measure_peak
 from sicompiler.runtime.verify import errors
@@ -69,12 +69,12 @@ def test_what_is_made_again_is_made_in_the_loop_behind_the_statistics(monkeypatc
     torch.manual_seed(0)
     case = Level().double().eval(), (torch.randn(1, 12, 64, 48, dtype=torch.float64),)
     small = prepare(*case, {})[1]
-    monkeypatch.setattr(candidates, "SMALL_GRAPH", 0)  # only deep cuts for halos, as in a large graph
+    monkeypatch.setattr(cut_positions, "SMALL_GRAPH", 0)  # only deep cuts for halos, as in a large graph
     large = prepare(*case, {})[1]
     again = large.searches[-1]
     facts, solution = again.graph.facts, again.lowest
     taken = next(p for p, node in enumerate(facts.nodes) if takes_statistics(node))
-    assert taken + 1 in candidates.deep_cuts(again.graph.view, again.graph.line)
+    assert taken + 1 in cut_positions.deep_cuts(again.graph.view, again.graph.line)
     assert any(choice.candidate.stop == taken + 1 for choice in solution.choices), (
         "its copy is not made before the loop"
     )

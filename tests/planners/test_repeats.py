@@ -166,6 +166,33 @@ def test_a_graph_is_searched_with_what_others_have_shown(monkeypatch: pytest.Mon
     assert candidates_of(graphs[0], known) == alone[0]
 
 
+def test_searches_for_several_budgets_share_what_grew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was counted for operators above one budget is told for another one; what was not is counted then."""
+    graph = analyze_graph(capture(Stages(0).eval(), (torch.zeros(2, 4, 16, 16),), {}), "cpu")
+    peak, grown = graph.line.peak_bytes, list[int]()
+    grow = searching._Search._grow
+
+    def counted(self: Any, *args: Any) -> Any:
+        grown.append(1)
+        return grow(self, *args)
+
+    def found(share: float, known: searching.Regions | None) -> list[Row]:
+        search = make_search(graph, None, [], device_kind("cpu").machine, None, known=known)
+        problem = search.sought_above(int(share * peak)).problem
+        return [(c.start, c.stop, c.seed, c.peak_bytes.tolist(), c.seconds.tolist()) for c in problem.candidates]
+
+    monkeypatch.setattr(searching._Search, "_grow", counted)
+    shares = (0.5, 0.9, 0.7, 0.95)
+    alone = [found(share, None) for share in shares]
+    apart, known = len(grown), searching.Regions()
+    assert len(alone[0]) > len(alone[1]) > 0
+    grown.clear()
+    assert [found(share, known) for share in shares] == alone
+    assert len(grown) < 0.85 * apart
+    search = make_search(graph, None, [], device_kind("cpu").machine, None)
+    assert search.sought_above(peak - 1) is search.sought_above(peak - 2), "the same operators are above both"
+
+
 def test_answers_of_another_machine_are_no_answers() -> None:
     graph = analyze_graph(capture(Stages(0).eval(), (torch.zeros(2, 4, 16, 16),), {}), "cpu")
     slow = dataclasses.replace(device_kind("cpu").machine, memory_bandwidth=1e6)

@@ -12,7 +12,7 @@ from torch import nn
 from sicompiler.api import prepare
 from sicompiler.capture import Program
 from sicompiler.compiler.planner import Planner, rewrite
-from sicompiler.planners.candidates import SMALL_GRAPH, births
+from sicompiler.planners.cut_positions import SMALL_GRAPH, births
 from sicompiler.runtime.measure import measure_peak
 from sicompiler.runtime.verify import errors
 from sicompiler.testing import run_program
