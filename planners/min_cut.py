@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import networkx as nx
@@ -92,7 +92,7 @@ def _distinct(cuts: Sequence[FeatureCut]) -> tuple[FeatureCut, ...]:
 
 def _minimum_cut(facts: GraphFacts, part: Sequence[int], live: Sequence[int]) -> tuple[int, ...]:
     """The values of least bytes that part the outputs, and what stays live, from a part; empty if nothing does."""
-    graph, reached = _flow_network(facts, part, live)
+    graph, between = _flow_network(facts, part, live)
     if "outputs" not in graph or "part" not in graph:
         return ()
     try:
@@ -103,39 +103,57 @@ def _minimum_cut(facts: GraphFacts, part: Sequence[int], live: Sequence[int]) ->
         residual, filter_edge=lambda a, b: residual[a][b]["flow"] < residual[a][b]["capacity"]
     )
     before = {"part", *nx.descendants(open_edges, "part")}  # the earliest of all minimum cuts: most stays live
-    return tuple(sorted(p for p in reached if (p, 0) in before and (p, 1) not in before))
+    return tuple(sorted(p for p in between if (p, 0) in before and (p, 1) not in before))
 
 
-def _flow_network(facts: GraphFacts, part: Sequence[int], live: Sequence[int]) -> tuple[nx.DiGraph, set[int]]:
-    """What a part reaches, as a network from "part" to "outputs", with the positions that are in it.
+def _flow_network(facts: GraphFacts, part: Sequence[int], live: Sequence[int]) -> tuple[nx.DiGraph, list[int]]:
+    """The ways from a part to what stays live, as a network from "part" to "outputs", with the positions on them.
 
     A position is an edge from (position, 0) to (position, 1), whose capacity is the bytes of its value; it has none
     where the value can't be kept.
     """
-    inside = set(part)
+    inside, behind = set(part), set(live)
+    between = _between(facts, inside, behind)
     graph = nx.DiGraph()
-    reached: set[int] = set()
-    for p in range(facts.num_placeholders, len(facts.nodes)):
-        sources = [facts.position[n] for n in facts.nodes[p].all_input_nodes]
-        if p not in inside and not any(q in reached for q in sources):
-            continue
-        reached.add(p)
+    for p in between:
         if p in inside:
             graph.add_edge("part", (p, 0))
-        for q in sources:
-            if q in reached:
-                graph.add_edge((q, 1), (p, 0))
-        if _can_be_kept(facts, p):
+        else:
+            graph.add_edges_from(((q, 1), (p, 0)) for q in _sources(facts, p) if q in between and q not in behind)
+        if p in behind:
+            graph.add_edge((p, 0), "outputs")
+        elif _can_be_kept(facts, p):
             graph.add_edge((p, 0), (p, 1), capacity=facts.tensors[p][0].nbytes)
         else:
             graph.add_edge((p, 0), (p, 1))
-    for p in live:
-        if p in reached:
-            graph.add_edge((p, 0), "outputs")
     for node in facts.outputs:
-        if facts.position[node] in reached:
+        if facts.position[node] in between and facts.position[node] not in behind:
             graph.add_edge((facts.position[node], 1), "outputs")
-    return graph, reached
+    return graph, list(between)
+
+
+def _between(facts: GraphFacts, inside: Set[int], behind: Set[int]) -> dict[int, None]:
+    """Positions on the ways from a part to what stays live or to the outputs, with the ends of these ways, in order.
+
+    What lies behind something that stays live can't part anything from it, and what only the part itself reads needn't
+    be kept: neither is on a way, so that few of all positions are.
+    """
+    reached: dict[int, None] = {}
+    for p in range(facts.num_placeholders, len(facts.nodes)):
+        if p in inside or any(q in reached and q not in behind for q in _sources(facts, p)):
+            reached[p] = None
+    outputs = {facts.position[node] for node in facts.outputs}
+    leading = set[int]()
+    for p in reversed(reached):
+        readers = (facts.position[node] for node in facts.nodes[p].users if node in facts.position)
+        if p in outputs or p in behind or any(q in leading and q not in inside for q in readers):
+            leading.add(p)
+    return {p: None for p in reached if p in leading}
+
+
+def _sources(facts: GraphFacts, position: int) -> list[int]:
+    """Positions whose values an operator reads."""
+    return [facts.position[node] for node in facts.nodes[position].all_input_nodes]
 
 
 def _can_be_kept(facts: GraphFacts, position: int) -> bool:

@@ -16,7 +16,7 @@ from sicompiler.device import device_kind
 from sicompiler.errors import BadInput
 from sicompiler.passes.manager import run_stage
 from sicompiler.passes.split_at_cut import full_program, skip_program
-from sicompiler.planners.min_cut import FeatureCut, candidate_cuts
+from sicompiler.planners.min_cut import FeatureCut, _between, candidate_cuts
 from tests.zoo import captured
 
 
@@ -103,6 +103,14 @@ def test_no_smaller_cut_exists() -> None:
         for chosen in itertools.combinations(values, size):
             if not deep & _needed(clean, set(chosen)) and not outputs & set(chosen):
                 assert sum(n.meta["val"].nbytes for n in chosen) >= found.nbytes
+
+
+def test_only_ways_from_what_is_skipped_to_what_stays_live_are_searched() -> None:
+    clean = run_stage("clean", capture(Narrow(), (torch.randn(ROWS, 8), torch.randn(1, 1))))
+    facts = analyze_graph(clean, "cpu").facts
+    layers = [p for p, node in enumerate(facts.nodes) if "addmm" in node.name or "linear" in node.name]
+    skipped, live = set(layers[1:3]), set(layers[3:])
+    assert list(_between(facts, skipped, live)) == list(range(layers[2], layers[3] + 1))
 
 
 def _needed(program: Program, stop: set[torch.fx.Node]) -> set[torch.fx.Node]:
