@@ -90,6 +90,11 @@ class DenoisingLoop:
         """Bytes of the features that are cached now."""
         return sum(t.nbytes for t in self.held)
 
+    @property
+    def keeps_nothing(self) -> bool:
+        """Whether no feature is held, and none of the evaluation at hand will be read."""
+        return not self._kept and (self.plan is None or self.step not in self.plan.last_use)
+
     def stepped(self, latents: torch.Tensor | None) -> None:
         """The scheduler has taken a step: features nobody will read are freed.
 

@@ -101,6 +101,13 @@ def test_what_was_measured_is_what_a_run_shows() -> None:
     assert all(rows.response is smallest.response for rows in lessons)
 
 
+def test_no_part_that_gives_features_is_planned_for_runs_that_skip_one_evaluation() -> None:
+    state = _learned(call_list(2))
+    parts = [part for component in state.components.values() for _, part in component.parts]
+    assert any(part.kind == "skip" for part in parts)
+    assert all(part.looked_at for part in parts if part.kind == "full"), "only what learning watches"
+
+
 class Interrupted(Exception):
     """Somebody pulled the plug."""
 

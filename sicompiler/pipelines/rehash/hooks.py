@@ -174,7 +174,7 @@ class PipelineRehash:
         began, planning, error = self._now(call.device), component.planning_seconds, None
         if plan is not None and asked.kept and self._mark(component, call) != plan.structure:
             asked = NextCall(asked.branch, None, "the graph is another than that of the plan", kept=False)
-        if plan is None or not asked.kept:
+        if plan is None or not asked.kept or (self.script is not None and loop.keeps_nothing):
             result = component.run_whole(call)
         elif asked.prediction is None:
             part = component.part_for(parts_of(plan)[0], call)

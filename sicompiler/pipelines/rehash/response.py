@@ -49,7 +49,7 @@ def measure_response(
             tell(state, "measuring how errors grow", wanted.index((number, step)), len(wanted))
             rehash.plans[setting], rehash.script = plan_skipping_one(subject, smallest, step), scripts.get(number)
             if rehash.script is not None:
-                rehash.script.until = step - 1  # that one is skipped with the feature of the one before
+                rehash.script.until = step  # that one is skipped with the feature of the one before
             found = run_call(state, calls[number], ending_after(len(setting.times)))
             notes.add_error(number, step, relative_error(found.final, reference))
     except OverBudget:
