@@ -300,13 +300,16 @@ class Unpacker:
             setattr(root, name, self.graph(below))
         graph = fx.Graph()
         nodes: list[fx.Node] = []
+        names = set[str]()
         for op, name, target, args, kwargs, meta in data["nodes"]:
             found = _target(target) if op == "call_function" else target
             values = tuple(unpack_value(value, nodes) for value in args)
             named = {key: unpack_value(value, nodes) for key, value in kwargs.items()}
             node = graph.create_node(op, found, values, named, name=name)
-            if node.name != name:
+            if name in names:
                 raise Broken(f"two nodes have the name {name}")
+            node.name = name  # fx would call it otherwise if Python has a function of the name, as `input`
+            names.add(name)
             if "val" in meta:
                 node.meta["val"] = self._val(meta["val"])
             for key in _META:

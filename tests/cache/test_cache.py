@@ -239,3 +239,13 @@ def test_the_command_line_tells_and_clears(folder: Path, capsys: pytest.CaptureF
     assert run(["cache", "clear"]) == 0
     assert not list(folder.iterdir())
     assert "removed" in capsys.readouterr().out
+
+
+def test_a_program_with_the_name_of_a_function_of_python_is_read_again(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The argument of `nn.Sequential` is called `input`, a name that fx gives no node of its own accord."""
+    for _ in range(2):
+        model = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
+        sicompiler.compile_for_budget(model, 1, example_inputs=((torch.randn(2, 8),), {}))
+    assert "is no program" not in caplog.text
