@@ -1,8 +1,8 @@
 #include "fallback.h"
 
+#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/ops/empty.h>
-#include <c10/core/InferenceMode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/library.h>
 
@@ -137,7 +137,7 @@ Stack run_and_wait(const c10::OperatorHandle& op, const Arguments& arguments) {
 }
 
 void fallback(const c10::OperatorHandle& op, Stack* stack) {
-  c10::InferenceMode no_tracking;
+  at::AutoDispatchBelowADInplaceOrView no_tracking;
   c10::impl::ExcludeDispatchKeyGuard no_modes(
       c10::DispatchKeySet({c10::DispatchKey::Python, c10::DispatchKey::PythonTLSSnapshot}));
   Results returns(op.schema());
@@ -166,7 +166,8 @@ TORCH_LIBRARY_IMPL(_, AutocastPrivateUse1, m) { m.fallback(torch::CppFunction::m
 // Operators that are one kernel here, though PyTorch could take them apart for any device.
 TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   for (const char* name :
-       {"convolution", "_convolution", "native_layer_norm", "native_group_norm", "scaled_dot_product_attention"})
+       {"convolution", "_convolution", "convolution_backward", "native_layer_norm", "native_group_norm",
+        "scaled_dot_product_attention"})
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&fallback>());
 }
 

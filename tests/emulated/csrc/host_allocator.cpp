@@ -38,11 +38,10 @@ c10::DataPtr HostAllocator::allocate(size_t requested) {
   Locked locked(device_lock());
   finish_events();
   size_t bytes = std::bit_ceil(requested);
-  auto known = cached_.find(bytes);
   uintptr_t address;
-  if (known != cached_.end()) {
-    address = known->second;
-    cached_.erase(known);
+  if (auto& known = cached_[bytes]; !known.empty()) {
+    address = known.back();
+    known.pop_back();
   } else {
     take(bytes, requested);
     void* fresh = nullptr;
@@ -77,7 +76,7 @@ void HostAllocator::give_back(uintptr_t address) {
 }
 
 void HostAllocator::put_in_cache(Blocks::iterator it) {
-  cached_.emplace(it->second.bytes, it->first);
+  cached_[it->second.bytes].push_back(it->first);
   stats_.active_requests.decrease(1);
   stats_.active_bytes.decrease(it->second.bytes);
 }
@@ -99,11 +98,12 @@ void HostAllocator::finish_events() {
 void HostAllocator::empty_cache() {
   Locked locked(device_lock());
   finish_events();
-  for (auto [bytes, address] : std::exchange(cached_, {})) {
-    std::free(reinterpret_cast<void*>(address));
-    stats_.num_host_free++;
-    release(blocks_.find(address));
-  }
+  for (const auto& [bytes, addresses] : std::exchange(cached_, {}))
+    for (uintptr_t address : addresses) {
+      std::free(reinterpret_cast<void*>(address));
+      stats_.num_host_free++;
+      release(blocks_.find(address));
+    }
 }
 
 void HostAllocator::release(Blocks::iterator it) {
@@ -119,7 +119,9 @@ void HostAllocator::register_memory(uintptr_t address, size_t bytes) {
   size_t whole = rounded_up(address + bytes, kPage) - first;
   TORCH_CHECK(!pinned(reinterpret_cast<void*>(address)), "emulated device: this memory is pinned already");
   take(whole, bytes);
-  blocks_[first] = Pinned{whole, true, true};
+  Pinned& block = blocks_[first];
+  block.bytes = whole;
+  block.in_use = block.registered = true;
 }
 
 void HostAllocator::unregister_memory(uintptr_t address) {

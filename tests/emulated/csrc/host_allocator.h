@@ -51,7 +51,7 @@ class HostAllocator final : public at::HostAllocator {
   Blocks::iterator find(const void* address);
 
   Blocks blocks_;
-  std::multimap<size_t, uintptr_t> cached_;  // by size
+  std::map<size_t, std::vector<uintptr_t>> cached_;  // by size; the last one freed is the first one used
   std::list<std::pair<std::shared_ptr<Event>, uintptr_t>> pending_;
   at::HostStats stats_;
 };
