@@ -208,6 +208,7 @@ def _device_module() -> types.ModuleType:
         device_count=lambda: 1,
         get_amp_supported_dtype=lambda: [torch.float16, torch.bfloat16],
         get_rng_state=lambda device=NAME: torch.get_rng_state(),
+        get_rng_state_all=lambda: [torch.get_rng_state()],
         host_register=register_host_memory,
         host_unregister=unregister_host_memory,
         is_available=lambda: True,
@@ -217,6 +218,7 @@ def _device_module() -> types.ModuleType:
         mem_get_info=lambda device=None: torch.accelerator.get_memory_info(),
         set_device=lambda index: None,
         set_rng_state=lambda state, device=NAME: torch.set_rng_state(state),
+        set_rng_state_all=lambda states: torch.set_rng_state(states[0]),
         stream=_stream,
     )
     return module
