@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PYTEST_ARGS ?= -n 2
+EMULATED_ARGS ?= -n 2
 BENCH_ARGS ?=
 PROMPT ?= a red circle moving left
 
@@ -10,7 +11,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.sicompiler-env
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-pure test-deep check format docs dist bench clean
+.PHONY: help env demo test test-emulated test-pure test-deep check format docs dist bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -26,14 +27,19 @@ $(STAMP): pyproject.toml constraints.txt
 demo: env ## make a clip untouched, in a budget, and with Step Rehash; PROMPT="a blue ring moving up"
 	$(BIN)/sicompiler demo "$(PROMPT)"
 
-test: env ## the default tests
+test: env ## the default tests, then those on the emulated accelerator
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest tests/emulated $(EMULATED_ARGS)
+
+test-emulated: env ## tests on an accelerator that is emulated on the CPU; skipped where there is no C++ compiler
+	$(BIN)/python -m pytest tests/emulated $(EMULATED_ARGS)
 
 test-pure: env ## the tests that build no model of torch: half a minute
 	$(BIN)/python -m pytest -m "pure and not slow" $(PYTEST_ARGS) $$(grep -rl "mark.pure" tests --include="test_*.py")
 
 test-deep: env ## every test, slow ones included, with more examples
 	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest -m "slow or not slow" $(PYTEST_ARGS)
+	HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest -m "slow or not slow" tests/emulated $(EMULATED_ARGS)
 
 check: env ## lint, format, types, layers, words and house rules
 	$(BIN)/ruff check .

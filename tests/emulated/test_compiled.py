@@ -1,0 +1,183 @@
+"""Compiled models on the emulated device: right in every order, within what was predicted, and no wait too few."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+import sicompiler
+from sicompiler.errors import OverBudget
+from sicompiler.ops import offloaded
+from sicompiler.plan import Plan
+from sicompiler.runtime.measure import measure_peak
+from tests import zoo
+from tests.emulated import accelerator
+from tests.emulated.accelerator import ORDERS, Order
+from tests.emulated.product import EMU, Call, Residual, compiled, on_device, peaks, register
+
+TOLERANCE = 1e-12  # in float64: sums of slices are rounded elsewhere
+MIB = 1 << 20
+PARTS = (1.2, 0.9, 0.5)  # of the untouched peak: as it is, in slices, offloaded
+
+
+@pytest.fixture(scope="module", autouse=True)
+def row() -> None:
+    """The compiler knows the device."""
+    register()
+
+
+@pytest.fixture(scope="module")
+def residual() -> Call:
+    torch.manual_seed(0)
+    return on_device(Residual().double().eval(), (torch.randn(1, 4, 24, 24, dtype=torch.float64),), {})
+
+
+@pytest.fixture(scope="module", params=PARTS)
+def planned(request: pytest.FixtureRequest, residual: Call) -> Iterator[Plan]:
+    """The residual model compiled for a part of its peak, for all tests that run it."""
+    with compiled(residual, int(residual.peak_bytes * request.param)) as plan:
+        yield plan
+
+
+@pytest.fixture
+def offloading(residual: Call) -> Iterator[Plan]:
+    """A plan that spills values and streams weights."""
+    with compiled(residual, residual.peak_bytes // 2) as plan:
+        assert plan.spilled
+        assert plan.streamed
+        yield plan
+
+
+def test_every_order_gives_the_same_bits_and_no_race(residual: Call, planned: Plan) -> None:
+    accelerator.configure(races="raise")
+    first = residual.run()
+    assert max(float((a - b).abs().max()) for a, b in zip(first, residual.expected, strict=True)) <= TOLERANCE
+    for order in ORDERS:
+        for poison in (False, True):
+            accelerator.configure(order=order, poison=poison, races="raise")
+            for got, same in zip(residual.run(), first, strict=True):
+                assert torch.equal(got, same), (order, poison)
+
+
+def test_without_loops_results_are_those_of_the_cpu(residual: Call) -> None:
+    with compiled(residual, 2 * residual.peak_bytes) as plan:
+        assert not plan.regions
+        assert all(torch.equal(got, same) for got, same in zip(residual.run(), residual.expected, strict=True))
+
+
+def test_measured_is_within_predicted_within_the_budget(residual: Call, planned: Plan) -> None:
+    with peaks() as measured:
+        residual.run()
+    assert measured.allocated <= planned.predicted_peak_bytes <= planned.budget_bytes
+
+
+@pytest.mark.parametrize("name", ["svd", "wan2.1-1.3b"])
+def test_models_of_the_zoo(name: str) -> None:
+    call = on_device(*zoo.tiny(name))
+    with compiled(call, int(call.peak_bytes * 0.7)) as plan:
+        with peaks() as measured:
+            assert call.error() <= TOLERANCE
+        assert measured.allocated <= plan.predicted_peak_bytes <= plan.budget_bytes
+        accelerator.configure(order="side-first", poison=True)
+        assert call.error() <= TOLERANCE
+
+
+# --- waits that are missing ------------------------------------------------------------------------------------------
+
+JOIN, CARRY = offloaded.CopyStream.join, offloaded.CopyStream.carry
+LOADS, STORES = 0, 1  # of what `_copy_streams_of` gives
+
+
+def _drop_join(patch: pytest.MonkeyPatch, direction: int) -> None:
+    """What computes goes on without waiting for copies in one direction."""
+
+    def join(self: offloaded.CopyStream) -> None:
+        if self is not offloaded._copy_streams_of(EMU)[direction]:
+            JOIN(self)
+
+    patch.setattr(offloaded.CopyStream, "join", join)
+
+
+def _drop_carry(patch: pytest.MonkeyPatch, direction: int) -> None:
+    """Copies in one direction start without waiting for what computes."""
+
+    @contextlib.contextmanager
+    def carry(self: offloaded.CopyStream) -> Iterator[None]:
+        unordered = self is offloaded._copy_streams_of(EMU)[direction]
+        assert self.stream is not None
+        with self.stream if unordered else CARRY(self):
+            yield
+
+    patch.setattr(offloaded.CopyStream, "carry", carry)
+
+
+MUTANTS = {
+    "no wait for loads": (_drop_join, LOADS),
+    "no wait for stores": (_drop_join, STORES),
+    "no wait before loads": (_drop_carry, LOADS),
+    "no wait before stores": (_drop_carry, STORES),
+}
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_a_missing_wait_is_a_race(
+    mutant: str, residual: Call, offloading: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drop, direction = MUTANTS[mutant]
+    drop(monkeypatch, direction)
+    for order in ORDERS:
+        accelerator.configure(order=order, races="collect")
+        residual.run()
+        assert accelerator.races(), order
+    monkeypatch.undo()
+    accelerator.configure(races="collect")
+    residual.run()
+    assert accelerator.races() == []
+
+
+# --- memory that runs out --------------------------------------------------------------------------------------------
+
+
+def test_a_card_that_is_too_small_says_so_and_gives_everything_back(residual: Call, offloading: Plan) -> None:
+    with peaks() as measured:
+        residual.run()
+    before = torch.accelerator.memory_allocated()
+    accelerator.configure(capacity=measured.reserved - 2 * MIB)
+    with pytest.raises((OverBudget, torch.OutOfMemoryError)):
+        residual.run()
+    gc.collect()
+    assert torch.accelerator.memory_allocated() == before
+    accelerator.configure(capacity=measured.reserved)
+    assert residual.error() <= TOLERANCE
+    assert torch.accelerator.memory_stats()["num_ooms"] == 1
+
+
+# --- what only a device shows ----------------------------------------------------------------------------------------
+
+
+def test_the_timeline_of_a_device_is_measured(residual: Call) -> None:
+    with torch.inference_mode(), measure_peak(EMU) as peak:
+        residual.model(*residual.args)
+    assert peak.allocated_at_entry + peak.bytes == residual.peak_bytes
+    assert max(live for _, live in peak.timeline()) == peak.bytes
+
+
+def test_offloading_works_where_the_device_is_the_default(residual: Call) -> None:
+    torch.set_default_device(EMU)
+    try:
+        with compiled(residual, residual.peak_bytes // 2) as plan:
+            assert plan.spilled
+            assert residual.error() <= TOLERANCE
+    finally:
+        torch.set_default_device(None)
+
+
+def test_a_budget_below_the_floor_is_refused(residual: Call) -> None:
+    with pytest.raises(OverBudget), compiled(residual, residual.peak_bytes // 20):
+        pass
+    assert residual.error() == 0
+    assert sicompiler.OverBudget is OverBudget
