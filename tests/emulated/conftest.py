@@ -19,9 +19,12 @@ FAILED = "SICOMPILER_EMULATED_FAILED"  # why, for the workers of a session that 
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Build the device and start it in this process."""
+    """Build the device and start it in this process, with one thread: its kernels are small."""
+    import torch
+
     from tests.emulated import accelerator, build
 
+    torch.set_num_threads(1)
     reason = os.environ.get(FAILED)
     if reason is None:
         try:

@@ -86,7 +86,7 @@ def _results(call: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[torc
 
 
 @pytest.mark.parametrize("name", CALLS)
-@pytest.mark.parametrize("order", ("sync", "side-last"))
+@pytest.mark.parametrize("order", ["sync", "side-last"])
 def test_an_operator_gives_what_the_cpu_gives(name: str, order: Order) -> None:
     accelerator.configure(order=order)
     call, arguments = CALLS[name]

@@ -50,7 +50,7 @@ def test_freed_blocks_serve_requests_of_their_size_until_the_cache_is_emptied() 
 def test_the_limit_counts_what_is_cached() -> None:
     accelerator.configure(pin_limit=1024 * KIB)
     held = [_pinned(512 * KIB), _pinned(300 * KIB)]
-    with pytest.raises(RuntimeError, match="can't pin 1 bytes .*1048576 of at most 1048576 are pinned"):
+    with pytest.raises(RuntimeError, match=r"can't pin 1 bytes .*1048576 of at most 1048576 are pinned"):
         _pinned(1)
     held.clear()
     with pytest.raises(RuntimeError, match="can't pin 1048576 bytes"):

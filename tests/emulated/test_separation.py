@@ -34,7 +34,9 @@ def test_a_tensor_of_the_device_is_no_array() -> None:
 
 READS = {
     "the host": "ctypes.string_at(x.data_ptr(), 4)",
-    "the host, once it was released": "a = x.data_ptr(); del x; torch.accelerator.empty_cache(); ctypes.string_at(a, 4)",
+    "the host, once it was released": (
+        "address = x.data_ptr(); del x; torch.accelerator.empty_cache(); ctypes.string_at(address, 4)"
+    ),
 }
 
 

@@ -13,7 +13,7 @@ from tests.source_tree import ROOT, files, library_modules
 
 MAX_LINES = 400
 FOLDERS = ("sicompiler", "passes", "planners", "tests", "benchmarks", "examples", "docs", ".ci", ".github")
-TEXT = {".cfg", ".cpp", ".css", ".h", ".ini", ".j2", ".json", ".jsonl", ".md", ".py", ".toml", ".txt", ".yaml", ".yml", ""}
+TEXT = {".cfg", ".css", ".ini", ".j2", ".json", ".jsonl", ".md", ".py", ".toml", ".txt", ".yaml", ".yml", ""}
 MAY_PRINT = ("sicompiler.cli", "sicompiler.demo")
 
 # Written in pieces, so that this file passes its own test.
@@ -22,8 +22,8 @@ TO_DO = re.compile(r"\b(?:TO" + r"DO|FIX" + r"ME|XX" + r"X)\b(?!.*#\d+)")
 
 MODULES = library_modules()
 PYTHON = [path for folder in FOLDERS for path in files(ROOT / folder, "*.py")]
-CPP = [path for path in files(ROOT / "tests" / "emulated") if path.suffix in {".cpp", ".h"}]
-TEXTS = [path for folder in FOLDERS for path in files(ROOT / folder) if path.suffix in TEXT]
+CPP = [path for path in files(ROOT / "tests") if path.suffix in {".cpp", ".h"}]
+TEXTS = [*CPP, *(path for folder in FOLDERS for path in files(ROOT / folder) if path.suffix in TEXT)]
 TEXTS += [
     path for path in sorted(ROOT.iterdir()) if path.is_file() and path.suffix in TEXT and path.name != ".coverage"
 ]
