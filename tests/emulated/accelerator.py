@@ -150,6 +150,11 @@ def pinned_memory() -> PinnedMemory:
     return PinnedMemory(*_native.pinned_bytes())
 
 
+def empty_host_cache() -> None:
+    """Give pinned blocks back that nobody holds: `torch.accelerator.empty_host_cache`, which not every torch has."""
+    _native.empty_host_cache()
+
+
 def register_host_memory(address: int, nbytes: int) -> None:
     """Pin pages that the caller has, as `cudaHostRegister` does."""
     _native.register_host_memory(address, nbytes)

@@ -57,7 +57,7 @@ def fresh_device(request: pytest.FixtureRequest) -> Iterator[None]:
 
     accelerator.configure()
     torch.accelerator.empty_cache()
-    torch.accelerator.empty_host_cache()
+    accelerator.empty_host_cache()
     torch.accelerator.reset_accumulated_memory_stats()
     torch.accelerator.reset_peak_memory_stats()
     yield

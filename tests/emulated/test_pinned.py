@@ -43,7 +43,7 @@ def test_freed_blocks_serve_requests_of_their_size_until_the_cache_is_emptied() 
     smaller = _pinned(60 * KIB)
     assert pinned_memory().reserved == (128 + 64) * KIB
     del second, smaller
-    torch.accelerator.empty_host_cache()
+    accelerator.empty_host_cache()
     assert pinned_memory().reserved == 0
 
 
@@ -55,7 +55,7 @@ def test_the_limit_counts_what_is_cached() -> None:
     held.clear()
     with pytest.raises(RuntimeError, match="can't pin 1048576 bytes"):
         _pinned(1024 * KIB)
-    torch.accelerator.empty_host_cache()
+    accelerator.empty_host_cache()
     assert _pinned(1024 * KIB).is_pinned()
 
 

@@ -43,6 +43,7 @@ PYBIND11_MODULE(_emulated, m) {
   });
   m.def("register_host_memory", [](uintptr_t address, size_t bytes) { host_allocator().register_memory(address, bytes); });
   m.def("unregister_host_memory", [](uintptr_t address) { host_allocator().unregister_memory(address); });
+  m.def("empty_host_cache", [] { host_allocator().empty_cache(); });
   m.def("pinned_bytes", [] {
     auto stats = host_allocator().get_stats();
     return std::tuple(stats.active_bytes.current, stats.allocated_bytes.current, stats.allocated_bytes.peak);
