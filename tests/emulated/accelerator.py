@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch.utils import backend_registration
 
 NAME = "emu"
 DEFAULT_CAPACITY = 2 << 30
@@ -40,9 +41,9 @@ def start(library: Path) -> None:
     assert spec is not None
     _native = importlib.util.module_from_spec(spec)
     loader.exec_module(_native)
-    torch.utils.rename_privateuse1_backend(NAME)
+    backend_registration.rename_privateuse1_backend(NAME)
     torch._register_device_module(NAME, _device_module())
-    torch.utils.generate_methods_for_privateuse1_backend(for_storage=False)
+    backend_registration.generate_methods_for_privateuse1_backend(for_storage=False)
 
 
 def configure(

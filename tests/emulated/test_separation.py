@@ -9,6 +9,7 @@ import textwrap
 
 import pytest
 import torch
+from torch.utils import backend_registration
 
 from tests.emulated import build
 from tests.source_tree import ROOT
@@ -59,5 +60,5 @@ def test_the_processor_stops_a_host_that_reads_memory_of_the_device(reader: str)
 
 def test_the_device_is_started_once() -> None:
     with pytest.raises(RuntimeError):
-        torch.utils.rename_privateuse1_backend("other")
+        backend_registration.rename_privateuse1_backend("other")
     assert build.extension().exists()
