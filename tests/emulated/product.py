@@ -21,8 +21,28 @@ from tests.emulated import accelerator
 EMU = torch.device(accelerator.NAME, 0)
 
 
+class Runtime:
+    """What the compiler uses of CUDA's runtime library: memory registered in place."""
+
+    @staticmethod
+    def cudaHostRegister(address: int, nbytes: int, flags: int) -> int:  # noqa: N802
+        """Pin memory; not zero where the limit is reached."""
+        try:
+            accelerator.register_host_memory(address, nbytes)
+        except RuntimeError:
+            return 2  # cudaErrorMemoryAllocation
+        return 0
+
+    @staticmethod
+    def cudaHostUnregister(address: int) -> int:  # noqa: N802
+        """Let go of memory that was pinned."""
+        accelerator.unregister_host_memory(address)
+        return 0
+
+
 def register() -> None:
     """Give the emulated device a row: that of CUDA, without the memory that its libraries keep."""
+    torch.cuda.cudart = Runtime  # type: ignore[assignment]
     cuda = device_kind("cuda")
     machine = dataclasses.replace(cuda.machine, name=accelerator.NAME)
     register_device(dataclasses.replace(cuda, name=accelerator.NAME, machine=machine, library_bytes=0))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-from sicompiler.errors import OverBudget
+from sicompiler.errors import OffloadError, OverBudget
 from sicompiler.ops import offloaded
 from sicompiler.plan import Plan
 from sicompiler.runtime.measure import measure_peak
@@ -124,9 +125,37 @@ def test_a_missing_wait_is_a_race(
     assert accelerator.races() == []
 
 
+# --- host memory ---------------------------------------------------------------------------------------------------
+
+
+def test_streamed_weights_are_pinned_where_they_lie_and_let_go_of(residual: Call) -> None:
+    before = accelerator.pinned_memory()
+    with compiled(residual, residual.peak_bytes // 2) as plan:
+        streamed = [residual.model.get_parameter(name) for name in plan.streamed]
+        assert all(weight.is_pinned() for weight in streamed)
+        pages = sum(-(-weight.nbytes // 4096) * 4096 for weight in streamed)
+        pinned = accelerator.pinned_memory()
+        assert pinned.reserved - before.reserved >= pages  # and blocks of spilled values
+    gc.collect()
+    accelerator.empty_host_cache()
+    assert accelerator.pinned_memory().reserved <= before.reserved
+    assert all(weight.device == EMU for weight in residual.model.parameters())
+
+
+def test_where_nothing_can_be_pinned_offloading_says_so(residual: Call) -> None:
+    accelerator.configure(pin_limit=0)
+    with pytest.raises(OffloadError, match="can't pin"), compiled(residual, residual.peak_bytes // 2):
+        pass
+    assert residual.error() == 0
+
+
 # --- what only a device shows ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(
+    torch.__version__ < "2.13",
+    reason="this torch's profiler does not know the name that its spare device was given",
+)
 def test_the_timeline_of_a_device_is_measured(residual: Call) -> None:
     with torch.inference_mode(), measure_peak(EMU) as peak:
         residual.model(*residual.args)
