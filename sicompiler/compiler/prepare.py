@@ -21,6 +21,7 @@ from sicompiler.device import device_kinds, planned_kind
 from sicompiler.errors import BadInput
 from sicompiler.guards import ModuleGuards
 from sicompiler.guards.durable import constants_of
+from sicompiler.ops import is_offloaded
 from sicompiler.passes.manager import Observer
 from sicompiler.planners.candidates import Regions
 
@@ -46,7 +47,8 @@ def device_type_of(model: torch.nn.Module) -> str:
     Raises:
         BadInput: on several kinds of device, or on one that sicompiler does not know.
     """
-    kinds = {tensor.device.type for tensor in named_tensors(model).values()} or {"cpu"}
+    resident = [tensor for tensor in named_tensors(model).values() if not is_offloaded(tensor)]  # a plan streams others
+    kinds = {tensor.device.type for tensor in resident} or {"cpu"}
     if len(kinds) > 1:
         raise BadInput(
             f"the weights are on several devices ({', '.join(sorted(kinds))}); move the model to one of them"

@@ -118,12 +118,15 @@ def register_host(address: int, nbytes: int) -> bool:
     if device is None or not device_kind(device).registers_host:
         return False
     portable = 1  # cudaHostRegisterPortable: pinned for every device
-    return int(torch.cuda.cudart().cudaHostRegister(address, nbytes, portable)) == 0
+    runtime = torch.get_device_module(device.type).cudart()
+    return int(runtime.cudaHostRegister(address, nbytes, portable)) == 0
 
 
 def unregister_host(address: int) -> None:
     """Undo `register_host`, once no copy from or to that memory is on its way."""
     import torch
 
+    device = accelerator()
+    assert device is not None
     torch.accelerator.synchronize()
-    torch.cuda.cudart().cudaHostUnregister(address)
+    torch.get_device_module(device.type).cudart().cudaHostUnregister(address)

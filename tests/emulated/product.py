@@ -42,7 +42,7 @@ class Runtime:
 
 def register() -> None:
     """Give the emulated device a row: that of CUDA, without the memory that its libraries keep."""
-    torch.cuda.cudart = Runtime
+    torch.get_device_module(accelerator.NAME).cudart = Runtime
     cuda = device_kind("cuda")
     machine = dataclasses.replace(cuda.machine, name=accelerator.NAME)
     register_device(dataclasses.replace(cuda, name=accelerator.NAME, machine=machine, library_bytes=0))

@@ -142,6 +142,14 @@ def test_streamed_weights_are_pinned_where_they_lie_and_let_go_of(residual: Call
     assert all(weight.device == EMU for weight in residual.model.parameters())
 
 
+def test_a_model_whose_weights_are_streamed_takes_another_budget(residual: Call) -> None:
+    with compiled(residual, residual.peak_bytes // 2) as plan:
+        assert plan.streamed
+        with compiled(residual, 2 * residual.peak_bytes) as roomy:
+            assert not roomy.streamed
+    assert residual.error() == 0
+
+
 def test_where_nothing_can_be_pinned_offloading_says_so(residual: Call) -> None:
     accelerator.configure(pin_limit=0)
     with pytest.raises(OffloadError, match="can't pin"), compiled(residual, residual.peak_bytes // 2):

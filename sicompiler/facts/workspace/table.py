@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch._ops import OpOverload
 
-from sicompiler.device import device_kind
+from sicompiler.device import device_kind, rounded
 from sicompiler.facts.storages import TensorFact
 from sicompiler.facts.users import user_row
 from sicompiler.facts.workspace import cpu, cuda
@@ -59,6 +59,8 @@ def workspace_bytes(
 ) -> int:
     """Most bytes that a kernel has allocated at any time, beyond its operands and its whole results.
 
+    Rounded up as the device's allocator does it, as if it were one block.
+
     Args:
         target: the operator.
         operands: its tensors in schema order, lists flattened, None left out.
@@ -66,8 +68,7 @@ def workspace_bytes(
         device_type: a row of `sicompiler.device`, which names its column.
         arguments: every argument by name (`bind`), of the unsliced call; None: all at their defaults.
     """
-    of_user = _of_user(target)
-    if of_user is not None:
-        return of_user(kernel_call(target, operands, results, arguments))
-    count = _COUNTS[device_kind(device_type).workspace]
-    return count(kernel_call(target, operands, results, arguments)) if operands else 0
+    kind, of_user = device_kind(device_type), _of_user(target)
+    count = of_user or _COUNTS[kind.workspace]
+    found = count(kernel_call(target, operands, results, arguments)) if operands or of_user else 0
+    return rounded(found, kind.granule_bytes)
