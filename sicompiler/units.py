@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 
+from sicompiler.cards import card_in
 from sicompiler.errors import BadInput
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
@@ -29,14 +30,18 @@ def parse_bytes(size: float | int | str) -> int:
 
     Args:
         size: a number of GiB (2**30 bytes), or a string read by its own unit ("11GB" is 11e9 bytes,
-            "10.5GiB" is 10.5 * 2**30, "11" is 11 GiB).
+            "10.5GiB" is 10.5 * 2**30, "11" is 11 GiB), or a card ("16GB card", "rtx-4090 card"), which gives what it
+            really offers (`sicompiler.cards`).
 
     Returns:
         The size in bytes.
 
     Raises:
-        BadInput: not a number, not finite, zero or negative, or an unknown unit.
+        BadInput: not a number, not finite, zero or negative, or an unknown unit or card.
     """
+    card = card_in(size)
+    if card is not None:
+        return card.budget_bytes
     if isinstance(size, bool) or not isinstance(size, (int, float, str)):
         raise BadInput(f"gb must be a number of GiB or a string such as '11GB', got {size!r}")
     if isinstance(size, str):

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from sicompiler.cards import card_in
 from sicompiler.compiled_module import HOOK
 from sicompiler.device import device_kind, device_kinds, free_bytes
 from sicompiler.errors import BadInput
@@ -33,6 +34,9 @@ def budget_of(model: Any, gb: float | str | None) -> int:
         BadInput: it makes no sense, or no more than the margin is free.
     """
     if gb is not None:
+        card = card_in(gb)
+        if card is not None:
+            log.warning("the budget is that of a card: %s", card)
         return parse_bytes(gb)
     device = _device_of(model)
     if not device_kind(device).has_counters:
