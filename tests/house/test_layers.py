@@ -15,7 +15,7 @@ pytestmark = pytest.mark.pure
 # planners, runtime and reports meet in Plan only. docs/README.md shows the same table with what each layer is for.
 LAYERS = {
     "_version": 0, "collector": 0, "errors": 0, "turns": 0,
-    "device": 1,
+    "cards": 1, "device": 1,
     "codec": 2, "demo": 2, "guards": 2, "ops": 2, "renamed": 2, "units": 2,
     "capture": 3, "machines": 3,
     "facts": 4,
@@ -24,7 +24,7 @@ LAYERS = {
     "cost": 7, "plan": 7,
     "cache": 8,
     "passes": 9, "planners": 9, "runtime": 9,
-    "rehash": 10, "zoo": 10,
+    "rehash": 10, "replay": 10, "zoo": 10,
     "reports": 11,
     "compiler": 12,
     "compiled_module": 13,
