@@ -29,6 +29,7 @@ from sicompiler.collector import frozen_gc
 from sicompiler.compiler.decisions import CallKey, Decisions
 from sicompiler.compiler.planner import Offload, Planner, rewrite
 from sicompiler.compiler.prepare import captured_program, check_weights, device_type_of, dtype_name, prepare
+from sicompiler.compiler.reserve import plan_reserving
 from sicompiler.compiler.search import Progress
 from sicompiler.errors import BadInput
 from sicompiler.guards import ModuleGuards
@@ -185,7 +186,7 @@ class CompiledModule:
         Raises:
             OverBudget: no plan fits.
         """
-        return planner.plan(self.budget_bytes, planner=self.planner, offload=self.offload)
+        return plan_reserving(planner, self.budget_bytes, chooser=self.planner, offload=self.offload)
 
     @frozen_gc()  # what there was before stays: to walk through it takes longer than to make what is made here
     def compile(self, call: Call) -> Executable:

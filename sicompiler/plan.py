@@ -113,6 +113,9 @@ class Plan:
         rematerialized_bytes: values of so many bytes or more that wait for their own statistics are rematerialized
             (`passes.rematerialize`); 0 for none. A share of the unsliced peak, so it depends on the machine.
         planner: what chose the regions: "dp", the name that another planner is registered by, or that of a function.
+        predicted_allocated_bytes: the peak as the device's allocator counts, whose blocks may be a little larger than
+            what was asked for; None where it counts as asked, or nobody has looked.
+        predicted_reserved_bytes: what the allocator takes from the device at most; None as above.
     """
 
     model: str
@@ -138,6 +141,8 @@ class Plan:
     streamed_bytes: int = 0
     moved_bytes: int = 0
     rematerialized_bytes: int = 0
+    predicted_allocated_bytes: int | None = None
+    predicted_reserved_bytes: int | None = None
     legal_fingerprint: str = ""
     rules: str = ""
     settings: str = ""
@@ -157,8 +162,18 @@ class Plan:
 
     @property
     def fits(self) -> bool:
-        """Whether the predicted peak is within the budget."""
-        return self.predicted_peak_bytes <= self.budget_bytes
+        """Whether the predicted peak, and what is reserved for it, are within the budget."""
+        return self.needed_bytes <= self.budget_bytes
+
+    @property
+    def counted_peak_bytes(self) -> int:
+        """The predicted peak, as the device's allocator counts it."""
+        return max(self.predicted_peak_bytes, self.predicted_allocated_bytes or 0)
+
+    @property
+    def needed_bytes(self) -> int:
+        """What the device must have: all that is reserved, where that is more than what is alive."""
+        return max(self.predicted_peak_bytes, self.predicted_reserved_bytes or 0)
 
     def region_peak_bytes(self, region: RegionPlan) -> int:
         """Predicted peak while a region of this plan runs, weights included."""
@@ -246,12 +261,12 @@ class Plan:
                 f"the plan of {self.model} was made for {self.weights_bytes + self.streamed_bytes} bytes of weights, "
                 f"but this model has {weights_bytes}; plan again"
             )
-        if self.predicted_peak_bytes > budget_bytes:
+        if self.needed_bytes > budget_bytes:
             raise OverBudget(
-                f"the plan of {self.model} needs {format_bytes(self.predicted_peak_bytes)}, but the budget is "
-                f"{format_bytes(budget_bytes)}: give {budget_hint(self.predicted_peak_bytes)}, or plan for this budget",
+                f"the plan of {self.model} needs {format_bytes(self.needed_bytes)}, but the budget is "
+                f"{format_bytes(budget_bytes)}: give {budget_hint(self.needed_bytes)}, or plan for this budget",
                 budget_bytes=budget_bytes,
-                floor_bytes=self.predicted_peak_bytes,
+                floor_bytes=self.needed_bytes,
                 culprit=self.floor_operator,
             )
 
@@ -300,9 +315,12 @@ def _impossible(plan: Plan) -> Iterator[tuple[str, str]]:
     yield from _impossible_transfers(plan)
 
 
+_REPLAYED = ("predicted_allocated_bytes", "predicted_reserved_bytes")
+
+
 def _negative(plan: Plan) -> Iterator[tuple[str, str]]:
     names = ("budget_bytes", "weights_bytes", "unsliced_peak_bytes", "predicted_peak_bytes", "floor_bytes")
-    for name in (*names, "held_bytes", "streamed_bytes", "moved_bytes", "rematerialized_bytes", "seconds"):
+    for name in (*names, "held_bytes", "streamed_bytes", "moved_bytes", "rematerialized_bytes", "seconds", *_REPLAYED):
         if (getattr(plan, name) or 0) < 0:
             yield name, f"is negative: {getattr(plan, name)}"
 

@@ -169,6 +169,22 @@ class KnownPlans:
         self._write(name, {"bytes": nbytes, "operator": operator})
         return nbytes, operator
 
+    def peaks(self, question: str, make: Callable[[], tuple[int, ...]]) -> tuple[int, ...]:
+        """Several numbers of bytes.
+
+        Args:
+            question: which.
+            make: works them out.
+        """
+        name = self._name(question)
+        found = self._read(name)
+        known = found.get("peaks") if found is not None else None
+        if isinstance(known, list) and all(isinstance(nbytes, int) for nbytes in known):
+            return tuple(known)
+        peaks = make()
+        self._write(name, {"peaks": list(peaks)})
+        return peaks
+
     def bytes_if_known(self, question: str, make: Callable[[], int | None] | None = None) -> int | None:
         """Bytes that nobody has to work out; None where they are not known, or can't be.
 
@@ -195,7 +211,8 @@ class KnownPlans:
             plan: of it.
             make: carries the plan out.
         """
-        name = self._name(f"rewritten {replace(plan, timings={}).to_json(indent=None)}")
+        unmarked = replace(plan, timings={}, predicted_allocated_bytes=None, predicted_reserved_bytes=None)
+        name = self._name(f"rewritten {unmarked.to_json(indent=None)}")
         if name is None:
             return make()
         data = self.store.read(name)

@@ -14,6 +14,7 @@ from sicompiler.capture.entry import bound_method
 from sicompiler.cli.options import ModelOptions
 from sicompiler.cli.output import Progress, note, quiet, show_json, show_text
 from sicompiler.cli.work import find
+from sicompiler.compiler.reserve import plan_reserving
 from sicompiler.device import check_available, device_kind
 from sicompiler.errors import BadInput
 from sicompiler.runtime.compiled import Executable
@@ -50,7 +51,7 @@ def run(options: ModelOptions, gb: str, *, as_json: bool) -> int:
         args, kwargs = torch.utils._pytree.tree_map_only(torch.Tensor, lambda t: t.to(device), (call.args, call.kwargs))
         with quiet():
             _, planner = prepare(model, args, kwargs, progress=progress, method=call.method)
-            plan = planner.plan(budget_bytes, offload=options.offloading)
+            plan = plan_reserving(planner, budget_bytes, offload=options.offloading)
             progress("running both", 0, 1)
             found = compare(
                 model,

@@ -14,6 +14,7 @@ from sicompiler.capture import Program, capture
 from sicompiler.cli.options import ModelOptions, Stage
 from sicompiler.cli.output import Progress, note, quiet
 from sicompiler.compiler.planner import Planner
+from sicompiler.compiler.reserve import plan_reserving
 from sicompiler.passes.manager import run_stage
 from sicompiler.pipelines.eager import eager_peak_bytes
 from sicompiler.planners.registry import ChosenPlanner, chosen_planner
@@ -132,7 +133,9 @@ def plan_for(planner: Planner, gb: str | None) -> Plan:
     Raises:
         OverBudget: no plan fits.
     """
-    return planner.plan(planner.unsliced_bytes if gb is None else parse_bytes(gb), offload="auto")
+    if gb is None:
+        return planner.plan(planner.unsliced_bytes, offload="auto")
+    return plan_reserving(planner, parse_bytes(gb), offload="auto")
 
 
 def show_stage(target: Target, stage: Stage, gb: str | None, progress: Progress) -> ShownStage:

@@ -17,6 +17,7 @@ from sicompiler.capture.tiling import SWITCH, runs_only_tiled
 from sicompiler.compiled_module import HOOK
 from sicompiler.compiler.planner import Offload, Planner
 from sicompiler.compiler.prepare import analyse
+from sicompiler.compiler.reserve import lowest_reserving, plan_within_reserving
 from sicompiler.errors import CaptureError, OverBudget
 from sicompiler.passes.manager import run_stage
 from sicompiler.pipelines.analyses import Analyses
@@ -66,7 +67,7 @@ class CompiledComponent(SharedState):
     @property
     def needed_bytes(self) -> int:
         """The most that a call so far takes of the budget."""
-        planned = [compiled.plan.predicted_peak_bytes for compiled in self.compiled.values()]
+        planned = [compiled.plan.needed_bytes for compiled in self.compiled.values()]
         return max([*planned, *(known.needed_bytes for known in self.untouched_calls.values())], default=0)
 
     @property
@@ -289,7 +290,7 @@ class CompiledComponent(SharedState):
         Components that were away when it was made may have come back since: they go again.
         """
         beside = self.beside.get(id(compiled.plan), frozenset())
-        while compiled.plan.predicted_peak_bytes + self.reserved.total_bytes > self.budget_bytes:
+        while compiled.plan.needed_bytes + self.reserved.total_bytes > self.budget_bytes:
             if not self._make_room(call, beside):
                 return False
         return True
@@ -305,7 +306,7 @@ class CompiledComponent(SharedState):
         offload: Offload = "none"
         while True:
             room_bytes = self.room_bytes
-            plan = planner.plan_within(room_bytes, planner=self.planner, offload=offload)
+            plan = plan_within_reserving(planner, room_bytes, chooser=self.planner, offload=offload)
             if plan is not None:
                 self.beside[id(plan)] = frozenset(name for name, _ in self.reserved.weights)
                 return plan
@@ -313,7 +314,8 @@ class CompiledComponent(SharedState):
                 continue
             if offload == self.offload:
                 planner.refuse_unsolved(room_bytes, self.planner, offload)
-                raise self._over_budget(Shortage(*planner.floor(offload)))
+                lowest = lowest_reserving(planner, offload)
+                raise self._over_budget(Shortage(lowest.needed_bytes, planner.floor(offload)[1]))
             offload = self.offload
 
     def _make_room(self, call: Call, keep: frozenset[str] = frozenset()) -> bool:

@@ -53,6 +53,8 @@ def summary(plan: Plan, untouched_bytes: int | None = None) -> dict[str, Any]:
         "untouched_peak_bytes": untouched_bytes,
         "unsliced_peak_bytes": plan.unsliced_peak_bytes,
         "predicted_peak_bytes": plan.predicted_peak_bytes,
+        "predicted_allocated_bytes": plan.predicted_allocated_bytes,
+        "predicted_reserved_bytes": plan.predicted_reserved_bytes,
         "predicted_seconds": plan.seconds,
         "floor_bytes": plan.floor_bytes,
         "floor_operator": plan.floor_operator,
@@ -89,6 +91,13 @@ def floor_text(plan: Plan) -> str:
     return f"{format_bytes(plan.floor_bytes)}{where}, set by {plan.floor_operator}"
 
 
+def reserved_rows(plan: Plan) -> list[tuple[str, str]]:
+    """What the device's allocator takes for a plan, where it keeps segments."""
+    if plan.predicted_reserved_bytes is None:
+        return []
+    return [("predicted reserved", f"{format_bytes(plan.predicted_reserved_bytes)}, with what the allocator keeps")]
+
+
 def totals(plan: Plan, untouched_bytes: int | None = None) -> list[tuple[str, str]]:
     """The totals of a plan, label and text."""
     rows = [("weights", f"{format_bytes(plan.weights_bytes)} resident")]
@@ -99,6 +108,7 @@ def totals(plan: Plan, untouched_bytes: int | None = None) -> list[tuple[str, st
     rows += [
         ("unsliced peak", format_bytes(plan.unsliced_peak_bytes)),
         ("predicted peak", format_bytes(plan.predicted_peak_bytes)),
+        *reserved_rows(plan),
         ("floor", floor_text(plan)),
         ("budget", format_bytes(plan.budget_bytes)),
         ("fits", "yes" if plan.fits else "NO: this is the plan at the floor"),

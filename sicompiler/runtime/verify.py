@@ -123,7 +123,7 @@ def compare(
         relative,
         bitwise,
         plan.budget_bytes,
-        plan.predicted_peak_bytes,
+        plan.counted_peak_bytes,
         0 if measured.not_measured else resident + measured.bytes,
         0 if untouched.not_measured else resident + plan.streamed_bytes + untouched.bytes,
         ended - between,
