@@ -9,6 +9,7 @@ import typer
 
 from sicompiler.cli.cache_app import cache
 from sicompiler.cli.options import (
+    CardOption,
     DiffOptions,
     Format,
     Gb,
@@ -17,6 +18,7 @@ from sicompiler.cli.options import (
     RequiredGb,
     RunOptions,
     Stage,
+    budget_option,
     expanded,
 )
 from sicompiler.cli.rehash.app import rehash
@@ -59,8 +61,13 @@ def _app(
 def plan(
     options: ModelOptions,
     gb: Gb = None,
+    card: CardOption = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Save the plan as JSON, for diff and compile_for_budget.")
+    ] = None,
+    snapshot: Annotated[
+        Path | None,
+        typer.Option("--snapshot", help="Save a run, planned and unsliced, for torch's memory viewer.", metavar="FILE"),
     ] = None,
     memory: Annotated[bool, typer.Option("--memory", help="Also tell how much host memory planning took.")] = False,
     untouched: Annotated[
@@ -74,13 +81,16 @@ def plan(
     """
     from sicompiler.cli.answers import recalled
 
+    gb = budget_option(gb, card)
+
     def run() -> int:
         with paused_gc():  # imports and graphs, which stay to the end of the process
-            from sicompiler.cli.plan import run
+            from sicompiler.cli.plan import Saved, run
 
-            return run(options, gb, output, memory=memory, untouched=untouched, as_json=json)
+            saved = Saved(output, snapshot)
+            return run(options, gb, saved, memory=memory, untouched=untouched, as_json=json)
 
-    if output is not None or memory:
+    if output is not None or snapshot is not None or memory:
         return run()
     return recalled("plan", options, {"gb": gb, "untouched": untouched, "json": json}, run)
 

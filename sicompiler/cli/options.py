@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 import typer
 
 from sicompiler.device import PLANNED_FOR, Device
+from sicompiler.errors import BadInput
 
 if TYPE_CHECKING:
     from sicompiler.zoo.geometry import GivenSizes
@@ -86,7 +87,11 @@ MODEL_HELP = (
     "A preset (svd, cogvideox-2b, ...; a wrong name lists them), a local diffusers folder (configurations are enough), "
     "or package.module:function returning (module, args, kwargs)."
 )
-GB_HELP = "Memory budget, weights included: a number of GiB (8), or a size with a unit (8GB, 7.5GiB, 900MiB)."
+GB_HELP = (
+    "Memory budget, weights included: a number of GiB (8), a size with a unit (8GB, 7.5GiB, 900MiB), or a card "
+    '("16GB card").'
+)
+CARD_HELP = "Budget: what a card really offers, by its name (rtx-4090, t4) or size (16GB); a wrong one lists them."
 DEVICE_HELP = (
     "Plan for the allocator, the kernels and the speed of this kind of device; it need not be present. "
     f"Default: {PLANNED_FOR} for presets and folders; for a function, where its weights are."
@@ -150,5 +155,17 @@ class DiffOptions(ModelOptions):
 
 
 Gb = Annotated[str | None, typer.Option("--gb", metavar="SIZE", help=GB_HELP, show_default=False)]
+CardOption = Annotated[str | None, typer.Option("--card", metavar="NAME", help=CARD_HELP, show_default=False)]
 RequiredGb = Annotated[str, typer.Option("--gb", metavar="SIZE", help=GB_HELP, show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
+
+
+def budget_option(gb: str | None, card: str | None) -> str | None:
+    """The budget, given as a size or as a card.
+
+    Raises:
+        BadInput: both are given.
+    """
+    if gb is not None and card is not None:
+        raise BadInput(f"--gb {gb} and --card {card} are two budgets: give one")
+    return gb if card is None else f"{card} card"

@@ -9,7 +9,10 @@ from itertools import zip_longest
 from pathlib import Path
 
 from sicompiler.capture import Program
+from sicompiler.errors import BadInput
 from sicompiler.plan import Plan
+from sicompiler.replay.run import traced_run
+from sicompiler.replay.snapshot import write_snapshot
 from sicompiler.reports.page import page
 from sicompiler.reports.summary import plain, plan_tables, summary
 from sicompiler.units import format_bytes
@@ -60,6 +63,21 @@ class Report:
             "plans": [summary(*found) for found in self._looked_at],
         }
         return json.dumps(found, indent=2)
+
+    def save_snapshot(self, path: str | Path) -> Path:
+        """Write what the allocator does in a run of each plan, as a memory snapshot that torch's viewer opens.
+
+        Each plan is a device of its own in it, oldest first.
+
+        Args:
+            path: of the file to write, a pickle.
+
+        Raises:
+            BadInput: nothing is planned yet, the file can't be written, or the device's allocator keeps no segments.
+        """
+        if not self.plans:
+            raise BadInput(f"{self.model}: nothing is planned yet, so there is nothing to show; call the model once")
+        return write_snapshot(path, [traced_run(*pair) for pair in zip(self.programs, self.plans, strict=True)])
 
     def to_html(self, path: str | Path) -> Path:
         """Write one self-contained page: totals, live bytes over the run, one row a region.
