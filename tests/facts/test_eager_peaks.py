@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-
 import pytest
 import torch
 from torch import nn
@@ -122,25 +120,6 @@ def test_python_lets_go_when_the_last_name_is_gone(model: nn.Module, copies: int
     assert found is not None
     assert found == pytest.approx(copies * x.nbytes, abs=SMALL)
     assert found - x.nbytes == pytest.approx(peak.bytes, abs=SMALL)
-
-
-@pytest.mark.parametrize("frozen", [False, True])
-def test_the_collector_is_left_as_it_was(frozen: bool) -> None:
-    model, x = LetsGo(), torch.randn(8)
-    shared = gc.get_freeze_count()  # what conftest has frozen
-    gc.unfreeze()
-    try:
-        if frozen:
-            gc.freeze()
-        kept = gc.get_freeze_count()
-        eager_peak_bytes(model, model.forward, (x,), {}, "cpu")
-        assert gc.get_freeze_count() == kept
-        assert (kept > 0) == frozen
-    finally:
-        if shared:
-            gc.freeze()
-        else:
-            gc.unfreeze()
 
 
 def test_models_without_memory_have_the_mode_of_a_trace() -> None:
