@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import gc
+import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -65,6 +67,15 @@ def pytest_collection(session: pytest.Session) -> Iterator[None]:
         gc.freeze()
         gc.set_threshold(5000, 10, 20)
         gc.enable()
+        _nobody_reads_traces()
+
+
+def _nobody_reads_traces() -> None:
+    """Keep pytest from collecting torch's trace log: torch tells stacks and prints graphs for whoever does."""
+    if "torch" in sys.modules:
+        trace = logging.getLogger("torch.__trace")
+        trace.handlers.clear()
+        trace.propagate = True  # pytest adds its handlers to the root, and to loggers that do not propagate
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
