@@ -9,10 +9,13 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import hypothesis
 import pytest
+
+if TYPE_CHECKING:
+    from sicompiler import RehashPlan
 
 GOLDEN = Path(__file__).parent / "golden"
 Golden = Callable[[str, str], None]
@@ -79,7 +82,11 @@ def _nobody_reads_traces() -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skip tests marked gpu where there is no CUDA device."""
+    """Bring together what shares, and skip tests marked gpu where there is no CUDA device.
+
+    Tests of planners read what tests of whole models have captured and analysed (`tests/zoo.py`), so they come next.
+    """
+    items.sort(key=lambda item: "exact, then planners" if _folder(item) == "planners" else _folder(item))
     gpu_items = [item for item in items if item.get_closest_marker("gpu")]
     if not gpu_items:
         return
@@ -88,6 +95,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not torch.cuda.is_available():
         for item in gpu_items:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+def _folder(item: pytest.Item) -> str:
+    return item.nodeid.split("/")[1] if "/" in item.nodeid else ""
 
 
 @pytest.fixture(autouse=True)
@@ -143,6 +154,15 @@ def cached(cache_folder: Path) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SICOMPILER_CACHE", str(cache_folder))
         yield
+
+
+@pytest.fixture(scope="module")
+def half(cached: None) -> RehashPlan:
+    """A plan of the mini pipeline that skips half of its evaluations, made once for the tests that only run it."""
+    from tests.mini_pipeline import mini
+    from tests.mini_rehash import half_plan
+
+    return half_plan(mini())
 
 
 @pytest.fixture(scope="module")

@@ -159,21 +159,38 @@ class Model(torch.nn.Module):
 """
 
 
+KEYS = """
+import os, sys
+from tests.program_keys import key
+
+for folder in sys.argv[1:]:
+    os.rename(folder, "models")
+    child = os.fork()  # torch is imported once
+    if not child:
+        sys.path.insert(0, "models")
+        import models_edited
+        print(key(models_edited.Model()), flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.rename("models", folder)
+"""
+
+
 def test_source_that_was_edited_between_two_processes_is_another_key(tmp_path: Path) -> None:
     """Methods looked up by a name put together, values of enumerations, what is imported inside of a function."""
-    name = "models_edited"
-    script = f"from tests.program_keys import key; import {name}; print(key({name}.Model()))"
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{Path(__file__).parents[2]}"}
-    keys = []
-    for value, gain in ((2.0, 1.0), (2.0, 1.0), (3.0, 1.0), (2.0, 5.0)):
-        (tmp_path / f"{name}.py").write_text(EDITED.format(value=value, name=name))
-        (tmp_path / f"{name}_helper.py").write_text(f"gain = {gain}\n")
-        done = subprocess.run(
-            [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
-        )
-        keys.append(done.stdout.strip())
-    first, again, values, helper = keys
-    assert first == again != ""
+    for folder, value, gain in (("plain", 2.0, 1.0), ("values", 3.0, 1.0), ("helper", 2.0, 5.0)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "models_edited.py").write_text(EDITED.format(value=value, name="models_edited"))
+        (tmp_path / folder / "models_edited_helper.py").write_text(f"gain = {gain}\n")
+
+    def keys_of(*folders: str) -> list[str]:
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+        command = [sys.executable, "-c", KEYS, *folders]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+        return done.stdout.split()
+
+    first, values, helper = keys_of("plain", "values", "helper")
+    assert keys_of("plain") == [first]
     assert len({first, values, helper}) == 3
 
 

@@ -48,6 +48,8 @@ assert not heavy, heavy
         began = time.perf_counter()
         subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
         best = min(best, time.perf_counter() - began)
+        if best < 2.0:
+            break
     assert best < 2.0, f"{best:.2f} s; 0.5 s is the aim on an idle machine"
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import sicompiler
-from sicompiler import Rehash
+from sicompiler import Rehash, RehashPlan
 from sicompiler.pipelines.component import CompiledComponent
 from sicompiler.pipelines.pipeline import pipeline_state
 from sicompiler.pipelines.rehash.mode import Mode
@@ -35,16 +35,15 @@ from tests.mini_rehash import (
 pytestmark = pytest.mark.usefixtures("cached")
 
 
-def test_the_output_is_near_and_the_calls_are_those_of_the_plan() -> None:
+def test_the_output_is_near_and_the_calls_are_those_of_the_plan(half: RehashPlan) -> None:
     pipe = mini()
     exact = pipe(**CALL)
-    plan = half_plan(pipe)
-    sicompiler.compile_for_budget(pipe, ROOMY, rehash=Rehash(plan=plan))
+    sicompiler.compile_for_budget(pipe, ROOMY, rehash=Rehash(plan=half))
     found = pipe(**CALL)
     assert 0 < error_of(found, exact) < 0.05
     report = sicompiler.rehash_report(pipe)
-    assert report.plan == plan
-    assert [e.step for e in report.evaluations if e.prediction is None] == list(plan.full)
+    assert report.plan == half
+    assert [e.step for e in report.evaluations if e.prediction is None] == list(half.full)
     assert (report.full, report.skipped) == (STEPS // 2, STEPS - STEPS // 2)
     assert torch.equal(pipe(**CALL), found), "nothing is left over from the run before"
 
@@ -188,11 +187,10 @@ def test_other_step_counts_are_planned_again_and_said_to_be_uncertified(
     assert sicompiler.rehash_report(pipe).skipped > 0
 
 
-def test_other_sizes_run_by_the_same_plan() -> None:
+def test_other_sizes_run_by_the_same_plan(half: RehashPlan) -> None:
     pipe = mini()
     exact = pipe(picture(16), steps=STEPS)
-    plan = half_plan(pipe)
-    sicompiler.compile_for_budget(pipe, ROOMY, rehash=Rehash(plan=plan))
+    sicompiler.compile_for_budget(pipe, ROOMY, rehash=Rehash(plan=half))
     assert error_of(pipe(picture(16), steps=STEPS), exact) < 0.05
     assert sicompiler.rehash_report(pipe).skipped == STEPS // 2
 
@@ -209,13 +207,12 @@ def test_without_calls_the_first_run_is_full_and_learned_from(caplog: pytest.Log
     assert sicompiler.rehash_report(pipe).skipped > 0
 
 
-def test_features_are_charged_to_the_budget() -> None:
+def test_features_are_charged_to_the_budget(half: RehashPlan) -> None:
     pipe = mini()
-    plan = half_plan(pipe)
     sicompiler.compile_for_budget(pipe, ROOMY)
     pipe(**CALL)
     low = int(sicompiler.report(pipe).floor_bytes)
-    sicompiler.compile_for_budget(pipe, ROOMY, rehash=Rehash(plan=plan))
+    sicompiler.compile_for_budget(pipe, ROOMY, rehash=Rehash(plan=half))
     found = sicompiler.verify(pipe, ((), dict(CALL)))
     assert found.fits, str(found)
     rows = {row.component: row for row in found.phases}
@@ -226,9 +223,9 @@ def test_features_are_charged_to_the_budget() -> None:
         assert row.measured_peak_bytes <= row.predicted_peak_bytes
     least = max(row.floor_bytes or 0 for row in rows.values())
     assert least > low, "features need room of their own"
-    sicompiler.compile_for_budget(pipe, f"{least}B", offload="none", rehash=Rehash(plan=plan))
+    sicompiler.compile_for_budget(pipe, f"{least}B", offload="none", rehash=Rehash(plan=half))
     assert sicompiler.verify(pipe, ((), dict(CALL))).fits
-    sicompiler.compile_for_budget(pipe, f"{least - 1}B", offload="none", rehash=Rehash(plan=plan))
+    sicompiler.compile_for_budget(pipe, f"{least - 1}B", offload="none", rehash=Rehash(plan=half))
     with pytest.raises(sicompiler.OverBudget, match="kept from step to step"):
         pipe(**CALL)
 
@@ -268,10 +265,9 @@ def test_the_guard_ends_skipping_where_features_move_as_never_before(
     assert "the guard measured" in str(report)
 
 
-def test_features_that_are_not_finite_end_skipping(caplog: pytest.LogCaptureFixture) -> None:
+def test_features_that_are_not_finite_end_skipping(half: RehashPlan, caplog: pytest.LogCaptureFixture) -> None:
     pipe = mini()
-    plan = half_plan(pipe)
-    sicompiler.compile_for_budget(pipe, ROOMY, rehash=Rehash(plan=plan))
+    sicompiler.compile_for_budget(pipe, ROOMY, rehash=Rehash(plan=half))
     with caplog.at_level(logging.WARNING):
         pipe(picture() * float("nan"), steps=STEPS)
     assert "not finite" in caplog.text
@@ -290,10 +286,9 @@ def test_release_gives_everything_back() -> None:
     assert torch.equal(pipe(**CALL), wanted)
 
 
-def test_a_plan_whose_steps_are_never_reached_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_plan_whose_steps_are_never_reached_is_told(half: RehashPlan, caplog: pytest.LogCaptureFixture) -> None:
     pipe = mini()
-    plan = half_plan(pipe)
-    sicompiler.compile_for_budget(pipe, ROOMY, rehash=Rehash(plan=plan))
+    sicompiler.compile_for_budget(pipe, ROOMY, rehash=Rehash(plan=half))
 
     def stop(pipe: Any, step: int, t: Any, values: dict[str, Any]) -> dict[str, Any]:
         pipe._interrupt = True

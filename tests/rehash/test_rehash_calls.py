@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import sicompiler
-from sicompiler import Rehash
+from sicompiler import Rehash, RehashPlan
 from sicompiler.pipelines.pipeline import pipeline_state
 from sicompiler.pipelines.rehash.hooks import PipelineRehash
 from sicompiler.pipelines.rehash.mode import Mode
@@ -20,7 +20,7 @@ from sicompiler.rehash.importance import evaluation_times
 from sicompiler.rehash.lessons import CutStats, RunStats
 from sicompiler.rehash.setting import Setting
 from tests.mini_pipeline import MiniUNet, mini, picture
-from tests.mini_rehash import CALL, ROOMY, STEPS, call_list, half_plan, plan_of, rehashed
+from tests.mini_rehash import CALL, ROOMY, STEPS, call_list, plan_of, rehashed
 
 pytestmark = pytest.mark.usefixtures("fast_skips", "cached")
 
@@ -157,11 +157,10 @@ def test_nothing_of_a_loop_stays_on_the_device() -> None:
         assert loop.held_bytes == 0
 
 
-def test_features_that_are_kept_count_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_features_that_are_kept_count_once(half: RehashPlan, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the denoiser's plans have room for is no part of what the rest of the pipeline holds."""
     pipe = mini()
-    plan = half_plan(pipe)
-    sicompiler.compile_for_budget(pipe, ROOMY, rehash=Rehash(plan=plan))
+    sicompiler.compile_for_budget(pipe, ROOMY, rehash=Rehash(plan=half))
     pipe(**CALL)
     rehash, held, kept = _rehash(pipe), list[int](), list[int]()
     evaluate = PipelineRehash.evaluate

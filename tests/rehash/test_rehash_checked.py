@@ -25,7 +25,7 @@ from sicompiler.rehash.choose import GUARD, LEAST_BOUND, PlanInputs, guarded, pl
 from sicompiler.rehash.lessons import CutStats, RunStats
 from sicompiler.rehash.plan import RehashPlan
 from tests.mini_pipeline import mini
-from tests.mini_rehash import CALL, ROOMY, STEPS, call_list, error_of, half_plan, plan_of, rehashed
+from tests.mini_rehash import CALL, ROOMY, STEPS, call_list, error_of, plan_of, rehashed
 from tests.rehash_models import prompted
 
 pytestmark = pytest.mark.usefixtures("fast_skips", "cached")
@@ -65,10 +65,9 @@ def test_what_is_predicted_was_measured_on_calls_that_the_weights_had_not_learne
     assert f"(median of {plan.checked} calls)" in str(sicompiler.rehash_report(pipe))
 
 
-def test_a_guess_is_printed_as_no_prediction() -> None:
+def test_a_guess_is_printed_as_no_prediction(half: RehashPlan) -> None:
     pipe = mini()
-    plan = half_plan(pipe)
-    sicompiler.compile_for_budget(pipe, ROOMY, rehash=Rehash(plan=plan))
+    sicompiler.compile_for_budget(pipe, ROOMY, rehash=Rehash(plan=half))
     pipe(**CALL)
     assert "error unknown: it was checked on no call" in str(sicompiler.rehash_report(pipe))
     assert "predicted" not in str(sicompiler.rehash_report(pipe))
@@ -144,15 +143,13 @@ def _scaled(walk: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return np.asarray(walk / math.sqrt(float(np.square(walk).sum()) / len(walk)))
 
 
-def test_the_guard_ends_skipping_at_twice_what_is_predicted() -> None:
-    pipe = mini()
-    plan = half_plan(pipe)
-    step = next(i for i, check in enumerate(plan.checks) if check is not None)
+def test_the_guard_ends_skipping_at_twice_what_is_predicted(half: RehashPlan) -> None:
+    step = next(i for i, check in enumerate(half.checks) if check is not None)
     assert GUARD == 2.0
-    set_by = guarded(plan, {step: 0.3}).checks[step]
+    set_by = guarded(half, {step: 0.3}).checks[step]
     assert set_by is not None
     assert set_by.bound == 0.6
-    least = guarded(plan, {step: 0.0}).checks[step]
+    least = guarded(half, {step: 0.0}).checks[step]
     assert least is not None
     assert least.bound == LEAST_BOUND
 

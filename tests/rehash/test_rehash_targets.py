@@ -24,7 +24,6 @@ from tests.mini_rehash import (
     STEPS,
     call_list,
     error_of,
-    half_plan,
     plan_of,
     rehashed,
 )
@@ -38,31 +37,29 @@ pytestmark = pytest.mark.usefixtures("fast_skips", "cached")
     [({"steps": STEPS + 1}, "evaluations 8, but this is 9"), ({}, "scheduler DDIMScheduler")],
     ids=["step count", "scheduler"],
 )
-def test_a_plan_of_something_else_is_refused(change: dict[str, Any], names: str) -> None:
+def test_a_plan_of_something_else_is_refused(half: RehashPlan, change: dict[str, Any], names: str) -> None:
     pipe = mini()
-    plan = half_plan(pipe)
     if not change:
         pipe.scheduler = diffusers.EulerDiscreteScheduler()
-    sicompiler.compile_for_budget(pipe, ROOMY, rehash=Rehash(plan=plan))
+    sicompiler.compile_for_budget(pipe, ROOMY, rehash=Rehash(plan=half))
     with pytest.raises(sicompiler.StalePlan, match=names):
         pipe(**{**CALL, **change})
 
 
-def test_plans_are_saved_and_loaded(tmp_path: Path) -> None:
+def test_plans_are_saved_and_loaded(half: RehashPlan, tmp_path: Path) -> None:
     pipe = mini()
-    plan = half_plan(pipe)
-    plan.save(tmp_path / "plan.json")
-    assert RehashPlan.load(tmp_path / "plan.json") == plan
+    half.save(tmp_path / "plan.json")
+    assert RehashPlan.load(tmp_path / "plan.json") == half
     sicompiler.compile_for_budget(pipe, ROOMY, rehash=Rehash(plan=tmp_path / "plan.json"))
     pipe(**CALL)
-    assert sicompiler.rehash_report(pipe).plan == plan
+    assert sicompiler.rehash_report(pipe).plan == half
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(sicompiler.StalePlan, match="not a rehash plan"):
         RehashPlan.load(tmp_path / "other.json")
     with pytest.raises(sicompiler.BadInput, match="can't read the plan"):
         sicompiler.compile_for_budget(pipe, ROOMY, rehash=Rehash(plan=tmp_path / "none.json"))
     pipe(**CALL)
-    assert sicompiler.rehash_report(pipe).plan == plan, "after a failure the pipeline is compiled as it was"
+    assert sicompiler.rehash_report(pipe).plan == half, "after a failure the pipeline is compiled as it was"
 
 
 def test_targets_that_cannot_be_met_name_the_nearest() -> None:

@@ -21,7 +21,7 @@ from sicompiler.planners.skip_schedule import Prediction
 from sicompiler.rehash.evaluation import Evaluation
 from sicompiler.rehash.timings import Seconds, Timings
 from tests.mini_pipeline import mini
-from tests.mini_rehash import call_list, half_plan, plan_of, rehashed, skipping_is_fast, told_clock
+from tests.mini_rehash import call_list, plan_of, rehashed, skipping_is_fast, told_clock
 
 pytestmark = pytest.mark.usefixtures("cached")
 
@@ -123,15 +123,15 @@ def test_what_else_the_machine_did_for_a_moment_does_not_count() -> None:
     assert math.isnan(typical_seconds(_run(rows[:3]), skipped=True))
 
 
-def test_an_evaluation_that_keeps_features_is_no_faster_than_one_that_keeps_none() -> None:
+def test_an_evaluation_that_keeps_features_is_no_faster_than_one_that_keeps_none(half: RehashPlan) -> None:
     """The machine was busy while evaluations in full were timed beside the run of a plan."""
-    plan, timings = half_plan(mini()), Timings()
-    timings.measured(plan, Seconds(whole=6.0, full=4.0, skip=1.0, step=0.0, outside=0.0))
-    (corrected,) = timings.corrected([plan])
+    timings = Timings()
+    timings.measured(half, Seconds(whole=6.0, full=4.0, skip=1.0, step=0.0, outside=0.0))
+    (corrected,) = timings.corrected([half])
     assert (corrected.whole_seconds, corrected.full_seconds) == (6.0, 6.0)
-    assert corrected.speedup < len(plan.steps) / len(plan.full)
-    timings.measured(plan, Seconds(whole=4.0, full=6.0, skip=1.0, step=0.0, outside=0.0))
-    assert timings.corrected([plan])[0].full_seconds == 6.0
+    assert corrected.speedup < len(half.steps) / len(half.full)
+    timings.measured(half, Seconds(whole=4.0, full=6.0, skip=1.0, step=0.0, outside=0.0))
+    assert timings.corrected([half])[0].full_seconds == 6.0
 
 
 class _Told(Trials):
@@ -153,8 +153,8 @@ class _Told(Trials):
         pass
 
 
-def test_what_is_estimated_further_than_a_beaten_plan_of_the_same_cut_is_not_tried() -> None:
-    plan = dataclasses.replace(half_plan(mini()), whole_seconds=4.0, full_seconds=4.0, skip_seconds=1.0, step_seconds=0)
+def test_what_is_estimated_further_than_a_beaten_plan_of_the_same_cut_is_not_tried(half: RehashPlan) -> None:
+    plan = dataclasses.replace(half, whole_seconds=4.0, full_seconds=4.0, skip_seconds=1.0, step_seconds=0)
     steps = plan.steps
 
     def other(cut: int, size: int, predicted: float, skipped: int) -> RehashPlan:
@@ -199,11 +199,13 @@ class _Shorter(Trials):
         ([0.011, 0.011, 0.011, 0.011], 4, False),
     ],
 )
-def test_fewer_steps_are_made_until_it_is_certain_that_a_plan_wins(frames: list[float], made: int, won: bool) -> None:
-    plan, own = half_plan(mini()), [Difference(0.01, 0.0, {}, 0.01)] * 4
+def test_fewer_steps_are_made_until_it_is_certain_that_a_plan_wins(
+    half: RehashPlan, frames: list[float], made: int, won: bool
+) -> None:
+    own = [Difference(0.01, 0.0, {}, 0.01)] * 4
     learned, held_out = _Shorter(frames), _Shorter(frames)
     contest = Contest(learned, held_out, accept_worse=False)
-    assert contest.won(plan, own, held_out=False) == won
+    assert contest.won(half, own, held_out=False) == won
     assert learned.made == made
-    assert contest.won(plan, own, held_out=True) == won
+    assert contest.won(half, own, held_out=True) == won
     assert held_out.made == 4, "what these show is told"
