@@ -39,6 +39,11 @@ _SVD_UNET = {
     "down_block_types": ("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
     "up_block_types": ("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
 }
+_ANIMATEDIFF_UNET = {
+    "block_out_channels": (8, 16),
+    "down_block_types": ("CrossAttnDownBlockMotion", "DownBlockMotion"),
+    "up_block_types": ("UpBlockMotion", "CrossAttnUpBlockMotion"),
+}
 
 
 def svd(dtype: torch.dtype = torch.float32) -> Any:
@@ -84,7 +89,7 @@ def animatediff_parts(dtype: torch.dtype) -> dict[str, Any]:
         "vae": softened(vae_2d(dtype), "decoder.conv_out"),
         "text_encoder": clip_text(dtype),
         "tokenizer": tokenizer(),
-        "unet": denoiser("animatediff", dtype),
+        "unet": denoiser("animatediff", dtype, **_ANIMATEDIFF_UNET),
         "motion_adapter": adapter,
         "scheduler": DDIMScheduler(beta_schedule="linear", clip_sample=False),
     }
@@ -101,8 +106,8 @@ def animatediff_controlnet(dtype: torch.dtype = torch.float32) -> Any:
 
     controlnet = component(
         "ControlNetModel",
-        {"block_out_channels": (8, 16, 16), "layers_per_block": 1, "norm_num_groups": 4, "cross_attention_dim": 16,
-         "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        {"block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4, "cross_attention_dim": 16,
+         "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
          "attention_head_dim": 2, "conditioning_embedding_out_channels": (4, 8)},
         dtype,
         seed=1,
