@@ -46,7 +46,7 @@ def test_a_pipeline_skips_within_its_budget(name: str, monkeypatch: pytest.Monke
 def test_two_transformers_in_turns_are_refused() -> None:
     pipe = pipelines_transformers.wan_two()
     pipe.set_progress_bar_config(disable=True)
-    calls = [_call(pipelines_transformers.wan_call, seed) for seed in range(2)]
+    calls = [{**_call(pipelines_transformers.wan_call, seed), "output_type": "latent"} for seed in range(2)]
     request = sicompiler.Rehash(rel_error=0.2, calls=calls)
     with pytest.raises(BadInput, match=r"the loop ran transformer at \d of its 8 steps; Step Rehash needs every step"):
         sicompiler.compile_for_budget(pipe, BUDGET, rehash=request)

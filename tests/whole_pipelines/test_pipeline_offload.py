@@ -49,10 +49,17 @@ def offloaded_parts(pipe: Any) -> set[str]:
     return {name for name, part in parts.items() if any(map(is_offloaded, part.parameters()))}
 
 
-def test_a_pipeline_runs_below_its_weights_with_the_same_frames() -> None:
+@pytest.fixture(scope="module")
+def floors(cached: None) -> tuple[int, int]:
+    """Of the mini pipeline: the smallest budget that works, and the smallest with everything on the device."""
+    pipe = mini()
+    return offload_floor(pipe, generate), device_floor(pipe, generate)
+
+
+def test_a_pipeline_runs_below_its_weights_with_the_same_frames(floors: tuple[int, int]) -> None:
     pipe = mini()
     reference = pipe(picture())
-    low, near = offload_floor(pipe, generate), device_floor(pipe, generate)
+    low, near = floors
     assert low < near
     for budget in (low, (low + near) // 2, near - 1):
         sicompiler.compile_for_budget(pipe, f"{budget}B")
@@ -68,10 +75,9 @@ def test_a_pipeline_runs_below_its_weights_with_the_same_frames() -> None:
 
 
 @pytest.fixture
-def squeezed() -> tuple[Any, torch.Tensor]:
-    pipe = mini()
+def squeezed(floors: tuple[int, int]) -> tuple[Any, torch.Tensor]:
+    pipe, (low, near) = mini(), floors
     reference = pipe(picture())
-    low, near = offload_floor(pipe, generate), device_floor(pipe, generate)
     sicompiler.compile_for_budget(pipe, f"{low + (near - low) // 4}B")
     return pipe, reference
 
