@@ -28,11 +28,9 @@ from tests.mini_rehash import (
     half_plan,
     plan_of,
     rehashed,
-    skipping_is_fast,
-    told_clock,
 )
 
-pytestmark = pytest.mark.usefixtures("cached")
+pytestmark = pytest.mark.usefixtures("fast_skips", "cached")
 
 
 def test_the_output_is_near_and_the_calls_are_those_of_the_plan(half: RehashPlan) -> None:
@@ -171,9 +169,8 @@ def test_two_pipelines_in_two_threads_do_not_meet() -> None:
 
 @pytest.mark.parametrize("target", [{"rel_error": 0.9}, {"psnr": 20}, {"speedup": 1.5}], ids=lambda t: next(iter(t)))
 def test_other_step_counts_are_planned_again_and_said_to_be_uncertified(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, target: dict[str, Any]
+    caplog: pytest.LogCaptureFixture, target: dict[str, Any]
 ) -> None:
-    told_clock(monkeypatch, skipping_is_fast)
     pipe = rehashed(calls=call_list(3), held_out=1, accept_worse=True, **target)
     pipe(**CALL)
     certified = plan_of(pipe)
