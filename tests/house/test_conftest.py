@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import gc
-import logging
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from torch._logging._internal import trace_log
 
 from tests.source_tree import ROOT
 
@@ -19,6 +19,7 @@ def test_text(golden):
 """
 GPU_TEST = """
 import pytest
+from torch._logging._internal import trace_log
 
 @pytest.mark.gpu
 def test_device():
@@ -78,4 +79,4 @@ def test_the_collector_does_not_look_at_what_the_imports_made() -> None:
 
 def test_torch_traces_for_nobody() -> None:
     """It does for any handler, which takes a tenth of the time of a small capture."""
-    assert logging.getLogger("torch.__trace").handlers == []
+    assert trace_log.handlers == []
