@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import hypothesis
 import pytest
@@ -17,6 +16,7 @@ import sicompiler
 from sicompiler.capture import capture
 from sicompiler.compiled_module import CompiledModule
 from sicompiler.guards import keep_state
+from sicompiler.runtime.call import Call
 from sicompiler.runtime.compiled import Executable
 from tests.guard_mutations import MUTATIONS, WIDTH, Mutation, toy
 
@@ -80,9 +80,9 @@ def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 def pair() -> Iterator[Pair]:
     """Captured as always, but run as captured: what plans do to a graph is tried elsewhere."""
 
-    def captured(self: CompiledModule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Executable:
+    def captured(self: CompiledModule, call: Call) -> Executable:
         with self.untouched():
-            return Executable(capture(self.model, args, kwargs), plan)
+            return Executable(capture(self.model, call.args, call.kwargs), plan)
 
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         made = Pair()
