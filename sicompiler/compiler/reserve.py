@@ -20,6 +20,7 @@ from sicompiler.replay.run import SETTINGS, replay_run, rules_of
 from sicompiler.units import budget_hint, format_bytes
 
 ROUNDS = 3  # how often a smaller budget is tried before the floor
+BISECTIONS = 2  # how often one between the floor and what is too large
 
 
 def peaks_of(planner: Planner, plan: Plan, rules: AllocatorRules) -> MemoryPeaks:
@@ -95,20 +96,54 @@ def lowest_reserving(planner: Planner, offload: Offload = "none") -> Plan:
 def _smaller(planner: Planner, plan: Plan, budget_bytes: int, chooser: AnyPlanner, offload: Offload) -> Plan:
     """A plan that reserves no more than a budget, of those for smaller and smaller ones; else that at the floor.
 
-    What is reserved grows about as what is alive: the planner is asked for as much less.
+    What is reserved grows about as what is alive: the planner is asked for as much less. Where that does not come to an
+    end soon, as segments are large beside a small model, it goes on from the floor upwards.
     """
     for _ in range(ROUNDS):
         if plan.needed_bytes <= budget_bytes:
             return replace(plan, budget_bytes=budget_bytes)
         asked = plan.predicted_peak_bytes * budget_bytes // plan.needed_bytes
-        lower = planner.plan_within(asked, planner=chooser, offload=offload)
+        way: Offload = offload if plan.uses_offload else "none"  # before it offloads, see what the floor without takes
+        lower = planner.plan_within(asked, planner=chooser, offload=way)
         if lower is None:
             break
         plan = with_reserved(planner, lower)
     if plan.needed_bytes > budget_bytes:
-        lowest = planner.plan_within(planner.floor(offload)[0], planner=chooser, offload=offload)
-        plan = plan if lowest is None else with_reserved(planner, lowest)
+        plan = _from_the_floor(planner, plan, budget_bytes, chooser, offload)
     return replace(plan, budget_bytes=budget_bytes)
+
+
+def _from_the_floor(planner: Planner, plan: Plan, budget_bytes: int, chooser: AnyPlanner, offload: Offload) -> Plan:
+    """The best of the plans at the floor, without offloading first, and of some between it and one that is too large.
+
+    Args:
+        planner: of the model.
+        plan: too large.
+        budget_bytes: of the plan, with what the allocator keeps.
+        chooser: which search to use, see `planners.registry`.
+        offload: "auto" allows to spill values and to stream weights, if no plan fits otherwise.
+    """
+    too_large = plan.predicted_peak_bytes
+    ways: tuple[Offload, ...] = ("none", "auto") if offload == "auto" else ("none",)
+    for way in ways:
+        lowest = planner.plan_within(planner.floor(way)[0], planner=chooser, offload=way)
+        if lowest is None:
+            continue
+        plan = with_reserved(planner, lowest)
+        if plan.needed_bytes > budget_bytes:
+            continue
+        for _ in range(BISECTIONS):
+            asked = (plan.predicted_peak_bytes + too_large) // 2
+            between = planner.plan_within(asked, planner=chooser, offload=way)
+            if between is None:
+                break
+            between = with_reserved(planner, between)
+            if between.needed_bytes <= budget_bytes:
+                plan = between
+            else:
+                too_large = between.predicted_peak_bytes
+        break
+    return plan
 
 
 def _refusal(planner: Planner, plan: Plan, budget_bytes: int, offload: Offload) -> OverBudget:

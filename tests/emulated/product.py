@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch._ops import OpOverload
 from torch.utils import _pytree as pytree
 
 import sicompiler
-from sicompiler.device import device_kind, register_device
+from sicompiler.device import device_kind, lookup, register_device
+from sicompiler.facts.workspace import cuda, table
+from sicompiler.facts.workspace.composite import composite
+from sicompiler.facts.workspace.families import COMPOSITE
+from sicompiler.facts.workspace.layout import Formula, KernelCall, nothing
 from sicompiler.plan import Plan
 from tests.emulated import accelerator
 
@@ -40,12 +45,37 @@ class Runtime:
         return 0
 
 
-def register() -> None:
-    """Give the emulated device a row: that of CUDA, without the memory that its libraries keep."""
+def _workspace(call: KernelCall) -> int:
+    return KERNELS.get(call.target, nothing)(call)
+
+
+# Kernels of the emulated device are those of the CPU and take their workspace from the host; operators of ours and
+# composite ones run several of them, whose results lie on the device.
+KERNELS: dict[OpOverload, Formula] = {
+    **dict.fromkeys(cuda.ROWS, nothing),
+    **dict.fromkeys(COMPOSITE, composite(_workspace)),
+    torch.ops.aten.roll.default: cuda.ROWS[torch.ops.aten.roll.default],
+    torch.ops.sicompiler.group_apply.default: cuda.few_per_channel,
+    torch.ops.sicompiler.group_stats.default: cuda.group_stats,
+}
+
+
+def register(*, keeps_segments: bool = False) -> None:
+    """Give the emulated device a row: that of CUDA, without the memory that its libraries keep.
+
+    Args:
+        keeps_segments: whether budgets bound what the allocator reserves, by the workspace that kernels have here.
+            Segments of 2 and 20 MiB are larger than most models of these tests, so that is for tests of its own.
+    """
     torch.get_device_module(accelerator.NAME).cudart = Runtime
-    cuda = device_kind("cuda")
-    machine = dataclasses.replace(cuda.machine, name=accelerator.NAME)
-    register_device(dataclasses.replace(cuda, name=accelerator.NAME, machine=machine, library_bytes=0))
+    like = device_kind("cuda")
+    machine = dataclasses.replace(like.machine, name=accelerator.NAME)
+    row = dataclasses.replace(like, name=accelerator.NAME, machine=machine, library_bytes=0)
+    columns: dict[str, Mapping[OpOverload, Formula]] = {**table.COLUMNS, "emulated": KERNELS}
+    table.COLUMNS, table._COUNTS = columns, {**table._COUNTS, "emulated": _workspace}
+    lookup._kinds.pop(accelerator.NAME, None)
+    column = "emulated" if keeps_segments else like.workspace
+    register_device(dataclasses.replace(row, keeps_segments=keeps_segments, workspace=column))
 
 
 class Residual(nn.Module):
