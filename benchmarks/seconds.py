@@ -32,8 +32,7 @@ from sicompiler.zoo.build import build_preset
 SIZES: Mapping[str, Mapping[str, int]] = {
     "svd-vae": {"frames": 2, "height": 128, "width": 192},
     "ltx-vae": {"frames": 9, "height": 192, "width": 256},
-    "animatediff": {"frames": 8, "height": 128, "width": 128},
-    "ltx-video": {"frames": 25, "height": 192, "width": 256},
+    "animatediff": {"frames": 4, "height": 128, "width": 128},
 }
 APART = 1.1  # plans nearer to one another than this are in no order
 

@@ -113,6 +113,9 @@ class Plan:
         rematerialized_bytes: values of so many bytes or more that wait for their own statistics are rematerialized
             (`passes.rematerialize`); 0 for none. A share of the unsliced peak, so it depends on the machine.
         planner: what chose the regions: "dp", the name that another planner is registered by, or that of a function.
+        host_bytes: of host memory that offloaded values and weights take at most: pinned for an accelerator, in mapped
+            files for a CPU. Values that are spilled at different times count each.
+        timed_by: where the figures of the cost model come from; not part of the plan's identity.
         predicted_allocated_bytes: the peak as the device's allocator counts, whose blocks may be a little larger than
             what was asked for; None where it counts as asked, or nobody has looked.
         predicted_reserved_bytes: what the allocator takes from the device at most; None as above.
@@ -141,6 +144,8 @@ class Plan:
     streamed_bytes: int = 0
     moved_bytes: int = 0
     rematerialized_bytes: int = 0
+    host_bytes: int = 0
+    timed_by: str = field(default="round figures", compare=False)
     predicted_allocated_bytes: int | None = None
     predicted_reserved_bytes: int | None = None
     legal_fingerprint: str = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,10 @@ from sicompiler.compiler.basis import region_digest
 from sicompiler.compiler.offload import OffloadAssignment
 from sicompiler.compiler.restore import region_of
 from sicompiler.compiler.search import Search
+from sicompiler.device import HostMemory, device_kind
 from sicompiler.facts.modules import common_module
+from sicompiler.facts.storages import GraphFacts, Origin
+from sicompiler.ops.mapped import pinned_bytes
 from sicompiler.plan import RegionPlan
 from sicompiler.planners.dp import Choice
 from sicompiler.regions.view import GraphView
@@ -27,7 +31,28 @@ def offload_fields(search: Search, assignment: OffloadAssignment) -> dict[str, A
         "prefetched": assignment.prefetched,
         "streamed_bytes": assignment.streamed_bytes,
         "moved_bytes": assignment.moved_bytes * search.repeats,
+        "host_bytes": host_bytes(facts, assignment.offloaded),
     }
+
+
+def host_bytes(facts: GraphFacts, offloaded: Collection[int]) -> int:
+    """Host memory that storages take while they are offloaded, as its allocator rounds it.
+
+    Pinned blocks are kept for the next run, so values that are spilled at different times count each.
+
+    Args:
+        facts: of the graph.
+        offloaded: storages.
+    """
+    kind = device_kind(facts.device_type)
+    storages = [facts.storages[index] for index in offloaded]
+    if kind.host_memory is not HostMemory.PINNED:
+        return sum(storage.nbytes for storage in storages)
+    in_place = kind.registers_host
+    return sum(
+        storage.nbytes if in_place and storage.origin is Origin.WEIGHT else pinned_bytes(storage.nbytes)
+        for storage in storages
+    )
 
 
 def region_plan(search: Search, choice: Choice, view: GraphView | None) -> RegionPlan:

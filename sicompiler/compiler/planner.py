@@ -250,6 +250,7 @@ class Planner:
             phase=self.phase,
             planner=planner.name,
             rematerialized_bytes=search.rematerialized_bytes,
+            timed_by=search.evaluator.machine.source,
             **offload_fields(search, assignment),
         )
 

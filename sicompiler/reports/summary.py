@@ -62,6 +62,7 @@ def summary(plan: Plan, untouched_bytes: int | None = None) -> dict[str, Any]:
             "spilled_values": len(plan.spilled),
             "streamed_weights": len(plan.streamed),
             "streamed_bytes": plan.streamed_bytes,
+            "host_bytes": plan.host_bytes,
             "moved_bytes": plan.moved_bytes,
         },
         "outer": None if outer is None else {"axis": outer.axis, "size": outer.size, "slices": outer.slices},
@@ -123,11 +124,14 @@ def totals(plan: Plan, untouched_bytes: int | None = None) -> list[tuple[str, st
                 f"({format_bytes(plan.streamed_bytes)}); {format_bytes(plan.moved_bytes)} carried in a run",
             )
         )
+        where = device_kind(plan.device).host_memory
+        rows.append(("host memory", f"{format_bytes(plan.host_bytes)} at most, {where}"))
     if plan.outer is not None:
         rows.append(("outer loop", f"{plan.outer.axis} of {plan.outer.size} in {plan.outer.slices} passes"))
     if plan.timings:
         stages = ", ".join(f"{stage} {format_seconds(seconds)}" for stage, seconds in plan.timings.items())
         rows.append(("made in", stages))
+    rows.append(("timed by", plan.timed_by))
     return rows
 
 

@@ -352,3 +352,18 @@ def test_offloading_is_none_or_auto() -> None:
     model = sicompiler.compile_for_budget(Block().eval(), "1MiB", offload="none")
     with pytest.raises(OverBudget, match="not allowed"):
         model(X)
+
+
+@pytest.mark.parametrize("device_type", ["cpu", "cuda"])
+def test_host_memory_is_counted_as_its_allocator_rounds_it(device_type: str) -> None:
+    """On CUDA spilled values take powers of two of pinned memory, and weights that are registered what they hold."""
+    (module, args, kwargs), _, planner, _ = prepared("svd")
+    if device_type == "cuda":
+        _, planner = prepare(module, args, kwargs, device_type=device_type)
+    plan = planner.plan(planner.floor("auto")[0], offload="auto")
+    facts = next(s.graph.facts for s in planner.source.offloaded if s.graph.fingerprint == plan.fingerprint)
+    taken = {"cpu": int, "cuda": mapped_files.pinned_bytes}[device_type]
+    spilled = [facts.storages[facts.tensors[position][0].storage] for position in plan.spilled]
+    assert spilled
+    assert plan.streamed_bytes
+    assert plan.host_bytes == plan.streamed_bytes + sum(taken(storage.nbytes) for storage in spilled)
