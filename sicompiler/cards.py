@@ -28,12 +28,14 @@ class Card:
         capacity_bytes: what the driver reports.
         context_bytes: what its context takes of that.
         source: where the capacity comes from.
+        device: the row of `sicompiler.device` for it, where that is not the usual one; empty else.
     """
 
     name: str
     capacity_bytes: int
     context_bytes: int
     source: str
+    device: str = ""
 
     @property
     def budget_bytes(self) -> int:
@@ -55,7 +57,10 @@ def cards() -> Mapping[str, Card]:
     sizes = {row["name"]: row for row in table["sizes"]}
     rows = list(sizes.items())
     rows += [(name, {**sizes[row["size"]], **row}) for row in table["cards"] for name in row["names"]]
-    return {name: Card(name, int(row["offers_gib"] * GIB), context, row["source"]) for name, row in rows}
+    return {
+        name: Card(name, int(row["offers_gib"] * GIB), context, row["source"], row.get("device", ""))
+        for name, row in rows
+    }
 
 
 def card_named(name: str) -> Card:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,7 @@ from sicompiler.cli.options import (
     RunOptions,
     Stage,
     budget_option,
+    device_of,
     expanded,
 )
 from sicompiler.cli.rehash.app import rehash
@@ -82,6 +84,7 @@ def plan(
     from sicompiler.cli.answers import recalled
 
     gb = budget_option(gb, card)
+    options = replace(options, device=options.device or device_of(gb))
 
     def run() -> int:
         with paused_gc():  # imports and graphs, which stay to the end of the process

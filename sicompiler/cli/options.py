@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
+from sicompiler.cards import card_in
 from sicompiler.device import PLANNED_FOR, Device
 from sicompiler.errors import BadInput
 
@@ -158,6 +159,12 @@ Gb = Annotated[str | None, typer.Option("--gb", metavar="SIZE", help=GB_HELP, sh
 CardOption = Annotated[str | None, typer.Option("--card", metavar="NAME", help=CARD_HELP, show_default=False)]
 RequiredGb = Annotated[str, typer.Option("--gb", metavar="SIZE", help=GB_HELP, show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object for machines.")]
+
+
+def device_of(gb: str | None) -> Device | None:
+    """The kind of device of a card that a budget names, where it has a row of its own."""
+    card = None if gb is None else card_in(gb)
+    return Device(card.device) if card is not None and card.device else None
 
 
 def budget_option(gb: str | None, card: str | None) -> str | None:

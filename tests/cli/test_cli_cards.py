@@ -32,6 +32,12 @@ def test_a_card_is_a_budget_and_says_what_was_subtracted(cli: Cli, budget: tuple
     assert f"the budget is that of a card: {card}" in said
 
 
+def test_an_older_card_is_planned_for_by_its_own_kernels_unless_told_otherwise(cli: Cli) -> None:
+    older, newer = (cli("plan", MLP, "--card", name, "--json", "--no-untouched") for name in ("t4", "rtx-4090"))
+    assert (older.json["device"], newer.json["device"]) == ("cuda-before-ampere", "cpu"), "a function's own device"
+    assert cli("plan", MLP, "--card", "t4", "--device", "cuda", "--json", "--no-untouched").json["device"] == "cuda"
+
+
 def test_cards_that_make_no_sense(cli: Cli) -> None:
     unknown = cli("plan", MLP, "--card", "rtx-9999")
     assert (unknown.status, "rtx-4090" in unknown.err) == (2, True)

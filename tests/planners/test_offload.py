@@ -9,7 +9,7 @@ import errno
 import gc
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -362,7 +362,8 @@ def test_host_memory_is_counted_as_its_allocator_rounds_it(device_type: str) -> 
         _, planner = prepare(module, args, kwargs, device_type=device_type)
     plan = planner.plan(planner.floor("auto")[0], offload="auto")
     facts = next(s.graph.facts for s in planner.source.offloaded if s.graph.fingerprint == plan.fingerprint)
-    taken = {"cpu": int, "cuda": mapped_files.pinned_bytes}[device_type]
+    rules: dict[str, Callable[[int], int]] = {"cpu": int, "cuda": mapped_files.pinned_bytes}
+    taken = rules[device_type]
     spilled = [facts.storages[facts.tensors[position][0].storage] for position in plan.spilled]
     assert spilled
     assert plan.streamed_bytes
