@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -267,6 +268,9 @@ def _cut(parts: Parts, ends: Sequence[int]) -> Iterator[tuple[Axis, int]]:
     yield from found
 
 
+LONGEST_CHAIN = 20_000  # calls of Python: in a deep model an axis leads to another one for each of its layers
+
+
 class Meanings:
     """What axes are, as far as anything tells; each is asked once, however many axes it is a part of.
 
@@ -282,6 +286,16 @@ class Meanings:
 
     def of(self, axis: Axis) -> str:
         """What an axis is; empty where nothing tells."""
+        if self._asking:
+            return self._of(axis)
+        limit = sys.getrecursionlimit()
+        sys.setrecursionlimit(max(limit, LONGEST_CHAIN))
+        try:
+            return self._of(axis)
+        finally:
+            sys.setrecursionlimit(limit)
+
+    def _of(self, axis: Axis) -> str:
         if axis in self._asking:
             self._met.add(axis)
             self._open.add(axis)

@@ -84,13 +84,14 @@ def attention(call: KernelCall) -> int:
 
 
 def group_stats(call: KernelCall) -> int:
-    """What `sicompiler.ops.group_stats` allocates: a piece that it copies, or what cuDNN copies of a strided input.
+    """What `sicompiler.ops.group_stats` allocates: a piece that it copies, or all, where positions are not in a row.
 
     And some numbers per sample and channel, in some small blocks.
     """
     x = call.operands[0]
     size = 8 if x.dtype == torch.float64 else 4
-    return few_per_channel(call) + max(min(x.numel, groupnorm.PIECE) * size, row_major_copy(x))
+    in_a_row = all(x.stride[d] == x.stride[d + 1] * x.shape[d + 1] for d in range(2, len(x.shape) - 1))
+    return few_per_channel(call) + max(min(x.numel, groupnorm.PIECE) * size, 0 if in_a_row else x.nbytes)
 
 
 def attention_before_ampere(call: KernelCall) -> int:
