@@ -46,10 +46,10 @@ class Journal:
             return None
         began = time.perf_counter()
         try:
-            found = dict(make())
+            row = dict(make())
         except Exception as error:  # a row that fails must not take the others with it: a GPU is borrowed for minutes
-            found = {"error": f"{type(error).__name__}: {error}"}
-        self.rows[name] = {**found, "row_seconds": round(time.perf_counter() - began, 2)}
+            row = {"error": f"{type(error).__name__}: {error}"}
+        self.rows[name] = {**row, "row_seconds": round(time.perf_counter() - began, 2)}
         self._write()
         return self.rows[name]
 
