@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -23,6 +23,8 @@ from sicompiler.guards.sources import NotDurable
 from sicompiler.plan import Plan
 
 log = logging.getLogger("sicompiler")
+
+T = TypeVar("T")
 
 MOST_OUTCOMES = 8  # programs of one call, which differ in what was decided by values
 
@@ -84,12 +86,23 @@ def program_digest(program: Program) -> str | None:
 
 
 def _packed(program: Program) -> bytes | None:
+    return _for_others(lambda: pack_program(program), "a program is", "it has")
+
+
+def _for_others(make: Callable[[], T], what: str, because: str) -> T | None:
+    """What other processes could read; None where there is no such form, which is said.
+
+    Args:
+        make: gives it.
+        what: is not kept then, with its verb.
+        because: introduces what stands in the way.
+    """
     try:
-        return pack_program(program)
-    except Unpackable as error:
-        log.info("a program is not kept for other processes: it has %s", error)
+        return make()
+    except (Unpackable, NotDurable) as error:
+        log.info("%s not kept for other processes: %s %s", what, because, error)
     except Exception as error:  # as for keys
-        log.info("a program is not kept for other processes: %s: %s", type(error).__name__, error)
+        log.info("%s not kept for other processes: %s: %s", what, type(error).__name__, error)
     return None
 
 
@@ -257,10 +270,4 @@ class KnownPlans:
 
 
 def _code_digest(code: Sequence[object]) -> str | None:
-    try:
-        return code_digest(code)
-    except NotDurable as error:
-        log.info("answers are not kept for other processes: they depend on %s", error)
-    except Exception as error:  # as for keys
-        log.info("answers are not kept for other processes: %s: %s", type(error).__name__, error)
-    return None
+    return _for_others(lambda: code_digest(code), "answers are", "they depend on")
