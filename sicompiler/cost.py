@@ -149,7 +149,12 @@ def _kernel_of(target: object) -> tuple[Kernel, Flops | None, float]:
             return Kernel.PRODUCT, None, row.flops
         return Kernel.PRODUCT, row.flops, 0.0
     kernel, matrix = _KERNELS.get(target, (Kernel.PRODUCT, None))
-    return kernel, matrix, _ELEMENT_FLOPS.get(target, 2.0)
+    return kernel, matrix, element_flops(target)
+
+
+def element_flops(target: object) -> float:
+    """Floating point operations of one element of an operator of ours or torch's that is no matrix kernel."""
+    return _ELEMENT_FLOPS.get(target, 2.0)
 
 
 @dataclass(frozen=True)

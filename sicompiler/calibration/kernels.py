@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from sicompiler.calibration.timing import seconds_of
+from sicompiler.cost import element_flops
 
-GELU_FLOPS = 30.0  # of one element, as the cost model counts it
 WIDTHS = {8: torch.float64, 4: torch.float32, 2: torch.bfloat16}
 LENGTHS = (8, 32, 128, 512)  # rows, or columns, of thin products; the longest is LONG
 LONG = 2048
@@ -125,7 +125,8 @@ def attention(device: torch.device, dtype: torch.dtype, heads: int = 8, tokens: 
 def elementwise(device: torch.device, launch: float) -> float:
     """Arithmetic operations per second of an elementwise kernel that stays in the cache."""
     x = torch.randn(2**18, device=device)
-    return GELU_FLOPS * x.numel() / _without(launch, seconds_of(lambda: F.gelu(x), device))
+    flops = element_flops(torch.ops.aten.gelu.default) * x.numel()
+    return flops / _without(launch, seconds_of(lambda: F.gelu(x), device))
 
 
 def _without(launch: float, seconds: float) -> float:
