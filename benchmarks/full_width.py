@@ -30,9 +30,9 @@ from rich.console import Console
 from rich.table import Table
 
 from sicompiler.api import prepare
-from sicompiler.calibration.timing import wait
 from sicompiler.capture import flatten_inputs
 from sicompiler.capture.entry import bound_method
+from sicompiler.device import synchronize
 from sicompiler.machines import description_of
 from sicompiler.runtime.compiled import Executable
 from sicompiler.runtime.measure import Peak, measure_peak
@@ -58,7 +58,7 @@ def timed_run(run: Callable[[], Any], device: str) -> float:
     gc.collect()
     began = time.perf_counter()
     run()
-    wait(torch.device(device))
+    synchronize(torch.device(device))
     return time.perf_counter() - began
 
 

@@ -14,8 +14,8 @@ import torch.utils._pytree as pytree
 
 import sicompiler
 from sicompiler.calibration.loops import ResidualBlock, TransformerBlock
-from sicompiler.calibration.timing import wait
 from sicompiler.compiler.prepare import prepare
+from sicompiler.device import synchronize
 from sicompiler.runtime.measure import measure_peak
 from sicompiler.runtime.verify import errors
 from sicompiler.zoo.build import build_preset
@@ -128,11 +128,11 @@ class LoadedModel:
             absolute, relative, bitwise = errors(result, self.reference)
             del result
             plan = sicompiler.report(self.model).plans[-1]
-            found = self._measured()
+            measured = self._measured()
         finally:
             sicompiler.release(self.model)
         return {
-            **found,
+            **measured,
             "budget_bytes": nbytes,
             "predicted_bytes": plan.predicted_peak_bytes,
             "predicted_seconds": plan.seconds,
@@ -143,7 +143,7 @@ class LoadedModel:
             "max_abs_error": absolute,
             "max_rel_error": relative,
             "bitwise": bitwise,
-            "holds": found["allocated_bytes"] <= plan.predicted_peak_bytes <= nbytes,
+            "holds": measured["allocated_bytes"] <= plan.predicted_peak_bytes <= nbytes,
         }
 
     def budget_bytes(self, budget: Budget) -> int:
@@ -166,7 +166,7 @@ class LoadedModel:
         for _ in range(ROUNDS):
             began = time.perf_counter()
             self.call()
-            wait(self.device)
+            synchronize(self.device)
             seconds.append(time.perf_counter() - began)
         reference = sum(t.nbytes for t in pytree.tree_leaves(self.reference) if isinstance(t, torch.Tensor))
         return {

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import torch
 
-from sicompiler.device import device_kind
+from sicompiler.device import synchronize
 
 REPEATS = 5
 LEAST_SECONDS = 4e-3  # of one repeat: clocks tick, and a device starts late
@@ -23,21 +23,15 @@ def seconds_of(run: Callable[[], object], device: torch.device, repeats: int = R
         repeats: how many.
     """
     run()
-    wait(device)
+    synchronize(device)
     once = _timed(run, device, 1)
     count = max(1, math.ceil(LEAST_SECONDS / max(once, 1e-7)))
     return min(_timed(run, device, count) for _ in range(repeats))
-
-
-def wait(device: torch.device) -> None:
-    """Return once a device has done what it was asked for."""
-    if device_kind(device).has_streams:
-        torch.accelerator.synchronize(device)
 
 
 def _timed(run: Callable[[], object], device: torch.device, count: int) -> float:
     began = time.perf_counter()
     for _ in range(count):
         run()
-    wait(device)
+    synchronize(device)
     return (time.perf_counter() - began) / count

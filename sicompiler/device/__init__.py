@@ -14,6 +14,7 @@ from sicompiler.device.here import (
     random_rewinder,
     register_host,
     stream_in_use,
+    synchronize,
     unregister_host,
 )
 from sicompiler.device.lookup import device_kind, device_kinds, granule_bytes, has_float64, register_device, rounded
@@ -42,5 +43,6 @@ __all__ = [
     "register_host",
     "rounded",
     "stream_in_use",
+    "synchronize",
     "unregister_host",
 ]

@@ -72,6 +72,14 @@ def random_rewinder() -> Callable[[], None]:
     return lambda: module.set_rng_state_all(states)
 
 
+def synchronize(device: torch.device) -> None:
+    """Return once a device has done what it was asked for."""
+    import torch
+
+    if device_kind(device).has_streams:
+        torch.accelerator.synchronize(device)
+
+
 def stream_in_use() -> torch.Stream | None:
     """The stream that computes now; None where no accelerator was used so far."""
     import torch

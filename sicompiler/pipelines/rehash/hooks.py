@@ -14,7 +14,7 @@ import torch
 import torch.utils._pytree as pytree
 
 from sicompiler.capture import structure
-from sicompiler.device import device_kind
+from sicompiler.device import synchronize
 from sicompiler.errors import BadInput
 from sicompiler.pipelines.component import CompiledComponent
 from sicompiler.pipelines.rehash.guidance import guidance_of
@@ -305,10 +305,8 @@ class PipelineRehash:
 
     def _now(self, device: torch.device) -> float:
         """The time; where it will be compared, the device has done by then what it was asked for."""
-        if device_kind(device).has_streams and (
-            self.timed or (self.last is not None and self.last.recorder is not None)
-        ):
-            torch.accelerator.synchronize(device)
+        if self.timed or (self.last is not None and self.last.recorder is not None):
+            synchronize(device)
         return time.perf_counter()
 
     # Lessons and plans
